@@ -1,0 +1,1 @@
+"""The LLVM backend: loop IR to object code."""

@@ -1,0 +1,1 @@
+"""Front ends: NumPy functions and ONNX files into the graph IR."""

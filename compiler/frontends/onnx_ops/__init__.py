@@ -1,0 +1,1 @@
+"""The ONNX operators, one function each, mapped on the graph IR."""

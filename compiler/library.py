@@ -1,0 +1,233 @@
+"""Functions over primitives: what front ends and passes build programs with.
+
+Every function takes the builder first and returns nodes. The first half are conveniences (constants, broadcasting,
+index wrapping); the second half are composites: one `Composite` node whose body is the function's meaning in
+primitives, so that a pass or a backend may claim it as a whole, and `decompose` can always open it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .ir.dims import DimLike
+from .ir.errors import CompileError
+from .ir.graph import Builder, Constant, Graph, Node
+from .ir.ops.compute import Cast, Dot, Elementwise, Reduce
+from .ir.ops.control import Composite, Const, Get, Param
+from .ir.ops.shape import Broadcast, Pad, Reshape, SizeOf, Slice, Take, Transpose
+from .ir.types import I64, DType, TupleType
+
+
+def constant(b: Builder, value: object, dtype: DType | None = None) -> Node:
+    """A constant of the given dtype, or of the array's own."""
+    array = np.asarray(value) if dtype is None else np.asarray(value).astype(dtype.numpy)
+    return b.add(Const(Constant(array)))
+
+
+def scalar(b: Builder, function: str, *operands: Node) -> Node:
+    """A scalar function on operands of equal shape and dtype."""
+    return b.add(Elementwise(function), *operands)
+
+
+def cast(b: Builder, x: Node, dtype: DType) -> Node:
+    return x if x.dtype == dtype else b.add(Cast(dtype), x)
+
+
+def full(b: Builder, value: object, dtype: DType, shape: Sequence[DimLike]) -> Node:
+    """`value` everywhere."""
+    return broadcast(b, constant(b, value, dtype), shape)
+
+
+def size_value(b: Builder, size: DimLike, dtype: DType = I64) -> Node:
+    """A size as a scalar value."""
+    if isinstance(size, int):
+        return constant(b, size, dtype)
+    return cast(b, b.add(SizeOf(size)), dtype)
+
+
+def reshape(b: Builder, x: Node, shape: Sequence[DimLike]) -> Node:
+    return x if x.shape == tuple(shape) else b.add(Reshape(tuple(shape)), x)
+
+
+def transpose(b: Builder, x: Node, perm: Sequence[int]) -> Node:
+    return x if list(perm) == list(range(x.rank)) else b.add(Transpose(tuple(perm)), x)
+
+
+def broadcast(b: Builder, x: Node, shape: Sequence[DimLike]) -> Node:
+    """NumPy's broadcast_to."""
+    return x if x.shape == tuple(shape) else b.add(Broadcast(tuple(shape)), x)
+
+
+def broadcast_shapes(*shapes: Sequence[DimLike]) -> tuple[DimLike, ...]:
+    """NumPy's rule; symbolic sizes must be equal or meet a 1. CompileError names the axis and both sizes."""
+    rank = max((len(s) for s in shapes), default=0)
+    result: list[DimLike] = [1] * rank
+    for shape in shapes:
+        for axis, size in enumerate(shape, rank - len(shape)):
+            if result[axis] == 1:
+                result[axis] = size
+            elif size not in (1, result[axis]):
+                texts = " and ".join(f"({', '.join(map(str, s))})" for s in shapes)
+                raise CompileError(f"shapes {texts} do not broadcast: {result[axis]} vs {size} on axis {axis - rank}")
+    return tuple(result)
+
+
+def broadcast_together(b: Builder, *operands: Node) -> tuple[Node, ...]:
+    shape = broadcast_shapes(*(x.shape for x in operands))
+    return tuple(broadcast(b, x, shape) for x in operands)
+
+
+def apply(b: Builder, function: str, *operands: Node) -> Node:
+    """A scalar function with broadcasting; dtypes must agree already."""
+    return b.add(Elementwise(function), *broadcast_together(b, *operands))
+
+
+def like(b: Builder, value: float | int | bool, x: Node) -> Node:
+    """`value` in the dtype of x, as a scalar that broadcasts."""
+    return constant(b, value, x.dtype)
+
+
+def expand(b: Builder, x: Node, axes: Sequence[int]) -> Node:
+    """New axes of size 1 at these places of the result."""
+    rank = x.rank + len(axes)
+    sizes = iter(x.shape)
+    return reshape(b, x, [1 if a in axes else next(sizes) for a in range(rank)])
+
+
+def squeeze(b: Builder, x: Node, axes: Sequence[int]) -> Node:
+    return reshape(b, x, [n for a, n in enumerate(x.shape) if a not in axes])
+
+
+def reduce(b: Builder, kind: str, x: Node, axes: Sequence[int], keep: bool = False) -> Node:
+    """A reduction; `keep` leaves the axes with size 1."""
+    ordered = tuple(sorted(axes))
+    value = b.add(Reduce(kind, ordered), x) if ordered else x
+    return expand(b, value, ordered) if keep and ordered else value
+
+
+def mean(b: Builder, x: Node, axes: Sequence[int], keep: bool = False) -> Node:
+    count: DimLike = 1
+    for axis in axes:
+        count = count * x.shape[axis]
+    total = reduce(b, "sum", x, axes, keep)
+    return apply(b, "div", total, size_value(b, count, x.dtype))
+
+
+def matmul(b: Builder, x: Node, y: Node) -> Node:
+    """NumPy's matmul on operands of one dtype: vectors, broadcast batch axes."""
+    if x.rank == 0 or y.rank == 0:
+        raise CompileError("matmul: needs operands of rank 1 or more, found a scalar")
+    if x.rank == 1 or y.rank == 1 or y.rank == 2:
+        return b.add(Dot((x.rank - 1,), (max(y.rank - 2, 0),)), x, y) if y.rank <= 2 else _vector_matmul(b, x, y)
+    batch = broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    x = broadcast(b, x, (*batch, *x.shape[-2:]))
+    y = broadcast(b, y, (*batch, *y.shape[-2:]))
+    axes = tuple(range(len(batch)))
+    return b.add(Dot((x.rank - 1,), (y.rank - 2,), axes, axes), x, y)
+
+
+def _vector_matmul(b: Builder, x: Node, y: Node) -> Node:
+    row = expand(b, x, (0,))
+    return squeeze(b, matmul(b, row, y), (y.rank - 2,))
+
+
+def wrap_indices(b: Builder, indices: Node, size: DimLike) -> Node:
+    """Adds the axis' size to negative indices, as NumPy reads them; what is still outside fails at run time."""
+    if indices.dtype.kind == "u":
+        return indices
+    indices = cast(b, indices, I64)
+    zero, extent = constant(b, 0, I64), size_value(b, size)
+    negative = apply(b, "lt", indices, zero)
+    return scalar(b, "select", negative, *broadcast_together(b, apply(b, "add", indices, extent), indices))
+
+
+def take(b: Builder, x: Node, indices: Node, axis: int) -> Node:
+    """NumPy's take: negative indices count from the end."""
+    return b.add(Take(axis), x, wrap_indices(b, indices, x.shape[axis]))
+
+
+def slice_axis(b: Builder, x: Node, axis: int, start: DimLike, size: DimLike, step: int = 1) -> Node:
+    starts: list[DimLike] = [0] * x.rank
+    sizes, steps = list(x.shape), [1] * x.rank
+    starts[axis], sizes[axis], steps[axis] = start, size, step
+    whole = start == 0 and size == x.shape[axis] and step == 1
+    return x if whole else b.add(Slice(tuple(starts), tuple(sizes), tuple(steps)), x)
+
+
+def pad(b: Builder, x: Node, low: Sequence[DimLike], high: Sequence[DimLike], value: float | int | bool = 0) -> Node:
+    if all(n == 0 for n in (*low, *high)):
+        return x
+    return b.add(Pad(tuple(low), tuple(high)), x, like(b, value, x))
+
+
+def composite(b: Builder, label: str, make: Callable[..., Node | tuple[Node, ...]], *operands: Node,
+              **attributes: object) -> Node:
+    """One node for `make(body_builder, *params, **attributes)`, which is traced into the body."""
+    inner = Builder(b.loc)
+    params = [inner.add(Param(f"x{i}", x.dtype, x.shape)) for i, x in enumerate(operands)]
+    made = make(inner, *params, **attributes)
+    results = made if isinstance(made, tuple) else (made,)
+    body = Graph(label, params, results)
+    return b.add(Composite(label, body, tuple(sorted(attributes.items()))), *operands)
+
+
+def results_of(b: Builder, node: Node) -> tuple[Node, ...]:
+    """The items of a tuple, or the value itself."""
+    if not isinstance(node.type, TupleType):
+        return (node,)
+    return tuple(b.add(Get(i), node) for i in range(len(node.type.items)))
+
+
+# --- composites ------------------------------------------------------------------------------------------------------
+
+
+def _softmax(b: Builder, x: Node, axis: int) -> Node:
+    shifted = apply(b, "sub", x, reduce(b, "max", x, (axis,), keep=True))
+    exponential = scalar(b, "exp", shifted)
+    return apply(b, "div", exponential, reduce(b, "sum", exponential, (axis,), keep=True))
+
+
+def softmax(b: Builder, x: Node, axis: int) -> Node:
+    """exp(x - max) / sum along `axis` (0 <= axis < rank)."""
+    return composite(b, "softmax", _softmax, x, axis=axis)
+
+
+def _layer_norm(b: Builder, x: Node, scale: Node, bias: Node, axes: tuple[int, ...], epsilon: float) -> Node:
+    centred = apply(b, "sub", x, mean(b, x, axes, keep=True))
+    variance = mean(b, scalar(b, "mul", centred, centred), axes, keep=True)
+    deviation = scalar(b, "sqrt", apply(b, "add", variance, like(b, epsilon, x)))
+    return apply(b, "add", apply(b, "mul", apply(b, "div", centred, deviation), scale), bias)
+
+
+def layer_norm(b: Builder, x: Node, scale: Node, bias: Node, axes: Sequence[int], epsilon: float) -> Node:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias over `axes` (Ba et al., Layer Normalization, 2016)."""
+    return composite(b, "layer_norm", _layer_norm, x, scale, bias, axes=tuple(axes), epsilon=float(epsilon))
+
+
+def _gelu(b: Builder, x: Node) -> Node:
+    half = apply(b, "mul", x, like(b, 0.5, x))
+    argument = apply(b, "mul", x, like(b, 0.7071067811865476, x))
+    return scalar(b, "mul", half, apply(b, "add", scalar(b, "erf", argument), like(b, 1.0, x)))
+
+
+def gelu(b: Builder, x: Node) -> Node:
+    """x/2 (1 + erf(x / sqrt 2)) (Hendrycks and Gimpel, 2016)."""
+    return composite(b, "gelu", _gelu, x)
+
+
+def decompose(b: Builder, op: Composite, operands: Sequence[Node]) -> tuple[Node, ...]:
+    """The results of the composite's body, built on these operands."""
+    return inline(b, op.body, operands)
+
+
+def inline(b: Builder, body: Graph, operands: Sequence[Node]) -> tuple[Node, ...]:
+    """The body's nodes rebuilt in `b` with the operands in place of its params."""
+    values: dict[int, Node] = {id(p): x for p, x in zip(body.params, operands, strict=True)}
+    for node in body.nodes():
+        if id(node) not in values:
+            values[id(node)] = b.add(node.op, *(values[id(i)] for i in node.inputs), loc=node.loc)
+    return tuple(values[id(r)] for r in body.results)
+
+

@@ -1,0 +1,1 @@
+"""Fused graph nodes to loop IR."""

@@ -1,0 +1,1 @@
+"""Tools that execute programs: above the driver."""

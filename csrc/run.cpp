@@ -1,0 +1,297 @@
+/* Planning and running a model: checks, workspace, the team, messages; see run.h. */
+#include "run.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "constants.h"
+#include "machine.h"
+#include "pool.h"
+
+namespace {
+
+const int64_t large_workspace = int64_t(64) << 20; /* from here on ask the system first whether it has that much */
+
+/* One call's team. Generated code sees the head; it lives on the stack of the caller. */
+struct alignas(64) running_team {
+  tw_team head;
+  tw_barrier barrier;
+  int32_t failed; /* a thread has won the right to write the failure */
+  int32_t site;
+  int64_t found, expected;
+  /* the call */
+  const tw_model *model;
+  const void *const *inputs;
+  void *const *outputs;
+  const int64_t *shapes;
+  const uint8_t *constants;
+  uint8_t *workspace;
+  /* profiling */
+  int64_t *nanoseconds;
+  int64_t last_mark;
+};
+
+__attribute__((format(printf, 3, 4))) int32_t fail_call(const tw_context *context, int32_t code, const char *format, ...) {
+  if (context != nullptr && context->error != nullptr && context->error_capacity > 0) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(context->error, context->error_capacity, format, arguments);
+    va_end(arguments);
+  }
+  return code;
+}
+
+int64_t now() {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+int32_t team_barrier(tw_team *head) {
+  running_team *team = (running_team *)head;
+  return tw_barrier_wait(&team->barrier, &head->status);
+}
+
+void team_fail(tw_team *head, int32_t code, int32_t site, int64_t found, int64_t expected) {
+  running_team *team = (running_team *)head;
+  int32_t nobody = 0;
+  if (!__atomic_compare_exchange_n(&team->failed, &nobody, 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) return;
+  team->site = site;
+  team->found = found;
+  team->expected = expected;
+  __atomic_store_n(&head->status, code, __ATOMIC_RELEASE);
+}
+
+void team_mark(tw_team *head, int32_t index) {
+  running_team *team = (running_team *)head;
+  int64_t time = now();
+  if (index >= 0 && index < team->model->kernel_count) team->nanoseconds[index] += time - team->last_mark;
+  team->last_mark = time;
+}
+
+void run_thread(void *argument, int32_t thread, int32_t threads) {
+  running_team *team = (running_team *)argument;
+  int32_t status = team->model->thread(&team->head, team->inputs, team->outputs, team->shapes, team->constants, team->workspace,
+                                       thread, threads);
+  if (status != TW_OK) team_fail(&team->head, status, -1, 0, 0); /* no effect after a failure with a site */
+}
+
+/* A table of models whose features were found present, by address: parsing the list costs more than a small model runs.
+ * Correct because a model's code and this table are unloaded together, or (in Python) the loader checks each one. */
+bool features_known(const tw_model *model, bool remember) {
+  static const tw_model *known[16];
+  const tw_model **entry = &known[((uintptr_t)model >> 4) % 16];
+  if (remember) __atomic_store_n(entry, model, __ATOMIC_RELAXED);
+  return __atomic_load_n(entry, __ATOMIC_RELAXED) == model;
+}
+
+/* Turns a position in the list of all dims into "input 'x', axis 1". */
+void name_dim(const tw_model *model, int64_t where, char *text, size_t capacity) {
+  int64_t before = 0;
+  for (int32_t index = 0; index < model->input_count; index++) {
+    const tw_tensor_descriptor *input = &model->inputs[index];
+    if (where >= before && where < before + input->rank) {
+      int64_t axis = where - before;
+      const char *symbol = input->dim_names == nullptr ? nullptr : input->dim_names[axis];
+      snprintf(text, capacity, "input '%s', axis %lld%s%s%s", input->name, (long long)axis, symbol == nullptr ? "" : " (",
+               symbol == nullptr ? "" : symbol, symbol == nullptr ? "" : ")");
+      return;
+    }
+    before += input->rank;
+  }
+  snprintf(text, capacity, "shape entry %lld", (long long)where);
+}
+
+int32_t report_failure(const running_team *team, const tw_context *context) {
+  const tw_model *model = team->model;
+  int32_t code = team->head.status;
+  const char *site = team->site >= 0 && team->site < model->site_count ? model->sites[team->site] : model->name;
+  long long found = (long long)team->found, expected = (long long)team->expected;
+  switch (code) {
+    case TW_ERROR_INDEX:
+      return fail_call(context, code, "%s: index %lld is out of bounds for axis with size %lld", site, found, expected);
+    case TW_ERROR_SHAPE:
+      return fail_call(context, code, "%s: found size %lld, expected %lld", site, found, expected);
+    case TW_ERROR_MEMORY:
+      return fail_call(context, code, "%s: could not allocate %lld bytes", site, found);
+    case TW_ERROR_ASSERT:
+      return fail_call(context, code, "%s: check failed: found %lld, expected %lld", site, found, expected);
+    default:
+      return fail_call(context, code, "%s: failed with status %d: found %lld, expected %lld", site, code, found, expected);
+  }
+}
+
+void *allocate(const tw_context *context, size_t bytes) {
+  if (context != nullptr && context->allocate != nullptr) return context->allocate(context->user, bytes, 64);
+  void *memory = nullptr;
+  return posix_memalign(&memory, 64, bytes) == 0 ? memory : nullptr;
+}
+
+void release(const tw_context *context, void *memory) {
+  if (context == nullptr || context->allocate == nullptr)
+    free(memory);
+  else if (context->release != nullptr)
+    context->release(context->user, memory);
+}
+
+/* Memory for a run. The kernel promises more than it has and kills later, so large sizes are compared first. */
+int32_t allocate_workspace(const tw_model *model, const tw_context *context, int64_t bytes, void **workspace) {
+  if (bytes >= large_workspace && bytes > tw_available_memory())
+    return fail_call(context, TW_ERROR_MEMORY, "%s: needs %lld bytes of workspace, but only %lld bytes of memory are available; "
+                     "use smaller sizes", model->name, (long long)bytes, (long long)tw_available_memory());
+  *workspace = allocate(context, (size_t)bytes);
+  if (*workspace == nullptr)
+    return fail_call(context, TW_ERROR_MEMORY, "%s: could not allocate %lld bytes of workspace", model->name, (long long)bytes);
+  return TW_OK;
+}
+
+int32_t check_buffers(const tw_model *model, const tw_context *context, const void *const *inputs, void *const *outputs,
+                      const uint8_t *constants) {
+  if ((inputs == nullptr && model->input_count > 0) || (outputs == nullptr && model->output_count > 0))
+    return fail_call(context, TW_ERROR_ARGUMENT, "%s: the list of inputs or outputs is null", model->name);
+  if (constants == nullptr && model->constants_bytes > 0)
+    return fail_call(context, TW_ERROR_ARGUMENT, "%s: its constants (%lld bytes) are not given; open them first", model->name,
+                     (long long)model->constants_bytes);
+  if (((uintptr_t)constants & 63) != 0)
+    return fail_call(context, TW_ERROR_ARGUMENT, "%s: the constants must be aligned to 64 bytes", model->name);
+  return TW_OK;
+}
+
+int32_t run_team(running_team *team, const tw_context *context, int32_t threads) {
+  if (threads == 1) {
+    run_thread(team, 0, 1);
+  } else if (context != nullptr && context->parallel != nullptr) {
+    int32_t status = context->parallel(context->user, threads, run_thread, team);
+    if (status != TW_OK)
+      return fail_call(context, status, "%s: the host's parallel function failed with %d", team->model->name, status);
+  } else {
+    int32_t status = tw_pool_run(threads, run_thread, team);
+    if (status == TW_ERROR_MEMORY)
+      return fail_call(context, status, "%s: could not start %d threads", team->model->name, threads);
+    if (status != TW_OK)
+      return fail_call(context, status, "%s: cannot run on %d threads: at most %d, and not from inside a running model",
+                       team->model->name, threads, TW_POOL_MAXIMUM);
+  }
+  return team->head.status == TW_OK ? TW_OK : report_failure(team, context);
+}
+
+int64_t count_output_dims(const tw_model *model) {
+  int64_t count = 0;
+  for (int32_t index = 0; index < model->output_count; index++) count += model->outputs[index].rank;
+  return count;
+}
+
+}  // namespace
+
+extern "C" int32_t tw_dtype_bytes(int32_t dtype) {
+  static const int8_t bytes[] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8};
+  return dtype >= 0 && dtype < (int32_t)sizeof bytes ? bytes[dtype] : 0;
+}
+
+extern "C" int32_t tw_check_model(const tw_model *model, const tw_context *context) {
+  if (model == nullptr) return fail_call(context, TW_ERROR_ARGUMENT, "the model is null");
+  if (context != nullptr && context->abi_version != TW_ABI_VERSION)
+    return fail_call(context, TW_ERROR_VERSION, "the context has ABI version %u, expected %d: set context.abi_version to TW_ABI_VERSION",
+                     context->abi_version, TW_ABI_VERSION);
+  if (model->abi_version != TW_ABI_VERSION)
+    return fail_call(context, TW_ERROR_VERSION, "the artifact has ABI version %u, this runtime expects %d; compile the model again",
+                     model->abi_version, TW_ABI_VERSION);
+  if (features_known(model, false)) return TW_OK;
+  char name[64];
+  if (tw_missing_feature(model->features, name, sizeof name))
+    return fail_call(context, TW_ERROR_CPU, "%s: compiled for a CPU with %s, which this one lacks; compile it for this CPU", model->name, name);
+  features_known(model, true);
+  return TW_OK;
+}
+
+extern "C" int32_t tw_plan_model(const tw_model *model, const tw_context *context, const int64_t *shapes, int64_t *output_shapes,
+                                 int64_t *workspace_bytes) {
+  int32_t status = tw_check_model(model, context);
+  if (status != TW_OK) return status;
+  int64_t no_shape = 0, bytes = 0, where = -1, detail[2] = {0, 0};
+  if (shapes == nullptr) shapes = &no_shape; /* allowed when all inputs are scalars */
+  if (output_shapes == nullptr) output_shapes = (int64_t *)__builtin_alloca(sizeof(int64_t) * (size_t)(count_output_dims(model) + 1));
+  status = model->plan(shapes, output_shapes, &bytes, &where, detail);
+  if (workspace_bytes != nullptr) *workspace_bytes = bytes;
+  if (status == TW_OK && bytes < 0) return fail_call(context, TW_ERROR_MEMORY, "%s: the workspace for these sizes overflows", model->name);
+  if (status == TW_OK) return status;
+  if (status != TW_ERROR_SHAPE) return fail_call(context, status, "%s: planning failed with status %d", model->name, status);
+  char dim[256];
+  name_dim(model, where, dim, sizeof dim);
+  return fail_call(context, status, "%s: %s: found size %lld, expected %lld", model->name, dim, (long long)detail[0],
+                   (long long)detail[1]);
+}
+
+extern "C" int32_t tw_run_planned(const tw_model *model, const tw_context *context, const void *const *inputs, void *const *outputs,
+                                  const int64_t *shapes, const uint8_t *constants, void *workspace, int64_t workspace_bytes,
+                                  int64_t *nanoseconds) {
+  if (constants == nullptr) constants = model->constants;
+  int32_t status = check_buffers(model, context, inputs, outputs, constants);
+  if (status != TW_OK) return status;
+  void *own = nullptr;
+  if (workspace == nullptr && workspace_bytes > 0) {
+    status = allocate_workspace(model, context, workspace_bytes, &own);
+    if (status != TW_OK) return status;
+    workspace = own;
+  }
+  int32_t threads = context == nullptr ? 0 : context->threads;
+  if (threads <= 0) threads = tw_pool_default_threads();
+  running_team team;
+  memset(&team, 0, sizeof team);
+  team.head.barrier = team_barrier;
+  team.head.fail = team_fail;
+  team.head.mark = nanoseconds == nullptr ? nullptr : team_mark;
+  team.head.threads = threads;
+  team.barrier.threads = threads;
+  team.barrier.spin = threads == 1 ? 0 : tw_pool_spin(threads);
+  team.model = model;
+  team.inputs = inputs;
+  team.outputs = outputs;
+  team.shapes = shapes;
+  team.constants = constants;
+  team.workspace = (uint8_t *)workspace;
+  team.nanoseconds = nanoseconds;
+  team.last_mark = nanoseconds == nullptr ? 0 : now();
+  status = run_team(&team, context, threads);
+  if (own != nullptr) release(context, own);
+  return status;
+}
+
+extern "C" int32_t tw_profile_model(const tw_model *model, const tw_context *context, const void *const *inputs, void *const *outputs,
+                                    const int64_t *shapes, const uint8_t *constants, void *workspace, int64_t *nanoseconds) {
+  int64_t bytes = 0, no_shape = 0;
+  int32_t status = tw_plan_model(model, context, shapes, nullptr, &bytes);
+  if (status != TW_OK) return status;
+  return tw_run_planned(model, context, inputs, outputs, shapes == nullptr ? &no_shape : shapes, constants, workspace, bytes, nanoseconds);
+}
+
+extern "C" int32_t tw_run_model(const tw_model *model, const tw_context *context, const void *const *inputs, void *const *outputs,
+                                const int64_t *shapes, const uint8_t *constants, void *workspace) {
+  return tw_profile_model(model, context, inputs, outputs, shapes, constants, workspace, nullptr);
+}
+
+extern "C" int32_t tw_open_model(const tw_model *model, const tw_context *context, const char *path, tw_constants *constants) {
+  if (constants == nullptr) return fail_call(context, TW_ERROR_ARGUMENT, "the place for the constants is null");
+  memset(constants, 0, sizeof *constants);
+  int32_t status = tw_check_model(model, context);
+  if (status != TW_OK) return status;
+  if (model->constants != nullptr || model->constants_bytes == 0) {
+    constants->data = model->constants;
+    constants->bytes = model->constants_bytes;
+    return TW_OK;
+  }
+  char beside[6000];
+  if (path == nullptr) {
+    if (tw_constants_default_path(model, beside, sizeof beside) != 0)
+      return fail_call(context, TW_ERROR_FILE, "%s: cannot find the folder of the library; give the path of the .weights file", model->name);
+    path = beside;
+  }
+  char error[1024];
+  status = tw_constants_open(path, model->constants_bytes, model->constants_digest, 1, constants, error, sizeof error);
+  return status == TW_OK ? status : fail_call(context, status, "%s", error);
+}
+
+extern "C" void tw_close_model(const tw_model *, tw_constants *constants) { tw_constants_close(constants); }

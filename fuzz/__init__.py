@@ -1,0 +1,1 @@
+"""Fuzzing of programs and passes."""

@@ -1,0 +1,524 @@
+"""Symbolic sizes in an immutable normal form.
+
+A size is a Python `int` where it is known and a `Dim` where it is not; a `Dim` is never constant, so `isinstance(d,
+int)` decides. A `Dim` is a polynomial with integer coefficients over atoms: named symbols, and `a // b`, `a % b`,
+`min(a, b)` that did not simplify. Equal polynomials over equal atoms are structurally equal and hash alike.
+Division and modulo round towards minus infinity, as Python's do; divisors are positive.
+
+Guarantees: every operation returns a normal form that denotes the same integer for each binding of the symbols within
+their bounds; comparisons answer `None` where the bounds do not decide. Sizes do not wrap: `plan` in compiled code
+refuses bindings that would leave 63 bits.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Union
+
+from .errors import CompileError
+
+INFINITY = math.inf
+Bound = Union[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """A named size with bounds (inclusive; `upper` None: unbounded) and a known divisor."""
+
+    name: str
+    lower: int = 0
+    upper: int | None = None
+    multiple_of: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise CompileError(f"dim name {self.name!r} is not an identifier")
+        if self.lower < 0 or (self.upper is not None and self.upper < self.lower) or self.multiple_of < 1:
+            raise CompileError(f"dim {self.name}: bounds {self.lower}..{self.upper} % {self.multiple_of} hold no size")
+
+    def declaration(self) -> str:
+        """`B`, `B: 1..64` or `B: 0.. % 8`: as the head of a graph spells it."""
+        plain = self.lower == 0 and self.upper is None and self.multiple_of == 1
+        if plain:
+            return self.name
+        upper = "" if self.upper is None else str(self.upper)
+        step = "" if self.multiple_of == 1 else f" % {self.multiple_of}"
+        return f"{self.name}: {self.lower}..{upper}{step}"
+
+    def text(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """An atom that is not a symbol: `kind` is 'floordiv', 'mod' or 'min' of two sizes."""
+
+    kind: str
+    left: DimLike
+    right: DimLike
+
+    def text(self) -> str:
+        if self.kind == "min":
+            return f"min({format_dim(self.left)}, {format_dim(self.right)})"
+        sign = "//" if self.kind == "floordiv" else "%"
+        return f"({_group(self.left)} {sign} {_group(self.right)})"
+
+
+Atom = Union[Symbol, Composed]
+Monomial = tuple[tuple[Atom, int], ...]
+
+
+class Dim:
+    """A symbolic size: a non-constant polynomial in normal form. Build it with `symbol` and arithmetic."""
+
+    __slots__ = ("terms", "_hash", "_text")
+    terms: tuple[tuple[Monomial, int], ...]
+
+    def __init__(self, terms: tuple[tuple[Monomial, int], ...]) -> None:
+        self.terms = terms
+        self._hash = hash(terms)
+        self._text: str | None = None
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Dim) and self._hash == other._hash and self.terms == other.terms
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Dim, (self.terms,))
+
+    def __add__(self, other: DimLike) -> DimLike:
+        return _from_terms([*self.terms, *_terms(other)])
+
+    __radd__ = __add__
+
+    def __neg__(self) -> DimLike:
+        return _from_terms([(m, -c) for m, c in self.terms])
+
+    def __sub__(self, other: DimLike) -> DimLike:
+        return _from_terms([*self.terms, *((m, -c) for m, c in _terms(other))])
+
+    def __rsub__(self, other: DimLike) -> DimLike:
+        return _from_terms([*_terms(other), *((m, -c) for m, c in self.terms)])
+
+    def __mul__(self, other: DimLike) -> DimLike:
+        return _from_terms([(_times(m, n), c * d) for m, c in self.terms for n, d in _terms(other)])
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: DimLike) -> DimLike:
+        return _floordiv(self, other)
+
+    def __rfloordiv__(self, other: DimLike) -> DimLike:
+        return _floordiv(other, self)
+
+    def __mod__(self, other: DimLike) -> DimLike:
+        return _mod(self, other)
+
+    def __rmod__(self, other: DimLike) -> DimLike:
+        return _mod(other, self)
+
+    def __bool__(self) -> bool:
+        raise CompileError(f"the size {self} is not known at compile time, so it has no truth value",
+                           hint="bind it (dims={...}) or use tw.cond on a traced value")
+
+    def __index__(self) -> int:
+        raise CompileError(f"the size {self} is not known at compile time, so it is no Python integer",
+                           hint="bind it (dims={...}), or use a function that takes its shape from an array (zeros_like)")
+
+    def __str__(self) -> str:
+        if self._text is None:
+            self._text = _render(self.terms)
+        return self._text
+
+    __repr__ = __str__
+
+
+DimLike = Union[int, Dim]
+
+
+def symbol(name: str, lower: int = 0, upper: int | None = None, multiple_of: int = 1) -> DimLike:
+    """A named size, `lower <= size <= upper` and divisible by `multiple_of`. Raises CompileError on empty bounds."""
+    if upper is not None and upper == lower:
+        return lower
+    return Dim(((((Symbol(name, lower, upper, multiple_of), 1),), 1),))
+
+
+def is_static(size: DimLike) -> bool:
+    return isinstance(size, int)
+
+
+def format_dim(size: DimLike) -> str:
+    return str(size)
+
+
+def symbols_of(*sizes: DimLike) -> tuple[Symbol, ...]:
+    """The symbols that occur, by name, each once."""
+    found: dict[str, Symbol] = {}
+    stack: list[DimLike] = list(sizes)
+    while stack:
+        size = stack.pop()
+        if isinstance(size, int):
+            continue
+        for monomial, _ in size.terms:
+            for atom, _ in monomial:
+                if isinstance(atom, Symbol):
+                    found[atom.name] = atom
+                else:
+                    stack.extend((atom.left, atom.right))
+    return tuple(found[name] for name in sorted(found))
+
+
+def substitute(size: DimLike, binding: Mapping[str, DimLike]) -> DimLike:
+    """The size with symbols replaced; a full binding to integers gives an integer."""
+    if isinstance(size, int) or not binding:
+        return size
+    total: DimLike = 0
+    for monomial, coefficient in size.terms:
+        product: DimLike = coefficient
+        for atom, power in monomial:
+            if isinstance(atom, Symbol):
+                value = binding.get(atom.name)
+                if value is None:
+                    value = Dim(((((atom, 1),), 1),))
+            else:
+                value = _compose(atom.kind, substitute(atom.left, binding), substitute(atom.right, binding))
+            for _ in range(power):
+                product = product * value
+        total = total + product
+    return total
+
+
+def evaluate(size: DimLike, binding: Mapping[str, int]) -> int:
+    """The integer that a full binding gives; CompileError names a symbol that is not bound."""
+    result = substitute(size, binding)
+    if isinstance(result, int):
+        return result
+    missing = ", ".join(s.name for s in symbols_of(result))
+    raise CompileError(f"the size {size} needs a binding for {missing}")
+
+
+def bounds(size: DimLike) -> tuple[Bound, Bound]:
+    """Inclusive lower and upper bound over all bindings within the symbols' bounds."""
+    if isinstance(size, int):
+        return size, size
+    low: Bound = 0
+    high: Bound = 0
+    for monomial, coefficient in size.terms:
+        a: Bound = coefficient
+        b: Bound = coefficient
+        for atom, power in monomial:
+            c, d = _atom_bounds(atom)
+            for _ in range(power):
+                products = [_multiply(x, y) for x in (a, b) for y in (c, d)]
+                a, b = min(products), max(products)
+        low, high = low + a, high + b
+    return low, high
+
+
+def divides(divisor: int, size: DimLike) -> bool:
+    """True when the size is proved to be a multiple of the divisor."""
+    return _known_divisor(size) % divisor == 0 if not isinstance(size, int) else size % divisor == 0
+
+
+def compare(left: DimLike, right: DimLike) -> int | None:
+    """-1, 0 or 1 where the bounds decide the order for all bindings, else None."""
+    difference = left - right
+    if isinstance(difference, int):
+        return (difference > 0) - (difference < 0)
+    low, high = bounds(difference)
+    if low > 0:
+        return 1
+    if high < 0:
+        return -1
+    return None
+
+
+def provably_equal(left: DimLike, right: DimLike) -> bool:
+    return left == right
+
+
+def provably_at_most(left: DimLike, right: DimLike) -> bool:
+    """True when left <= right for all bindings."""
+    return bounds(right - left)[0] >= 0
+
+
+def dim_min(left: DimLike, right: DimLike) -> DimLike:
+    return _compose("min", left, right)
+
+
+def dim_max(left: DimLike, right: DimLike) -> DimLike:
+    return left + right - dim_min(left, right)
+
+
+def ceildiv(size: DimLike, divisor: DimLike) -> DimLike:
+    return (size + divisor - 1) // divisor
+
+
+def product(sizes: Iterable[DimLike]) -> DimLike:
+    total: DimLike = 1
+    for size in sizes:
+        total = total * size
+    return total
+
+
+def parse_dim(text: str, symbols: Mapping[str, DimLike]) -> DimLike:
+    """Reads what `str(dim)` prints: + - * // % min over integers and the given names."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise CompileError(f"{text!r} is not a size") from None
+    return _parse_node(tree, symbols, text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _terms(size: DimLike) -> Iterable[tuple[Monomial, int]]:
+    if isinstance(size, Dim):
+        return size.terms
+    return (((), int(size)),) if size else ()
+
+
+def _atom_key(atom: Atom) -> tuple[int, str]:
+    return (0 if isinstance(atom, Symbol) else 1, atom.text())
+
+
+def _monomial_key(monomial: Monomial) -> tuple[int, list[tuple[tuple[int, str], int]]]:
+    return (-sum(p for _, p in monomial), [(_atom_key(a), p) for a, p in monomial])
+
+
+def _times(left: Monomial, right: Monomial) -> Monomial:
+    if not left or not right:
+        return left or right
+    powers = dict(left)
+    for atom, power in right:
+        powers[atom] = powers.get(atom, 0) + power
+    return tuple(sorted(powers.items(), key=lambda item: _atom_key(item[0])))
+
+
+def _from_terms(terms: Iterable[tuple[Monomial, int]]) -> DimLike:
+    total: dict[Monomial, int] = {}
+    for monomial, coefficient in terms:
+        total[monomial] = total.get(monomial, 0) + coefficient
+    kept = [(m, c) for m, c in total.items() if c]
+    if not kept:
+        return 0
+    if len(kept) == 1 and not kept[0][0]:
+        return kept[0][1]
+    kept.sort(key=lambda item: _monomial_key(item[0]))
+    return Dim(tuple(kept))
+
+
+def _atom(atom: Atom) -> Dim:
+    return Dim(((((atom, 1),), 1),))
+
+
+def _compose(kind: str, left: DimLike, right: DimLike) -> DimLike:
+    if kind == "floordiv":
+        return _floordiv(left, right)
+    if kind == "mod":
+        return _mod(left, right)
+    order = compare(left, right)
+    if order is not None:
+        return left if order <= 0 else right
+    if provably_at_most(left, right):
+        return left
+    if provably_at_most(right, left):
+        return right
+    first, second = sorted((left, right), key=format_dim)
+    return _atom(Composed("min", first, second))
+
+
+def _split_by(size: Dim, divisor: int) -> tuple[DimLike, DimLike]:
+    """size = divisor * quotient + rest, taking out the terms whose coefficient (or known divisor) allows it."""
+    quotient: list[tuple[Monomial, int]] = []
+    rest: list[tuple[Monomial, int]] = []
+    for monomial, coefficient in size.terms:
+        whole, left = divmod(coefficient, divisor)
+        if whole:
+            quotient.append((monomial, whole))
+        if left:
+            rest.append((monomial, left))
+    return _from_terms(quotient), _from_terms(rest)
+
+
+def _check_divisor(divisor: DimLike) -> None:
+    if isinstance(divisor, int) and divisor <= 0:
+        raise CompileError(f"a size is divided by {divisor}; divisors are positive")
+
+
+def _exact_quotient(left: DimLike, right: Dim) -> DimLike | None:
+    """left / right where right is one monomial that divides every term of left."""
+    if len(right.terms) != 1:
+        return 1 if left == right else None
+    (monomial, coefficient), = right.terms
+    quotient: list[tuple[Monomial, int]] = []
+    for other, other_coefficient in _terms(left):
+        powers = dict(other)
+        for atom, power in monomial:
+            powers[atom] = powers.get(atom, 0) - power
+        if other_coefficient % coefficient or any(p < 0 for p in powers.values()):
+            return None
+        kept = tuple((a, p) for a, p in powers.items() if p)
+        quotient.append((kept, other_coefficient // coefficient))
+    return _from_terms(quotient)
+
+
+def _floordiv(left: DimLike, right: DimLike) -> DimLike:
+    _check_divisor(right)
+    if isinstance(right, Dim):
+        exact = _exact_quotient(left, right) if bounds(right)[0] > 0 else None
+        if exact is not None:
+            return exact
+        if bounds(left)[0] >= 0 and compare(left, right) == -1:
+            return 0
+        return _atom(Composed("floordiv", left, right))
+    if isinstance(left, int):
+        return left // right
+    if right == 1:
+        return left
+    whole, rest = _split_by(left, right)
+    if isinstance(rest, int):
+        return whole + rest // right
+    low, high = bounds(rest)
+    if low >= 0 and high < right:
+        return whole
+    common = math.gcd(_content(rest), right)
+    if common > 1:
+        return whole + _floordiv(_divide_content(rest, common), right // common)
+    inner = _single_atom(rest)
+    if isinstance(inner, Composed) and inner.kind == "floordiv" and isinstance(inner.right, int):
+        return whole + _floordiv(inner.left, inner.right * right)
+    return whole + _atom(Composed("floordiv", rest, right))
+
+
+def _mod(left: DimLike, right: DimLike) -> DimLike:
+    _check_divisor(right)
+    if isinstance(left, int) and isinstance(right, int):
+        return left % right
+    if isinstance(right, int):
+        if divides(right, left):
+            return 0
+        assert isinstance(left, Dim)
+        _, rest = _split_by(left, right)
+        if isinstance(rest, int):
+            return rest % right
+        low, high = bounds(rest)
+        if low >= 0 and high < right:
+            return rest
+        return _atom(Composed("mod", rest, right))
+    if bounds(right)[0] > 0 and _exact_quotient(left, right) is not None:
+        return 0
+    if bounds(left)[0] >= 0 and compare(left, right) == -1:
+        return left
+    return _atom(Composed("mod", left, right))
+
+
+def _single_atom(size: DimLike) -> Atom | None:
+    if isinstance(size, Dim) and len(size.terms) == 1:
+        (monomial, coefficient), = size.terms
+        if coefficient == 1 and len(monomial) == 1 and monomial[0][1] == 1:
+            return monomial[0][0]
+    return None
+
+
+def _content(size: Dim) -> int:
+    return math.gcd(*(c for _, c in size.terms))
+
+
+def _divide_content(size: Dim, divisor: int) -> DimLike:
+    return _from_terms([(m, c // divisor) for m, c in size.terms])
+
+
+def _known_divisor(size: DimLike) -> int:
+    if isinstance(size, int):
+        return abs(size)
+    result = 0
+    for monomial, coefficient in size.terms:
+        factor = abs(coefficient)
+        for atom, power in monomial:
+            if isinstance(atom, Symbol):
+                factor *= atom.multiple_of ** power
+        result = math.gcd(result, factor)
+    return result
+
+
+def _atom_bounds(atom: Atom) -> tuple[Bound, Bound]:
+    if isinstance(atom, Symbol):
+        return atom.lower, INFINITY if atom.upper is None else atom.upper
+    left_low, left_high = bounds(atom.left)
+    right_low, right_high = bounds(atom.right)
+    if atom.kind == "min":
+        return min(left_low, right_low), min(left_high, right_high)
+    right_low = max(right_low, 1)
+    if atom.kind == "mod":
+        return 0, min(right_high - 1, left_high if left_low >= 0 else INFINITY)
+    quotients = [_divide(x, y) for x in (left_low, left_high) for y in (right_low, right_high)]
+    return min(quotients), max(quotients)
+
+
+def _divide(x: Bound, y: Bound) -> Bound:
+    if math.isinf(x):
+        return x if not math.isinf(y) else (0 if x > 0 else x)
+    if math.isinf(y):
+        return 0 if x >= 0 else -1
+    return int(x) // int(y)
+
+
+def _multiply(x: Bound, y: Bound) -> Bound:
+    return 0 if x == 0 or y == 0 else x * y
+
+
+def _group(size: DimLike) -> str:
+    text = format_dim(size)
+    simple = isinstance(size, int) and size >= 0 or _single_atom(size) is not None
+    return text if simple else f"({text})"
+
+
+def _render(terms: tuple[tuple[Monomial, int], ...]) -> str:
+    parts: list[str] = []
+    for monomial, coefficient in terms:
+        factors = [atom.text() for atom, power in monomial for _ in range(power)]
+        magnitude = abs(coefficient)
+        if magnitude != 1 or not factors:
+            factors.insert(0, str(magnitude))
+        text = "*".join(factors)
+        if not parts:
+            parts.append(text if coefficient > 0 else f"-{text}")
+        else:
+            parts.append(f"{'+' if coefficient > 0 else '-'} {text}")
+    return " ".join(parts)
+
+
+def _parse_node(tree: ast.expr, symbols: Mapping[str, DimLike], text: str) -> DimLike:
+    """Recursion is bounded by the nesting of one size, which CPython's own parser limits."""
+    match tree:
+        case ast.Constant(value=int() as value) if not isinstance(value, bool):
+            return value
+        case ast.Name(id=name):
+            if name not in symbols:
+                raise CompileError(f"unknown dim {name!r} in {text!r}; declared are {', '.join(symbols) or 'none'}")
+            return symbols[name]
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_parse_node(operand, symbols, text)
+        case ast.Call(func=ast.Name(id="min"), args=[first, second], keywords=[]):
+            return dim_min(_parse_node(first, symbols, text), _parse_node(second, symbols, text))
+        case ast.BinOp(left=left, op=op, right=right):
+            a, b = _parse_node(left, symbols, text), _parse_node(right, symbols, text)
+            match op:
+                case ast.Add():
+                    return a + b
+                case ast.Sub():
+                    return a - b
+                case ast.Mult():
+                    return a * b
+                case ast.FloorDiv():
+                    return a // b
+                case ast.Mod():
+                    return a % b
+    raise CompileError(f"{text!r} is not a size: use + - * // % min over integers and dim names")

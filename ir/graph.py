@@ -1,0 +1,321 @@
+"""Ops, nodes, graphs and the builder.
+
+A value is the node that defines it: `Node(op, inputs, type, loc)`, immutable, compared by identity. A node has one
+value; several results are a tuple with projections (`Get`). Ops are frozen dataclasses whose fields are the attributes;
+the builder merges equal nodes by the type-tagged canonical encoding of op and inputs (never by `==`: 0.0 == -0.0 and
+1 == True), except ops with an `effect`.
+
+All walks are iterative: depth is never limited by the interpreter's stack.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .dims import Dim, DimLike, Symbol, symbols_of
+from .errors import UNKNOWN, CompileError, Loc
+from .types import DType, TensorType, TupleType, Type, dtype_of
+
+Array = np.ndarray
+Binding = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An op with types to try it on; `ranges` bounds the values of an input (inclusive) where not any will do."""
+
+    op: Op
+    types: tuple[TensorType, ...]
+    ranges: tuple[tuple[int, int] | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Op:
+    """What a node does. Fields are attributes: int, float, bool, str, None, DType, Dim, Constant, Graph, tuples of them.
+
+    `name`     its spelling in text (an op class may spell itself by an attribute, see Elementwise)
+    `effect`   never merged, reordered or removed
+    `injective` each output element reads one element of each input at a place that the index alone decides
+    """
+
+    name: ClassVar[str] = ""
+    effect: ClassVar[bool] = False
+    injective: ClassVar[bool] = False
+
+    @property
+    def spelling(self) -> str:
+        return self.name
+
+    def infer(self, *types: Type) -> Type:
+        """The result's type; CompileError (without location) where the operands do not fit."""
+        raise CompileError(f"{type(self).__name__} has no type rule")
+
+    def evaluate(self, inputs: Sequence[Any], binding: Binding) -> Any:
+        """The meaning, in NumPy. `binding` gives the symbolic sizes."""
+        raise CompileError(f"{self.spelling} has no value of its own")
+
+    @classmethod
+    def samples(cls) -> tuple[Sample, ...]:
+        """Small well-typed uses, for tests and the fuzzer."""
+        return ()
+
+
+@lru_cache(maxsize=None)
+def attribute_names(op_class: type[Op]) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(op_class))
+
+
+class Constant:
+    """An immutable array, identified by the digest of its dtype, shape and bytes (taken when first asked for)."""
+
+    __slots__ = ("array", "dtype", "_digest")
+
+    def __init__(self, array: Array, dtype: DType | None = None) -> None:
+        array = np.asarray(array)
+        if array.dtype.byteorder not in "=|":
+            array = array.astype(array.dtype.newbyteorder("="))
+        self.dtype = dtype_of(array.dtype) if dtype is None else dtype
+        if array.dtype != self.dtype.numpy:
+            raise CompileError(f"a constant of {self.dtype} is given as {array.dtype}")
+        if not array.flags.c_contiguous:
+            array = array.copy(order="C")
+        self.array = array.view()
+        self.array.flags.writeable = False
+        self._digest: str | None = None
+
+    @property
+    def digest(self) -> str:
+        if self._digest is None:
+            header = f"{self.dtype}{self.array.shape}".encode()
+            body = self.array.reshape(-1).view(np.uint8) if self.array.size else b""
+            state = hashlib.sha256(header)
+            state.update(body)
+            self._digest = state.hexdigest()
+        return self._digest
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Constant) and (self.array is other.array or self.digest == other.digest)
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"Constant({self.dtype}{list(self.array.shape)} #{self.digest[:8]})"
+
+
+class Node:
+    """One value: what computes it, from what, its type, and where the user wrote it."""
+
+    __slots__ = ("op", "inputs", "type", "loc", "__weakref__")
+    op: Op
+    inputs: tuple[Node, ...]
+    type: Type
+    loc: Loc
+
+    def __init__(self, op: Op, inputs: tuple[Node, ...], type: Type, loc: Loc = UNKNOWN) -> None:
+        object.__setattr__(self, "op", op)
+        object.__setattr__(self, "inputs", inputs)
+        object.__setattr__(self, "type", type)
+        object.__setattr__(self, "loc", loc)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"nodes are immutable: {name} cannot be set")
+
+    @property
+    def tensor(self) -> TensorType:
+        """The type as a tensor's; CompileError for a tuple."""
+        if not isinstance(self.type, TensorType):
+            raise CompileError(f"{self.op.spelling}: a tensor is needed here, found {self.type}", loc=self.loc)
+        return self.type
+
+    @property
+    def shape(self) -> tuple[DimLike, ...]:
+        return self.tensor.shape
+
+    @property
+    def dtype(self) -> DType:
+        return self.tensor.dtype
+
+    @property
+    def rank(self) -> int:
+        return len(self.tensor.shape)
+
+    def __repr__(self) -> str:
+        return f"<{self.op.spelling}: {self.type}>"
+
+
+class Graph:
+    """A function from `params` to `results`. Immutable; everything reachable from the results belongs to it."""
+
+    __slots__ = ("name", "params", "results", "result_names", "_nodes", "_fingerprint")
+
+    def __init__(self, name: str, params: Sequence[Node], results: Sequence[Node],
+                 result_names: Sequence[str] | None = None) -> None:
+        self.name = name
+        self.params = tuple(params)
+        self.results = tuple(results)
+        names = result_names if result_names is not None else [f"output{i}" for i in range(len(self.results))]
+        self.result_names = tuple(names)
+        if len(self.result_names) != len(self.results):
+            raise CompileError(f"graph {name}: {len(self.results)} results but {len(self.result_names)} names")
+        self._nodes: tuple[Node, ...] | None = None
+        self._fingerprint: str | None = None
+
+    def nodes(self) -> tuple[Node, ...]:
+        """Every node once, operands before users: params first, then in the order of first need."""
+        if self._nodes is None:
+            self._nodes = tuple(_post_order(self.params, self.results))
+        return self._nodes
+
+    def users(self) -> dict[Node, list[Node]]:
+        """For each node the nodes that read it (once per operand position)."""
+        found: dict[Node, list[Node]] = {node: [] for node in self.nodes()}
+        for node in self.nodes():
+            for value in node.inputs:
+                found[value].append(node)
+        return found
+
+    @property
+    def symbols(self) -> tuple[Symbol, ...]:
+        return symbols_of(*(d for p in self.params for d in p.shape))
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that gives the graph its meaning: ops, attributes, types, names of params and results."""
+        if self._fingerprint is None:
+            self._fingerprint = _fingerprint(self)
+        return self._fingerprint
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Graph) and (self is other or self.fingerprint == other.fingerprint)
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def __str__(self) -> str:
+        return FORMAT_GRAPH[0](self) if FORMAT_GRAPH else f"<graph {self.name}: {len(self.nodes())} nodes>"
+
+    def __repr__(self) -> str:
+        return f"<graph {self.name}: {len(self.nodes())} nodes>"
+
+
+# The printer is a layer above; it puts its function here when imported so that print(graph) shows text.
+FORMAT_GRAPH: list[Callable[[Graph], str]] = []
+
+
+def _post_order(params: Sequence[Node], results: Sequence[Node]) -> Iterator[Node]:
+    done: set[int] = set()
+    for node in params:
+        if id(node) not in done:
+            done.add(id(node))
+            yield node
+    for result in results:
+        stack: list[tuple[Node, int]] = [(result, 0)]
+        while stack:
+            node, position = stack.pop()
+            if id(node) in done:
+                continue
+            if position < len(node.inputs):
+                stack.append((node, position + 1))
+                child = node.inputs[position]
+                if id(child) not in done:
+                    stack.append((child, 0))
+                continue
+            done.add(id(node))
+            yield node
+
+
+def encode(value: Any) -> bytes:
+    """Canonical, type-tagged bytes of an attribute: equal bytes exactly when the attributes mean the same."""
+    match value:
+        case None:
+            return b"n"
+        case bool():
+            return b"b1" if value else b"b0"
+        case int():
+            return b"i%d;" % value
+        case float():
+            return b"f" + struct.pack("<d", value)
+        case str():
+            raw = value.encode()
+            return b"s%d;" % len(raw) + raw
+        case DType():
+            return b"t" + value.name.encode() + b";"
+        case Dim():
+            text = "|".join([str(value), *(s.declaration() for s in symbols_of(value))]).encode()
+            return b"d%d;" % len(text) + text
+        case Constant():
+            return b"c" + value.digest.encode()
+        case Graph():
+            return b"g" + value.fingerprint.encode()
+        case tuple():
+            return b"(" + b"".join(encode(v) for v in value) + b")"
+        case TensorType():
+            return b"T" + encode(value.dtype) + encode(value.shape)
+        case TupleType():
+            return b"U" + encode(value.items)
+        case Op():
+            return encode_op(value)
+    raise CompileError(f"an attribute of type {type(value).__name__} cannot be part of an op: {value!r}")
+
+
+def encode_op(op: Op) -> bytes:
+    parts = [type(op).__name__.encode(), b"{"]
+    parts.extend(encode(getattr(op, name)) for name in attribute_names(type(op)))
+    parts.append(b"}")
+    return b"".join(parts)
+
+
+def _fingerprint(graph: Graph) -> str:
+    state = hashlib.sha256()
+    number: dict[int, int] = {}
+    for node in graph.nodes():
+        number[id(node)] = len(number)
+        state.update(encode_op(node.op))
+        state.update(encode(node.type))
+        state.update(str([number[id(i)] for i in node.inputs]).encode())
+    ends = [number[id(r)] for r in graph.results]
+    state.update(f"{graph.name} {[number[id(p)] for p in graph.params]} {ends} {graph.result_names}".encode())
+    return state.hexdigest()
+
+
+class Builder:
+    """Makes nodes: infers types, reports errors at their place, merges equal nodes. Lives as long as one pass."""
+
+    def __init__(self, loc: Loc = UNKNOWN) -> None:
+        self._known: dict[tuple[bytes, tuple[int, ...]], Node] = {}
+        self.loc = loc
+
+    def add(self, op: Op, *inputs: Node, loc: Loc | None = None) -> Node:
+        """The node of `op` on `inputs`. CompileError with location and operands where the types do not fit."""
+        where = self.loc if loc is None else loc
+        key = None
+        if not op.effect:
+            key = (encode_op(op), tuple(map(id, inputs)))
+            known = self._known.get(key)
+            if known is not None:
+                return known
+        try:
+            type = op.infer(*(i.type for i in inputs))
+        except CompileError as error:
+            if not error.notes:
+                error.notes = tuple(f"operand {i}: {n.type}   {n.op.spelling}  {n.loc}" for i, n in enumerate(inputs))
+            raise error.at(where)
+        node = Node(op, inputs, type, where)
+        if key is not None:
+            self._known[key] = node
+        return node
+
+    def keep(self, node: Node) -> Node:
+        """Takes a node of another builder as it is (its inputs must be known here), or an equal one made before."""
+        if node.op.effect:
+            return node
+        key = (encode_op(node.op), tuple(map(id, node.inputs)))
+        return self._known.setdefault(key, node)

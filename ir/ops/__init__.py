@@ -1,0 +1,1 @@
+"""The op set; `table.py` shows it whole."""

@@ -1,0 +1,583 @@
+"""Ops that compute: elementwise functions, casts, reductions, scans, sorting, contractions and windows.
+
+Float contracts: elementwise functions and casts round once, in their dtype. Sums and products of reductions,
+contractions and windows may be reassociated; their accumulator is float32 for float16 and bfloat16, the dtype itself
+otherwise (integers wrap). Maximum and minimum propagate NaN. An empty reduction gives the identity: 0, 1, the lowest
+value for max, the highest for min, true for all (`and`), false for any (`or`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..dims import DimLike, bounds, ceildiv, evaluate, product
+from ..errors import CompileError
+from ..graph import Array, Binding, Op, Sample
+from ..types import BOOL, F32, F64, I32, I64, DType, TensorType, Type, dtype_of
+from .scalar import SCALARS, evaluate_scalar, result_dtype
+from .shape import check_axis, operands
+
+
+@dataclass(frozen=True)
+class Elementwise(Op):
+    """A scalar function on each element; operands have equal shapes (broadcasts are explicit)."""
+
+    name: ClassVar[str] = "elementwise"
+    injective: ClassVar[bool] = True
+    function: str
+
+    @property
+    def spelling(self) -> str:
+        return self.function
+
+    def infer(self, *types: Type) -> Type:
+        parts = operands(self, types, len(types))
+        dtype = result_dtype(self.function, [t.dtype for t in parts])
+        for part in parts[1:]:
+            if part.shape != parts[0].shape:
+                raise CompileError(f"{self.function}: shapes differ: {parts[0]} vs {part}")
+        return TensorType(dtype, parts[0].shape)
+
+    def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
+        return evaluate_scalar(self.function, inputs)
+
+    @classmethod
+    def samples(cls) -> tuple[Sample, ...]:
+        found = []
+        for row in SCALARS.values():
+            dtypes = {"bits": (BOOL, I32), "integer": (I32,), "float": (F32, F64), "test": (F32,)}.get(row.rule, (F32, I64))
+            for dtype in dtypes:
+                types = [TensorType(dtype, (3, 5))] * row.arity
+                if row.rule == "select":
+                    types[0] = TensorType(BOOL, (3, 5))
+                found.append(Sample(cls(row.name), tuple(types)))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Cast(Op):
+    """To another dtype: floats round to nearest even; to bool is `!= 0`; float to integer truncates and saturates,
+    NaN gives 0; integer to integer wraps."""
+
+    name: ClassVar[str] = "cast"
+    injective: ClassVar[bool] = True
+    dtype: DType
+
+    def infer(self, *types: Type) -> Type:
+        x, = operands(self, types, 1)
+        return TensorType(self.dtype, x.shape)
+
+    def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
+        return cast_array(inputs[0], self.dtype)
+
+    @classmethod
+    def samples(cls) -> tuple[Sample, ...]:
+        pairs = ((F32, I32), (I64, F32), (F32, F64), (BOOL, F32), (F32, BOOL), (I64, I32))
+        return tuple(Sample(cls(to), (TensorType(source, (3, 5)),)) for source, to in pairs)
+
+
+def cast_array(array: Array, dtype: DType) -> Array:
+    """NumPy meaning of `Cast`."""
+    target = dtype.numpy
+    is_float = array.dtype.kind not in "biu"
+    with np.errstate(all="ignore"):
+        if dtype.is_bool:
+            return array != 0
+        if not (is_float and dtype.is_integer):
+            return array.astype(target)
+        limits = np.iinfo(target)
+        wide = array.astype(np.float64)
+        whole = np.trunc(np.where(np.isnan(wide), 0.0, wide))
+        inside = (whole > float(limits.min)) & (whole < float(limits.max))
+        plain = np.where(inside, whole, 0.0).astype(target)
+        return np.where(inside, plain, np.where(whole <= limits.min, limits.min, limits.max)).astype(target)
+
+
+@dataclass(frozen=True)
+class Bitcast(Op):
+    """The same bits as another dtype of the same width."""
+
+    name: ClassVar[str] = "bitcast"
+    injective: ClassVar[bool] = True
+    dtype: DType
+
+    def infer(self, *types: Type) -> Type:
+        x, = operands(self, types, 1)
+        if x.dtype.bits != self.dtype.bits or x.dtype.is_bool != self.dtype.is_bool:
+            raise CompileError(f"bitcast: {x.dtype} and {self.dtype} differ in width or one is bool")
+        return TensorType(self.dtype, x.shape)
+
+    def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
+        return np.ascontiguousarray(inputs[0]).reshape(inputs[0].shape).view(self.dtype.numpy)
+
+    @classmethod
+    def samples(cls) -> tuple[Sample, ...]:
+        return (Sample(cls(I32), (TensorType(F32, (7,)),)),)
+
+
+REDUCTIONS: dict[str, Any] = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum,
+                              "and": np.logical_and, "or": np.logical_or}
+# the scalar function that combines two partial results
+COMBINE = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "and": "and", "or": "or"}
+
+
+def reduction_identity(kind: str, dtype: DType) -> int | float | bool:
+    """What an empty reduction gives."""
+    if kind in ("sum", "prod"):
+        return (0.0, 1.0)[kind == "prod"] if dtype.is_float else (0, 1)[kind == "prod"]
+    if kind in ("and", "or"):
+        return kind == "and"
+    return dtype.lowest if kind == "max" else dtype.highest
+
+
+def accumulator_dtype(dtype: DType) -> DType:
+    return F32 if dtype.is_float and dtype.bits < 32 else dtype
+
+
+def check_reduction(op: Op, kind: str, dtype: DType) -> None:
+    if kind not in REDUCTIONS:
+        raise CompileError(f"{op.spelling}: kind {kind!r} is not one of {', '.join(REDUCTIONS)}")
+    if kind in ("and", "or") and not dtype.is_bool:
+        raise CompileError(f"{op.spelling}: {kind} needs bool, found {dtype}")
+    if kind in ("sum", "prod") and dtype.is_bool:
+        raise CompileError(f"{op.spelling}: {kind} needs a number, found bool")
+
+
+@dataclass(frozen=True)
+class Reduce(Op):
+    """Combines all elements along `axes`, which disappear."""
+
+    name: ClassVar[str] = "reduce"
+    kind: str
+    axes: tuple[int, ...]
+
+    def infer(self, *types: Type) -> Type:
+        x, = operands(self, types, 1)
+        check_reduction(self, self.kind, x.dtype)
+        if list(self.axes) != sorted(set(self.axes)):
+            raise CompileError(f"reduce: axes {self.axes} must be distinct and ascending")
+        for axis in self.axes:
+            check_axis(self, axis, x.rank)
+        return TensorType(x.dtype, tuple(n for a, n in enumerate(x.shape) if a not in self.axes))
+
+    def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
+        x = inputs[0]
+        wide = x.astype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind not in "iu" else x
+        dtype = wide.dtype
+        initial = np.asarray(reduction_identity(self.kind, dtype_of(dtype)), dtype=dtype)
+        with np.errstate(all="ignore"):
+            if self.kind in ("sum", "prod"):
+                value = REDUCTIONS[self.kind].reduce(wide, axis=self.axes, dtype=dtype)
+            else:
+                value = REDUCTIONS[self.kind].reduce(wide, axis=self.axes, initial=initial)
+        return np.asarray(value).astype(x.dtype)
+
+    @classmethod
+    def samples(cls) -> tuple[Sample, ...]:
+        kinds = [("sum", F32), ("prod", F32), ("max", F32), ("min", I32), ("and", BOOL), ("or", BOOL), ("sum", I64)]
+        axes = [(1,), (0,), (0, 1)]
+        return tuple(Sample(cls(k, a), (TensorType(d, (4, 5)),)) for k, d in kinds for a in axes)
+
+
+@dataclass(frozen=True)
+class ArgReduce(Op):
+    """The place (int64) of the first maximum or minimum along `axis`; a NaN counts as the extreme. Not for empty axes."""
+
+    name: ClassVar[str] = "arg_reduce"
+    kind: str
+    axis: int
+
+    def infer(self, *types: Type) -> Type:
+        x, = operands(self, types, 1)
+        if self.kind not in ("max", "min"):
+            raise CompileError(f"arg_reduce: kind {self.kind!r} is not max or min")
+        check_axis(self, self.axis, x.rank)
+        if x.shape[self.axis] == 0:
+            raise CompileError("arg_reduce: the axis is empty")
+        return TensorType(I64, x.shape[:self.axis] + x.shape[self.axis + 1:])
+
+    def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
+        x = inputs[0]
+        x = x.astype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind not in "iu" else x
+        if x.shape[self.axis] == 0:
+            if x.size == 0 and np.prod([n for a, n in enumerate(x.shape) if a != self.axis]) == 0:
+                return np.zeros(x.shape[:self.axis] + x.shape[self.axis + 1:], dtype=np.int64)
+            raise CompileError("arg_reduce: the axis is empty")
+        find = np.argmax if self.kind == "max" else np.argmin
+        return np.asarray(find(x, axis=self.axis), dtype=np.int64)
+
+    @classmethod
+    def samples(cls) -> tuple[Sample, ...]:
+        return tuple(Sample(cls(k, a), (TensorType(d, (4, 5)),)) for k in ("max", "min") for a in (0, 1) for d in (F32, I32))
+
+
+@dataclass(frozen=True)
+class Cumulative(Op):
+    """Running sum, prod, max or min along `axis`. `exclusive` leaves the element itself out; `reverse` runs backwards."""
+
+    name: ClassVar[str] = "cumulative"
+    kind: str
+    axis: int
+    exclusive: bool = False
+    reverse: bool = False
+
+    def infer(self, *types: Type) -> Type:
+        x, = operands(self, types, 1)
+        check_reduction(self, self.kind, x.dtype)
+        check_axis(self, self.axis, x.rank)
+        return x
+
+    def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
+        x = inputs[0]
+        wide = x.astype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind not in "iu" else x
+        wide = np.flip(wide, self.axis) if self.reverse else wide
+        with np.errstate(all="ignore"):
+            value = REDUCTIONS[self.kind].accumulate(wide, axis=self.axis, dtype=wide.dtype)
+        if self.exclusive and x.shape[self.axis]:
+            first = np.full_like(np.take(value, [0], self.axis), reduction_identity(self.kind, dtype_of(wide.dtype)))
+            value = np.concatenate([first, np.take(value, range(x.shape[self.axis] - 1), self.axis)], self.axis)
+        return (np.flip(value, self.axis) if self.reverse else value).astype(x.dtype)
+
+    @classmethod
+    def samples(cls) -> tuple[Sample, ...]:
+        x = (TensorType(F32, (3, 5)),)
+        return (Sample(cls("sum", 1), x), Sample(cls("sum", 0, True), x), Sample(cls("max", 1, False, True), x),
+                Sample(cls("prod", 1), (TensorType(I32, (3, 5)),)))
+
+
+@dataclass(frozen=True)
+class Sort(Op):
+    """Values in ascending (or descending) order along `axis`; NaN is greater than every number."""
+
+    name: ClassVar[str] = "sort"
+    axis: int
+    descending: bool = False
+
+    def infer(self, *types: Type) -> Type:
+        x, = operands(self, types, 1)
+        check_axis(self, self.axis, x.rank)
+        return x
+
+    def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
+        places = _sort_places(inputs[0], self.axis, self.descending)
+        return np.take_along_axis(inputs[0], places, self.axis)
+
+    @classmethod
+    def samples(cls) -> tuple[Sample, ...]:
+        return (Sample(cls(1), (TensorType(F32, (3, 7)),)), Sample(cls(0, True), (TensorType(I32, (6, 2)),)))
+
+
+@dataclass(frozen=True)
+class ArgSort(Op):
+    """The places (int64) that sort along `axis`; equal elements keep their order."""
+
+    name: ClassVar[str] = "arg_sort"
+    axis: int
+    descending: bool = False
+
+    def infer(self, *types: Type) -> Type:
+        x, = operands(self, types, 1)
+        check_axis(self, self.axis, x.rank)
+        return TensorType(I64, x.shape)
+
+    def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
+        return _sort_places(inputs[0], self.axis, self.descending)
+
+    @classmethod
+    def samples(cls) -> tuple[Sample, ...]:
+        return (Sample(cls(1), (TensorType(F32, (3, 7)),)), Sample(cls(0, True), (TensorType(I32, (6, 2)),)))
+
+
+def _sort_places(x: Array, axis: int, descending: bool) -> Array:
+    x = x.astype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind not in "iu" else x
+    if not descending:
+        return np.argsort(x, axis=axis, kind="stable").astype(np.int64)
+    flipped = np.flip(x, axis)
+    places = np.flip(np.argsort(flipped, axis=axis, kind="stable"), axis)
+    return (x.shape[axis] - 1 - places).astype(np.int64)
+
+
+def matmul_arrays(subscripts: str, left: Array, right: Array) -> Array:
+    """einsum with our accumulator rule: float32 for float16 and bfloat16, wrapping integers, `or of and` for bool."""
+    dtype = left.dtype
+    if dtype.itemsize == 2 and dtype.kind not in "iu":
+        wide = np.einsum(subscripts, left.astype(np.float32), right.astype(np.float32), optimize=True)
+        return np.asarray(wide).astype(dtype)
+    with np.errstate(all="ignore"):
+        return np.asarray(np.einsum(subscripts, left, right, optimize=dtype.kind == "f"), dtype=dtype)
+
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Dot(Op):
+    """General contraction: result axes are batch, then free axes of lhs, then free axes of rhs (XLA's dot_general)."""
+
+    name: ClassVar[str] = "dot"
+    lhs_contract: tuple[int, ...]
+    rhs_contract: tuple[int, ...]
+    lhs_batch: tuple[int, ...] = ()
+    rhs_batch: tuple[int, ...] = ()
+
+    def infer(self, *types: Type) -> Type:
+        lhs, rhs = operands(self, types, 2)
+        if lhs.dtype != rhs.dtype or lhs.dtype.is_bool:
+            raise CompileError(f"dot: needs two operands of one number dtype, found {lhs.dtype} and {rhs.dtype}")
+        for label, ours, theirs in (("contracting", self.lhs_contract, self.rhs_contract),
+                                    ("batch", self.lhs_batch, self.rhs_batch)):
+            if len(ours) != len(theirs):
+                raise CompileError(f"dot: {label} axes differ in number: {ours} vs {theirs}")
+            for a, b in zip(ours, theirs):
+                check_axis(self, a, lhs.rank)
+                check_axis(self, b, rhs.rank)
+                if lhs.shape[a] != rhs.shape[b]:
+                    raise CompileError(f"dot: {label} dims differ: {lhs.shape[a]} (lhs axis {a}) vs "
+                                       f"{rhs.shape[b]} (rhs axis {b})")
+        used_left, used_right = self.lhs_batch + self.lhs_contract, self.rhs_batch + self.rhs_contract
+        if len(set(used_left)) != len(used_left) or len(set(used_right)) != len(used_right):
+            raise CompileError("dot: an axis is named twice")
+        shape = [lhs.shape[a] for a in self.lhs_batch]
+        shape += [n for a, n in enumerate(lhs.shape) if a not in used_left]
+        shape += [n for a, n in enumerate(rhs.shape) if a not in used_right]
+        return TensorType(lhs.dtype, tuple(shape))
+
+    def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
+        lhs, rhs = inputs
+        left = list(_LETTERS[:lhs.ndim])
+        right = list(_LETTERS[lhs.ndim:lhs.ndim + rhs.ndim])
+        for a, b in zip(self.lhs_batch + self.lhs_contract, self.rhs_batch + self.rhs_contract):
+            right[b] = left[a]
+        out = [left[a] for a in self.lhs_batch]
+        out += [c for a, c in enumerate(left) if a not in self.lhs_batch + self.lhs_contract]
+        out += [c for b, c in enumerate(right) if b not in self.rhs_batch + self.rhs_contract]
+        return matmul_arrays(f"{''.join(left)},{''.join(right)}->{''.join(out)}", lhs, rhs)
+
+    @classmethod
+    def samples(cls) -> tuple[Sample, ...]:
+        return (Sample(cls((1,), (0,)), (TensorType(F32, (5, 7)), TensorType(F32, (7, 19)))),
+                Sample(cls((2,), (2,), (0,), (0,)), (TensorType(F32, (2, 3, 4)), TensorType(F32, (2, 5, 4)))),
+                Sample(cls((0,), (0,)), (TensorType(I32, (6,)), TensorType(I32, (6,)))))
+
+
+@dataclass(frozen=True)
+class PackedDot(Op):
+    """Matmul with a right operand in panels, as `pack_operands` makes it.
+
+    lhs [*batch, *rows, K], rhs [*batch, ceil(N / tile), K, tile] -> [*batch, *rows, N] with N = `columns`. The columns
+    past N in the last panel are zero in rhs and do not appear in the result.
+    """
+
+    name: ClassVar[str] = "packed_dot"
+    batch: int
+    columns: DimLike
+
+    def infer(self, *types: Type) -> Type:
+        lhs, rhs = operands(self, types, 2)
+        if lhs.dtype != rhs.dtype or not lhs.dtype.is_float and not lhs.dtype.is_integer:
+            raise CompileError(f"packed_dot: dtypes differ or are bool: {lhs.dtype} vs {rhs.dtype}")
+        tile = rhs.shape[-1] if rhs.rank else None
+        if rhs.rank != self.batch + 3 or lhs.rank < self.batch + 1 or not isinstance(tile, int):
+            raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit {self.batch} batch axes")
+        if lhs.shape[:self.batch] != rhs.shape[:self.batch] or lhs.shape[-1] != rhs.shape[-2] \
+                or rhs.shape[-3] != ceildiv(self.columns, tile):
+            raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit, columns {self.columns}")
+        return TensorType(lhs.dtype, (*lhs.shape[:-1], self.columns))
+
+    def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
+        lhs, rhs = inputs
+        b = self.batch
+        columns = evaluate(self.columns, binding)
+        dense = np.moveaxis(rhs, -3, -2).reshape(*rhs.shape[:b], rhs.shape[-2], -1)[..., :columns]
+        rows = lhs.reshape(*lhs.shape[:b], int(np.prod(lhs.shape[b:-1])), lhs.shape[-1])
+        grid = _LETTERS[:b]
+        value = matmul_arrays(f"{grid}xy,{grid}yz->{grid}xz", rows, dense)
+        return value.reshape(*lhs.shape[:-1], columns)
+
+    @classmethod
+    def samples(cls) -> tuple[Sample, ...]:
+        return (Sample(cls(0, 19), (TensorType(F32, (5, 7)), TensorType(F32, (2, 7, 16)))),
+                Sample(cls(1, 5), (TensorType(F32, (2, 3, 4)), TensorType(F32, (2, 1, 4, 8)))))
+
+
+@dataclass(frozen=True)
+class Conv(Op):
+    """Cross-correlation over any number of spatial axes.
+
+    x [N, C, *spatial], w [O, C / groups, *kernel] -> [N, O, *out]; `channels_last`: x [N, *spatial, C],
+    w [*kernel, C / groups, O] -> [N, *out, O]. `padding` gives (low, high) an axis; `dilation` spreads the kernel,
+    `input_dilation` puts zeros between the elements of x (transposed convolution).
+    """
+
+    name: ClassVar[str] = "conv"
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    input_dilation: tuple[int, ...]
+    groups: int = 1
+    channels_last: bool = False
+
+    def infer(self, *types: Type) -> Type:
+        x, w = operands(self, types, 2)
+        rank = len(self.strides)
+        if x.rank != rank + 2 or w.rank != rank + 2 or x.dtype != w.dtype or not x.dtype.is_float:
+            raise CompileError(f"conv: {x} and {w} do not fit {rank} spatial axes of one float dtype")
+        if not len(self.padding) == len(self.dilation) == len(self.input_dilation) == rank:
+            raise CompileError(f"conv: strides, padding and dilations must have {rank} entries")
+        spatial, kernel, channels, per_group, out = self.parts(x, w)
+        if per_group * self.groups != channels or not isinstance(out, int) or out % self.groups:
+            raise CompileError(f"conv: {channels} channels in, {per_group} a group, {out} out do not fit "
+                               f"{self.groups} groups")
+        sizes = []
+        for n, k, s, (low, high), d, e in zip(spatial, kernel, self.strides, self.padding, self.dilation,
+                                              self.input_dilation):
+            if not isinstance(k, int) or k < 1 or s < 1 or d < 1 or e < 1 or low < 0 or high < 0:
+                raise CompileError("conv: kernel sizes, strides, dilations must be positive, padding not negative")
+            size = ((n - 1) * e + 1 + low + high - ((k - 1) * d + 1)) // s + 1
+            if bounds(size)[1] < 0:
+                raise CompileError(f"conv: the kernel ({k}, dilation {d}) is larger than the padded input ({n})")
+            sizes.append(size)
+        shape = (x.shape[0], *sizes, out) if self.channels_last else (x.shape[0], out, *sizes)
+        return TensorType(x.dtype, shape)
+
+    def parts(self, x: TensorType, w: TensorType) -> tuple[tuple[DimLike, ...], tuple[DimLike, ...], DimLike, DimLike, DimLike]:
+        """spatial sizes, kernel sizes, channels in, channels a group, channels out."""
+        if self.channels_last:
+            return x.shape[1:-1], w.shape[:-2], x.shape[-1], w.shape[-2], w.shape[-1]
+        return x.shape[2:], w.shape[2:], x.shape[1], w.shape[1], w.shape[0]
+
+    def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
+        x, w = inputs
+        rank = len(self.strides)
+        dtype = x.dtype
+        if self.channels_last:
+            x, w = np.moveaxis(x, -1, 1), np.moveaxis(w, (-1, -2), (0, 1))
+        wide = np.float32 if dtype.itemsize == 2 else dtype
+        x, w = x.astype(wide), w.astype(wide)
+        padded = _dilate_and_pad(x, self.input_dilation, self.padding)
+        windows = window_view(padded, w.shape[2:], self.strides, self.dilation)
+        n, out_sizes = x.shape[0], windows.shape[2:2 + rank]
+        g = self.groups
+        windows = windows.reshape(n, g, x.shape[1] // g, *windows.shape[2:])
+        kernel = w.reshape(g, w.shape[0] // g, *w.shape[1:])
+        out, taps = _LETTERS[:rank], _LETTERS[rank:2 * rank]
+        value = np.einsum(f"NGC{out}{taps},GOC{taps}->NGO{out}", windows, kernel, optimize=True)
+        value = value.reshape(n, w.shape[0], *out_sizes).astype(dtype)
+        return np.ascontiguousarray(np.moveaxis(value, 1, -1)) if self.channels_last else value
+
+    @classmethod
+    def samples(cls) -> tuple[Sample, ...]:
+        one, two = (1, 1), (2, 2)
+        pads = ((1, 1), (0, 1))
+        x, w = TensorType(F32, (2, 4, 6, 7)), TensorType(F32, (6, 4, 3, 3))
+        grouped, last = TensorType(F32, (4, 1, 3, 3)), TensorType(F32, (3, 3, 4, 6))
+        return (Sample(cls(one, pads, one, one), (x, w)), Sample(cls(two, pads, one, one), (x, w)),
+                Sample(cls(one, pads, two, one), (x, w)), Sample(cls(one, pads, one, two), (x, w)),
+                Sample(cls(one, pads, one, one, 4), (x, grouped)),
+                Sample(cls(one, pads, one, one, 1, True), (TensorType(F32, (2, 6, 7, 4)), last)))
+
+
+def _dilate_and_pad(x: Array, input_dilation: Sequence[int], padding: Sequence[tuple[int, int]],
+                    fill: Any = 0) -> Array:
+    spatial = [(n - 1) * e + 1 if n else 0 for n, e in zip(x.shape[2:], input_dilation)]
+    sizes = [low + n + high for n, (low, high) in zip(spatial, padding)]
+    result = np.full((*x.shape[:2], *sizes), fill, dtype=x.dtype)
+    place = tuple(slice(low, low + n, e) for n, (low, _), e in zip(spatial, padding, input_dilation))
+    result[(slice(None), slice(None), *place)] = x
+    return result
+
+
+def window_view(x: Array, window: Sequence[int], strides: Sequence[int], dilation: Sequence[int]) -> Array:
+    """[N, C, *spatial] -> [N, C, *out, *window], without a copy."""
+    rank = len(window)
+    spans = tuple((k - 1) * d + 1 for k, d in zip(window, dilation))
+    view = np.lib.stride_tricks.sliding_window_view(x, spans, axis=tuple(range(2, 2 + rank)))
+    steps = tuple(slice(None, None, s) for s in strides)
+    spread = tuple(slice(None, None, d) for d in dilation)
+    return view[(slice(None), slice(None), *steps, *spread)]
+
+
+@dataclass(frozen=True)
+class PackedConv(Op):
+    """Channels-last convolution with the kernel in panels, as `pack_operands` makes it; no padding, no groups.
+
+    x [N, *spatial, C], w [ceil(O / tile), taps * C, tile] (taps in C order of `kernel`) -> [N, *out, O], O = `channels`.
+    """
+
+    name: ClassVar[str] = "packed_conv"
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation: tuple[int, ...]
+    channels: int
+
+    def infer(self, *types: Type) -> Type:
+        x, w = operands(self, types, 2)
+        if x.rank != len(self.kernel) + 2 or w.rank != 3 or x.dtype != w.dtype or not x.dtype.is_float:
+            raise CompileError(f"packed_conv: {x} and {w} do not fit")
+        tile = w.shape[2]
+        taps = product(self.kernel)
+        if not isinstance(tile, int) or w.shape[1] != taps * x.shape[-1] or w.shape[0] != -(-self.channels // tile):
+            raise CompileError(f"packed_conv: {x} and {w} do not fit kernel {self.kernel}, channels {self.channels}")
+        sizes = [(n - ((k - 1) * d + 1)) // s + 1
+                 for n, k, s, d in zip(x.shape[1:-1], self.kernel, self.strides, self.dilation)]
+        return TensorType(x.dtype, (x.shape[0], *sizes, self.channels))
+
+    def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
+        x, w = inputs
+        dense = np.moveaxis(w, 0, 1).reshape(w.shape[1], -1)[:, :self.channels]
+        kernel = dense.reshape(*self.kernel, x.shape[-1], self.channels)
+        rank = len(self.kernel)
+        plain = Conv(self.strides, ((0, 0),) * rank, self.dilation, (1,) * rank, 1, True)
+        return plain.evaluate((x, kernel), binding)
+
+    @classmethod
+    def samples(cls) -> tuple[Sample, ...]:
+        return (Sample(cls((3, 3), (1, 1), (1, 1), 6), (TensorType(F32, (2, 6, 7, 4)), TensorType(F32, (1, 36, 16)))),
+                Sample(cls((1, 3), (2, 1), (1, 2), 20), (TensorType(F32, (1, 5, 9, 4)), TensorType(F32, (2, 12, 16)))))
+
+
+@dataclass(frozen=True)
+class ReduceWindow(Op):
+    """Combines the elements of each window along every axis; padding counts as the identity of the reduction."""
+
+    name: ClassVar[str] = "reduce_window"
+    kind: str
+    window: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+
+    def infer(self, *types: Type) -> Type:
+        x, = operands(self, types, 1)
+        check_reduction(self, self.kind, x.dtype)
+        if not len(self.window) == len(self.strides) == len(self.padding) == len(self.dilation) == x.rank:
+            raise CompileError(f"reduce_window: window, strides, padding, dilation must have {x.rank} entries")
+        if min((*self.window, *self.strides, *self.dilation), default=1) < 1 or any(min(p) < 0 for p in self.padding):
+            raise CompileError("reduce_window: window, strides, dilation must be positive, padding not negative")
+        sizes = tuple((n + low + high - ((k - 1) * d + 1)) // s + 1 for n, k, s, (low, high), d
+                      in zip(x.shape, self.window, self.strides, self.padding, self.dilation))
+        if any(bounds(n)[1] < 0 for n in sizes):
+            raise CompileError(f"reduce_window: the window {self.window} is larger than the padded input {x}")
+        return TensorType(x.dtype, sizes)
+
+    def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
+        x = inputs[0]
+        wide = x.astype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind not in "iu" else x
+        fill = reduction_identity(self.kind, dtype_of(wide.dtype))
+        padded = _dilate_and_pad(wide[None, None], (1,) * x.ndim, self.padding, fill)
+        windows = window_view(padded, self.window, self.strides, self.dilation)[0, 0]
+        axes = tuple(range(x.ndim, 2 * x.ndim))
+        with np.errstate(all="ignore"):
+            value = REDUCTIONS[self.kind].reduce(windows, axis=axes, dtype=wide.dtype) if self.kind in (
+                "sum", "prod") else REDUCTIONS[self.kind].reduce(windows, axis=axes, initial=fill)
+        return np.asarray(value).astype(x.dtype)
+
+    @classmethod
+    def samples(cls) -> tuple[Sample, ...]:
+        x = (TensorType(F32, (2, 5, 6)),)
+        return (Sample(cls("max", (1, 2, 3), (1, 2, 1), ((0, 0), (0, 1), (1, 1)), (1, 1, 1)), x),
+                Sample(cls("sum", (1, 3, 2), (1, 1, 2), ((0, 0), (1, 1), (0, 0)), (1, 1, 2)), x))
