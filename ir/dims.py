@@ -13,6 +13,7 @@ refuses bindings that would leave 63 bits.
 from __future__ import annotations
 
 import ast
+import keyword
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Union
 from .errors import CompileError
 
 INFINITY = math.inf
+RESERVED = frozenset({"min", "inf", "nan", "true", "false", "none"})
 Bound = Union[int, float]
 
 
@@ -34,8 +36,8 @@ class Symbol:
     multiple_of: int = 1
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier():
-            raise CompileError(f"dim name {self.name!r} is not an identifier")
+        if not self.name.isidentifier() or keyword.iskeyword(self.name) or self.name in RESERVED:
+            raise CompileError(f"dim name {self.name!r} is not an identifier, or has a meaning of its own in text")
         if self.lower < 0 or (self.upper is not None and self.upper < self.lower) or self.multiple_of < 1:
             raise CompileError(f"dim {self.name}: bounds {self.lower}..{self.upper} % {self.multiple_of} hold no size")
 
@@ -266,6 +268,16 @@ def product(sizes: Iterable[DimLike]) -> DimLike:
     return total
 
 
+def exact_quotient(left: DimLike, right: DimLike) -> DimLike | None:
+    """q with q * right == left for all bindings where it is found, else None. `right` is taken to be positive."""
+    if isinstance(right, int):
+        if right == 0 or not divides(right, left):
+            return None
+        quotient = left // right
+        return quotient if quotient * right == left else None
+    return _exact_quotient(left, right)
+
+
 def parse_dim(text: str, symbols: Mapping[str, DimLike]) -> DimLike:
     """Reads what `str(dim)` prints: + - * // % min over integers and the given names."""
     try:
@@ -306,12 +318,45 @@ def _from_terms(terms: Iterable[tuple[Monomial, int]]) -> DimLike:
     for monomial, coefficient in terms:
         total[monomial] = total.get(monomial, 0) + coefficient
     kept = [(m, c) for m, c in total.items() if c]
+    for monomial, coefficient in kept:
+        undone = _undo_exact_division(monomial, coefficient)
+        if undone is not None:
+            return _from_terms([*((m, c) for m, c in kept if m != monomial), *_terms(undone)])
+    if len(kept) > 1:
+        whole = _recombine(dict(kept))
+        if whole is not None:
+            return _from_terms(whole)
     if not kept:
         return 0
     if len(kept) == 1 and not kept[0][0]:
         return kept[0][1]
     kept.sort(key=lambda item: _monomial_key(item[0]))
     return Dim(tuple(kept))
+
+
+def _undo_exact_division(monomial: Monomial, coefficient: int) -> DimLike | None:
+    """d * (a // d) -> a where d is known to divide a, for any multiple of it and any other factors beside it."""
+    for position, (atom, power) in enumerate(monomial):
+        if not (isinstance(atom, Composed) and atom.kind == "floordiv" and isinstance(atom.right, int)):
+            continue
+        if coefficient % atom.right == 0 and divides(atom.right, atom.left):
+            rest = monomial[:position] + (((atom, power - 1),) if power > 1 else ()) + monomial[position + 1:]
+            return _from_terms([(rest, coefficient // atom.right)]) * atom.left
+    return None
+
+
+def _recombine(total: dict[Monomial, int]) -> list[tuple[Monomial, int]] | None:
+    """The terms with f * (x % n) + f * n * (x // n) replaced by f * x, where that occurs; None where it does not."""
+    for monomial, coefficient in total.items():
+        for position, (atom, power) in enumerate(monomial):
+            if power != 1 or not isinstance(atom, Composed) or atom.kind != "mod":
+                continue
+            factor = Dim(((monomial[:position] + monomial[position + 1:], coefficient),))
+            needed = list(_terms(factor * atom.right * _floordiv(atom.left, atom.right)))
+            if needed and all(total.get(m) == c for m, c in needed):
+                rest = [(m, c) for m, c in total.items() if m != monomial and (m, c) not in needed]
+                return [*rest, *_terms(factor * atom.left)]
+    return None
 
 
 def _atom(atom: Atom) -> Dim:

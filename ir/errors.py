@@ -10,6 +10,8 @@ from __future__ import annotations
 import linecache
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from types import CodeType, FrameType
 
 PACKAGE_PREFIXES = ("tilewright.",)
@@ -86,15 +88,19 @@ def caller_loc(depth: int = 1) -> Loc:
 
 
 def _frame_loc(frame: FrameType) -> Loc:
-    code: CodeType = frame.f_code
+    return _instruction_loc(frame.f_code, frame.f_lasti, frame.f_lineno)
+
+
+@lru_cache(maxsize=4096)
+def _instruction_loc(code: CodeType, instruction: int, line_number: int) -> Loc:
+    """Cached, because walking `co_positions` costs as much as making a node, and a loop asks for the same place often."""
     column = end_column = -1
-    index = frame.f_lasti // 2
-    for position, (line, end_line, start, end) in enumerate(code.co_positions()):
-        if position == index:
-            if line == end_line and start is not None and end is not None:
-                column, end_column = start, end
-            break
-    return Loc(code.co_filename, frame.f_lineno, column, end_column, code.co_name)
+    position = next(islice(code.co_positions(), instruction // 2, None), None)
+    if position is not None:
+        line, end_line, start, end = position
+        if line == end_line and start is not None and end is not None:
+            column, end_column = start, end
+    return Loc(code.co_filename, line_number, column, end_column, code.co_name)
 
 
 class TilewrightError(Exception):
@@ -132,7 +138,13 @@ class UnsupportedError(CompileError):
 
 
 class ParseError(CompileError):
-    """Text of the IR that does not parse; carries line and column."""
+    """Text of the IR that does not parse; carries line and column (counted from 1) and shows the line."""
+
+    def __init__(self, message: str, *, line: int = 0, column: int = 0, loc: Loc = UNKNOWN, notes: tuple[str, ...] = (),
+                 hint: str = "") -> None:
+        super().__init__(message, loc=loc, notes=notes, hint=hint)
+        self.line = line
+        self.column = column
 
 
 class VerifyError(CompileError):

@@ -11,11 +11,13 @@ All walks are iterative: depth is never limited by the interpreter's stack.
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any, ClassVar
+from types import UnionType
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -70,6 +72,42 @@ class Op:
 @lru_cache(maxsize=None)
 def attribute_names(op_class: type[Op]) -> tuple[str, ...]:
     return tuple(f.name for f in fields(op_class))
+
+
+@lru_cache(maxsize=None)
+def _attribute_hints(op_class: type[Op]) -> dict[str, Any]:
+    hints = get_type_hints(op_class)
+    return {name: hints[name] for name in attribute_names(op_class)}
+
+
+def attribute_problem(op: Op) -> str | None:
+    """What is wrong with the kind of an attribute (a float where an int belongs), or None: what text may get wrong."""
+    for name, hint in _attribute_hints(type(op)).items():
+        value = getattr(op, name)
+        if not _is_of(value, hint):
+            wanted = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+            return f"{op.spelling}: attribute {name} must be {_PACKAGE_NAME.sub('', wanted)}, found {value!r:.80}"
+    return None
+
+
+_PACKAGE_NAME = re.compile(r"(\w+\.)+")
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_is_of(value, part) for part in parts)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(parts) == 2 and parts[1] is Ellipsis:
+            return all(_is_of(v, parts[0]) for v in value)
+        return len(value) == len(parts) and all(map(_is_of, value, parts))
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
 
 
 class Constant:

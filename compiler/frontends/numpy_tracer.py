@@ -1,0 +1,775 @@
+"""The traced array, symbolic sizes as a program sees them, and the tracer that turns operations on them into nodes.
+
+A `TracedArray` follows NumPy's meaning of an array: it is a view (a chain of steps) of a `Storage`, whose node is replaced
+by every write, so that `y = x[1:3]; y[0] = 5` changes x. A `Size` is a symbolic dim as `x.shape` gives it: it computes
+like a Python integer, and its comparisons answer only what holds for every size, or what a recorded guard makes hold.
+
+What the operations mean stands elsewhere, in the `Rules` that the tracer is given. The tracer keeps one builder for each
+nested body (`Scope`); a value of an outer scope that a body reads becomes a capture of that body. Every entry from user
+code goes through `Tracer.call`, which puts the user's line on nodes and errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .. import library
+from ..ir.dims import Dim, DimLike, bounds, compare, evaluate, substitute, symbol, symbols_of
+from ..ir.errors import Loc, TilewrightError, caller_loc
+from ..ir.graph import Builder, Constant, Graph, Node
+from ..ir.ops.control import Const, Param
+from ..ir.ops.shape import SizeOf
+from ..ir.types import F64, I64, DType, TensorType, dtype_of
+from .numpy_errors import (
+    NO_VALUES,
+    TraceAttributeError,
+    TraceError,
+    TraceTypeError,
+    TraceValueError,
+    conversion_error,
+    translated,
+)
+from .numpy_views import C_LAYOUT, UNKNOWN_LAYOUT, Layout, Step, read_through, write_through
+
+
+class Restart(BaseException):
+    """Raised to trace again with sizes replaced; no `except Exception` of a user may stop it."""
+
+    def __init__(self, substitution: Mapping[str, DimLike]) -> None:
+        super().__init__("trace again with other sizes")
+        self.substitution = dict(substitution)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A comparison of sizes that decided something while tracing: `left relation right` came out as `outcome`."""
+
+    relation: str
+    left: DimLike
+    right: DimLike
+    outcome: bool
+
+    def holds(self, binding: Mapping[str, int]) -> bool:
+        left, right = evaluate(self.left, binding), evaluate(self.right, binding)
+        return _RELATIONS[self.relation]((left > right) - (left < right)) == self.outcome
+
+    def __str__(self) -> str:
+        return f"{self.left} {self.relation} {self.right} is {self.outcome}"
+
+
+_RELATIONS: dict[str, Callable[[int], bool]] = {
+    "==": lambda order: order == 0,
+    "<": lambda order: order < 0,
+    "<=": lambda order: order <= 0,
+}
+
+
+@dataclass
+class Rules:
+    """What operations mean: handlers for ufuncs, NumPy functions and indexing, given to the tracer by its maker."""
+
+    ufunc: Callable[..., Any]
+    functions: Mapping[Callable[..., Any], Callable[..., Any]]
+    get_item: Callable[..., Any]
+    set_item: Callable[..., None]
+    methods: Mapping[str, Callable[..., Any]]
+
+
+@dataclass(eq=False)
+class Scope:
+    """A graph under construction. `captures` maps a node of the enclosing scope to the param that stands for it."""
+
+    builder: Builder
+    captures: dict[Node, Node] = field(default_factory=dict)
+    open: bool = True
+
+    def capture(self, node: Node) -> Node:
+        """The value of an enclosing scope inside this one."""
+        if not node.inputs and not isinstance(node.op, Param):
+            return self.builder.add(node.op, loc=node.loc)
+        if node not in self.captures:
+            op = Param(f"capture{len(self.captures)}", node.dtype, node.shape)
+            self.captures[node] = self.builder.add(op, loc=node.loc)
+        return self.captures[node]
+
+
+@dataclass(eq=False)
+class Storage:
+    """The memory behind an array and its views. `frozen` says why it must not be written."""
+
+    scope: Scope
+    node: Node
+    version: int = 0
+    frozen: str = ""
+
+
+class Tracer:
+    """State of one trace. `observed` holds the example's sizes by symbol; None where sizes come from specs."""
+
+    def __init__(self, rules: Rules, observed: Mapping[str, int] | None = None) -> None:
+        self.rules = rules
+        self.observed = observed
+        self.guards: list[Guard] = []
+        self.scopes: list[Scope] = [Scope(Builder())]
+        self.loc = Loc()
+        self._depth = 0
+        self._constants: dict[int, tuple[np.ndarray, Constant]] = {}
+
+    # --- entry from user code ---
+
+    def call(self, rule: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`rule(tracer, ...)` with the user's line on new nodes; whatever NumPy complains of becomes an error of ours."""
+        if self._depth:
+            return rule(self, *args, **kwargs)
+        self.locate()
+        self._depth += 1
+        try:
+            return rule(self, *args, **kwargs)
+        except TilewrightError as error:
+            raise error.at(self.loc) from None
+        except (TypeError, ValueError, IndexError, OverflowError, AttributeError, NotImplementedError) as error:
+            raise translated(error).at(self.loc) from error
+        finally:
+            self._depth -= 1
+
+    def locate(self) -> Loc:
+        """Makes the user's current line the place of new nodes."""
+        self.loc = caller_loc(2)
+        for scope in self.scopes:
+            scope.builder.loc = self.loc
+        return self.loc
+
+    def in_user_code(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Runs a function of the user (a body) from within a rule: its operations have lines of their own."""
+        depth, self._depth, loc = self._depth, 0, self.loc
+        try:
+            return function(*args)
+        finally:
+            self._depth = depth
+            self.loc = loc
+            for scope in self.scopes:
+                scope.builder.loc = loc
+
+    # --- scopes ---
+
+    @property
+    def scope(self) -> Scope:
+        return self.scopes[-1]
+
+    @property
+    def b(self) -> Builder:
+        """The builder of the innermost scope."""
+        return self.scopes[-1].builder
+
+    def bring(self, node: Node, owner: Scope) -> Node:
+        """The value of `owner`'s scope in the current one."""
+        if owner is self.scope:
+            return node
+        if not owner.open or owner not in self.scopes:
+            raise TraceError(
+                "a value computed inside the body of tw.cond, tw.while_loop or tw.scan is used outside of it",
+                hint="return it from the body",
+            )
+        for scope in self.scopes[self.scopes.index(owner) + 1 :]:
+            node = scope.capture(node)
+        return node
+
+    # --- values ---
+
+    def node(self, value: Any, dtype: DType | None = None) -> Node:
+        """The value as a node of the current scope, cast to `dtype` where one is given."""
+        if isinstance(value, Node):
+            found = value
+        elif isinstance(value, TracedArray):
+            found = self.bring(value.read(self), value.storage.scope)
+        elif isinstance(value, Size):
+            self.check_owner(value.tracer)
+            found = library.size_value(self.b, value.dim)
+        else:
+            if dtype is not None and isinstance(value, (bool, int, float)):
+                return library.constant(self.b, np.asarray(value), dtype)
+            found = self.b.add(Const(self.constant(np.asarray(value))))
+        return found if dtype is None else library.cast(self.b, found, dtype)
+
+    def constant(self, array: np.ndarray) -> Constant:
+        """The array as it is now. It is copied unless read-only: a program may change its concrete arrays later on."""
+        if array.dtype == object:
+            raise TraceTypeError(
+                "an array of Python objects (or an irregular nested list) has no place in a compiled program",
+                hint="join traced values with np.stack or np.concatenate; give numbers a NumPy dtype",
+            )
+        try:
+            dtype = dtype_of(array.dtype)
+        except TilewrightError as error:
+            raise TraceTypeError(error.message) from None
+        known = self._constants.get(id(array))
+        if known is not None and known[0] is array and _same_bytes(array, known[1].array):
+            return known[1]
+        made = Constant(array.copy() if array.flags.writeable else array, dtype)
+        self._constants[id(array)] = (array, made)
+        return made
+
+    def array(self, node: Node, scalar: bool = False) -> TracedArray:
+        """A fresh array that holds the node's value; `scalar`: NumPy would give an immutable scalar."""
+        return TracedArray(self, Storage(self.scope, node), scalar=scalar)
+
+    def as_array(self, value: Any) -> TracedArray:
+        return value if isinstance(value, TracedArray) else self.array(self.node(value))
+
+    def weak(self, node: Node, kind: type) -> TracedArray:
+        """A scalar that promotes like a Python int or float."""
+        return TracedArray(self, Storage(self.scope, node), scalar=True, weak=kind)
+
+    def assign(self, target: TracedArray, value: Node) -> None:
+        """Writes a node of the target's shape and dtype into it and so into everything that shares its storage."""
+        storage = target.storage
+        if target.scalar:
+            raise TraceTypeError(f"a NumPy scalar ({target.dtype}) does not support item assignment")
+        if storage.frozen:
+            raise TraceValueError(storage.frozen, hint="copy it first: x = x.copy()")
+        if storage.scope is not self.scope:
+            raise TraceError(
+                "the body of tw.cond, tw.while_loop or tw.scan writes into an array from outside of it",
+                hint="pass the array as an operand or state and return the changed one",
+            )
+        if target.uncertain:
+            raise TraceError(
+                "whether this array shares memory with the one it was reshaped from depends on the memory layout",
+                hint="make it an array of its own before writing: x = x.copy()",
+            )
+        storage.node = write_through(self.b, storage.node, target.path, value) if target.path else value
+        storage.version += 1
+
+    # --- sizes ---
+
+    def check_owner(self, tracer: Tracer) -> None:
+        if tracer is not self:
+            raise TraceError("a traced value of another compilation is used here; it has outlived its function")
+
+    def sizes(self, shape: Sequence[DimLike]) -> tuple[Any, ...]:
+        """A shape as user code sees it."""
+        return tuple(n if isinstance(n, int) else Size(self, n) for n in shape)
+
+    def decide(self, relation: str, left: DimLike, right: DimLike) -> bool:
+        """Whether the relation holds for every size, or for the example's sizes and whatever the guard admits."""
+        known = _decided(relation, left, right)
+        if known is not None:
+            return known
+        if self.observed is None:
+            raise TraceError(
+                f"whether {left} {relation} {right} is not known at compile time",
+                loc=caller_loc(),
+                hint="bound the size, tw.symbol(name, lower, upper), bind it to a number, or use tw.cond on values",
+            )
+        order = evaluate(left, self.observed) - evaluate(right, self.observed)
+        outcome = _RELATIONS[relation](order)
+        if relation == "==" and outcome:
+            raise Restart(self.solve(left, right))
+        self.guards.append(Guard(relation, left, right, outcome))
+        return outcome
+
+    def unify(self, left: DimLike, right: DimLike, complaint: str) -> None:
+        """Makes two sizes one that an operation needs equal: traces again where the example's are, else complains."""
+        if left == right:
+            return
+        if self.observed is None:
+            both_static = isinstance(left, int) and isinstance(right, int)
+            hint = "" if both_static else "where the sizes are always equal, give them one name in tw.spec (or one number)"
+            raise TraceValueError(complaint, hint=hint)
+        if evaluate(left, self.observed) != evaluate(right, self.observed):
+            raise TraceValueError(complaint)
+        raise Restart(self.solve(left, right))
+
+    def solve(self, left: DimLike, right: DimLike) -> dict[str, DimLike]:
+        """Symbols replaced so that left == right; all of them by the example's sizes where no single one does."""
+        assert self.observed is not None
+        difference = left - right
+        assert isinstance(difference, Dim)
+        for monomial, coefficient in reversed(difference.terms):
+            if len(monomial) != 1 or monomial[0][1] != 1 or abs(coefficient) != 1:
+                continue
+            (found,) = symbols_of(Dim(((monomial, 1),)))[:1] or (None,)
+            if found is None or str(Dim(((monomial, 1),))) != found.name or found.multiple_of != 1:
+                continue
+            rest = difference - Dim(((monomial, coefficient),))
+            value = -rest if coefficient == 1 else rest
+            if found.name in {s.name for s in symbols_of(value)}:
+                continue
+            if isinstance(value, int) or bounds(value)[0] >= found.lower:
+                return {found.name: value}
+        return self.specialize(difference)
+
+    def specialize(self, *sizes: DimLike) -> dict[str, DimLike]:
+        """The example's number for every symbol in the sizes."""
+        assert self.observed is not None
+        return {s.name: self.observed[s.name] for s in symbols_of(*sizes)}
+
+    def make_divisible(self, size: DimLike, divisor: int) -> bool:
+        """Traces again with a symbol known to be a multiple, where that makes the size one; False if it cannot."""
+        if self.observed is None or evaluate(size, self.observed) % divisor:
+            return False
+        found = symbols_of(size)
+        if len(found) == 1 and str(size) == found[0].name:
+            plain = found[0]
+            multiple = plain.multiple_of * divisor
+            raise Restart({plain.name: symbol(plain.name, plain.lower, plain.upper, multiple)})
+        raise Restart(self.specialize(size))
+
+    def broadcast_shapes(self, *shapes: Sequence[DimLike]) -> tuple[DimLike, ...]:
+        """NumPy's rule; two symbolic sizes that meet must be one."""
+        rank = max((len(s) for s in shapes), default=0)
+        result: list[DimLike] = [1] * rank
+        for shape in shapes:
+            for axis, size in enumerate(shape, rank - len(shape)):
+                known = result[axis]
+                if known == 1:
+                    result[axis] = size
+                elif size != 1 and size != known:
+                    self._meet(known, size, shapes, axis - rank)
+        return tuple(result)
+
+    def _meet(self, known: DimLike, size: DimLike, shapes: Sequence[Sequence[DimLike]], axis: int) -> None:
+        texts = " ".join(shape_text(s) for s in shapes)
+        complaint = f"operands could not be broadcast together with shapes {texts}: {known} vs {size} on axis {axis}"
+        if self.observed is not None:
+            for one, other in ((known, size), (size, known)):
+                if evaluate(one, self.observed) == 1 and evaluate(other, self.observed) != 1:
+                    raise Restart(self.specialize(one))
+        self.unify(known, size, complaint)
+
+
+def shape_text(shape: Sequence[Any]) -> str:
+    """A shape as NumPy prints it."""
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+
+
+def _same_bytes(array: np.ndarray, copy: np.ndarray) -> bool:
+    if not array.flags.writeable:
+        return True
+    if array.dtype != copy.dtype or array.shape != copy.shape:
+        return False
+    return bool(np.array_equal(np.ascontiguousarray(array).reshape(-1).view(np.uint8), copy.reshape(-1).view(np.uint8)))
+
+
+def _decided(relation: str, left: DimLike, right: DimLike) -> bool | None:
+    order = compare(left, right)
+    if order is not None:
+        return _RELATIONS[relation](order)
+    low, high = bounds(left - right)
+    if relation == "<=" and high <= 0 or relation == "<" and high < 0:
+        return True
+    if relation == "<=" and low > 0 or relation == "<" and low >= 0:
+        return False
+    return None
+
+
+def as_dim(value: Any) -> DimLike | None:
+    """A size as the IR has it; None for what is no size."""
+    if isinstance(value, Size):
+        return value.dim
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    return value if isinstance(value, Dim) else None
+
+
+class Size:
+    """A symbolic size in user code: computes like a Python integer, becomes a value where it meets arrays."""
+
+    __slots__ = ("tracer", "dim")
+
+    def __init__(self, tracer: Tracer, dim: Dim) -> None:
+        self.tracer = tracer
+        self.dim = dim
+
+    def _exact(self, other: Any, function: Callable[[DimLike, DimLike], DimLike], ufunc: np.ufunc, swap: bool) -> Any:
+        dim = as_dim(other)
+        if dim is not None:
+            result = function(dim, self.dim) if swap else function(self.dim, dim)
+            return result if isinstance(result, int) else Size(self.tracer, result)
+        return self._as_value(other, ufunc, swap)
+
+    def _as_value(self, other: Any, ufunc: np.ufunc, swap: bool) -> Any:
+        if not isinstance(other, (bool, int, float, np.generic, np.ndarray, TracedArray, Size)):
+            return NotImplemented
+        mine: Any = self.tracer.weak(self.tracer.node(self), int)
+        theirs = other.tracer.weak(other.tracer.node(other), int) if isinstance(other, Size) else other
+        return ufunc(theirs, mine) if swap else ufunc(mine, theirs)
+
+    def __add__(self, other: Any) -> Any:
+        return self._exact(other, lambda a, b: a + b, np.add, False)
+
+    def __radd__(self, other: Any) -> Any:
+        return self._exact(other, lambda a, b: a + b, np.add, True)
+
+    def __sub__(self, other: Any) -> Any:
+        return self._exact(other, lambda a, b: a - b, np.subtract, False)
+
+    def __rsub__(self, other: Any) -> Any:
+        return self._exact(other, lambda a, b: a - b, np.subtract, True)
+
+    def __mul__(self, other: Any) -> Any:
+        if isinstance(other, (list, tuple)):
+            raise conversion_error(f"repeating a {type(other).__name__} by the size {self.dim}", caller_loc())
+        return self._exact(other, lambda a, b: a * b, np.multiply, False)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: Any) -> Any:
+        return self._exact(other, lambda a, b: a // b, np.floor_divide, False)
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return self._exact(other, lambda a, b: a // b, np.floor_divide, True)
+
+    def __mod__(self, other: Any) -> Any:
+        return self._exact(other, lambda a, b: a % b, np.remainder, False)
+
+    def __rmod__(self, other: Any) -> Any:
+        return self._exact(other, lambda a, b: a % b, np.remainder, True)
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._as_value(other, np.true_divide, False)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return self._as_value(other, np.true_divide, True)
+
+    def __pow__(self, other: Any) -> Any:
+        if isinstance(other, int) and other >= 0:
+            result: DimLike = 1
+            for _ in range(other):
+                result = result * self.dim
+            return result if isinstance(result, int) else Size(self.tracer, result)
+        return self._as_value(float(other) if isinstance(other, int) else other, np.power, False)
+
+    def __rpow__(self, other: Any) -> Any:
+        return self._as_value(other, np.power, True)
+
+    def __neg__(self) -> Any:
+        return 0 - self
+
+    def __pos__(self) -> Size:
+        return self
+
+    def __eq__(self, other: object) -> Any:
+        return self._compare("==", other, np.equal)
+
+    def __ne__(self, other: object) -> Any:
+        outcome = self._compare("==", other, np.equal)
+        return not outcome if isinstance(outcome, bool) else np.logical_not(outcome)
+
+    def __lt__(self, other: Any) -> Any:
+        return self._compare("<", other, np.less)
+
+    def __le__(self, other: Any) -> Any:
+        return self._compare("<=", other, np.less_equal)
+
+    def __gt__(self, other: Any) -> Any:
+        outcome = self._compare("<=", other, np.less_equal)
+        return not outcome if isinstance(outcome, bool) else np.logical_not(outcome)
+
+    def __ge__(self, other: Any) -> Any:
+        outcome = self._compare("<", other, np.less)
+        return not outcome if isinstance(outcome, bool) else np.logical_not(outcome)
+
+    def _compare(self, relation: str, other: Any, ufunc: np.ufunc) -> Any:
+        dim = as_dim(other)
+        if dim is not None:
+            return self.tracer.decide(relation, self.dim, dim)
+        if isinstance(other, float) and other == int(other):
+            return self.tracer.decide(relation, self.dim, int(other))
+        if isinstance(other, (float, np.generic, np.ndarray, TracedArray)):
+            return self._as_value(other, ufunc, False)
+        return False if relation == "==" else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.dim)
+
+    def __bool__(self) -> bool:
+        return not self.tracer.decide("==", self.dim, 0)
+
+    def __index__(self) -> int:
+        raise TraceError(
+            f"the size {self.dim} is not known at compile time, so it is no Python integer",
+            loc=caller_loc(),
+            hint="make arrays of this size with np.zeros_like(x), np.ones_like(x), np.zeros(shape, like=x) or "
+            "np.arange(n, like=x); loop over it with tw.scan or tw.while_loop; or bind the size to a number",
+        )
+
+    def __float__(self) -> float:
+        raise TraceError(
+            f"the size {self.dim} is not known at compile time, so it is no Python float",
+            loc=caller_loc(),
+            hint="compute with NumPy's functions instead of math's: np.sqrt(n), x / n, n ** 0.5",
+        )
+
+    __int__ = __index__
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        return self.tracer.call(self.tracer.rules.ufunc, ufunc, method, inputs, kwargs)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        return call_function(self.tracer, function, args, kwargs)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        self.__index__()
+        raise AssertionError
+
+    def __repr__(self) -> str:
+        return str(self.dim)
+
+
+class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
+    """An array in the program that is traced; see the module's text. Its methods and operators are NumPy's."""
+
+    __slots__ = ("tracer", "storage", "path", "layout", "scalar", "weak_kind", "uncertain", "_node", "_version")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        storage: Storage,
+        path: tuple[Step, ...] = (),
+        layout: Layout = C_LAYOUT,
+        scalar: bool = False,
+        weak: type | None = None,
+        uncertain: bool = False,
+    ) -> None:
+        self.tracer = tracer
+        self.storage = storage
+        self.path = path
+        self.layout = layout
+        self.scalar = scalar
+        self.weak_kind = weak
+        self.uncertain = uncertain
+        self._node = read_through(storage.scope.builder, storage.node, path)
+        self._version = storage.version
+
+    def read(self, tracer: Tracer) -> Node:
+        """The current value, a node of the storage's scope."""
+        if tracer is not self.tracer:
+            tracer.check_owner(self.tracer)
+        if self._version != self.storage.version:
+            if self.uncertain:
+                raise TraceError(
+                    "an array was written after it was reshaped, and whether the reshaped one sees the write depends "
+                    "on the memory layout",
+                    hint="make the reshaped array one of its own: x.reshape(shape).copy()",
+                )
+            self._node = read_through(self.storage.scope.builder, self.storage.node, self.path)
+            self._version = self.storage.version
+        return self._node
+
+    def view(self, step: Step, layout: Layout, uncertain: bool = False) -> TracedArray:
+        """An array that shares this one's storage."""
+        path = (*self.path, step)
+        return TracedArray(self.tracer, self.storage, path, layout, uncertain=uncertain or self.uncertain)
+
+    @property
+    def type(self) -> TensorType:
+        return self._node.tensor
+
+    @property
+    def dims(self) -> tuple[DimLike, ...]:
+        """The shape as the IR has it."""
+        return self._node.tensor.shape
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        return self.tracer.sizes(self._node.tensor.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._node.tensor.dtype.numpy
+
+    @property
+    def ndim(self) -> int:
+        return len(self._node.tensor.shape)
+
+    @property
+    def size(self) -> Any:
+        return self.tracer.sizes((self.type.elements,))[0]
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> Any:
+        return self.size * self.itemsize
+
+    @property
+    def T(self) -> TracedArray:
+        return np.transpose(self)  # type: ignore[call-overload, no-any-return]
+
+    @property
+    def mT(self) -> TracedArray:
+        return np.swapaxes(self, -1, -2)  # type: ignore[call-overload, no-any-return]
+
+    @property
+    def real(self) -> TracedArray:
+        return self
+
+    @property
+    def imag(self) -> TracedArray:
+        return np.zeros_like(self)  # type: ignore[call-overload, no-any-return]
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        return self.tracer.call(self.tracer.rules.ufunc, ufunc, method, inputs, kwargs)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        return call_function(self.tracer, function, args, kwargs)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.tracer.call(self.tracer.rules.get_item, self, key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.call(self.tracer.rules.set_item, self, key, value)
+
+    def __getattr__(self, name: str) -> Any:
+        method = self.tracer.rules.methods.get(name)
+        if method is not None:
+            return partial(self.tracer.call, method, self)
+        if name in _ARRAY_ATTRIBUTES:
+            raise TraceAttributeError(
+                f"ndarray.{name} is not available on a traced array: {NO_VALUES}", loc=caller_loc(), hint=_ATTRIBUTE_HINTS.get(name, "")
+            )
+        raise AttributeError(f"a traced array has no attribute {name!r}")
+
+    def __pow__(self, other: Any) -> Any:
+        """With NumPy's short cuts for Python scalars, which differ from `power` in -0.0 and infinities."""
+        short = _POWER_SHORT_CUTS.get(other) if type(other) in (int, float) and self._short_power(other) else None
+        return short(self) if short is not None else np.power(self, other)  # type: ignore[call-overload]
+
+    def _short_power(self, other: float) -> bool:
+        return not self.scalar and self.dtype.kind in "fV" and self.dtype.itemsize >= 2
+
+    def __len__(self) -> int:
+        if not self.ndim:
+            raise TraceTypeError("len() of unsized object", loc=caller_loc())
+        return self.shape[0] if isinstance(self.shape[0], int) else self.shape[0].__index__()
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self.ndim:
+            raise TraceTypeError("iteration over a 0-d array", loc=caller_loc())
+        if not isinstance(self.dims[0], int):
+            raise TraceTypeError(
+                f"iteration over an axis of size {self.dims[0]}, which is not known at compile time",
+                loc=caller_loc(),
+                hint="use tw.scan(f, init, xs), or bind the size to a number",
+            )
+        return (self[i] for i in range(self.dims[0]))
+
+    def __bool__(self) -> bool:
+        loc = caller_loc()
+        if 0 not in self.dims and self.type.elements != 1:
+            raise TraceValueError(
+                "The truth value of an array with more than one element is ambiguous. Use a.any() or a.all()", loc=loc
+            )
+        raise TraceTypeError(
+            f"Python control flow asks for the truth of a traced value: {NO_VALUES}",
+            loc=loc,
+            hint="choose elementwise with np.where(condition, a, b), branch with tw.cond(condition, then, else_, *operands), "
+            "loop with tw.while_loop(condition, body, state); join conditions with & and |, not `and` and `or`",
+        )
+
+    def __contains__(self, value: Any) -> bool:
+        return bool(np.any(np.equal(self, value)))
+
+    def __index__(self) -> int:
+        raise conversion_error("a traced value is used as a Python integer", caller_loc())
+
+    def __int__(self) -> int:
+        raise conversion_error("int() of a traced value", caller_loc())
+
+    def __float__(self) -> float:
+        raise conversion_error("float() of a traced value", caller_loc())
+
+    def __complex__(self) -> complex:
+        raise conversion_error("complex() of a traced value", caller_loc())
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        raise conversion_error("NumPy asks a traced array for a concrete one", caller_loc())
+
+    def __copy__(self) -> Any:
+        return self.copy()
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.copy()
+
+    def __repr__(self) -> str:
+        return f"<traced {self.type}>"
+
+
+_POWER_SHORT_CUTS: dict[float, Callable[[Any], Any]] = {
+    1: np.positive,
+    2: np.square,
+    0.5: np.sqrt,
+    -1: np.reciprocal,
+    0: np.ones_like,
+}
+_ARRAY_ATTRIBUTES = frozenset(name for name in dir(np.ndarray) if not name.startswith("_"))
+_ATTRIBUTE_HINTS = {
+    "item": "keep it as a 0-d array; read values from what the compiled function returns",
+    "tolist": "return the array and convert what the compiled function returns",
+    "tobytes": "return the array and convert what the compiled function returns",
+    "flat": "use x.ravel() to read, x.reshape(-1)[i] = v to write",
+    "nonzero": "the number of results depends on the data: choose elementwise with np.where(condition, a, b)",
+    "resize": "use np.pad to grow and a slice to shrink",
+    "view": "use x.astype(dtype) to convert values",
+}
+
+
+def call_function(tracer: Tracer, function: Any, args: Any, kwargs: Any) -> Any:
+    return tracer.call(_call_function, function, args, kwargs)
+
+
+def _call_function(t: Tracer, function: Any, args: Any, kwargs: Any) -> Any:
+    rule = t.rules.functions.get(function)
+    if rule is None:
+        module = getattr(function, "__module__", "numpy") or "numpy"
+        raise TraceTypeError(
+            f"{module}.{getattr(function, '__name__', function)} is not supported on traced arrays",
+            hint="write it with supported functions, or compute it outside of the compiled function",
+        )
+    return settle(t, rule(t, *args, **kwargs), (*args, *kwargs.values()))
+
+
+def settle(t: Tracer, result: Any, inputs: Sequence[Any]) -> Any:
+    """Fresh results of operands that are not in C order get an unknown layout, since NumPy may follow the operands."""
+    arrays = list(_arrays_in(inputs))
+    if all(a.layout.contiguous for a in arrays):
+        return result
+    known = {id(a.storage) for a in arrays}
+    for made in _arrays_in((result,)):
+        if id(made.storage) not in known and not made.path and made.ndim > 1 and not made.storage.version:
+            made.layout = UNKNOWN_LAYOUT
+    return result
+
+
+def _arrays_in(values: Sequence[Any]) -> Iterator[TracedArray]:
+    for value in values:
+        if isinstance(value, TracedArray):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _arrays_in(value)
+
+
+def size_node(b: Builder, dim: DimLike) -> Node:
+    """A size as an int64 value."""
+    return b.add(SizeOf(dim)) if isinstance(dim, Dim) else library.constant(b, dim, I64)
+
+
+def resolve(size: DimLike, substitution: Mapping[str, DimLike]) -> DimLike:
+    return substitute(size, substitution)
+
+
+__all__ = [
+    "F64", "Graph", "Guard", "Restart", "Rules", "Scope", "Size", "Storage", "TracedArray", "Tracer", "as_dim",
+    "call_function", "resolve", "settle", "shape_text", "size_node",
+]  # fmt: skip

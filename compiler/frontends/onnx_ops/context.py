@@ -1,0 +1,248 @@
+"""What the function of an ONNX operator works with: the builder, the opset, known values, broadcasting and errors.
+
+Every operator is a function `name(c: Context, <inputs>, *, <attributes>)` whose parameters are the ONNX inputs and
+attributes; an absent optional input is None. It returns a node, or a tuple of nodes, one an output; outputs that the
+model does not use may be None. Where an opset moved an attribute to an input the parameter takes either form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn, Protocol, Union
+
+import numpy as np
+
+from ...ir.dims import Dim, DimLike, bounds, compare, symbols_of
+from ...ir.errors import CompileError, UnsupportedError
+from ...ir.graph import Array, Builder, Node
+from ...ir.ops.compute import Elementwise
+from ...ir.ops.control import Param
+from ...ir.ops.shape import Concat, SizeOf, Slice, UpdateSlice
+from ...ir.types import F32, I64, DType, TensorType
+from ...library import broadcast, cast, constant, full, reshape, scalar
+from .known_values import KnownValues
+from .tensors import element_dtype
+
+# An argument that is an input in one opset and an attribute in another.
+Integers = Union[Node, Sequence[int], int, None]
+
+
+@dataclass
+class Traced:
+    """A body on its way to a graph: its builder, its inputs, the captures all bodies of the node share, its results."""
+
+    builder: Builder
+    params: list[Node]
+    captures: list[Node]
+    results: list[Node]
+
+    def param(self, label: str, type: TensorType) -> Node:
+        return self.builder.add(Param(label, type.dtype, type.shape))
+
+
+class Subgraph(Protocol):
+    """The body of If, Loop or Scan: the importer's view of it."""
+
+    name: str
+    input_count: int
+    output_count: int
+
+    def inline(self, c: Context, inputs: Sequence[Node]) -> tuple[Node, ...]:
+        """The results, built in place with these inputs."""
+        ...
+
+
+# What a body's input is: a parameter of that type, or a constant.
+BodyInput = Union[TensorType, Array]
+Request = tuple[Subgraph, Sequence[BodyInput]]
+TraceBodies = Callable[["Context", Sequence[Request]], tuple[list[Traced], list[Node]]]
+
+
+@dataclass
+class Context:
+    """One ONNX node on its way into the graph."""
+
+    b: Builder
+    known: KnownValues
+    opset: int
+    op_type: str
+    output_count: int
+    wanted: tuple[bool, ...]
+    trace_bodies: TraceBodies
+
+    # --- errors -------------------------------------------------------------------------------------------------------
+
+    def fail(self, message: str, hint: str = "") -> NoReturn:
+        """The model breaks a rule of the operator."""
+        raise CompileError(f"{self.op_type}: {message}", loc=self.b.loc, hint=hint)
+
+    def unsupported(self, message: str, hint: str = "") -> NoReturn:
+        """The model is valid, but this is not supported."""
+        raise UnsupportedError(f"{self.op_type}: {message}", loc=self.b.loc, hint=hint)
+
+    def wants(self, output: int) -> bool:
+        """True where the model uses that output."""
+        return output < len(self.wanted) and self.wanted[output]
+
+    # --- attributes ---------------------------------------------------------------------------------------------------
+
+    def axis(self, axis: int, rank: int, what: str = "axis") -> int:
+        """The axis counted from the front."""
+        if not -rank <= axis < rank:
+            self.fail(f"{what} {axis} is outside -{rank}..{rank - 1}")
+        return axis % rank if rank else 0
+
+    def axes(self, axes: Sequence[int], rank: int) -> tuple[int, ...]:
+        found = tuple(self.axis(int(a), rank) for a in axes)
+        if len(set(found)) != len(found):
+            self.fail(f"axes {tuple(axes)} name an axis twice")
+        return found
+
+    def choice(self, value: str, what: str, allowed: Sequence[str]) -> str:
+        if value not in allowed:
+            self.fail(f"{what} {value!r} is not one of {', '.join(allowed)}")
+        return value
+
+    def dtype(self, code: int) -> DType:
+        """The dtype for ONNX's number of an element type."""
+        return element_dtype(code, f"the result of {self.op_type}")
+
+    # --- known values -------------------------------------------------------------------------------------------------
+
+    def value(self, node: Node | None) -> Array | None:
+        """The contents where they are known (elements may be `Dim`)."""
+        return None if node is None else self.known.of(node)
+
+    def sizes(self, argument: Integers, what: str) -> tuple[DimLike, ...]:
+        """A list of sizes that must be known; UnsupportedError says which input is not."""
+        if not isinstance(argument, Node):
+            return () if argument is None else (argument,) if isinstance(argument, int) else tuple(argument)
+        value = self.known.of(argument)
+        if value is None:
+            self.unsupported(f"input '{what}' is computed from data; its contents must be known at compile time "
+                             f"(constants and arithmetic on sizes are)", hint="bind more dims, or simplify the model")
+        found = []
+        for element in value.reshape(-1).tolist():
+            if not isinstance(element, (int, Dim)):
+                self.unsupported(f"input '{what}' holds {element}, which is not a size")
+            found.append(element)
+        return tuple(found)
+
+    def integers(self, argument: Integers, what: str) -> tuple[int, ...]:
+        """As `sizes`, and every one a plain number."""
+        found = []
+        for size in self.sizes(argument, what):
+            if isinstance(size, Dim):
+                self.unsupported(f"input '{what}' holds the symbolic size {size}; a number is needed here",
+                                 hint=f"bind {', '.join(s.name for s in symbols_of(size))} with dims={{...}}")
+            found.append(int(size))
+        return tuple(found)
+
+    def number(self, node: Node | None, what: str, default: float) -> float:
+        """A scalar that must be known."""
+        if node is None:
+            return default
+        value = self.known.of(node)
+        if value is None or value.size != 1 or value.dtype == object:
+            self.unsupported(f"input '{what}' must be a constant scalar")
+        return float(value.reshape(-1)[0])
+
+    # --- building -----------------------------------------------------------------------------------------------------
+
+    def constant(self, value: object, dtype: DType | None = None) -> Node:
+        return constant(self.b, value, dtype)
+
+    def like(self, value: float | int | bool, x: Node) -> Node:
+        return constant(self.b, value, x.dtype)
+
+    def sizes_value(self, sizes: Sequence[DimLike], dtype: DType = I64) -> Node:
+        """A vector of sizes as a value."""
+        if all(isinstance(n, int) for n in sizes):
+            return constant(self.b, np.array(sizes, dtype=np.int64), dtype)
+        parts: list[Node] = []
+        numbers: list[int] = []
+        for size in (*sizes, None):
+            if isinstance(size, int):
+                numbers.append(size)
+                continue
+            if numbers:
+                parts.append(constant(self.b, np.array(numbers, dtype=np.int64)))
+                numbers = []
+            if size is not None:
+                parts.append(reshape(self.b, self.b.add(SizeOf(size)), (1,)))
+        joined = parts[0] if len(parts) == 1 else self.b.add(Concat(0), *parts)
+        return cast(self.b, joined, dtype)
+
+    def refine(self, x: Node, shape: Sequence[DimLike]) -> Node:
+        """x under sizes that the model promises but that cannot be proved: checked at run time, never assumed."""
+        shape = tuple(shape)
+        if x.shape == shape:
+            return x
+        for axis, (found, expected) in enumerate(zip(x.shape, shape, strict=True)):
+            if compare(found, expected) in (-1, 1):
+                self.fail(f"axis {axis} has size {found}, expected {expected}")
+        start, step = (0,) * x.rank, (1,) * x.rank
+        # The slice fails where a size is too small, the update where one is too large; together they check equality.
+        window = self.b.add(Slice(start, shape, step), x)
+        return self.b.add(UpdateSlice(start, step), window, x)
+
+    def broadcast_shape(self, *shapes: Sequence[DimLike]) -> tuple[DimLike, ...]:
+        """NumPy's rule. Symbolic sizes that are not proved equal are taken to be equal, which `broadcast_to` checks."""
+        rank = max((len(s) for s in shapes), default=0)
+        result: list[DimLike] = [1] * rank
+        for shape in shapes:
+            for axis, size in enumerate(shape, rank - len(shape)):
+                result[axis] = self._common(result[axis], size, shapes)
+        return tuple(result)
+
+    def _common(self, left: DimLike, right: DimLike, shapes: Sequence[Sequence[DimLike]]) -> DimLike:
+        if left == 1 or right == 1 or left == right:
+            return right if left == 1 else left
+        if compare(left, right) in (-1, 1):
+            texts = " and ".join(f"({', '.join(map(str, s))})" for s in shapes)
+            self.fail(f"shapes {texts} do not broadcast: {left} vs {right}")
+        # a number, else the shorter text: the same choice whatever the order of the operands
+        return min(left, right, key=lambda n: (not isinstance(n, int), len(str(n)), str(n)))
+
+    def broadcast_to(self, x: Node, shape: Sequence[DimLike]) -> Node:
+        offset = len(shape) - x.rank
+        checked = [n if n == 1 else shape[offset + a] for a, n in enumerate(x.shape)]
+        return broadcast(self.b, self.refine(x, checked), shape)
+
+    def broadcast_together(self, *operands: Node) -> tuple[Node, ...]:
+        shape = self.broadcast_shape(*(x.shape for x in operands))
+        return tuple(self.broadcast_to(x, shape) for x in operands)
+
+    def apply(self, function: str, *operands: Node) -> Node:
+        """A scalar function with ONNX's (NumPy's) broadcasting."""
+        return self.b.add(Elementwise(function), *self.broadcast_together(*operands))
+
+    def scalar(self, function: str, *operands: Node) -> Node:
+        return scalar(self.b, function, *operands)
+
+    def cast(self, x: Node, dtype: DType) -> Node:
+        return cast(self.b, x, dtype)
+
+    def reshape(self, x: Node, shape: Sequence[DimLike]) -> Node:
+        return reshape(self.b, x, shape)
+
+    def full(self, value: object, dtype: DType, shape: Sequence[DimLike]) -> Node:
+        return full(self.b, value, dtype, shape)
+
+    def wide(self, x: Node) -> Node:
+        """float16 and bfloat16 as float32, for what ONNX computes there."""
+        return cast(self.b, x, F32) if x.dtype.is_float and x.dtype.bits < 32 else x
+
+    def need_float(self, x: Node, what: str) -> Node:
+        if not x.dtype.is_float:
+            self.fail(f"input '{what}' must be a float tensor, found {x.type}")
+        return x
+
+    def trace(self, requests: Sequence[Request]) -> tuple[list[Traced], list[Node]]:
+        """The bodies of this node, each with its inputs, and the outer values that they capture (in common order)."""
+        return self.trace_bodies(self, requests)
+
+
+def lower_bound(size: DimLike) -> float:
+    return bounds(size)[0]

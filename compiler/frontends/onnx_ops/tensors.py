@@ -1,0 +1,137 @@
+"""Tensors of a model file as NumPy arrays: initializers, attributes, and external data.
+
+A file is data of strangers: every size, offset and length is checked before anything is allocated or read, external
+data must lie inside the model's folder (symbolic links resolved), and what does not fit is a CompileError that names
+the tensor. Assumes protobuf objects with ONNX's field names; imports nothing of the onnx package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...ir.errors import CompileError, UnsupportedError
+from ...ir.types import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, DType
+
+# ONNX's number of an element type -> its name there, ours, the protobuf field for elements that are not raw
+ELEMENT_TYPES: dict[int, tuple[str, DType | None, str]] = {
+    1: ("FLOAT", F32, "float_data"), 2: ("UINT8", U8, "int32_data"), 3: ("INT8", I8, "int32_data"),
+    4: ("UINT16", U16, "int32_data"), 5: ("INT16", I16, "int32_data"), 6: ("INT32", I32, "int32_data"),
+    7: ("INT64", I64, "int64_data"), 8: ("STRING", None, ""), 9: ("BOOL", BOOL, "int32_data"),
+    10: ("FLOAT16", F16, "int32_data"), 11: ("DOUBLE", F64, "double_data"), 12: ("UINT32", U32, "uint64_data"),
+    13: ("UINT64", U64, "uint64_data"), 14: ("COMPLEX64", None, ""), 15: ("COMPLEX128", None, ""),
+    16: ("BFLOAT16", BF16, "int32_data"), 17: ("FLOAT8E4M3FN", None, ""), 18: ("FLOAT8E4M3FNUZ", None, ""),
+    19: ("FLOAT8E5M2", None, ""), 20: ("FLOAT8E5M2FNUZ", None, ""), 21: ("UINT4", None, ""), 22: ("INT4", None, ""),
+    23: ("FLOAT4E2M1", None, ""), 24: ("FLOAT8E8M0", None, ""), 25: ("UINT2", None, ""), 26: ("INT2", None, ""),
+}
+DTYPES: dict[int, DType] = {code: dtype for code, (_, dtype, _) in ELEMENT_TYPES.items() if dtype is not None}
+LARGEST = 1 << 48       # elements of one tensor
+EXTERNAL = 1            # TensorProto.EXTERNAL
+
+
+def element_dtype(code: int, what: str) -> DType:
+    """The dtype for ONNX's number; `what` says whose."""
+    if code not in ELEMENT_TYPES:
+        raise CompileError(f"{what} has the unknown element type {code}")
+    name, dtype, _ = ELEMENT_TYPES[code]
+    if dtype is None:
+        raise UnsupportedError(f"{what} has element type {name}, which is not supported",
+                               hint=f"supported are {', '.join(ELEMENT_TYPES[c][0] for c in DTYPES)}")
+    return dtype
+
+
+def checked_shape(sizes: list[int], what: str) -> tuple[int, ...]:
+    """The sizes as a shape; CompileError for a negative one, or for more elements than any tensor may have."""
+    total = 1
+    for size in sizes:
+        if size < 0:
+            raise CompileError(f"{what} has a negative size: {sizes}")
+        total *= max(size, 1)
+    if total > LARGEST:
+        raise CompileError(f"{what} has sizes {sizes}: more than 2**48 elements")
+    return tuple(sizes)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where external data may lie. None: a model from memory, which has no folder."""
+
+    path: Path | None
+
+    def read(self, location: str, offset: int, length: int, what: str) -> bytes:
+        """`length` bytes of the file; everything about the place is checked first."""
+        if self.path is None:
+            raise CompileError(f"{what} lies in the file {location!r}, but the model was given as bytes",
+                               hint="import the model by its path")
+        root = self.path.resolve()
+        pure = Path(location)
+        if not location or pure.is_absolute() or "\\" in location or "\0" in location:
+            raise CompileError(f"{what} names the external file {location!r}; a path inside the model's folder is needed")
+        target = (root / pure).resolve()
+        if not target.is_relative_to(root):
+            raise CompileError(f"{what} names the external file {location!r}, which is outside the model's folder {root}")
+        if not target.is_file():
+            raise CompileError(f"{what} lies in the external file {target}, which is missing or not a plain file")
+        size = target.stat().st_size
+        if offset < 0 or offset + length > size:
+            raise CompileError(f"{what} needs bytes {offset}..{offset + length} of {target}, which has {size} bytes")
+        with target.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+
+def decode_tensor(tensor: Any, folder: Folder, owner: str = "") -> np.ndarray:
+    """The tensor's elements. Its amount of data must be exactly what dtype and shape need."""
+    what = f"tensor {tensor.name!r}" + (f" of {owner}" if owner else "") if tensor.name or not owner else \
+        f"a tensor of {owner}"
+    dtype = element_dtype(tensor.data_type, what)
+    shape = checked_shape(list(tensor.dims), what)
+    if tensor.HasField("segment"):
+        raise UnsupportedError(f"{what} is stored in segments, which is not supported")
+    count = 1
+    for size in shape:
+        count *= size
+    if tensor.data_location == EXTERNAL:
+        raw = _external_bytes(tensor, folder, count * dtype.bytes, what)
+    elif tensor.HasField("raw_data"):
+        raw = tensor.raw_data
+    else:
+        return _typed_elements(tensor, dtype, shape, count, what)
+    if len(raw) != count * dtype.bytes:
+        raise CompileError(f"{what}: {dtype}{list(shape)} needs {count * dtype.bytes} bytes, found {len(raw)}")
+    array = np.frombuffer(raw, dtype=np.uint8 if dtype.is_bool else dtype.numpy.newbyteorder("<"))
+    return _native(array, dtype).reshape(shape)
+
+
+def _native(array: np.ndarray, dtype: DType) -> np.ndarray:
+    return array != 0 if dtype.is_bool else array.astype(dtype.numpy, copy=False)
+
+
+def _external_bytes(tensor: Any, folder: Folder, needed: int, what: str) -> bytes:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    numbers = {}
+    for key, default in (("offset", 0), ("length", needed)):
+        text = entries.get(key, str(default))
+        if not text.isascii() or not text.isdigit() or len(text) > 18:
+            raise CompileError(f"{what}: the external {key} {text[:40]!r} is not a number")
+        numbers[key] = int(text)
+    if numbers["length"] != needed:
+        raise CompileError(f"{what}: dtype and shape need {needed} bytes, the external data has {numbers['length']}")
+    return folder.read(entries.get("location", ""), numbers["offset"], needed, what)
+
+
+def _typed_elements(tensor: Any, dtype: DType, shape: tuple[int, ...], count: int, what: str) -> np.ndarray:
+    field = ELEMENT_TYPES[tensor.data_type][2]
+    values = getattr(tensor, field)
+    if len(values) != count:
+        raise CompileError(f"{what}: {dtype}{list(shape)} needs {count} elements, found {len(values)} in {field}")
+    if dtype.bits == 16 and dtype.is_float:      # stored as the bits of the number
+        bits = np.array(values, dtype=np.int64).astype(np.uint16)
+        return bits.view(dtype.numpy).reshape(shape)
+    if dtype.is_bool:
+        return np.array(values, dtype=np.int64).reshape(shape) != 0
+    wide = np.array(values, dtype=dtype.numpy if dtype.is_float or dtype.bits == 64 else np.int64)
+    return wide.astype(dtype.numpy).reshape(shape)

@@ -1,0 +1,189 @@
+"""One kernel for each fused group, and for the ops with a lowering of their own. Equal groups share a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Union
+
+from ..ir.dims import DimLike, Symbol, product, symbols_of
+from ..ir.errors import UNKNOWN, InternalError, Loc
+from ..ir.graph import Builder, Graph, Node, encode, encode_op
+from ..ir.loop import (Alloc, Buffer, For, IndexValue, Kernel, Let, Load, Stmt, Store, expression_nodes, expressions_of,
+                       walk)
+from ..ir.ops.compute import ArgSort, Cumulative, PackedConv, PackedDot, Sort
+from ..ir.ops.control import Fusion, Param
+from ..ir.ops.shape import Broadcast, Concat, Pad, ScatterAlong, ScatterND, UpdateSlice
+from ..ir.types import TensorType
+from ..target import Caps
+from ..tiles import choose_tile
+from .contraction import lower_contraction
+from .elements import lower_region, regions_of
+from .inline import Inliner, Names
+from .rows import RowKernel
+from .special import lower_argsort, lower_cumulative, lower_scatter, lower_take_sorted
+
+# a buffer of a launch: its position among the node's operands, results and scratch so far, or the type of new scratch
+Entry = Union[int, TensorType]
+Launches = list[tuple[Kernel, tuple[Entry, ...]]]
+
+
+class KernelMaker:
+    """Makes kernels for one target; equal requests get the same kernel object."""
+
+    def __init__(self, caps: Caps) -> None:
+        self.caps = caps
+        self._known: dict[bytes, Launches] = {}
+        self._names: dict[str, int] = {}
+
+    def make(self, node: Node) -> Launches:
+        """The launches that compute a node, in order."""
+        key = encode_op(node.op) + b"".join(encode(i.type) for i in node.inputs)
+        known = self._known.get(key)
+        if known is None:
+            known = self._make(node)
+            self._known[key] = known
+        return known
+
+    def copy(self, type: TensorType, loc: Loc = UNKNOWN) -> Kernel:
+        """A kernel that copies a tensor."""
+        b = Builder(loc)
+        x = b.add(Param("x0", type.dtype, type.shape))
+        same = b.add(Broadcast(type.shape), x)
+        fused = b.add(Fusion("elements", Graph("copy", [x], [same])), x)
+        return self.make(fused)[0][0]
+
+    def _make(self, node: Node) -> Launches:
+        match node.op:
+            case Fusion(strategy, body):
+                return self._fusion(node, strategy, body)
+            case Sort() | ArgSort() | Cumulative() | ScatterND() | ScatterAlong():
+                return self._special(node)
+        raise InternalError(f"lowering: no kernel for {node.op.spelling}", loc=node.loc)
+
+    # --- fused groups ------------------------------------------------------------------------------------------------
+
+    def _fusion(self, node: Node, strategy: str, body: Graph) -> Launches:
+        inputs = {p: Buffer(f"x{i}", p.dtype, p.shape, "in") for i, p in enumerate(body.params)}
+        outputs = [Buffer(f"y{i}", r.dtype, r.shape, "out") for i, r in enumerate(body.results)]
+        names = self._fresh_names(body)
+        order = tuple(range(len(inputs) + len(outputs)))
+        buffers = [*inputs.values(), *outputs]
+        if strategy == "contraction":
+            statement = self._contraction(body, inputs, outputs[0], names)
+            return [(self._kernel(body.name, buffers, [statement], node.loc), order)]
+        if strategy == "rows":
+            pairs = list(zip(body.results, outputs))
+            lanes = self._lanes(body)
+            statement = RowKernel(Inliner(inputs, names), body.nodes(), pairs, lanes).lower()
+            return [(self._kernel(body.name, buffers, [statement], node.loc), order)]
+        return self._elements(body, inputs, outputs, names, node.loc, order)
+
+    def _fresh_names(self, body: Graph) -> Names:
+        taken = [s.name for n in body.nodes() if isinstance(n.type, TensorType) for s in symbols_of(*n.type.shape)]
+        return Names({name: 1 for name in taken})
+
+    def _contraction(self, body: Graph, inputs: dict[Node, Buffer], out: Buffer, names: Names) -> Stmt:
+        core = next(n for n in body.nodes() if isinstance(n.op, (PackedDot, PackedConv)))
+        lhs, rhs = core.inputs
+        count = core.op.batch if isinstance(core.op, PackedDot) else 0
+        rows = product(core.shape[count:-1])
+        columns = rhs.shape[-1]
+        assert isinstance(columns, int)
+        dtype = core.dtype
+        tile = choose_tile(columns, rows, dtype, self.caps)
+        return lower_contraction(core, body.results[0], out, inputs[lhs], inputs[rhs], Inliner(inputs, names), tile)
+
+    def _elements(self, body: Graph, inputs: dict[Node, Buffer], outputs: list[Buffer], names: Names, loc: Loc,
+                  order: tuple[int, ...]) -> Launches:
+        lanes = self._lanes(body)
+        buffers = [*inputs.values(), *outputs]
+        root = body.results[0]
+        regions = regions_of(root, outputs[0])
+        statements = [lower_region(region, Inliner(inputs, names), lanes) for region in regions]
+        if isinstance(root.op, UpdateSlice):
+            # the second loop overwrites what the first one copied: a barrier must stand between them
+            return [(self._kernel(body.name, buffers, [s], loc), order) for s in statements]
+        assert len(outputs) == 1 and (len(regions) == 1 or isinstance(root.op, (Concat, Pad)))
+        return [(self._kernel(body.name, buffers, statements, loc), order)]
+
+    def _lanes(self, body: Graph) -> int:
+        """Lanes of the vector loops: one register of the widest type that is computed with."""
+        widest = max((n.dtype for n in body.nodes() if isinstance(n.type, TensorType)), key=lambda d: d.bits)
+        narrow = [n.dtype for n in body.results]
+        if all(d.bits < 32 for d in narrow) and widest.bits < 32:
+            return min(self.caps.lanes(widest), 16)
+        main = max((d for d in narrow), key=lambda d: d.bits)
+        return max(self.caps.lanes(main if main.bits >= 32 else widest), 4)
+
+    # --- ops with a lowering of their own ----------------------------------------------------------------------------
+
+    def _special(self, node: Node) -> Launches:
+        inputs = [Buffer(f"x{i}", n.dtype, n.shape, "in") for i, n in enumerate(node.inputs)]
+        out = Buffer("y0", node.dtype, node.shape, "out")
+        count = len(inputs)
+        names = Names({s.name: 1 for s in symbols_of(*(d for n in node.inputs for d in n.shape))})
+        match node.op:
+            case Cumulative() as op:
+                statement = lower_cumulative(op, inputs[0], out, Inliner({}, names), self.caps.lanes(node.dtype))
+                return [(self._kernel(op.name, [*inputs, out], [statement], node.loc), (0, 1))]
+            case ArgSort(axis, descending):
+                spare = Buffer("spare", out.dtype, out.shape, "out")
+                statement = lower_argsort(axis, descending, inputs[0], out, spare, Inliner({}, names))
+                scratch = TensorType(out.dtype, out.shape)
+                return [(self._kernel("arg_sort", [inputs[0], out, spare], [statement], node.loc), (0, 1, scratch))]
+            case Sort() as op:
+                return self._sort(op, inputs[0], out, names, node.loc)
+            case ScatterND() | ScatterAlong():
+                copied = self.copy(node.tensor, node.loc)
+                target = Buffer("y0", out.dtype, out.shape, "inout")
+                statement = lower_scatter(node, inputs[1], inputs[2], target, Inliner({}, names))
+                kernel = self._kernel(node.op.name, [inputs[1], inputs[2], target], [statement], node.loc)
+                return [(copied, (0, count)), (kernel, (1, 2, count))]
+        raise InternalError(f"lowering: no kernel for {node.op.spelling}", loc=node.loc)
+
+    def _sort(self, op: Sort, x: Buffer, out: Buffer, names: Names, loc: Loc) -> Launches:
+        places_type = TensorType(ArgSort(op.axis).infer(TensorType(x.dtype, x.shape)).dtype, x.shape)  # type: ignore[union-attr]
+        places = Buffer("places", places_type.dtype, x.shape, "out")
+        spare = Buffer("spare", places_type.dtype, x.shape, "out")
+        first = lower_argsort(op.axis, op.descending, x, places, spare, Inliner({}, names))
+        sorter = self._kernel("sort_places", [x, places, spare], [first], loc)
+        read = Buffer("places", places_type.dtype, x.shape, "in")
+        second = lower_take_sorted(op.axis, x, read, out, Inliner({}, names))
+        taker = self._kernel("sort_take", [x, read, out], [second], loc)
+        return [(sorter, (0, places_type, places_type)), (taker, (0, 2, 1))]
+
+    # --- assembly ----------------------------------------------------------------------------------------------------
+
+    def _kernel(self, name: str, buffers: Sequence[Buffer], body: Sequence[Stmt], loc: Loc) -> Kernel:
+        flat = tuple(Buffer(b.name, b.dtype, (product(b.shape),), b.space) for b in buffers)
+        count = self._names.get(name, 0)
+        self._names[name] = count + 1
+        label = f"{name}_{count}" if count else name
+        return Kernel(label, flat, free_symbols(flat, body), tuple(body), loc)
+
+
+def free_symbols(buffers: Sequence[Buffer], body: Sequence[Stmt]) -> tuple[Symbol, ...]:
+    """The sizes that a kernel must be given: symbols that no loop or let binds."""
+    bound: set[str] = set()
+    sizes: list[DimLike] = [d for b in buffers for d in b.shape]
+    for statement in walk(body):
+        match statement:
+            case For(symbol=symbol, extent=extent):
+                bound.add(symbol.name)
+                sizes.append(extent)
+            case Let(symbol=symbol) if symbol is not None:
+                bound.add(symbol.name)
+            case Store(index=index):
+                sizes.extend(index)
+            case Alloc(buffer):
+                sizes.extend(buffer.shape)
+        for root in expressions_of(statement):
+            for node in expression_nodes(root):
+                if isinstance(node.op, Load):
+                    sizes.extend(node.op.index)
+                elif isinstance(node.op, IndexValue):
+                    sizes.append(node.op.size)
+    return tuple(s for s in symbols_of(*sizes) if s.name not in bound)
+
+
+__all__ = ["KernelMaker", "free_symbols"]

@@ -1,0 +1,314 @@
+"""A fused graph to a program: kernels, launches, and a place in memory for every value.
+
+Every node of the fused graph becomes a launch or control flow; a `reshape` is a view of its operand's memory. Results
+are written straight into the outputs where they can be. Kernels that are the same up to names of values are shared.
+
+Assumes the form that `compiler/passes/fuse.py` establishes. Guarantees: a value's memory is not reused before its last
+reader ran; the states of loops are copied at the end of each round, never while a body still reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..ir.dims import Dim, DimLike, Symbol, product
+from ..ir.errors import UNKNOWN, InternalError, Loc
+from ..ir.graph import Constant, Graph, Node
+from ..ir.loop import Kernel
+from ..ir.ops.control import Const, Get, If, MakeTuple, Param, Scan, While
+from ..ir.ops.shape import Reshape
+from ..ir.program import Branch, Launch, Loop, Place, Program, Repeat, Step
+from ..ir.types import TensorType
+from ..target import Caps
+from .kernels import KernelMaker
+from .memory import ALIGNMENT, Storage, assign_offsets
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a value is: an input, output or constant (`space`, `number`), or a storage of the workspace; plus an offset
+    in bytes."""
+
+    space: str
+    number: int = 0
+    storage: Storage | None = None
+    offset: DimLike = 0
+
+
+@dataclass(eq=False)
+class Draft:
+    """A launch before offsets are known."""
+
+    kernel: Kernel
+    spots: tuple[Spot, ...]
+    sizes: tuple[DimLike, ...]
+
+
+@dataclass(eq=False)
+class DraftBlock:
+    """Control flow before offsets are known; `make` builds the step from the finished parts."""
+
+    parts: tuple[list[Draft | DraftBlock], ...]
+    condition: Spot | None
+    make: Callable[[tuple[tuple[Step, ...], ...], Place | None], Step]
+
+
+Drafts = list[Draft | DraftBlock]
+
+
+@dataclass
+class Statistics:
+    """Figures of the plan, for reports."""
+
+    storages: list[Storage] = field(default_factory=list)
+
+
+def lower_program(graph: Graph, caps: Caps) -> tuple[Program, Statistics]:
+    """The program of a fused graph, and figures of its memory plan."""
+    return _Lowering(graph, caps).run()
+
+
+class _Lowering:
+    def __init__(self, graph: Graph, caps: Caps) -> None:
+        self.graph = graph
+        self.kernels = KernelMaker(caps)
+        self.storages: list[Storage] = []
+        self.constants: dict[str, tuple[int, Constant]] = {}
+        self.constants_bytes = 0
+        self.clock = 0
+        self.loop_count = 0
+
+    def run(self) -> tuple[Program, Statistics]:
+        graph = self.graph
+        spots: dict[Node, tuple[Spot, ...]] = {}
+        for number, param in enumerate(graph.params):
+            spots[param] = (Spot("input", number),)
+        drafts = self._graph(graph, spots, self._output_spots())
+        total = assign_offsets(self.storages)
+        steps = self._finish(drafts)
+        inputs = tuple((p.op.label, p.tensor) for p in graph.params if isinstance(p.op, Param))
+        outputs = tuple((name, r.tensor) for name, r in zip(graph.result_names, graph.results))
+        constants = tuple(sorted(self.constants.values(), key=lambda row: row[0]))
+        program = Program(graph.name, inputs, outputs, constants, self.constants_bytes, total, steps, graph.symbols)
+        return program, Statistics(self.storages)
+
+    def _output_spots(self) -> list[Spot]:
+        return [Spot("output", number) for number in range(len(self.graph.results))]
+
+    # --- walking a graph ---------------------------------------------------------------------------------------------
+
+    def _graph(self, graph: Graph, spots: dict[Node, tuple[Spot, ...]], targets: Sequence[Spot]) -> Drafts:
+        """Drafts that compute the graph's results into `targets`. `spots` has its params."""
+        drafts: Drafts = []
+        direct: dict[tuple[Node, int], Spot] = {}
+        copies: list[tuple[Node, Spot]] = []
+        taken: set[tuple[Node, int]] = set()
+        for result, target in zip(graph.results, targets, strict=True):
+            origin = _origin(result)
+            if origin is not None and origin not in taken and origin[0] not in spots:
+                taken.add(origin)
+                direct[origin] = target
+            else:
+                copies.append((result, target))
+        last_use = _last_uses(graph)
+        for node in graph.nodes():
+            if node not in spots:
+                spots[node] = self._node(node, spots, direct, drafts)
+            for dead in last_use.get(node, ()):
+                self._alive(spots[dead])
+            self.clock += 1
+        for result, target in copies:
+            self.clock += 1
+            self._copy(spots[result][0], target, result.tensor, drafts, result.loc)
+            storage = spots[result][0].storage
+            if storage is not None:
+                storage.last = max(storage.last, self.clock)
+        return drafts
+
+    def _node(self, node: Node, spots: dict[Node, tuple[Spot, ...]], direct: dict[tuple[Node, int], Spot],
+              drafts: Drafts) -> tuple[Spot, ...]:
+        match node.op:
+            case Const(value):
+                return (self._constant(value),)
+            case Reshape():
+                return spots[node.inputs[0]]
+            case Get(index):
+                return (spots[node.inputs[0]][index],)
+            case MakeTuple():
+                return tuple(spots[i][0] for i in node.inputs)
+        types = _result_types(node)
+        targets = tuple(direct[(node, i)] if (node, i) in direct else self._new(f"{node.op.spelling}.{i}", t)
+                        for i, t in enumerate(types))
+        operands = [spots[i][0] for i in node.inputs]
+        match node.op:
+            case If() as op:
+                drafts.append(self._if(op, operands, targets))
+            case While() as op:
+                self._while(op, operands, targets, drafts, node)
+            case Scan() as op:
+                self._scan(op, operands, targets, drafts, node)
+            case _:
+                self._launch(node, operands, targets, drafts)
+        return targets
+
+    def _new(self, label: str, type: TensorType) -> Spot:
+        storage = Storage(label, type.elements * type.dtype.bytes, self.clock, self.clock)
+        self.storages.append(storage)
+        return Spot("workspace", 0, storage)
+
+    def _constant(self, value: Constant) -> Spot:
+        if value.digest not in self.constants:
+            self.constants[value.digest] = (self.constants_bytes, value)
+            self.constants_bytes += -(-value.array.nbytes // ALIGNMENT) * ALIGNMENT
+        return Spot("constant", 0, None, self.constants[value.digest][0])
+
+    def _launch(self, node: Node, operands: Sequence[Spot], targets: Sequence[Spot], drafts: Drafts) -> None:
+        for kernel, order in self.kernels.make(node):
+            everything = [*operands, *targets]
+            spots = []
+            for entry in order:
+                if isinstance(entry, int):
+                    spots.append(everything[entry])
+                else:
+                    spots.append(self._new("scratch", entry))
+                    everything.append(spots[-1])
+            drafts.append(Draft(kernel, tuple(spots), kernel_sizes(kernel)))
+
+    def _copy(self, source: Spot, target: Spot, type: TensorType, drafts: Drafts, loc: Loc = UNKNOWN) -> None:
+        if source == target:
+            return
+        kernel = self.kernels.copy(type, loc)
+        drafts.append(Draft(kernel, (source, target), kernel_sizes(kernel)))
+
+    # --- control flow ------------------------------------------------------------------------------------------------
+
+    def _body(self, body: Graph, operands: Sequence[Spot], targets: Sequence[Spot]) -> Drafts:
+        return self._graph(body, {p: (s,) for p, s in zip(body.params, operands, strict=True)}, targets)
+
+    def _alive(self, spots: Sequence[Spot]) -> None:
+        """The memory of these is needed until now."""
+        for spot in spots:
+            if spot.storage is not None:
+                spot.storage.last = max(spot.storage.last, self.clock)
+
+    def _if(self, op: If, operands: Sequence[Spot], targets: Sequence[Spot]) -> DraftBlock:
+        then = self._body(op.then_body, operands[1:], targets)
+        other = self._body(op.else_body, operands[1:], targets)
+        self._alive([*operands, *targets])
+
+        def make(parts: tuple[tuple[Step, ...], ...], condition: Place | None) -> Step:
+            assert condition is not None
+            return Branch(condition, parts[0], parts[1])
+
+        return DraftBlock((then, other), operands[0], make)
+
+    def _while(self, op: While, operands: Sequence[Spot], targets: tuple[Spot, ...], drafts: Drafts, node: Node) -> None:
+        types = _result_types(node)
+        for source, target, type in zip(operands, targets, types):
+            self._copy(source, target, type, drafts)
+        inside = [*targets, *operands[op.count:]]
+        condition = self._new("while.condition", op.condition.results[0].tensor)
+        first = self._body(op.condition, inside, [condition])
+        next_states = [self._new("while.next", t) for t in types]
+        steps = self._body(op.body, inside, next_states)
+        for source, target, type in zip(next_states, targets, types):
+            self._copy(source, target, type, steps)
+        self.clock += 1
+        self._alive([*operands, *targets, condition, *next_states])
+
+        def make(parts: tuple[tuple[Step, ...], ...], place: Place | None) -> Step:
+            assert place is not None
+            return Loop(parts[0], place, parts[1])
+
+        drafts.append(DraftBlock((first, steps), condition, make))
+
+    def _scan(self, op: Scan, operands: Sequence[Spot], targets: tuple[Spot, ...], drafts: Drafts, node: Node) -> None:
+        types = _result_types(node)
+        self.loop_count += 1
+        counter = Symbol(f"step{self.loop_count}", 0, None)
+        at = Dim(((((counter, 1),), 1),))
+        states, middle = targets[:op.states], op.states + op.scanned
+        for source, target, type in zip(operands, states, types):
+            self._copy(source, target, type, drafts)
+        slices = [_slice(spot, operand.tensor, at) for spot, operand in
+                  zip(operands[op.states:middle], node.inputs[op.states:middle])]
+        stacked = [_slice(spot, type, at) for spot, type in zip(targets[op.states:], types[op.states:])]
+        next_states = [self._new("scan.next", t) for t in types[:op.states]]
+        steps = self._body(op.body, [*states, *slices, *operands[middle:]], [*next_states, *stacked])
+        for source, target, type in zip(next_states, states, types):
+            self._copy(source, target, type, steps)
+        self.clock += 1
+        self._alive([*operands, *targets, *next_states])
+
+        def make(parts: tuple[tuple[Step, ...], ...], place: Place | None) -> Step:
+            return Repeat(counter, op.length, parts[0], op.reverse)
+
+        drafts.append(DraftBlock((steps,), None, make))
+
+    # --- offsets -----------------------------------------------------------------------------------------------------
+
+    def _finish(self, drafts: Drafts) -> tuple[Step, ...]:
+        steps: list[Step] = []
+        for draft in drafts:
+            if isinstance(draft, Draft):
+                steps.append(Launch(draft.kernel, tuple(map(_place, draft.spots)), draft.sizes))
+            else:
+                condition = None if draft.condition is None else _place(draft.condition)
+                steps.append(draft.make(tuple(self._finish(part) for part in draft.parts), condition))
+        return tuple(steps)
+
+
+def _place(spot: Spot) -> Place:
+    base: DimLike = 0 if spot.storage is None else spot.storage.offset
+    return Place(spot.space, spot.number, base + spot.offset)
+
+
+def _slice(spot: Spot, type: TensorType, at: DimLike) -> Spot:
+    step = product(type.shape[1:]) * type.dtype.bytes
+    return Spot(spot.space, spot.number, spot.storage, spot.offset + at * step)
+
+
+def kernel_sizes(kernel: Kernel) -> tuple[DimLike, ...]:
+    """What a launch passes for the kernel's symbols: the program's own symbols of the same names."""
+    return tuple(Dim(((((s, 1),), 1),)) for s in kernel.symbols)
+
+
+def _result_types(node: Node) -> tuple[TensorType, ...]:
+    items = (node.type,) if isinstance(node.type, TensorType) else node.type.items
+    for item in items:
+        if not isinstance(item, TensorType):
+            raise InternalError(f"lowering: {node.op.spelling} gives a nested tuple", loc=node.loc)
+    return tuple(items)  # type: ignore[arg-type]
+
+
+def _origin(result: Node) -> tuple[Node, int] | None:
+    """The node and item that first writes a result's memory, through views; None for params and constants."""
+    index = 0
+    while isinstance(result.op, (Reshape, Get)):
+        if isinstance(result.op, Get):
+            index = result.op.index
+        result = result.inputs[0]
+    if isinstance(result.op, (Param, Const, MakeTuple)):
+        return None
+    return result, index
+
+
+def _last_uses(graph: Graph) -> dict[Node, list[Node]]:
+    """For each node the values that it is the last to read; views count as readers that keep their operand alive."""
+    last: dict[Node, Node] = {}
+    for node in graph.nodes():
+        for operand in node.inputs:
+            stack = [operand]
+            while stack:
+                value = stack.pop()
+                last[value] = node
+                if isinstance(value.op, (Reshape, Get, MakeTuple)):
+                    stack.extend(value.inputs)
+    ends: dict[Node, list[Node]] = {}
+    for value, reader in last.items():
+        ends.setdefault(reader, []).append(value)
+    return ends
+
+
+__all__ = ["lower_program", "Statistics"]

@@ -1,0 +1,72 @@
+"""Options of a compilation, and the only place where the environment is read.
+
+Knobs (all optional): TILEWRIGHT_DEBUG=0..4 (log level to stderr), TILEWRIGHT_IR_DUMP=dir (every stage as text),
+TILEWRIGHT_VERIFY=0..2 (0: none, 1: verify types after each pass, 2: also evaluate before and after each pass),
+TILEWRIGHT_BACKEND=name, TILEWRIGHT_CACHE_DIR=dir (empty: no cache on disk).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from .ir.errors import CompileError
+
+PRECISIONS = ("default", "strict")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to compile. Frozen; everything that changes the code is part of the cache key.
+
+    threads     threads of a call; 0: as many as the process may use. Not part of the code.
+    precision   'strict' allows only exact rewrites and reordered sums of contractions and reductions
+    cache       whether compiled code is kept on disk
+    """
+
+    threads: int = 0
+    precision: str = "default"
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise CompileError(f"options: precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
+        if not isinstance(self.threads, int) or self.threads < 0:
+            raise CompileError(f"options: threads must be 0 or more, found {self.threads!r}")
+
+    def code_key(self) -> str:
+        """The options that change generated code, as canonical text."""
+        return f"precision={self.precision}"
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The knobs, read once a compilation."""
+
+    debug: int
+    dump: Path | None
+    verify: int
+    backend: str
+    cache_directory: Path | None
+
+
+def _level(name: str, most: int) -> int:
+    text = os.environ.get(name, "0") or "0"
+    if not text.isdigit() or int(text) > most:
+        raise CompileError(f"{name}={text!r} must be a number from 0 to {most}")
+    return int(text)
+
+
+def read_environment() -> Environment:
+    """The knobs as they are now. CompileError where a value is not understood."""
+    dump = os.environ.get("TILEWRIGHT_IR_DUMP", "")
+    cache = os.environ.get("TILEWRIGHT_CACHE_DIR")
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    directory = Path(home) / "tilewright" if cache is None else Path(cache) if cache else None
+    return Environment(_level("TILEWRIGHT_DEBUG", 4), Path(dump) if dump else None, _level("TILEWRIGHT_VERIFY", 2),
+                       os.environ.get("TILEWRIGHT_BACKEND", "") or "llvm", directory)
+
+
+def option_names() -> tuple[str, ...]:
+    return tuple(f.name for f in fields(Options))

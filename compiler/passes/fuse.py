@@ -1,0 +1,361 @@
+"""Operator fusion: groups of nodes that become one kernel each.
+
+After this pass every node is a param, a constant, a `fusion`, an op with a lowering of its own (sort, cumulative,
+scatter, control flow), a `get` of one of these, or a `reshape` of any of them, which is a view and costs nothing.
+
+Strategies of a group, in the order in which they claim nodes:
+- `contraction`: a packed dot or convolution with the elementwise nodes behind it as epilogue (in registers);
+- `rows`: reductions over the same trailing axes with everything between and around them (softmax, layer norm);
+- `elements`: everything else: elementwise chains with broadcasts and data movement, other reductions, windows, direct
+  convolutions and dots with prologue and epilogue, concat, pad, update_slice.
+
+Cost model. Keeping a value costs one write and a read for each reader; computing it again costs its operations times
+the number of kernels (and of repetitions, behind a broadcast or in a window). A value that several kernels need is kept
+when computing it takes more than CHEAP weighted operations, or contains a reduction. A group never makes a cycle: a
+node joins only if no operand outside the group depends on the group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ..ir.dims import DimLike, bounds, product
+from ..ir.graph import Builder, Graph, Node
+from ..ir.ops.compute import (ArgReduce, ArgSort, Bitcast, Cast, Conv, Cumulative, Dot, Elementwise, PackedConv,
+                              PackedDot, Reduce, ReduceWindow, Sort)
+from ..ir.ops.control import Const, Fusion, Get, If, MakeTuple, Param, Scan, While
+from ..ir.ops.shape import (Broadcast, Concat, GatherND, Iota, Pad, Reshape, ScatterAlong, ScatterND, SizeOf, Slice, Take,
+                            TakeAlong, Transpose, UpdateSlice)
+from ..ir.types import TensorType
+from ..options import Options
+
+CHEAP = 3          # weighted operations that may be computed again in another kernel
+GROUP_LIMIT = 96   # nodes a group may grow to (bounds the depth of expressions)
+SMALL_ROW = 16     # rows shorter than this are reduced element by element
+
+INLINE = (Elementwise, Cast, Bitcast, Broadcast, Reshape, Transpose, Slice, Iota, SizeOf, Take, TakeAlong, GatherND)
+REGION = (Concat, Pad, UpdateSlice)
+INNER_LOOP = (Reduce, ReduceWindow, Conv, Dot, ArgReduce)
+CONTRACTION = (PackedDot, PackedConv)
+OWN_LOWERING = (Sort, ArgSort, Cumulative, ScatterND, ScatterAlong, If, While, Scan)
+# ops whose operands are read more than once an element
+REREADING = (ReduceWindow, Conv, Dot, Broadcast)
+WEIGHTS = {"exp": 8, "log": 8, "pow": 16, "tanh": 12, "erf": 12, "sigmoid": 12, "sin": 12, "cos": 12, "div": 4, "sqrt": 4}
+
+
+@dataclass(eq=False)
+class Group:
+    """A set of nodes that one kernel computes; `exits` are the values it stores."""
+
+    strategy: str
+    members: set[Node]
+    exits: list[Node] = field(default_factory=list)
+
+
+def fuse(graph: Graph, options: Options) -> Graph:
+    """The graph with fusion groups made explicit (see the module's text). Contract: exact."""
+    return _Fuser(graph, options).run()
+
+
+class _Fuser:
+    def __init__(self, graph: Graph, options: Options) -> None:
+        self.graph, self.options = graph, options
+        self.nodes = graph.nodes()
+        self.order = {node: i for i, node in enumerate(self.nodes)}
+        self.users = graph.users()
+        self.results = set(graph.results)
+        self.group_of: dict[Node, Group] = {}
+        self.groups: list[Group] = []
+        self.deep: set[Node] = set()
+
+    def run(self) -> Graph:
+        for node in self.nodes:
+            if isinstance(node.op, CONTRACTION):
+                self._claim(self._grow("contraction", node))
+        for node in self.nodes:
+            if isinstance(node.op, Reduce) and node not in self.group_of and _row_space(node) is not None:
+                self._claim(self._grow_rows(node))
+        for node in self.nodes:
+            if isinstance(node.op, (*INNER_LOOP, *REGION)) and node not in self.group_of:
+                self._claim(self._grow("elements", node) if isinstance(node.op, INNER_LOOP)
+                            else Group("elements", {node}, [node]))
+        self._choose_kept()
+        return self._assemble()
+
+    # --- growing groups ----------------------------------------------------------------------------------------------
+
+    def _claim(self, group: Group) -> None:
+        self.groups.append(group)
+        for node in group.members:
+            self.group_of[node] = group
+
+    def _grow(self, strategy: str, core: Node) -> Group:
+        """The core with elementwise users of the same shape, cut back to the last point with a single exit."""
+        members: set[Node] = {core}
+        best: tuple[set[Node], Node] = ({core}, core)
+        behind: set[Node] = set()
+        for node in self._followers(core):
+            touches = any(i in members for i in node.inputs)
+            blocked = any(i in behind for i in node.inputs)
+            joins = (touches and not blocked and len(members) < GROUP_LIMIT and node not in self.group_of
+                     and isinstance(node.op, (Elementwise, Cast, Bitcast)) and node.shape == core.shape)
+            if not joins:
+                behind.add(node)
+                continue
+            members.add(node)
+            exits = self._exits(members)
+            if len(exits) == 1:
+                best = (set(members), exits[0])
+        return Group(strategy, best[0], [best[1]])
+
+    def _followers(self, core: Node) -> list[Node]:
+        """The nodes that depend on `core`, in order."""
+        found: set[Node] = {core}
+        followers = []
+        for node in self.nodes[self.order[core] + 1:]:
+            if any(i in found for i in node.inputs):
+                found.add(node)
+                followers.append(node)
+        return followers
+
+    def _exits(self, members: set[Node]) -> list[Node]:
+        return sorted((n for n in members if n in self.results or any(u not in members for u in self.users[n])),
+                      key=self.order.__getitem__)
+
+    def _grow_rows(self, first: Node) -> Group:
+        space = _row_space(first)
+        assert space is not None
+        outer, inner = space
+        members: set[Node] = {first}
+        behind: set[Node] = set()
+        for node in self._followers(first):
+            touches = any(i in members for i in node.inputs)
+            blocked = any(i in behind for i in node.inputs)
+            free = node not in self.group_of and len(members) < GROUP_LIMIT
+            if touches and not blocked and free and _joins_rows(node, members, outer, inner):
+                members.add(node)
+            else:
+                behind.add(node)
+        self._drop_useless(members, outer, inner)
+        return Group("rows", members, self._exits(members))
+
+    def _drop_useless(self, members: set[Node], outer: tuple[DimLike, ...], inner: tuple[DimLike, ...]) -> None:
+        """Takes away exits that a row kernel cannot store: keepdims forms and broadcasts that only leave the group."""
+        changed = True
+        while changed:
+            changed = False
+            for node in self._exits(members):
+                storable = node.shape == (*outer, *inner) or node.shape == outer
+                pointless = isinstance(node.op, (Broadcast, Reshape))
+                if (not storable or pointless) and len(members) > 1:
+                    members.discard(node)
+                    changed = True
+
+    # --- which values are kept ---------------------------------------------------------------------------------------
+
+    def _choose_kept(self) -> None:
+        """Decides, users first, for every node outside the groups whether it is stored; such nodes become groups."""
+        kernels: dict[Node, set[int]] = {}
+        exit_groups = {e: g for g in self.groups for e in g.exits}
+        self.kept: set[Node] = set(exit_groups)
+        self.views: set[Node] = set()
+        cost: dict[Node, float] = {}
+        depth: dict[Node, int] = {}
+        for node in self.nodes:
+            cost[node] = self._cost(node, cost)
+            inline = isinstance(node.op, INLINE) and node not in self.group_of
+            depth[node] = 1 + max((depth[i] for i in node.inputs), default=0) if inline else 0
+            if depth[node] >= GROUP_LIMIT:
+                depth[node] = 0
+                self.deep.add(node)
+        for node in reversed(self.nodes):
+            if isinstance(node.op, (Param, Const, MakeTuple, Get)) or not isinstance(node.type, TensorType):
+                continue
+            if node in self.group_of:
+                kernels[node] = {id(self.group_of[node])}
+                continue
+            if isinstance(node.op, OWN_LOWERING):
+                self.kept.add(node)
+                continue
+            if self._must_keep(node) or self._better_kept(node, kernels, cost):
+                self._keep(node)
+                kernels[node] = {id(node)}
+            else:
+                found: set[int] = set()
+                for user in self.users[node]:
+                    found |= kernels.get(user, {id(user)})
+                kernels[node] = found
+
+    def _keep(self, node: Node) -> None:
+        if isinstance(node.op, Reshape):
+            self.views.add(node)
+            return
+        self.kept.add(node)
+        self._claim(Group("elements", {node}, [node]))
+
+    def _must_keep(self, node: Node) -> bool:
+        """Results, operands of ops that read memory, and what a view looks at."""
+        if node in self.results:
+            return True
+        for user in self.users[node]:
+            if isinstance(user.op, OWN_LOWERING) or user in self.views or isinstance(user.op, (MakeTuple, Get)):
+                return True
+            if isinstance(user.op, CONTRACTION):
+                return True
+        return False
+
+    def _better_kept(self, node: Node, kernels: dict[Node, set[int]], cost: dict[Node, float]) -> bool:
+        if node in self.deep:
+            return True
+        if cost[node] <= CHEAP:
+            return False
+        found: set[int] = set()
+        for user in self.users[node]:
+            found |= kernels.get(user, {id(user)})
+            if isinstance(user.op, REREADING) and not self._same_row_group(node, user):
+                return True
+            if isinstance(user.op, (Take, TakeAlong, GatherND)) and user.inputs[0] is node:
+                return True
+        return len(found) > 1
+
+    def _same_row_group(self, node: Node, user: Node) -> bool:
+        return node in self.group_of and self.group_of.get(user) is self.group_of[node]
+
+    def _cost(self, node: Node, cost: dict[Node, float]) -> float:
+        """Weighted operations to compute one element, through everything that is not stored anyway."""
+        if isinstance(node.op, (Param, Const, *OWN_LOWERING)) or node in self.group_of and node in self.group_of[node].exits:
+            return 0
+        own = 0.0
+        match node.op:
+            case Elementwise(function):
+                own = WEIGHTS.get(function, 1)
+            case Take() | TakeAlong() | GatherND():
+                own = 2
+            case Cast():
+                own = 1
+        return own + sum(cost.get(i, 0) for i in node.inputs)
+
+    # --- the new graph -----------------------------------------------------------------------------------------------
+
+    def _assemble(self) -> Graph:
+        b = Builder()
+        done: dict[Node, Node] = {}
+        pending = {e: g for g in self.groups for e in g.exits}
+        stack: list[Node] = list(reversed([*self.graph.params, *self.graph.results]))
+        while stack:
+            node = stack[-1]
+            if node in done:
+                stack.pop()
+                continue
+            group = pending.get(node)
+            needs = self._outside(group) if group is not None else self._operands(node)
+            missing = [n for n in needs if n not in done]
+            if missing:
+                stack.extend(reversed(missing))
+                continue
+            stack.pop()
+            if group is not None:
+                done.update(_build_group(b, group, needs, done))
+            else:
+                done[node] = b.add(node.op, *(done[i] for i in node.inputs), loc=node.loc)
+        return Graph(self.graph.name, [done[p] for p in self.graph.params], [done[r] for r in self.graph.results],
+                     self.graph.result_names)
+
+    def _operands(self, node: Node) -> list[Node]:
+        return list(node.inputs)
+
+    def _outside(self, group: Group) -> list[Node]:
+        """The stored values a group reads, each once; everything else it needs is computed inside."""
+        own = set(group.exits) | group.members
+        found: dict[Node, None] = {}
+        seen: set[Node] = set()
+        stack = list(reversed(group.exits))
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node not in own and self._is_stored(node):
+                if not _scalar_constant(node):
+                    found[node] = None
+                continue
+            stack.extend(reversed(node.inputs))
+        return list(found)
+
+    def _is_stored(self, node: Node) -> bool:
+        if isinstance(node.op, (Param, Const, Get, MakeTuple)) or node in self.kept or node in self.views:
+            return True
+        return isinstance(node.op, Reshape) and self._is_stored(node.inputs[0])
+
+
+def _row_space(reduction: Node) -> tuple[tuple[DimLike, ...], tuple[DimLike, ...]] | None:
+    """(outer, inner) sizes of a reduction over all trailing axes, if rows are long enough to be worth a loop."""
+    op = reduction.op
+    assert isinstance(op, Reduce)
+    shape = reduction.inputs[0].shape
+    outer = len(shape) - len(op.axes)
+    if not op.axes or op.axes != tuple(range(outer, len(shape))):
+        return None
+    size = product(shape[outer:])
+    if bounds(size)[1] < SMALL_ROW and outer > 0:
+        return None
+    return shape[:outer], shape[outer:]
+
+
+def _joins_rows(node: Node, members: set[Node], outer: tuple[DimLike, ...], inner: tuple[DimLike, ...]) -> bool:
+    full = (*outer, *inner)
+    narrow = (outer, (*outer, *(1 for _ in inner)))
+    match node.op:
+        case Elementwise() | Cast() | Bitcast():
+            return node.shape == full or node.shape in narrow
+        case Broadcast():
+            return node.shape == full and node.inputs[0].shape in (narrow[1], *((outer,) if outer == () else ()))
+        case Reshape():
+            return node.shape in narrow and node.inputs[0].shape in narrow
+        case Reduce():
+            return _row_space(node) == (outer, inner)
+    return False
+
+
+def _scalar_constant(node: Node) -> bool:
+    return isinstance(node.op, Const) and node.op.value.array.size == 1 and node.rank == 0
+
+
+def _build_group(b: Builder, group: Group, needs: Iterable[Node], done: dict[Node, Node]) -> dict[Node, Node]:
+    """The fusion node of a group, and the new value of each exit."""
+    inner = Builder()
+    params = {n: inner.add(Param(f"x{i}", n.dtype, n.shape)) for i, n in enumerate(needs)}
+    inside: dict[Node, Node] = dict(params)
+    stack = list(reversed(group.exits))
+    while stack:
+        node = stack[-1]
+        if node in inside:
+            stack.pop()
+            continue
+        missing = [i for i in node.inputs if i not in inside]
+        if missing:
+            stack.extend(reversed(missing))
+            continue
+        stack.pop()
+        inside[node] = inner.add(node.op, *(inside[i] for i in node.inputs), loc=node.loc)
+    body = Graph(_group_name(group), list(params.values()), [inside[e] for e in group.exits])
+    fused = b.add(Fusion(group.strategy, body), *(done[n] for n in params), loc=group.exits[-1].loc)
+    if len(group.exits) == 1:
+        return {group.exits[0]: fused}
+    return {e: b.add(Get(i), fused, loc=e.loc) for i, e in enumerate(group.exits)}
+
+
+_SILENT = (Broadcast, Reshape, Cast, Const, Param)
+
+
+def _group_name(group: Group) -> str:
+    """What the kernel is called: the ops that shape it."""
+    heads = [n for n in group.members if not isinstance(n.op, _SILENT)]
+    main = [n.op.name if not isinstance(n.op, Elementwise) else n.op.function for n in heads]
+    main.sort(key=lambda name: (name not in ("packed_dot", "packed_conv", "conv", "dot", "reduce", "reduce_window"), name))
+    unique = list(dict.fromkeys(main))[:4] or [group.exits[0].op.spelling]
+    return "_".join(unique)
+
+
+__all__ = ["fuse", "Group"]

@@ -1,0 +1,321 @@
+"""The loop IR: how a kernel computes. Loops, buffers in named memory spaces, scalar expressions, checks.
+
+    kernel    := "kernel" "@"name "[" symbols "]" "(" buffer,* ")" "{" statement* "}"
+    buffer    := "%"name ":" access dtype "[" size,* "]"             access: in | out | inout
+    statement := "for" "%"i "in" "0.."size kind? "{" statement* "}"  kind: parallel | vector(lanes) | unrolled
+               | "while" expression "{" statement* "}"
+               | "if" expression "{" statement* "}" ("else" "{" statement* "}")?
+               | "let" "%"name "=" expression                        bound until the end of the block
+               | "alloc" "%"name ":" dtype "[" size,* "]" space      space: register | local
+               | "%"name "[" index,* "]" ("=" | "add=" | "max=" | ...) expression
+               | "check" expression "," code "," site "," expression "," expression
+    expression:= a scalar `Node`: a scalar function, `cast`, `bitcast` on expressions,
+                 a literal, `load %name[index,*]`, `%name` of a let, `index(size)`
+    index     := a size in normal form (`ir/dims.py`) over loop variables, index lets and the kernel's symbols
+
+`ir/loop_text.py` gives the exact text. Buffers have names of their own; loop variables, lets and symbols share one set
+of names, in which no inner name hides an outer one.
+
+Meaning. Statements run in order. A `for` runs its variable from 0 to size - 1: `serial` and `unrolled` in order (an
+unrolled loop is spelled out by the backend, its extent is static); `parallel` and `vector` promise that iterations do
+not depend on one another, apart from combining stores of one kind to one place in a vector loop, whose order is free
+(so a float sum is reassociated). Only the outermost statement level may hold a parallel loop; its iterations are divided
+among the threads of the team. Of the other outermost statements those that store to a parameter are run by the first
+thread alone, the rest by every thread; there is no barrier between them, so what one thread stores to a parameter no
+other may touch in the same kernel. A vector loop runs `lanes` iterations at once; in
+its body, conditions of `if` and `while` and extents of loops do not depend on its variable, and what is allocated there
+belongs to one iteration. All loads of a statement happen before its store. Every operand is evaluated, also the one
+that a `select` does not take.
+
+A buffer is indexed by one size an axis, or by a single one, which is then the position in C order. Every index is within
+its buffer: the lowering proves it or puts a `check` before it. `check c, code, site, found, expected` ends the kernel
+with that status when c is false. Buffers are C-contiguous and do not overlap, except that an `inout` is one buffer for
+both. A `register` buffer is small, has a static shape and is indexed by constants, unrolled and vector variables only;
+`local` memory belongs to the thread: no iteration of a parallel loop reads from it what another one stored. Memory is
+uninitialised until stored to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Union
+
+from .dims import DimLike, Symbol, bounds, substitute, symbol
+from .errors import UNKNOWN, CompileError, Loc
+from .graph import Node, Op
+from .types import INDEX, DType, TensorType, Type
+
+ACCESS = ("in", "out", "inout")
+SPACES = ("register", "local")
+LOOP_KINDS = ("serial", "parallel", "vector", "unrolled")
+# combining stores: the scalar function applied to the old and the new value
+COMBINES = ("add", "mul", "max", "min", "and", "or")
+
+
+@dataclass(frozen=True)
+class Literal(Op):
+    """A number or truth value of the given dtype (index included)."""
+
+    name: ClassVar[str] = "literal"
+    value: int | float | bool
+    dtype: DType
+
+    def infer(self, *types: Type) -> Type:
+        return TensorType(self.dtype, ())
+
+
+@dataclass(frozen=True)
+class Load(Op):
+    """The element of a buffer at an index."""
+
+    name: ClassVar[str] = "load"
+    buffer: str
+    index: tuple[DimLike, ...]
+    dtype: DType
+
+    def infer(self, *types: Type) -> Type:
+        return TensorType(self.dtype, ())
+
+
+@dataclass(frozen=True)
+class Local(Op):
+    """The value of a `let`."""
+
+    name: ClassVar[str] = "local"
+    variable: str
+    dtype: DType
+
+    def infer(self, *types: Type) -> Type:
+        return TensorType(self.dtype, ())
+
+
+@dataclass(frozen=True)
+class IndexValue(Op):
+    """A size or index expression as a scalar of dtype index."""
+
+    name: ClassVar[str] = "index"
+    size: DimLike
+
+    def infer(self, *types: Type) -> Type:
+        return TensorType(INDEX, ())
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory with a dtype and a C-contiguous shape. `space`: 'in', 'out', 'inout' of a kernel's parameter, or that of
+    an alloc: 'register' or 'local'."""
+
+    name: str
+    dtype: DType
+    shape: tuple[DimLike, ...]
+    space: str
+
+
+@dataclass(frozen=True, eq=False)
+class For:
+    """`symbol` runs over 0 .. extent - 1; its bounds are declared in the symbol itself. `lanes`: of a vector loop."""
+
+    symbol: Symbol
+    extent: DimLike
+    kind: str
+    body: tuple[Stmt, ...]
+    lanes: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class While:
+    """Runs while the condition, evaluated before each round, is true."""
+
+    condition: Node
+    body: tuple[Stmt, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class If:
+    """One of two blocks. In a vector loop the condition must not depend on the loop's variable."""
+
+    condition: Node
+    then: tuple[Stmt, ...]
+    otherwise: tuple[Stmt, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Let:
+    """A name for a value; one of dtype index may stand in index expressions as `symbol`, whose bounds are proved by a
+    check before its first use."""
+
+    name: str
+    value: Node
+    symbol: Symbol | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Alloc:
+    """Memory for the rest of the block."""
+
+    buffer: Buffer
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """Writes, or combines with, the element at the index."""
+
+    buffer: str
+    index: tuple[DimLike, ...]
+    value: Node
+    combine: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """Ends the kernel with `code` (csrc/abi.h) when the condition is false; `message` says what and where."""
+
+    condition: Node
+    code: int
+    message: str
+    found: Node
+    expected: Node
+
+
+Stmt = Union[For, While, If, Let, Alloc, Store, Check]
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """Statements over parameters. `symbols` are the sizes passed at each launch; `origin` the nodes it stands for."""
+
+    name: str
+    buffers: tuple[Buffer, ...]
+    symbols: tuple[Symbol, ...]
+    body: tuple[Stmt, ...]
+    loc: Loc = UNKNOWN
+
+    def buffer(self, name: str) -> Buffer:
+        for buffer in self.buffers:
+            if buffer.name == name:
+                return buffer
+        raise CompileError(f"kernel {self.name}: no buffer {name}")
+
+
+def blocks_of(statement: Stmt) -> tuple[tuple[Stmt, ...], ...]:
+    """The nested blocks of a statement."""
+    match statement:
+        case For(body=body) | While(body=body):
+            return (body,)
+        case If(then=then, otherwise=otherwise):
+            return (then, otherwise)
+    return ()
+
+
+def walk(body: Sequence[Stmt]) -> Iterator[Stmt]:
+    """Every statement, outer before inner, in order."""
+    stack = list(reversed(body))
+    while stack:
+        statement = stack.pop()
+        yield statement
+        for block in reversed(blocks_of(statement)):
+            stack.extend(reversed(block))
+
+
+def expressions_of(statement: Stmt) -> tuple[Node, ...]:
+    """The expressions a statement evaluates itself (not those of nested blocks)."""
+    match statement:
+        case While(condition=condition) | If(condition=condition):
+            return (condition,)
+        case Let(value=value) | Store(value=value):
+            return (value,)
+        case Check(condition=condition, found=found, expected=expected):
+            return (condition, found, expected)
+    return ()
+
+
+def expression_nodes(root: Node) -> tuple[Node, ...]:
+    """The nodes of an expression, operands first, each once."""
+    order: list[Node] = []
+    seen: set[int] = set()
+    stack: list[tuple[Node, bool]] = [(root, False)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            order.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            stack.extend((i, False) for i in reversed(node.inputs) if id(i) not in seen)
+    return tuple(order)
+
+
+def loop_variable(name: str, extent: DimLike) -> Symbol:
+    """The symbol of a loop variable with the bounds that the extent gives it."""
+    high = bounds(extent)[1]
+    return Symbol(name, 0, None if isinstance(high, float) else max(high - 1, 0))
+
+
+def variable_size(variable: Symbol) -> DimLike:
+    """What stands for the variable in index expressions: its one value where the bounds leave only one."""
+    return symbol(variable.name, variable.lower, variable.upper, variable.multiple_of)
+
+
+def map_expression(root: Node, change: Callable[[Op], Op], done: dict[int, Node]) -> Node:
+    """The expression with each op replaced by `change(op)`; unchanged parts stay the same nodes. `done` carries what is
+    known from one expression to the next."""
+    for node in expression_nodes(root):
+        if id(node) in done:
+            continue
+        inputs = tuple(done[id(i)] for i in node.inputs)
+        op = change(node.op)
+        same = op is node.op and all(a is b for a, b in zip(inputs, node.inputs))
+        done[id(node)] = node if same else Node(op, inputs, op.infer(*(i.type for i in inputs)), node.loc)
+    return done[id(root)]
+
+
+def map_statements(body: Sequence[Stmt], size: Callable[[DimLike], DimLike], change: Callable[[Op], Op],
+                   access: Callable[[str, tuple[DimLike, ...]], tuple[str, tuple[DimLike, ...]]]) -> tuple[Stmt, ...]:
+    """The statements with sizes, the ops of expressions, and buffer and index of stores replaced. Recursion follows the
+    nesting of blocks."""
+    done: dict[int, Node] = {}
+
+    def block(statements: Sequence[Stmt]) -> tuple[Stmt, ...]:
+        return tuple(map(statement, statements))
+
+    def statement(s: Stmt) -> Stmt:
+        match s:
+            case Store():
+                buffer, index = access(s.buffer, s.index)
+                return replace(s, buffer=buffer, index=index, value=map_expression(s.value, change, done))
+            case Let():
+                return replace(s, value=map_expression(s.value, change, done))
+            case Check():
+                return replace(s, condition=map_expression(s.condition, change, done),
+                               found=map_expression(s.found, change, done),
+                               expected=map_expression(s.expected, change, done))
+            case For():
+                return replace(s, extent=size(s.extent), body=block(s.body))
+            case While():
+                return replace(s, condition=map_expression(s.condition, change, done), body=block(s.body))
+            case If():
+                return replace(s, condition=map_expression(s.condition, change, done), then=block(s.then),
+                               otherwise=block(s.otherwise))
+            case Alloc():
+                return Alloc(replace(s.buffer, shape=tuple(map(size, s.buffer.shape))))
+
+    return block(body)
+
+
+def substitute_statements(body: Sequence[Stmt], binding: Mapping[str, DimLike]) -> tuple[Stmt, ...]:
+    """The statements with symbols replaced in every size, index and expression. The caller sees to it that what is put
+    in names nothing that the body binds itself."""
+    def size(s: DimLike) -> DimLike:
+        return substitute(s, binding)
+
+    def change(op: Op) -> Op:
+        match op:
+            case Load(index=index):
+                moved = tuple(map(size, index))
+                return op if moved == index else replace(op, index=moved)
+            case IndexValue(size=old):
+                return op if size(old) == old else IndexValue(size(old))
+        return op
+
+    return map_statements(body, size, change, lambda buffer, index: (buffer, tuple(map(size, index))))

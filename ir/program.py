@@ -1,0 +1,97 @@
+"""A compiled module before code generation: kernels, the order they are launched in, and where their buffers lie.
+
+A `Program` is what backends take. Its steps run in order on every thread of the team; after each launch the threads
+meet at a barrier, unless `barrier` is false. Offsets and sizes are in bytes and may be symbolic; `plan` computes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Union
+
+from .dims import DimLike, Symbol
+from .graph import Constant
+from .loop import Kernel
+from .types import TensorType
+
+
+@dataclass(frozen=True)
+class Place:
+    """A buffer's memory: `space` is 'input', 'output', 'constant' or 'workspace'; `number` counts inputs or outputs;
+    `offset` is in bytes from the start of that input or output, of the constants segment or of the workspace."""
+
+    space: str
+    number: int = 0
+    offset: DimLike = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """Runs a kernel on all threads. `places` in the order of its buffers; `sizes` gives each of its symbols."""
+
+    kernel: Kernel
+    places: tuple[Place, ...]
+    sizes: tuple[DimLike, ...]
+    barrier: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Repeat:
+    """Runs the steps with `symbol` = 0 .. extent - 1 (downwards if `reverse`), as offsets of their places may use it."""
+
+    symbol: Symbol
+    extent: DimLike
+    steps: tuple[Step, ...]
+    reverse: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """Runs `condition_steps`; while the bool at `condition` is true runs `steps` and the condition again."""
+
+    condition_steps: tuple[Step, ...]
+    condition: Place
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """Runs `then` where the bool at `condition` is true, else `otherwise`."""
+
+    condition: Place
+    then: tuple[Step, ...]
+    otherwise: tuple[Step, ...]
+
+
+Step = Union[Launch, Repeat, Loop, Branch]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """`inputs` and `outputs`: (name, type). `constants`: (offset in the segment, value), offsets multiples of 64."""
+
+    name: str
+    inputs: tuple[tuple[str, TensorType], ...]
+    outputs: tuple[tuple[str, TensorType], ...]
+    constants: tuple[tuple[int, Constant], ...]
+    constants_bytes: int
+    workspace_bytes: DimLike
+    steps: tuple[Step, ...]
+    symbols: tuple[Symbol, ...] = field(default=())
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Each kernel once, in the order of first launch."""
+        found: dict[int, Kernel] = {}
+        stack: list[Step] = list(reversed(self.steps))
+        while stack:
+            step = stack.pop()
+            match step:
+                case Launch(kernel=kernel):
+                    found.setdefault(id(kernel), kernel)
+                case Repeat(steps=steps):
+                    stack.extend(reversed(steps))
+                case Loop(condition_steps=first, steps=steps):
+                    stack.extend(reversed((*first, *steps)))
+                case Branch(then=then, otherwise=otherwise):
+                    stack.extend(reversed((*then, *otherwise)))
+        return tuple(found.values())

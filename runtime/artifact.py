@@ -1,0 +1,412 @@
+"""Ahead-of-time artifacts on disk: shared library, static archive, C header, file of constants; and loading them.
+
+    mlp.so        generated code + the runtime object, linked by the system's linker; needs libc and libm only
+    mlp.h         C99 header, versioned
+    mlp.weights   constants (csrc/abi.h: tw_constants_header), memory-mapped by tw.load and by mlp_open
+
+Guarantees: the same inputs give the same bytes (no timestamps, paths or build ids); every file is written under a
+temporary name in its folder and renamed, so no partial file is ever seen under the real one; only the symbols asked
+for are exported. What is loaded is checked first: whole, of this ABI version, for this CPU. Stateless, so safe from
+any thread and process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import mmap
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilewright.ir.errors import ArtifactError
+from tilewright.runtime import _native
+from tilewright.runtime.buffer import TensorInfo
+from tilewright.runtime.elf_file import read_elf
+from tilewright.runtime.executable import Executable
+
+RUNTIME_OBJECT = Path(__file__).with_name("tw_runtime.o")
+PUBLIC_FUNCTIONS = ("describe", "plan", "run", "open", "close", "selftest", "profile")
+WEIGHTS_SUFFIX = ".weights"
+LINKER_HINT = (
+    "install one: a C compiler (apt install gcc), ld (apt install binutils), ld.lld (apt install lld), or pip install tilewright[cross]"
+)
+ALIGNMENT = 64
+
+
+def public_symbols(name: str) -> list[str]:
+    """The symbols that an artifact exports."""
+    return [f"{name}_{function}" for function in PUBLIC_FUNCTIONS]
+
+
+def check_prefix(name: str) -> str:
+    """The name as the prefix of C symbols, which it must fit."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ArtifactError(
+            f"artifact name: found {name!r}, expected a C identifier (it is the prefix of the functions)",
+            hint="name the file like mlp.so or text_encoder.so, or pass name=",
+        )
+    return name
+
+
+# --- writing files ---
+
+
+@contextmanager
+def replacing(path: str | PathLike[str]) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place on success and vanishes on failure, Ctrl-C included."""
+    target = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    except OSError as error:
+        raise ArtifactError(
+            f"{target}: cannot be written: {error.strerror or error}",
+            hint="choose a folder that exists and is writable",
+        ) from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, (0o777 if target.suffix == ".so" else 0o666) & ~umask)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise ArtifactError(
+            f"{target}: cannot be written: {error.strerror or error}", hint="is the disk full, or the folder read only?"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | PathLike[str], *parts: bytes | memoryview) -> None:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        for part in parts:
+            file.write(part)
+
+
+def write_constants(path: str | PathLike[str], constants: Any, digest: str) -> None:
+    """Write the sidecar file of a constants segment (any contiguous buffer)."""
+    data = memoryview(constants).cast("B")
+    encoded = digest.encode()
+    if len(encoded) > 127:
+        raise ArtifactError(f"{path}: found a constants digest of {len(encoded)} bytes, expected at most 127")
+    header = struct.pack("<8sQQQ128s", b"TWCONST1", _native.CONSTANTS_HEADER_BYTES, len(data), _native.checksum(data), encoded)
+    write_bytes(path, header.ljust(_native.CONSTANTS_HEADER_BYTES, b"\0"), data)
+
+
+def make_golden(inputs: Sequence[np.ndarray[Any, Any]], outputs: Sequence[np.ndarray[Any, Any]]) -> bytes:
+    """The golden section (csrc/abi.h) of one recorded call, to be placed in the constants segment at a multiple of 64."""
+    dims = [size for array in inputs for size in array.shape]
+    arrays = [*inputs, *outputs]
+    start = _aligned(8 * (2 + len(dims) + 2 * len(arrays)))
+    words = [_native.GOLDEN_MAGIC, len(dims), *dims]
+    for array in arrays:
+        words += [start, array.nbytes]
+        start = _aligned(start + array.nbytes)
+    section = bytearray(start)
+    struct.pack_into(f"<{len(words)}q", section, 0, *words)
+    for index, array in enumerate(arrays):
+        place = words[2 + len(dims) + 2 * index]
+        section[place : place + array.nbytes] = array.tobytes()
+    return bytes(section)
+
+
+def _aligned(offset: int) -> int:
+    return (offset + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+
+
+# --- linking ---
+
+
+@dataclass(frozen=True, slots=True)
+class Linker:
+    """A command that links shared libraries: a compiler driver, or a bare linker."""
+
+    command: tuple[str, ...]
+    driver: bool
+
+
+def find_linker(target: str | None = None) -> Linker:
+    """The first linker there is. `target` (a triple such as "aarch64-linux-gnu") needs ziglang."""
+    zig = importlib.util.find_spec("ziglang") is not None
+    if target is not None:
+        if not zig:
+            raise ArtifactError(f"no linker for target {target}: it needs ziglang", hint="pip install tilewright[cross]")
+        return Linker((sys.executable, "-m", "ziglang", "cc", "-target", target), True)
+    for name, driver in (("cc", True), ("gcc", True), ("clang", True), ("ld.lld", False), ("ld", False)):
+        found = shutil.which(name)
+        if found is not None:
+            return Linker((found,), driver)
+    if zig:
+        return Linker((sys.executable, "-m", "ziglang", "cc"), True)
+    raise ArtifactError("no linker found: looked for cc, gcc, clang, ld.lld, ld and the Python package ziglang", hint=LINKER_HINT)
+
+
+def link_shared(
+    object_code: bytes,
+    output: str | PathLike[str],
+    exports: Sequence[str],
+    *,
+    runtime_object: str | PathLike[str] = RUNTIME_OBJECT,
+    linker: Linker | None = None,
+) -> None:
+    """Link generated code with the runtime object to a shared library that exports exactly `exports`."""
+    linker = linker or find_linker()
+    _check_defined(object_code, exports)
+    if not Path(runtime_object).is_file():
+        raise ArtifactError(f"{runtime_object}: the runtime object is missing", hint="install tilewright again (pip install -e .)")
+    with tempfile.TemporaryDirectory(prefix="tilewright-link-") as folder, replacing(output) as temporary:
+        code, script = Path(folder, "model.o"), Path(folder, "exports.map")
+        code.write_bytes(object_code)
+        script.write_text("{ global: " + " ".join(f"{name};" for name in exports) + " local: *; };\n")
+        _run_linker(linker, [str(code), str(runtime_object)], script, temporary, Path(output).name)
+
+
+def _run_linker(linker: Linker, objects: list[str], script: Path, output: Path, soname: str) -> None:
+    flags = [
+        "--version-script=" + str(script),
+        "--build-id=none",
+        "--hash-style=gnu",
+        "--gc-sections",
+        "--no-undefined",
+        "--strip-all",
+        "-soname=" + soname,
+        "-z",
+        "relro",
+        "-z",
+        "now",
+        "-z",
+        "noexecstack",
+    ]
+    if linker.driver:
+        flags = [
+            f"-Wl,{','.join(flags[i : i + 2])}" if flags[i] == "-z" else f"-Wl,{flags[i]}"
+            for i in range(len(flags))
+            if flags[i - 1] != "-z"
+        ]
+        command = [*linker.command, "-shared", "-o", str(output), *objects, *flags]
+    else:
+        command = [*linker.command, "-shared", "-o", str(output), *objects, *flags, *_system_libraries()]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"})
+    if result.returncode != 0:
+        raise ArtifactError(
+            f"{linker.command[0]}: linking failed with status {result.returncode}:\n{result.stderr.strip()}",
+            notes=("command: " + " ".join(command),),
+        )
+
+
+def _system_libraries() -> list[str]:
+    """The C library as this process has it loaded: a bare linker does not know where it is, and needs no headers for it."""
+    found = {}
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        path = line.split(maxsplit=5)[-1]
+        name = Path(path).name
+        if path.startswith("/") and re.match(r"(libc\.so|libc-|libc\.musl|ld-musl|libpthread)", name):
+            found[name] = path
+    return [found[name] for name in sorted(found)]
+
+
+def _check_defined(object_code: bytes, exports: Sequence[str]) -> None:
+    defined = {symbol.name for symbol in read_elf(object_code, "object code").symbols if symbol.defined and not symbol.local}
+    missing = [name for name in exports if name not in defined]
+    if missing:
+        raise ArtifactError(
+            f"object code: does not define {', '.join(missing)}",
+            hint="compile it for ahead-of-time use with this prefix",
+        )
+
+
+def make_archive(
+    output: str | PathLike[str],
+    object_code: bytes,
+    member: str,
+    *,
+    runtime_object: str | PathLike[str] = RUNTIME_OBJECT,
+) -> None:
+    """Write a static archive (System V format, with symbol table; all times and owners zero). Link with -pthread."""
+    members = [(member, object_code), ("tw_runtime.o", Path(runtime_object).read_bytes())]
+    symbols = []
+    for index, (name, data) in enumerate(members):
+        symbols += [(symbol.name, index) for symbol in read_elf(data, name).symbols if symbol.defined and not symbol.local]
+    names = b"".join(name.encode() + b"\0" for name, _ in symbols)
+    table_bytes = 4 + 4 * len(symbols) + len(names)
+    offsets, position = [], 8 + 60 + table_bytes + table_bytes % 2
+    for _, data in members:
+        offsets.append(position)
+        position += 60 + len(data) + len(data) % 2
+    table = struct.pack(f">I{len(symbols)}I", len(symbols), *(offsets[index] for _, index in symbols)) + names
+    parts = [b"!<arch>\n", _archive_member("/", table)]
+    parts += [_archive_member(f"{name[:15]}/", data) for name, data in members]
+    write_bytes(output, *parts)
+
+
+def _archive_member(name: str, data: bytes) -> bytes:
+    header = f"{name:<16}{0:<12}{0:<6}{0:<6}{'644':<8}{len(data):<10}`\n".encode()
+    return header + data + b"\n" * (len(data) % 2)
+
+
+# --- header ---
+
+
+def make_header(
+    name: str,
+    inputs: Sequence[TensorInfo],
+    outputs: Sequence[TensorInfo],
+    *,
+    version: str,
+    constants_bytes: int = 0,
+    workspace: int | None = None,
+    summary: str = "",
+) -> str:
+    """The text of `<name>.h`: the ABI (shared by all models of one ABI version) and this model's functions."""
+    check_prefix(name)
+    upper = name.upper()
+    constants = [
+        f"#define {upper}_ABI_VERSION {_native.ABI_VERSION}",
+        f"#define {upper}_INPUT_COUNT {len(inputs)}",
+        f"#define {upper}_OUTPUT_COUNT {len(outputs)}",
+        f"#define {upper}_CONSTANTS_BYTES INT64_C({constants_bytes})",
+        f"#define {upper}_WORKSPACE_BYTES INT64_C({-1 if workspace is None else workspace})"
+        "   /* -1: depends on the sizes, ask the plan function */",
+        f"#define {upper}_SHAPE_COUNT {sum(info.rank for info in inputs)}   /* entries of shapes */",
+        f"#define {upper}_OUTPUT_SHAPE_COUNT {sum(info.rank for info in outputs)}",
+    ]
+    for kind, infos in (("INPUT", inputs), ("OUTPUT", outputs)):
+        for index, info in enumerate(infos):
+            label = re.sub(r"[^A-Za-z0-9]", "_", info.name).upper()
+            constants.append(f"#define {upper}_{kind}_{index}_{label} {index}   /* {_comment(str(info))} */")
+    about = f" * {_comment(summary)}\n" if summary else ""
+    return _HEADER.format(
+        name=name,
+        upper=upper,
+        version=version,
+        abi=_native.ABI_HEADER.strip(),
+        about=about,
+        constants="\n".join(constants),
+        abi_version=_native.ABI_VERSION,
+    )
+
+
+def _comment(text: str) -> str:
+    """Text that is safe inside a C comment, whatever names a model uses."""
+    return re.sub(r"[^ -~]", "?", text).replace("*/", "* /").replace("/*", "/ *").replace("\\", "/")
+
+
+_HEADER = """\
+/* {name}.h: C99 interface of the model {name}, made by tilewright {version}, ABI version {abi_version}.
+{about} *
+ * Reentrant: no function keeps state, so any number of threads may call them at once, each with its own outputs, workspace
+ * and error buffer. Every function that returns int32_t gives 0 or a negative tw_status with a message in context->error.
+ * Link with -pthread. A minimal program (error handling left out):
+ *
+ *     char error[512];
+ *     tw_context context = {{TW_ABI_VERSION}};
+ *     context.error = error; context.error_capacity = sizeof error;
+ *     tw_constants constants;
+ *     {name}_open(&context, NULL, &constants);
+ *     int64_t shapes[] = {{...}}, output_shapes[{upper}_OUTPUT_SHAPE_COUNT + 1], workspace_bytes;
+ *     {name}_plan(&context, shapes, output_shapes, &workspace_bytes);
+ *     {name}_run(&context, inputs, outputs, shapes, constants.data, NULL);
+ *     {name}_close(&constants);
+ */
+{abi}
+
+#ifndef TILEWRIGHT_MODEL_{upper}_H
+#define TILEWRIGHT_MODEL_{upper}_H
+#if TW_ABI_VERSION != {abi_version}
+#error "{name}.h: included after the header of a model of another tilewright ABI version; compile both models anew"
+#endif
+
+{constants}
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+/* The model's description: name, inputs, outputs, CPU features, kernels. Constant. */
+const tw_model *{name}_describe(void);
+
+/* Checks `shapes` (every dim of every input, in order), writes every dim of every output and the bytes of workspace. */
+int32_t {name}_plan(const tw_context *context, const int64_t *shapes, int64_t *output_shapes, int64_t *workspace_bytes);
+
+/* Runs the model. inputs and outputs: C-contiguous, not overlapping, owned by the caller. constants: `data` of what
+ * {name}_open gave (may be null when {upper}_CONSTANTS_BYTES is 0 or they are embedded). workspace: 64-byte aligned and as
+ * large as planned, or null: then it is allocated for the call. */
+int32_t {name}_run(const tw_context *context, const void *const *inputs, void *const *outputs, const int64_t *shapes,
+{pad}const uint8_t *constants, void *workspace);
+
+/* Maps the constants: path null looks for {name}.weights beside the library (or the program, when linked statically). */
+int32_t {name}_open(const tw_context *context, const char *path, tw_constants *constants);
+void {name}_close(tw_constants *constants);
+
+/* Runs the recorded call that the model carries and compares its outputs. 0 also when it carries none. */
+int32_t {name}_selftest(const tw_context *context, const uint8_t *constants);
+
+/* {name}_run that also adds the time of every kernel to nanoseconds[kernel_count], which the caller zeroes. */
+int32_t {name}_profile(const tw_context *context, const void *const *inputs, void *const *outputs, const int64_t *shapes,
+{pad}    const uint8_t *constants, void *workspace, int64_t *nanoseconds);
+
+#ifdef __cplusplus
+}}
+#endif
+#endif
+""".replace("{pad}", " " * 12)
+
+
+# --- loading ---
+
+
+def load_library(
+    path: str | PathLike[str], *, weights: str | PathLike[str] | None = None, threads: int = 0, verify: bool = True
+) -> Executable:
+    """Load an artifact. `weights` defaults to the file beside it; `verify` compares the checksum of the constants."""
+    library = Path(path).absolute()
+    symbol = find_describe(library)
+    executable = Executable.from_library(library, symbol, threads=threads, metadata={"path": str(library)})
+    model = executable._model
+    if model.constants_bytes > 0 and not model.constants_embedded:
+        place = Path(weights) if weights is not None else find_weights(library, model.name)
+        model.set_constants(_native.Constants.open(str(place), model.constants_bytes, executable.constants_digest, verify))
+    return executable
+
+
+def find_describe(library: Path) -> str:
+    """The name of the artifact's describing function; refuses what is no whole artifact for this machine."""
+    try:
+        with open(library, "rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{library}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    elf = read_elf(memoryview(data), str(library))
+    if elf.type != 3:
+        raise ArtifactError(f"{library}: found ELF type {elf.type}, expected a shared library")
+    if elf.machine != os.uname().machine:
+        raise ArtifactError(f"{library}: found code for {elf.machine}, expected {os.uname().machine}")
+    names = [name for name in elf.exported() if name.endswith("_describe")]
+    if len(names) != 1:
+        raise ArtifactError(f"{library}: exports {len(names)} functions named *_describe, expected one; is it a tilewright artifact?")
+    return names[0]
+
+
+def find_weights(library: Path, name: str) -> Path:
+    """The file of constants beside a library: named like the model, or, if both were renamed alike, like the library."""
+    for stem in (name, library.stem):
+        place = library.with_name(stem + WEIGHTS_SUFFIX)
+        if place.is_file():
+            return place
+    raise ArtifactError(
+        f"{library}: its constants are missing: looked for {library.with_name(name + WEIGHTS_SUFFIX)}",
+        hint="keep the .weights file beside the library, or pass weights=",
+    )

@@ -1,0 +1,102 @@
+"""Builds the native parts of tilewright.runtime: the extension `_native` and the runtime object `tw_runtime.o`.
+
+Metadata is in pyproject.toml. The object is what ahead-of-time artifacts link (position independent, hidden symbols,
+C library only); it is built beside the extension, in the source tree for editable installs. Assumes a C++17 compiler
+on Linux. The text of csrc/abi.h is compiled into the extension, so that generated headers always match it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from pybind11.setup_helpers import Pybind11Extension, build_ext
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+RUNTIME_FLAGS = [
+    "-std=c++17",
+    "-O2",
+    "-Wall",
+    "-Wextra",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-threadsafe-statics",
+    "-fno-asynchronous-unwind-tables",
+    "-fno-stack-protector",
+    "-g0",
+]
+EXTENSION_SOURCES = [
+    "module.cpp",
+    "machine.cpp",
+    "pool.cpp",
+    "constants.cpp",
+    "run.cpp",
+    "selftest.cpp",
+    "elf_loader.cpp",
+]
+HEADERS = ["abi.h", "machine.h", "pool.h", "constants.h", "run.h", "elf_loader.h"]
+
+
+class BuildNative(build_ext):
+    """build_ext that also writes abi_text.h first and tw_runtime.o afterwards."""
+
+    def build_extension(self, ext: Pybind11Extension) -> None:
+        if sys.platform != "linux":
+            raise SystemExit(f"tilewright: found platform {sys.platform}, expected linux: the runtime is written for Linux only")
+        generated = Path(self.build_temp) / "generated"
+        generated.mkdir(parents=True, exist_ok=True)
+        text = (ROOT / "csrc" / "abi.h").read_text()
+        (generated / "abi_text.h").write_text(f'/* The text of abi.h. */\nstatic const char tw_abi_text[] = R"abi_text({text})abi_text";\n')
+        ext.include_dirs.append(str(generated))
+        super().build_extension(ext)
+        self.build_runtime_object(self.built_object())
+
+    def build_runtime_object(self, output: Path) -> None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        compiler = list(self.compiler.compiler_cxx or self.compiler.compiler_so)[:1]
+        command = [*compiler, *RUNTIME_FLAGS, "-c", "csrc/runtime_object.cpp", "-o", str(output.absolute())]
+        self.announce(" ".join(command), level=2)
+        subprocess.run(command, check=True, cwd=ROOT)
+
+    def built_object(self) -> Path:
+        """Where the build leaves the object: in the tree that becomes the wheel."""
+        return Path(self.build_lib) / "tilewright" / "runtime" / "tw_runtime.o"
+
+    def source_object(self) -> Path:
+        """Its place in the source tree, for editable installs."""
+        build_py = self.get_finalized_command("build_py")
+        return Path(build_py.get_package_dir("tilewright.runtime")) / "tw_runtime.o"
+
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        shutil.copyfile(self.built_object(), ROOT / self.source_object())
+
+    def get_outputs(self) -> list[str]:
+        return [*super().get_outputs(), str(self.source_object() if self.inplace else self.built_object())]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        mapping = super().get_output_mapping()
+        if self.inplace:  # strict editable installs link each file of the build to its place in the sources
+            mapping[str(self.built_object())] = str(self.source_object())
+        return mapping
+
+
+setup(
+    ext_modules=[
+        Pybind11Extension(
+            "tilewright.runtime._native",
+            [f"csrc/{name}" for name in EXTENSION_SOURCES],
+            include_dirs=["csrc"],
+            depends=[f"csrc/{name}" for name in HEADERS],
+            cxx_std=17,
+            extra_compile_args=["-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],
+            extra_link_args=["-Wl,--build-id=none", "-s"],
+        )
+    ],
+    cmdclass={"build_ext": BuildNative},
+)
