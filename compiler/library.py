@@ -16,7 +16,7 @@ from .ir.errors import CompileError
 from .ir.graph import Builder, Constant, Graph, Node
 from .ir.ops.compute import Cast, Dot, Elementwise, Reduce
 from .ir.ops.control import Composite, Const, Get, Param
-from .ir.ops.shape import Broadcast, Pad, Reshape, SizeOf, Slice, Take, Transpose
+from .ir.ops.shape import Broadcast, Iota, Pad, Reshape, SizeOf, Slice, Take, Transpose
 from .ir.types import I64, DType, TupleType
 
 
@@ -349,3 +349,106 @@ def _rms_norm(b: Builder, x: Node, scale: Node, axes: tuple[int, ...], epsilon: 
 def rms_norm(b: Builder, x: Node, scale: Node, axes: Sequence[int], epsilon: float) -> Node:
     """x / sqrt(mean(x^2) + epsilon) * scale over `axes` (Zhang and Sennrich, 2019)."""
     return composite(b, "rms_norm", _rms_norm, x, scale, axes=tuple(axes), epsilon=float(epsilon))
+
+
+# --- einsum ----------------------------------------------------------------------------------------------------------
+
+
+def parse_einsum(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
+    """Labels of each operand and of the result. The axes of an ellipsis are labelled '...0', '...1' from its last."""
+    text = equation.replace(" ", "")
+    left, arrow, right = text.partition("->")
+    terms = left.split(",")
+    if len(terms) != len(ranks):
+        raise CompileError(f"einsum: {equation!r} has {len(terms)} terms for {len(ranks)} operands")
+    labels = [_einsum_labels(term, rank, equation) for term, rank in zip(terms, ranks)]
+    widest = max((sum(label.startswith("...") for label in term) for term in labels), default=0)
+    ellipsis = [f"...{i}" for i in reversed(range(widest))]
+    if arrow:
+        result = _einsum_labels(right, len(right.replace("...", "")) + (widest if "..." in right else 0), equation)
+        unknown = [label for label in result if not any(label in term for term in labels)]
+        if unknown or len(set(result)) != len(result):
+            raise CompileError(f"einsum: the result of {equation!r} names {unknown[0] if unknown else 'an axis twice'}, "
+                               f"which {'no operand has' if unknown else 'is not possible'}")
+        return labels, result
+    plain = [label for term in labels for label in term if not label.startswith("...")]
+    return labels, [*ellipsis, *sorted(label for label in set(plain) if plain.count(label) == 1)]
+
+
+def _einsum_labels(term: str, rank: int, equation: str) -> list[str]:
+    before, dots, after = term.partition("...")
+    if not (before + after).isalpha() and before + after:
+        raise CompileError(f"einsum: {term!r} in {equation!r} holds more than letters and one ellipsis")
+    hidden = rank - len(before) - len(after)
+    if hidden < 0 or hidden and not dots:
+        raise CompileError(f"einsum: {term!r} in {equation!r} does not fit an operand of rank {rank}")
+    return [*before, *(f"...{i}" for i in reversed(range(hidden))), *after]
+
+
+def einsum(b: Builder, equation: str, *operands: Node) -> Node:
+    """NumPy's einsum on operands of one dtype, contracted from left to right."""
+    labels, result = parse_einsum(equation, [x.rank for x in operands])
+    sizes: dict[str, DimLike] = {}
+    for term, x in zip(labels, operands):
+        for label, size in zip(term, x.shape):
+            if sizes.setdefault(label, size) == 1:
+                sizes[label] = size
+    terms = [_einsum_operand(b, x, term, sizes) for x, term in zip(operands, labels)]
+    value, known = terms[0]
+    for place, (x, term) in enumerate(terms[1:], 1):
+        later = {label for _, rest in terms[place + 1:] for label in rest} | set(result)
+        value, known = _einsum_sum(b, value, known, later | set(term))
+        x, term = _einsum_sum(b, x, term, later | set(known))
+        value, known = _einsum_pair(b, value, known, x, term, later)
+    value, known = _einsum_sum(b, value, known, set(result))
+    for label in result:
+        if label not in known:          # every operand has size 1 there
+            value, known = expand(b, value, (value.rank,)), [*known, label]
+    return transpose(b, value, [known.index(label) for label in result])
+
+
+def _einsum_operand(b: Builder, x: Node, term: list[str], sizes: dict[str, DimLike]) -> tuple[Node, list[str]]:
+    """Without axes of size 1 (they broadcast) and with the diagonal of labels that stand twice."""
+    for label in set(term):
+        while term.count(label) > 1:
+            first = term.index(label)
+            second = term.index(label, first + 1)
+            x, term = _diagonal(b, x, first, second), [t for a, t in enumerate(term) if a != second]
+    for axis in reversed(range(len(term))):
+        if x.shape[axis] != 1 and x.shape[axis] != sizes[term[axis]]:
+            raise CompileError(f"einsum: axis {term[axis]} has sizes {sizes[term[axis]]} and {x.shape[axis]}")
+    drop = [a for a, n in enumerate(x.shape) if n == 1]
+    return squeeze(b, x, drop), [t for a, t in enumerate(term) if a not in drop]
+
+
+def _diagonal(b: Builder, x: Node, first: int, second: int) -> Node:
+    """The elements whose places on both axes are equal; they stay at the first one."""
+    if x.shape[first] != x.shape[second]:
+        raise CompileError(f"einsum: axes {first} and {second} of {x.type} have one label but two sizes")
+    shape = tuple(n if a in (first, second) else 1 for a, n in enumerate(x.shape))
+    row, column = b.add(Iota(I64, shape, first)), b.add(Iota(I64, shape, second))
+    kept = apply(b, "select", scalar(b, "eq", row, column), x, like(b, 0, x))
+    return reduce(b, "sum", kept, (second,))
+
+
+def _einsum_sum(b: Builder, x: Node, term: list[str], needed: set[str]) -> tuple[Node, list[str]]:
+    gone = [a for a, label in enumerate(term) if label not in needed]
+    return reduce(b, "sum", x, gone), [label for label in term if label in needed]
+
+
+def _einsum_pair(b: Builder, x: Node, left: list[str], y: Node, right: list[str],
+                 later: set[str]) -> tuple[Node, list[str]]:
+    shared = [label for label in left if label in right]
+    summed = [label for label in shared if label not in later]
+    batch = [label for label in shared if label in later]
+    free = [label for label in right if label not in shared]
+    if not summed:
+        wide = [*left, *free]
+        x = reshape(b, x, [*x.shape, *[1] * len(free)])
+        order = [right.index(label) for label in wide if label in right]
+        sizes = iter(y.shape[a] for a in order)
+        y = reshape(b, transpose(b, y, order), [next(sizes) if label in right else 1 for label in wide])
+        return apply(b, "mul", x, y), wide
+    op = Dot(tuple(left.index(s) for s in summed), tuple(right.index(s) for s in summed),
+             tuple(left.index(s) for s in batch), tuple(right.index(s) for s in batch))
+    return b.add(op, x, y), [*batch, *(label for label in left if label not in shared), *free]

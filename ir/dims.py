@@ -206,6 +206,32 @@ def evaluate(size: DimLike, binding: Mapping[str, int]) -> int:
 
 def bounds(size: DimLike) -> tuple[Bound, Bound]:
     """Inclusive lower and upper bound over all bindings within the symbols' bounds."""
+    low, high = _interval(size)
+    expanded = _without_floordiv(size)
+    if expanded is not size:
+        other_low, other_high = _interval(expanded)
+        low, high = max(low, other_low), min(high, other_high)
+    return low, high
+
+
+def _without_floordiv(size: DimLike) -> DimLike:
+    """n * (x // n) written as x - x % n, which has the tighter bounds beside terms in x."""
+    if isinstance(size, int):
+        return size
+    result: DimLike = 0
+    found = False
+    for monomial, coefficient in size.terms:
+        atom = monomial[0][0] if len(monomial) == 1 and monomial[0][1] == 1 else None
+        if isinstance(atom, Composed) and atom.kind == "floordiv" and isinstance(atom.right, int) \
+                and coefficient % atom.right == 0:
+            found = True
+            result = result + (atom.left - _mod(atom.left, atom.right)) * (coefficient // atom.right)
+        else:
+            result = result + Dim(((monomial, coefficient),)) if monomial else result + coefficient
+    return result if found else size
+
+
+def _interval(size: DimLike) -> tuple[Bound, Bound]:
     if isinstance(size, int):
         return size, size
     low: Bound = 0

@@ -571,11 +571,12 @@ def _undefined(label: str, path: str, node: NodeProto, name: str, makers: Mappin
 
 @dataclass(frozen=True)
 class Signature:
-    """What an operator's function takes: its inputs by name, whether more follow, its attributes with their kinds."""
+    """What an operator's function takes: inputs by name, whether more follow (perhaps absent ones), attributes by kind."""
 
     inputs: tuple[str, ...]
     required: int
     variadic: bool
+    gaps: bool
     attributes: Mapping[str, str]
     required_attributes: frozenset[str]
 
@@ -583,13 +584,13 @@ class Signature:
 @lru_cache(maxsize=None)
 def signature_of(operator: Operator) -> Signature:
     inputs: list[str] = []
-    required, variadic = 0, False
+    required, variadic, gaps = 0, False, False
     attributes: dict[str, str] = {}
     needed: set[str] = set()
     for parameter in list(inspect.signature(operator).parameters.values())[1:]:
         kind = str(parameter.annotation)
         if parameter.kind is parameter.VAR_POSITIONAL:
-            variadic = True
+            variadic, gaps = True, "None" in kind
         elif parameter.kind is parameter.KEYWORD_ONLY:
             attributes[parameter.name] = kind
             if parameter.default is parameter.empty:
@@ -598,23 +599,20 @@ def signature_of(operator: Operator) -> Signature:
             inputs.append(parameter.name)
             required += parameter.default is parameter.empty and "None" not in kind
             attributes[parameter.name] = kind       # some opsets give an input as an attribute
-    return Signature(tuple(inputs), required, variadic, attributes, frozenset(needed))
+    return Signature(tuple(inputs), required, variadic, gaps, attributes, frozenset(needed))
 
 
-# what an annotation of an attribute admits
-KINDS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
-    ("Sequence[int]", lambda v: isinstance(v, tuple) and all(isinstance(e, int) for e in v)),
-    ("tuple[int", lambda v: isinstance(v, tuple) and all(isinstance(e, int) for e in v)),
-    ("Integers", lambda v: isinstance(v, int) or isinstance(v, tuple) and all(isinstance(e, int) for e in v)),
-    ("Sequence[float]", lambda v: isinstance(v, tuple) and all(isinstance(e, (int, float)) for e in v)),
-    ("Sequence[str]", lambda v: isinstance(v, tuple) and all(isinstance(e, str) for e in v)),
-    ("Subgraph", lambda v: isinstance(v, Body)),
-    ("Array", lambda v: isinstance(v, np.ndarray)),
-    ("float", lambda v: isinstance(v, float)),
-    ("str", lambda v: isinstance(v, str)),
-    ("int", lambda v: isinstance(v, int)),
-    ("object", lambda v: True),
-)
+def _all(kinds: type | tuple[type, ...]) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, tuple) and all(isinstance(e, kinds) for e in v)
+
+
+# a part of an annotation -> what it admits as an attribute
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "Sequence[int]": _all(int), "tuple[int, ...]": _all(int), "Sequence[float]": _all((int, float)),
+    "Sequence[str]": _all(str), "Integers": lambda v: isinstance(v, int) or _all(int)(v),
+    "Subgraph": lambda v: isinstance(v, Body), "Array": lambda v: isinstance(v, np.ndarray),
+    "float": lambda v: isinstance(v, float), "str": lambda v: isinstance(v, str), "int": lambda v: isinstance(v, int),
+}
 
 
 def call_operator(c: Context, operator: Operator, inputs: Sequence[Node | None], attributes: Mapping[str, Any]) -> Any:
@@ -628,7 +626,7 @@ def call_operator(c: Context, operator: Operator, inputs: Sequence[Node | None],
     for place, name in enumerate(signature.inputs[:signature.required]):
         if (place >= len(given) or given[place] is None) and name not in attributes:
             c.fail(f"the input '{name}' is missing")
-    if any(x is None for x in given[len(signature.inputs):]):
+    if not signature.gaps and any(x is None for x in given[len(signature.inputs):]):
         c.fail("an input in a list of inputs is missing")
     for name, value in attributes.items():
         _check_attribute(c, signature, name, value, len(given))
@@ -644,5 +642,5 @@ def _check_attribute(c: Context, signature: Signature, name: str, value: Any, gi
     if name in signature.inputs and signature.inputs.index(name) < given:
         c.fail(f"'{name}' is given as an attribute and as an input")
     annotation = signature.attributes[name]
-    if not any(spelling in annotation and admits(value) for spelling, admits in KINDS):
+    if not any(KINDS[part](value) for part in annotation.split(" | ") if part in KINDS):
         c.fail(f"the attribute '{name}' has the wrong kind: {str(value)[:60]} for {annotation}")

@@ -20,10 +20,10 @@ from ..ir.dims import bounds
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.compute import Bitcast, Cumulative
 from ..ir.ops.control import Param, Scan, While
-from ..ir.ops.shape import Concat, ScatterND
+from ..ir.ops.shape import Concat
 from ..ir.types import BOOL, F64, I32, I64, U64, DType, dtype_of
 from .numpy_errors import TraceOverflowError, TraceTypeError, TraceValueError
-from .numpy_indexing import scatter_places
+from .numpy_indexing import scatter
 from .numpy_tracer import Size, TracedArray, Tracer, settle, shape_text
 
 Emit = Callable[..., Any]
@@ -355,8 +355,8 @@ def _at(t: Tracer, ufunc: np.ufunc, target: Any, key: Any, *values: Any) -> None
         raise TraceTypeError(f"np.{ufunc.__name__}.at is not supported", hint="use add, subtract, multiply, maximum or minimum")
     if not np.can_cast(np.result_type(target.dtype, promotion_type(values[0])), target.dtype, "same_kind"):
         raise TraceTypeError(f"Cannot cast ufunc '{ufunc.__name__}' output to {target.dtype}")
-    whole, indices, updates, restore = scatter_places(t, target, key, t.node(values[0], target.type.dtype))
-    t.assign(target, restore(t.b.add(ScatterND(_SCATTERS[ufunc]), whole, indices, updates)))
+    if not scatter(t, target, key, t.node(values[0], target.type.dtype), _SCATTERS[ufunc]):
+        target[key] = ufunc(target[key], values[0])
 
 
 # --- meaning ---------------------------------------------------------------------------------------------------------

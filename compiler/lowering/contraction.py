@@ -11,13 +11,14 @@ No iteration over the contraction is split between threads, so results do not de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..ir.dims import DimLike, Symbol, ceildiv, dim_min, divides, product
 from ..ir.graph import Node
 from ..ir.loop import Alloc, Buffer, For, If, Stmt, Store
 from ..ir.ops.compute import PackedConv, PackedDot, accumulator_dtype
+from ..ir.types import INDEX
 from ..tiles import Tile
 from .inline import Index, Inliner, flatten_index, loop_symbol, unflatten_index
 
@@ -37,7 +38,7 @@ class Operand:
     panel: Callable[[Index], DimLike]
 
 
-def row_operand(node: Node, lhs: Buffer, batch: Index) -> Operand:
+def row_operand(node: Node, batch: Index) -> Operand:
     """How the rows of a contraction are read: plain rows of a matrix, or the windows of a convolution."""
     match node.op:
         case PackedDot(batch=count):
@@ -81,19 +82,18 @@ def lower_contraction(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: B
     batch_shape = node.shape[:count]
     columns = node.shape[-1]
     panels = ceildiv(columns, tile.columns)
-    operand = row_operand(node, lhs, tuple(0 for _ in batch_shape))
+    operand = row_operand(node, tuple(0 for _ in batch_shape))
     row_tiles = ceildiv(operand.rows, tile.rows)
-    variable, at = loop_symbol(names.fresh("t"), product(batch_shape) * panels * row_tiles)
+    extent = product(batch_shape) * panels * row_tiles
+    variable, at = loop_symbol(names.fresh("t"), extent)
     *batch, panel, row_tile = unflatten_index(at, (*batch_shape, panels, row_tiles))
     work = _TileWork(node, result, out, lhs, rhs, inliner, tile, tuple(batch), panel, row_tile)
-    fast = work.body(guarded=False)
-    exact = divides(tile.rows, operand.rows) and divides(tile.columns, columns)
-    if not exact:
+    body = work.body(guarded=False)
+    if not (divides(tile.rows, operand.rows) and divides(tile.columns, columns)):
         whole_rows = inliner.scalar("le", inliner.index((row_tile + 1) * tile.rows), inliner.index(operand.rows))
         whole_columns = inliner.scalar("le", inliner.index((panel + 1) * tile.columns), inliner.index(columns))
-        guarded = work.body(guarded=True)
-        fast = (If(inliner.scalar("and", whole_rows, whole_columns), fast, guarded),)
-    return For(variable, product(batch_shape) * panels * row_tiles, "parallel", fast)
+        body = (If(inliner.scalar("and", whole_rows, whole_columns), body, work.body(guarded=True)),)
+    return For(variable, extent, "parallel", body)
 
 
 class _TileWork:
@@ -104,98 +104,89 @@ class _TileWork:
         self.node, self.result, self.out, self.lhs, self.rhs = node, result, out, lhs, rhs
         self.inliner, self.names, self.tile = inliner, inliner.names, tile
         self.batch, self.panel = batch, panel
-        self.operand = row_operand(node, lhs, batch)
+        self.operand = row_operand(node, batch)
         self.first_row = row_tile * tile.rows
         self.columns = node.shape[-1]
         self.dtype = accumulator_dtype(node.dtype)
 
     def body(self, guarded: bool) -> tuple[Stmt, ...]:
-        tile = self.tile
-        accumulator = Buffer(self.names.fresh("acc"), self.dtype, (tile.rows, tile.columns), "register")
-        rows = [self._row(r, guarded) for r in range(tile.rows)]
-        statements: list[Stmt] = [Alloc(accumulator), *self._clear(accumulator), self._contract(accumulator, rows)]
-        for r in range(tile.rows):
-            stores = self._epilogue(accumulator, r, guarded)
-            if guarded:
-                belongs = self.inliner.scalar("lt", self.inliner.index(self.first_row + r),
-                                              self.inliner.index(self.operand.rows))
-                stores = (If(belongs, stores),)
-            statements.extend(stores)
-        return tuple(statements)
+        accumulator = Buffer(self.names.fresh("acc"), self.dtype, (self.tile.rows, self.tile.columns), "register")
+        return (Alloc(accumulator), self._clear(accumulator), self._contract(accumulator, guarded),
+                self._epilogue(accumulator, guarded))
 
-    def _row(self, r: int, guarded: bool) -> DimLike:
-        """The base address of a row; in a guarded body rows past the end read the last one."""
-        row = self.first_row + r
-        return self.operand.base(dim_min(row, self.operand.rows - 1) if guarded else row)
+    def _row_loop(self) -> tuple[Symbol, DimLike]:
+        return loop_symbol(self.names.fresh("r"), self.tile.rows)
 
-    def _vectors(self) -> Sequence[int]:
-        return range(0, self.tile.columns, self.tile.lanes)
+    def _column_loops(self) -> tuple[Symbol, DimLike, Symbol, DimLike]:
+        """The loop over the tile's vectors and the loop over the lanes of one."""
+        vector, v = loop_symbol(self.names.fresh("v"), self.tile.columns // self.tile.lanes)
+        lane, j = loop_symbol(self.names.fresh("j"), self.tile.lanes)
+        return vector, v, lane, j
 
-    def _clear(self, accumulator: Buffer) -> list[Stmt]:
+    def _over_columns(self, vector: Symbol, lane: Symbol, body: tuple[Stmt, ...]) -> Stmt:
+        lanes = self.tile.lanes
+        return For(vector, self.tile.columns // lanes, "unrolled", (For(lane, lanes, "vector", body, lanes),))
+
+    def _clear(self, accumulator: Buffer) -> Stmt:
+        row, r = self._row_loop()
+        vector, v, lane, j = self._column_loops()
         zero = self.inliner.literal(0.0 if self.dtype.is_float else 0, self.dtype)
-        statements: list[Stmt] = []
-        for r in range(self.tile.rows):
-            for first in self._vectors():
-                lane, at = self._lane()
-                statements.append(self._vector(lane, (Store(accumulator.name, (r, first + at), zero),)))
-        return statements
+        store = Store(accumulator.name, (r, v * self.tile.lanes + j), zero)
+        return For(row, self.tile.rows, "unrolled", (self._over_columns(vector, lane, (store,)),))
 
-    def _lane(self) -> tuple[Symbol, DimLike]:
-        return loop_symbol(self.names.fresh("j"), self.tile.lanes)
-
-    def _vector(self, lane: Symbol, body: tuple[Stmt, ...]) -> Stmt:
-        return For(lane, self.tile.lanes, "vector", body, self.tile.lanes)
-
-    def _contract(self, accumulator: Buffer, rows: Sequence[DimLike]) -> Stmt:
-        symbols = [loop_symbol(self.names.fresh("k"), n) for n in self.operand.steps]
-        at = tuple(s for _, s in symbols)
-        body: list[Stmt] = []
-        depth = self.node.inputs[1].shape[-2]
-        panels = self.node.inputs[1].shape[-3]
+    def _contract(self, accumulator: Buffer, guarded: bool) -> Stmt:
+        """The loops over the contraction: one vector of the panel at a time meets one element of each row."""
+        steps = [loop_symbol(self.names.fresh("k"), n) for n in self.operand.steps]
+        at = tuple(s for _, s in steps)
+        depth, panels = self.node.inputs[1].shape[-2], self.node.inputs[1].shape[-3]
         batch = flatten_index(self.batch, self.node.shape[:len(self.batch)])
-        panel_start = ((batch * panels + self.panel) * depth + self.operand.panel(at)) * self.tile.columns
-        for first in self._vectors():
-            lane, j = self._lane()
-            inner = self.inliner.inner()
-            right = inner.latch(self._read(inner, self.rhs, panel_start + first + j))
-            updates = list(inner.block)
-            for r, base in enumerate(rows):
-                left = self._read(inner, self.lhs, base + self.operand.offset(at))
-                place = (r, first + j)
-                old = inner.load(accumulator, place)
-                if self.dtype.is_float:
-                    value = inner.scalar("fma", left, right, old)
-                else:
-                    value = inner.scalar("add", inner.scalar("mul", left, right), old)
-                updates.append(Store(accumulator.name, place, value))
-            body.append(self._vector(lane, tuple(updates)))
-        for (found, _), extent in reversed(list(zip(symbols, self.operand.steps))):
-            body = [For(found, extent, "serial", tuple(body))]
-        return body[0]
+        panel = ((batch * panels + self.panel) * depth + self.operand.panel(at)) * self.tile.columns
+        vector, v, lane, j = self._column_loops()
+        row, r = self._row_loop()
+        inner = self.inliner.inner()
+        column = v * self.tile.lanes + j
+        right = inner.latch(self._read(inner, self.rhs, panel + column))
+        # in a guarded body rows past the end read the last one, which exists
+        place = self.first_row + r
+        base = self.operand.base(dim_min(place, self.operand.rows - 1) if guarded else place)
+        left = self._read(inner, self.lhs, base + self.operand.offset(at))
+        old = inner.load(accumulator, (r, column))
+        if self.dtype.is_float:
+            value = inner.scalar("fma", left, right, old)
+        else:
+            value = inner.scalar("add", inner.scalar("mul", left, right), old)
+        update = For(row, self.tile.rows, "unrolled", (Store(accumulator.name, (r, column), value),))
+        body: Stmt = self._over_columns(vector, lane, (*inner.block, update))
+        for (found, _), extent in reversed(list(zip(steps, self.operand.steps))):
+            body = For(found, extent, "serial", (body,))
+        return body
 
     def _read(self, inliner: Inliner, buffer: Buffer, flat: DimLike) -> Node:
         shape = Buffer(buffer.name, buffer.dtype, (product(buffer.shape),), buffer.space)
         return inliner.cast(inliner.load(shape, (flat,)), self.dtype)
 
-    def _epilogue(self, accumulator: Buffer, r: int, guarded: bool) -> tuple[Stmt, ...]:
-        statements: list[Stmt] = []
-        row = self.first_row + r
-        row_shape = self.node.shape[len(self.batch):-1]
-        for first in self._vectors():
-            lane, j = self._lane()
-            column = self.panel * self.tile.columns + first + j
-            index = (*self.batch, *unflatten_index(row, row_shape), column)
-            inner = self.inliner.inner()
-            value = inner.cast(inner.load(accumulator, (r, first + j)), self.node.dtype)
-            inner.bind(self.node, index, lambda value=value: value)  # type: ignore[misc]
-            stored = inner.value(self.result, index)
-            flat = flatten_index(index, self.out.shape)
-            body = (*inner.block, Store(self.out.name, (flat,), stored))
-            if guarded:
-                room = self.columns - (self.panel * self.tile.columns + first)
-                extent = dim_min(self.tile.lanes, room)
-                inside = inner.scalar("gt", inner.index(room), inner.literal(0, inner.index(0).dtype))
-                statements.append(If(inside, (For(lane, extent, "vector", body, self.tile.lanes),)))
-            else:
-                statements.append(self._vector(lane, body))
-        return tuple(statements)
+    def _epilogue(self, accumulator: Buffer, guarded: bool) -> Stmt:
+        row, r = self._row_loop()
+        vector, v, lane, j = self._column_loops()
+        place = self.first_row + r
+        column = self.panel * self.tile.columns + v * self.tile.lanes + j
+        index = (*self.batch, *unflatten_index(place, self.node.shape[len(self.batch):-1]), column)
+        inner = self.inliner.inner()
+        value = inner.cast(inner.load(accumulator, (r, v * self.tile.lanes + j)), self.node.dtype)
+        inner.bind(self.node, index, lambda: value)
+        stored = inner.value(self.result, index)
+        body = (*inner.block, Store(self.out.name, (flatten_index(index, self.out.shape),), stored))
+        if not guarded:
+            return For(row, self.tile.rows, "unrolled", (self._over_columns(vector, lane, body),))
+        return self._guard(row, place, vector, v, lane, body)
+
+    def _guard(self, row: Symbol, place: DimLike, vector: Symbol, v: DimLike, lane: Symbol,
+               body: tuple[Stmt, ...]) -> Stmt:
+        """The epilogue with stores only for rows and columns that belong to the result."""
+        inliner, lanes = self.inliner, self.tile.lanes
+        room = self.columns - (self.panel * self.tile.columns + v * lanes)
+        has_columns = inliner.scalar("gt", inliner.index(room), inliner.literal(0, INDEX))
+        store = If(has_columns, (For(lane, dim_min(lanes, room), "vector", body, lanes),))
+        columns = For(vector, self.tile.columns // lanes, "unrolled", (store,))
+        belongs = inliner.scalar("lt", inliner.index(place), inliner.index(self.operand.rows))
+        return For(row, self.tile.rows, "unrolled", (If(belongs, (columns,)),))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ..ir.dims import DimLike, product
 from ..ir.graph import Node
 from ..ir.loop import Alloc, Buffer, For, Literal, Stmt, Store
-from ..ir.ops.compute import COMBINE, Elementwise, Reduce, accumulator_dtype, reduction_identity
+from ..ir.ops.compute import COMBINE, Cast, Elementwise, Reduce, accumulator_dtype, reduction_identity
 from ..ir.types import DType
 from .elements import Loops, around
 from .inline import Index, Inliner, Names, flatten_index, loop_symbol, unflatten_index
@@ -48,6 +48,7 @@ class RowKernel:
         assert outer is not None
         self.outer, self.inner = first.inputs[0].shape[:outer], first.inputs[0].shape[outer:]
         self.row_size = product(self.inner)
+        self.hoisted: set[Node] = set()
 
     def lower(self) -> Stmt:
         axes = [(*loop_symbol(self.names.fresh("i"), n), n) for n in self.outer]
@@ -91,6 +92,20 @@ class RowKernel:
             stack.extend(node.inputs)
         return found
 
+    def _hoist(self, root: Node, row: Index) -> list[Stmt]:
+        """Lets of the values that are the same along the row and that the loop for `root` needs."""
+        self.root.block = []
+        needed = self._needed(root)
+        for node in self.nodes:
+            narrow = node.shape == self.outer or node.shape == (*self.outer, *(1 for _ in self.inner))
+            if node not in needed or not narrow or node in self.hoisted or not isinstance(node.op, (Elementwise, Cast)):
+                continue
+            index = row if node.shape == self.outer else (*row, *(0 for _ in self.inner))
+            value = self.root.latch_value(node, index)
+            self.root.bind(node, index, lambda value=value: value)  # type: ignore[misc]
+            self.hoisted.add(node)
+        return list(self.root.block)
+
     def _inside(self, row: Index, written: dict[Node, Buffer], at: DimLike) -> Inliner:
         """An inliner for one loop over the row: values already kept are read from their row buffers."""
         inside = self.root.inner()
@@ -115,11 +130,12 @@ class RowKernel:
         dtype = accumulator_dtype(reduction.dtype)
         accumulator = Buffer(self.names.fresh(op.kind), dtype, (), "register")
         variable, at = loop_symbol(self.names.fresh("k"), self.row_size)
+        hoisted = self._hoist(reduction, row)
         inside = self._inside(row, written, at)
         new = self._keep(inside, row, at, kept, written, reduction)
         value = inside.cast(inside.value(reduction.inputs[0], (*row, *unflatten_index(at, self.inner))), dtype)
         inside.block.append(Store(accumulator.name, (), value, COMBINE[op.kind]))
-        before: list[Stmt] = [Alloc(buffer) for _, buffer in new]
+        before: list[Stmt] = [*hoisted, *(Alloc(buffer) for _, buffer in new)]
         written.update(new)
         before += [Alloc(accumulator), Store(accumulator.name, (), _identity(self.root, op.kind, dtype))]
         before.append(For(variable, self.row_size, "vector", tuple(inside.block), self.lanes))
@@ -142,6 +158,8 @@ class RowKernel:
                 statements.extend((*inside.block, Store(buffer.name, (place,), value)))
         if whole:
             variable, at = loop_symbol(self.names.fresh("k"), self.row_size)
+            for node, _ in whole:
+                statements.extend(self._hoist(node, row))
             inside = self._inside(row, written, at)
             index = (*row, *unflatten_index(at, self.inner))
             stores = [Store(b.name, (flatten_index(index, b.shape),), inside.value(n, index)) for n, b in whole]

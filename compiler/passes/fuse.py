@@ -319,7 +319,7 @@ def _joins_rows(node: Node, members: set[Node], outer: tuple[DimLike, ...], inne
 
 
 def _scalar_constant(node: Node) -> bool:
-    return isinstance(node.op, Const) and node.op.value.array.size == 1 and node.rank == 0
+    return isinstance(node.op, Const) and node.op.value.array.size == 1
 
 
 def _build_group(b: Builder, group: Group, needs: Iterable[Node], done: dict[Node, Node]) -> dict[Node, Node]:

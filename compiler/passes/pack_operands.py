@@ -37,7 +37,7 @@ def pack_operands(graph: Graph, options: Options, caps: Caps) -> Graph:
                 return b.add(plain, padded)
         return None
 
-    return rewrite_graph(graph, visit, "pack_operands")
+    return rewrite_graph(graph, visit, "pack_operands", bodies=True)
 
 
 def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps) -> Node | None:

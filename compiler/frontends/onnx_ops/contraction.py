@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...ir.graph import Node
 from ...ir.ops.compute import Dot
+from ...library import einsum as sum_products
 from ...library import matmul as multiply
 from .context import Context
 

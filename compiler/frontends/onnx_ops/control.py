@@ -108,12 +108,15 @@ def _while_loop(c: Context, body: Subgraph, trip_count: Node | None, condition: 
     return results_of(c.b, c.b.add(op, c.constant(0, I64), begin, *initial, *captures, last))[2:]
 
 
-def scan(c: Context, *inputs: Node, body: Subgraph, num_scan_inputs: int,
+def scan(c: Context, *operands: Node | None, body: Subgraph, num_scan_inputs: int,
          scan_input_axes: Sequence[int] | None = None, scan_input_directions: Sequence[int] | None = None,
          scan_output_axes: Sequence[int] | None = None, scan_output_directions: Sequence[int] | None = None,
          directions: Sequence[int] | None = None) -> tuple[Node, ...]:
     if c.opset < 9:
         c.unsupported("the form of opset 8, with a batch axis, is not supported")
+    inputs = [x for x in operands if x is not None]
+    if len(inputs) != len(operands):
+        c.fail("an input is missing")
     states = len(inputs) - num_scan_inputs
     scans = body.output_count - states
     if states < 0 or scans < 0 or body.input_count != len(inputs):

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...ir.graph import Node
 from ...ir.ops.compute import Bitcast
-from ...ir.types import F32, F64, I64
+from ...ir.types import F32, F64, I64, U8
 from ...library import (celu, elu, gelu, gelu_tanh, hard_sigmoid, hard_swish, leaky_relu, mish, selu, softplus, softsign,
                         swish)
 from .context import Context, lower_bound
@@ -159,6 +159,12 @@ def cast_like(c: Context, x: Node, target: Node, *, saturate: int = 1, round_mod
 
 def bit_cast(c: Context, x: Node, *, to: int) -> Node:
     dtype = c.dtype(to)
+    if dtype == x.dtype:
+        return x
+    if dtype.is_bool:
+        c.unsupported("bits other than 0 and 1 are no bool")
+    if x.dtype.is_bool:
+        x = c.cast(x, U8)
     return x if dtype == x.dtype else c.b.add(Bitcast(dtype), x)
 
 

@@ -158,9 +158,11 @@ def _transposed_padding(c: Context, x: Node, kernel: Sequence[int], strides: Seq
         total = s * (n - 1) + more + (k - 1) * d + 1 - target
         if not isinstance(total, int):
             c.unsupported(f"output_shape {tuple(wanted)} needs spatial sizes that are known, found {x.type}")
-        total = max(total, 0)
-        half = total // 2
-        found.append((half, total - half) if auto_pad == "SAME_UPPER" else (total - half, half))
+        half = max(total, 0) // 2
+        if total < 0:               # the output is larger than what the kernel reaches: zeros at its end
+            found.append((0, total))
+        else:
+            found.append((half, total - half) if auto_pad == "SAME_UPPER" else (total - half, half))
     return found
 
 

@@ -1,1 +1,121 @@
-OPS: dict = {}
+"""ONNX operators with scales and zero points, spelled out in floats and wide integers.
+
+Quantized values are 8- and 16-bit integers (and int32 for biases). A scale is one number, one for each place of an
+axis, or one for each block along it. Later passes recognise these forms and make integer kernels of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...ir.dims import DimLike, ceildiv
+from ...ir.graph import Node
+from ...ir.types import F32, I32, U8, DType
+from ...library import broadcast, reduce, slice_axis
+from .context import Context
+from .contraction import matmul
+
+
+def _spread(c: Context, parameter: Node, x: Node, axis: int, block_size: int) -> Node:
+    """A scale or zero point so that it broadcasts against x."""
+    if parameter.rank == 0 or parameter.shape == (1,):
+        return c.reshape(parameter, ())
+    place = c.axis(axis, x.rank)
+    if parameter.rank == 1 and not block_size:
+        return c.reshape(parameter, [parameter.shape[0] if a == place else 1 for a in range(x.rank)])
+    if not block_size or parameter.rank != x.rank:
+        c.fail(f"the scale {parameter.type} does not fit {x.type} along axis {axis}, block_size {block_size}")
+    blocks: DimLike = parameter.shape[place]
+    if blocks != ceildiv(x.shape[place], block_size):
+        c.fail(f"{blocks} blocks of {block_size} do not cover axis {axis} of {x.type}")
+    wide = c.reshape(parameter, (*parameter.shape[:place + 1], 1, *parameter.shape[place + 1:]))
+    wide = broadcast(c.b, wide, (*parameter.shape[:place + 1], block_size, *parameter.shape[place + 1:]))
+    flat = c.reshape(wide, (*parameter.shape[:place], blocks * block_size, *parameter.shape[place + 1:]))
+    return slice_axis(c.b, flat, place, 0, x.shape[place])
+
+
+def _saturated(c: Context, x: Node, dtype: DType) -> Node:
+    """A float rounded already, limited to the dtype's range."""
+    limits = np.iinfo(dtype.numpy)
+    return c.cast(c.apply("min", c.apply("max", x, c.like(limits.min, x)), c.like(limits.max, x)), dtype)
+
+
+def quantize_linear(c: Context, x: Node, scale: Node, zero_point: Node | None = None, *, axis: int = 1,
+                    block_size: int = 0, output_dtype: int = 0, precision: int = 0, saturate: int = 1) -> Node:
+    """saturate(round(x / scale) + zero point), rounding half to even."""
+    if zero_point is not None:
+        dtype = zero_point.dtype
+    else:
+        dtype = c.dtype(output_dtype) if output_dtype else U8
+    if not dtype.is_integer or dtype.bits > 16:
+        c.unsupported(f"quantizing to {dtype} is not supported; 8- and 16-bit integers are")
+    wide = c.dtype(precision) if precision else scale.dtype if scale.dtype.is_float and scale.dtype.bits >= 32 else F32
+    scaled = c.apply("div", c.cast(x, wide), c.cast(_spread(c, scale, x, axis, block_size), wide))
+    whole = c.scalar("round", scaled)
+    if zero_point is not None:
+        whole = c.apply("add", whole, c.cast(_spread(c, zero_point, x, axis, block_size), wide))
+    return _saturated(c, whole, dtype)
+
+
+def dequantize_linear(c: Context, x: Node, scale: Node, zero_point: Node | None = None, *, axis: int = 1,
+                      block_size: int = 0, output_dtype: int = 0) -> Node:
+    """(x - zero point) * scale, the difference exact in int32."""
+    if not x.dtype.is_integer:
+        c.unsupported(f"dequantizing {x.dtype} is not supported")
+    whole = c.cast(x, I32)
+    if zero_point is not None:
+        whole = c.apply("sub", whole, c.cast(_spread(c, zero_point, x, axis, block_size), I32))
+    dtype = c.dtype(output_dtype) if output_dtype else scale.dtype
+    factor = c.wide(_spread(c, scale, x, axis, block_size))
+    return c.cast(c.apply("mul", c.cast(whole, factor.dtype), factor), dtype)
+
+
+def dynamic_quantize_linear(c: Context, x: Node) -> tuple[Node, Node, Node]:
+    """uint8 over the range of the data, 0 included."""
+    axes = tuple(range(x.rank))
+    zero, top = c.like(0, x), c.like(255, x)
+    high = c.apply("max", reduce(c.b, "max", x, axes), zero)
+    low = c.apply("min", reduce(c.b, "min", x, axes), zero)
+    scale = c.scalar("div", c.scalar("sub", high, low), top)
+    flat = c.apply("eq", scale, zero)      # all zero: any scale will do
+    divisor = c.scalar("select", flat, c.like(1, x), scale)
+    start = c.scalar("div", c.scalar("neg", low), divisor)
+    point = c.scalar("round", c.scalar("min", c.scalar("max", start, zero), top))
+    whole = c.apply("add", c.scalar("round", c.apply("div", x, divisor)), point)
+    return _saturated(c, whole, U8), scale, c.cast(point, U8)
+
+
+def _shifted(c: Context, x: Node, zero_point: Node | None, row: bool = False) -> Node:
+    """x - zero point in int32; a vector of zero points belongs to the rows (or the columns)."""
+    whole = c.cast(x, I32)
+    if zero_point is None:
+        return whole
+    point = c.cast(zero_point, I32)
+    if point.rank == 1 and point.shape != (1,):
+        point = c.reshape(point, (*point.shape, 1)) if row else point
+    elif point.rank <= 1:
+        point = c.reshape(point, ())
+    return c.apply("sub", whole, point)
+
+
+def matmul_integer(c: Context, a: Node, b: Node, a_zero_point: Node | None = None,
+                   b_zero_point: Node | None = None) -> Node:
+    return matmul(c, _shifted(c, a, a_zero_point, row=True), _shifted(c, b, b_zero_point))
+
+
+def qlinear_matmul(c: Context, a: Node, a_scale: Node, a_zero_point: Node, b: Node, b_scale: Node, b_zero_point: Node,
+                   y_scale: Node, y_zero_point: Node) -> Node:
+    total = matmul_integer(c, a, b, a_zero_point, b_zero_point)
+    left = c.reshape(a_scale, (*a_scale.shape, 1)) if a_scale.rank == 1 and a_scale.shape != (1,) else a_scale
+    factor = c.apply("div", c.apply("mul", c.wide(left), c.wide(b_scale)), c.wide(y_scale))
+    if factor.rank == 1 and factor.shape == (1,):
+        factor = c.reshape(factor, ())
+    scaled = c.scalar("round", c.apply("mul", c.cast(total, F32), factor))
+    point = c.cast(y_zero_point if y_zero_point.shape != (1,) else c.reshape(y_zero_point, ()), F32)
+    return _saturated(c, c.apply("add", scaled, point), y_zero_point.dtype)
+
+
+OPS = {
+    "DequantizeLinear": dequantize_linear, "DynamicQuantizeLinear": dynamic_quantize_linear,
+    "MatMulInteger": matmul_integer, "QLinearMatMul": qlinear_matmul, "QuantizeLinear": quantize_linear,
+}

@@ -1,0 +1,171 @@
+"""The passes, in order, each with the invariant that it establishes. Runs them, checks them, dumps what they leave.
+
+The list is literal: there is no registry. A pass is a function of graph, options and (where it must know the target)
+caps; it returns a new graph, or the same object where it changed nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from .ir.dims import evaluate
+from .ir.errors import CompileError, InternalError, TilewrightError
+from .ir.graph import Builder, Graph, Node, attribute_names
+from .ir.interp import evaluate_graph
+from .ir.ops.control import If, Scan, While
+from .ir.printer import format_graph
+from .ir.rewrite import rewrite_graph
+from .ir.verify import verify
+from .options import Environment, Options
+from .passes.canonicalize import canonicalize
+from .passes.choose_layout import choose_layout
+from .passes.decompose import decompose
+from .passes.fold_constants import fold_constants
+from .passes.fuse import fuse
+from .passes.hoist_invariants import hoist_invariants
+from .passes.inline_control import inline_control
+from .passes.pack_operands import pack_operands
+from .target import Caps
+
+Pass = Callable[[Graph, Options], Graph]
+
+
+def in_bodies(function: Pass) -> Pass:
+    """The pass applied to the bodies of control flow first, then to the graph."""
+    def apply(graph: Graph, options: Options) -> Graph:
+        def visit(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
+            if not isinstance(node.op, (If, While, Scan)):
+                return None
+            bodies = {name: apply(getattr(node.op, name), options) for name in attribute_names(type(node.op))
+                      if isinstance(getattr(node.op, name), Graph)}
+            return b.add(replace(node.op, **bodies), *inputs)
+
+        return function(rewrite_graph(graph, visit, "in_bodies"), options)
+
+    return apply
+
+
+def passes_for(caps: Caps) -> tuple[tuple[str, Pass], ...]:
+    """The pipeline for a target."""
+    return (
+        ("decompose", decompose),                                # only primitives are left
+        ("inline_control", inline_control),                      # no `if` on a constant is left
+        ("canonicalize", canonicalize),                          # identities applied; chains of one kind of movement are one
+        ("fold_constants", fold_constants),                      # nothing but large fillings is computed from constants alone
+        ("choose_layout", in_bodies(choose_layout)),                        # every convolution is channels-last
+        ("pack_operands", partial(pack_operands, caps=caps)),    # contractions have packed operands, no padding inside
+        ("hoist_invariants", hoist_invariants),                  # loops compute nothing twice that only captures decide
+        ("canonicalize_packed", canonicalize),                   # what layout and packing brought in is simplified
+        ("fold_packed", fold_constants),                         # weights are packed; the originals are dropped
+        ("fuse", in_bodies(fuse)),                                          # every node is one kernel, a view, or control flow
+    )
+
+
+@dataclass
+class StageReport:
+    """What one pass did."""
+
+    name: str
+    seconds: float
+    nodes_before: int
+    nodes_after: int
+
+
+@dataclass
+class PipelineReport:
+    """What all passes did, in order."""
+
+    stages: list[StageReport] = field(default_factory=list)
+
+
+def stage_names(caps: Caps) -> tuple[str, ...]:
+    return tuple(name for name, _ in passes_for(caps))
+
+
+def run_passes(graph: Graph, options: Options, caps: Caps, environment: Environment, until: str = "",
+               start: str = "") -> tuple[Graph, PipelineReport]:
+    """The graph after the pipeline, or after the pass named `until`, beginning with the pass named `start`."""
+    names = stage_names(caps)
+    for name in (until, start):
+        if name and name not in names:
+            raise CompileError(f"unknown pass {name!r}; passes are {', '.join(names)}")
+    report = PipelineReport()
+    dump_stage(environment, 0, "input", graph, "")
+    begun = not start
+    for number, (name, function) in enumerate(passes_for(caps), 1):
+        begun = begun or name == start
+        if not begun:
+            continue
+        graph = _run_one(number, name, function, graph, options, environment, report)
+        if name == until:
+            break
+    return graph, report
+
+
+def _run_one(number: int, name: str, function: Pass, graph: Graph, options: Options, environment: Environment,
+             report: PipelineReport) -> Graph:
+    started = time.perf_counter()
+    try:
+        after = function(graph, options)
+    except TilewrightError:
+        raise
+    except Exception as error:
+        raise InternalError(f"pass {name} failed on graph {graph.name}: {type(error).__name__}: {error}",
+                            hint="set TILEWRIGHT_IR_DUMP=dir and report the last stage it leaves") from error
+    seconds = time.perf_counter() - started
+    report.stages.append(StageReport(name, seconds, len(graph.nodes()), len(after.nodes())))
+    if after is not graph:
+        dump_stage(environment, number, name, after,
+                   f"# {name}: {len(graph.nodes())} -> {len(after.nodes())} nodes, {seconds * 1000:.1f} ms\n")
+    if environment.verify >= 1:
+        verify(after)
+    if environment.verify >= 2 and after is not graph:
+        check_meaning(name, graph, after)
+    return after
+
+
+def dump_stage(environment: Environment, number: int, name: str, graph: Graph, header: str) -> None:
+    if environment.dump is not None:
+        write_dump(environment.dump, f"{number:02d}_{name}.ir", header + format_graph(graph, locations=True))
+
+
+def write_dump(folder: Path, name: str, text: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text + "\n")
+
+
+def check_meaning(name: str, before: Graph, after: Graph) -> None:
+    """Evaluates both graphs on small random inputs; InternalError names the pass when they disagree."""
+    inputs = random_inputs(before, np.random.default_rng(0))
+    try:
+        expected = evaluate_graph(before, inputs)
+    except TilewrightError:
+        return  # the program itself refuses these inputs (an index out of range, a size out of bounds)
+    found = evaluate_graph(after, inputs)
+    for label, x, y in zip(before.result_names, expected, found):
+        close = np.allclose(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64), rtol=1e-4, atol=1e-4,
+                            equal_nan=True) if x.shape == y.shape else False
+        if x.dtype != y.dtype or not close:
+            raise InternalError(f"pass {name} changed the meaning of graph {before.name}: result {label} differs",
+                                hint="set TILEWRIGHT_IR_DUMP=dir and report the stages around this pass")
+
+
+def random_inputs(graph: Graph, rng: np.random.Generator) -> list[np.ndarray]:
+    """Small inputs for a graph: symbols bound to small sizes, floats with small integer values."""
+    binding = {}
+    for symbol in graph.symbols:
+        least = max(symbol.lower, 1)
+        size = -(-max(least, 4) // symbol.multiple_of) * symbol.multiple_of
+        binding[symbol.name] = size if symbol.upper is None else min(size, symbol.upper // symbol.multiple_of * symbol.multiple_of)
+    inputs = []
+    for param in graph.params:
+        shape = [evaluate(d, binding) for d in param.shape]
+        values = rng.integers(0, 3, size=shape)
+        inputs.append(values.astype(param.dtype.numpy))
+    return inputs

@@ -1,0 +1,831 @@
+"""The meaning of kernels and programs: runs them element by element and checks everything that no proof covers.
+
+A kernel is translated once into the source of a Python function, which is kept as long as the kernel lives; elements
+are NumPy scalars, so every operation has exactly the meaning of `evaluate_scalar` and `cast_array`. What is checked:
+
+- every index lies within its axis, and every symbol within its declared bounds;
+- no element is read that nothing has stored to (parameters marked `out`, allocations, bytes of the workspace);
+- no two iterations of a parallel or vector loop touch one element when one of them stores, except combining stores of
+  one kind in a vector loop; from local memory no iteration of a parallel loop reads what another stored;
+- with `threads` > 1, no two threads touch one element of a parameter without a barrier between, where thread t takes
+  the iterations i of a parallel loop of n with i * threads // n == t;
+- in a program: places lie within their segment and are aligned, stored buffers of a launch overlap no other, and bytes
+  are not read after a launch has overwritten a part of the buffer they belonged to.
+
+A broken rule is a VerifyError: the program is at fault, not its input. A `check` that fails raises IndexFailure or
+RuntimeFailure with its message and numbers. Loops run in order on one thread, which is one of the orders allowed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from .dims import Atom, DimLike, Symbol, evaluate, product, symbols_of
+from .errors import ArgumentError, CompileError, IndexFailure, RuntimeFailure, VerifyError
+from .graph import Graph, Node
+from .interp import bind_shapes
+from .loop import (Alloc, Buffer, Check, For, If, IndexValue, Kernel, Let, Literal, Load, Local, Stmt, Store, While,
+                   expression_nodes, expressions_of, walk)
+from .loop_text import format_place, format_statements
+from .loop_verify import verify_kernel, verify_program
+from .ops.compute import Bitcast, Cast, Elementwise, cast_array
+from .ops.control import Param
+from .ops.scalar import SCALARS, evaluate_scalar
+from .program import Branch, Launch, Loop, Place, Program, Repeat, Step
+from .types import DTYPES, INDEX, DType
+
+ERROR_INDEX = -1       # TW_ERROR_INDEX of csrc/abi.h
+MAX_THREADS = 62       # threads are bits of a 64-bit mask
+MAX_PYTHON_NESTING = 14  # CPython refuses more than 20 nested loops in one function
+
+
+# --- scalars ---------------------------------------------------------------------------------------------------------
+
+
+def scalar_caller(name: str, dtype: DType) -> Callable[..., Any]:
+    """The function on NumPy scalars whose last operand has this dtype (Python integers for index)."""
+    row = SCALARS[name]
+    if name == "select":
+        return _select
+    if dtype.is_bool and name == "not":
+        return operator.not_
+    if dtype == INDEX:
+        return _INDEX_DIRECT.get(name) or _through_arrays(name, INDEX, row.rule in ("compare", "test"))
+    if not (dtype.is_float and dtype.bits == 16):
+        if name in _DIRECT and not dtype.is_bool:
+            return _DIRECT[name]
+        if name == "fma" and dtype.bits == 32:
+            return _fused_float32
+        if isinstance(row.numpy, np.ufunc):
+            return row.numpy
+    return _through_arrays(name, dtype, True)
+
+
+def _select(condition: Any, a: Any, b: Any) -> Any:
+    return a if condition else b
+
+
+def _fused_float32(a: Any, b: Any, c: Any) -> Any:
+    """Python's floats are doubles, as in the definition."""
+    return np.float32(float(a) * float(b) + float(c))
+
+
+# NumPy's scalars wrap integers and round floats as its arrays do
+_DIRECT: dict[str, Callable[..., Any]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "neg": operator.neg,
+    "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
+    "and": operator.and_, "or": operator.or_, "xor": operator.xor,
+}
+_INDEX_DIRECT: dict[str, Callable[..., Any]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "neg": operator.neg, "abs": abs, "max": max, "min": min,
+    "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
+}
+
+
+def _through_arrays(name: str, dtype: DType, plain: bool) -> Callable[..., Any]:
+    first = DTYPES["bool"].numpy
+
+    def call(*values: Any) -> Any:
+        arrays = [np.asarray(v, dtype=dtype.numpy) for v in values]
+        if name == "select":
+            arrays[0] = np.asarray(values[0], dtype=first)
+        result = np.asarray(evaluate_scalar(name, arrays))[()]
+        return result if plain else int(result)
+
+    return call
+
+
+def cast_caller(source: DType, target: DType) -> Callable[[Any], Any]:
+    """The cast of one NumPy scalar."""
+    if source == INDEX and target in (INDEX, DTYPES["i64"]):
+        return int if target == INDEX else np.int64
+    if target == INDEX and (source.is_bool or (source.kind == "i")):
+        return int
+
+    def call(value: Any) -> Any:
+        result = np.asarray(cast_array(np.asarray(value, dtype=source.numpy), target))[()]
+        return int(result) if target == INDEX else result
+
+    return call
+
+
+def bitcast_caller(source: DType, target: DType) -> Callable[[Any], Any]:
+    def call(value: Any) -> Any:
+        result = np.asarray(value, dtype=source.numpy).reshape(1).view(target.numpy)[0]
+        return int(result) if target == INDEX else result
+
+    return call
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Faults:
+    """Raises what a running kernel finds. `places`: the statement's line at each number that generated code passes."""
+
+    kernel: Kernel
+    places: list[str] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+
+    def _fail(self, message: str, place: int) -> NoReturn:
+        raise VerifyError(f"kernel {self.kernel.name}: {message}", loc=self.kernel.loc, notes=(f"in: {self.places[place]}",))
+
+    def outside(self, place: int, buffer: str, axis: int, index: int, size: int) -> NoReturn:
+        self._fail(f"index {index} of %{buffer} is outside axis {axis} of {size}", place)
+
+    def unset(self, place: int, buffer: str, element: int) -> NoReturn:
+        self._fail(f"element {element} of %{buffer} is read, but nothing has stored to it", place)
+
+    def race(self, place: int, buffer: str, element: int, loop: str, first: int, second: int) -> NoReturn:
+        self._fail(f"iterations {first} and {second} of loop {loop} touch element {element} of %{buffer} and one stores to it",
+                   place)
+
+    def crossing(self, place: int, buffer: str, element: int, mask: int, other: int) -> NoReturn:
+        first, second = (min(i for i in range(64) if m >> i & 1) for m in (mask, other & ~mask))
+        self._fail(f"threads {second} and {first} touch element {element} of %{buffer} without a barrier between and one "
+                   "stores to it", place)
+
+    def bounds(self, place: int, name: str, value: int, symbol: Symbol) -> NoReturn:
+        self._fail(f"{name} is {value}, but is declared {symbol.declaration()}", place)
+
+    def check(self, number: int, found: Any, expected: Any) -> NoReturn:
+        check = self.checks[number]
+        error = IndexFailure if check.code == ERROR_INDEX else RuntimeFailure
+        raise error(f"{check.message}: found {int(found)}, expected {int(expected)}", loc=self.kernel.loc)
+
+
+# --- translation -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Mode:
+    """What generated code checks. `unset`: for each parameter, whether elements may be uninitialised at the start."""
+
+    checked: bool
+    threads: bool
+    unset: tuple[bool, ...]
+
+
+@dataclass
+class _Open:
+    """A parallel or vector loop around the statement being translated."""
+
+    number: int
+    loop: For
+    stored: frozenset[str]
+
+
+@dataclass
+class _Memory:
+    """A buffer in scope: `name` in generated code, and how deep in `open` loops it was allocated."""
+
+    buffer: Buffer
+    name: str
+    level: int
+    parameter: bool
+    unset: bool
+    stored: bool
+
+
+class _Translator:
+    """Writes the function of one kernel. Recursion follows the nesting of blocks.
+
+    In generated code `m3` is the memory of buffer 3, `g3` which of its elements are set, `w3_5`, `k3_5` and `r3_5` the
+    first store, its kind and the first load of each element in the present run of loop 5 (as times), `a3_5` the last
+    store, `t3` and `u3` the threads that stored and loaded; `b5` and `s5` the time at which the run of loop 5 began and
+    the time of its present iteration; `v_x` variables.
+    """
+
+    def __init__(self, kernel: Kernel, mode: _Mode) -> None:
+        self.kernel = kernel
+        self.mode = mode
+        self.faults = _Faults(kernel)
+        self.lines: list[str] = []
+        self.indent = 1
+        self.nesting = 0
+        self.count = itertools.count()
+        self.globals: dict[str, Any] = {"faults": self.faults, "np": np}
+        self.constants: dict[tuple[str, Any], str] = {}
+        self.open: list[_Open] = []
+        self.memory: dict[str, _Memory] = {}
+        self.lets: dict[str, Symbol] = {}
+        self.loop_numbers = itertools.count()
+        self.marked: list[tuple[For, int]] = []
+
+    def emit(self, line: str) -> None:
+        self.lines.append(" " * self.indent + line)
+
+    def fresh(self) -> str:
+        return f"e{next(self.count)}"
+
+    def constant(self, key: tuple[str, Any], value: Any) -> str:
+        if key not in self.constants:
+            self.constants[key] = f"c{len(self.constants)}"
+            self.globals[self.constants[key]] = value
+        return self.constants[key]
+
+    def translate(self) -> Callable[..., None]:
+        numbers = [next(self.count) for _ in self.kernel.buffers]
+        stored = _stored(self.kernel.body)
+        for buffer, number, unset in zip(self.kernel.buffers, numbers, self.mode.unset):
+            self.memory[buffer.name] = _Memory(buffer, str(number), 0, True, unset and self.mode.checked,
+                                               buffer.name in stored)
+            self.emit(f"m{number}, g{number}, t{number}, u{number} = memories[{len(self.memory) - 1}]")
+        for symbol in self.kernel.symbols:
+            self.emit(f"v_{symbol.name} = sizes[{symbol.name!r}]")
+        self.emit("clock = [1]")
+        self.emit("T = 1")
+        for memory in list(self.memory.values()):
+            self.shape(memory)
+            self.shadows(memory, self.kernel.body)
+        self.block(self.kernel.body)
+        source = "def run(memories, sizes, threads):\n" + "\n".join(self.lines) + "\n"
+        exec(compile(source, f"<kernel {self.kernel.name}>", "exec"), self.globals)
+        function: Callable[..., None] = self.globals["run"]
+        return function
+
+    # --- memory ---
+
+    def shape(self, memory: _Memory) -> None:
+        for axis, size in enumerate(memory.buffer.shape):
+            if not isinstance(size, int):
+                self.emit(f"n{memory.name}_{axis} = {self.size(size)}")
+        self.emit(f"n{memory.name} = {' * '.join(self.extent(memory, a) for a in range(len(memory.buffer.shape))) or '1'}")
+
+    def extent(self, memory: _Memory, axis: int) -> str:
+        size = memory.buffer.shape[axis]
+        return str(size) if isinstance(size, int) else f"n{memory.name}_{axis}"
+
+    def shadows(self, memory: _Memory, scope: Sequence[Stmt]) -> None:
+        """Fresh records for each parallel or vector loop in the scope that stores to the buffer."""
+        if not self.mode.checked:
+            return
+        if memory.stored:
+            for loop in walk(scope):
+                if isinstance(loop, For) and loop.kind in ("parallel", "vector") and memory.buffer.name in _stored(loop.body):
+                    records = "a" if self.private(memory, loop) else "wkr"
+                    number = self.number(loop)
+                    for record in records:
+                        self.emit(f"{record}{memory.name}_{number} = [0] * n{memory.name}")
+
+    def number(self, loop: For) -> int:
+        for known, number in self.marked:
+            if known is loop:
+                return number
+        self.marked.append((loop, len(self.marked)))
+        return len(self.marked) - 1
+
+    def private(self, memory: _Memory, loop: For) -> bool:
+        """Whether each thread has the buffer for itself."""
+        return loop.kind == "parallel" and not memory.parameter
+
+    # --- statements ---
+
+    def block(self, body: Sequence[Stmt]) -> None:
+        memory, lets = dict(self.memory), dict(self.lets)
+        for position, statement in enumerate(body):
+            self.statement(statement, body[position + 1:])
+        if not body:
+            self.emit("pass")
+        self.memory, self.lets = memory, lets
+
+    def statement(self, statement: Stmt, rest: Sequence[Stmt]) -> None:
+        self.faults.places.append(format_statements([statement]).split("\n", 1)[0])
+        values = [] if isinstance(statement, While) else self.values(expressions_of(statement))
+        match statement:
+            case For():
+                self.nested(lambda: self.loop(statement))
+            case While():
+                self.nested(lambda: self.while_loop(statement))
+            case If(then=then, otherwise=otherwise):
+                self.emit(f"if {values[0]}:")
+                self.inside(then)
+                if otherwise:
+                    self.emit("else:")
+                    self.inside(otherwise)
+            case Let(name=name, symbol=symbol):
+                self.emit(f"v_{self.variable(name)} = {values[0]}")
+                if symbol is not None and symbol != Symbol(symbol.name):
+                    self.lets[name] = symbol
+            case Alloc(buffer=buffer):
+                self.alloc(buffer, rest)
+            case Store():
+                self.store(statement, values[0])
+            case Check():
+                self.emit(f"if not {values[0]}: faults.check({len(self.faults.checks)}, {values[1]}, {values[2]})")
+                self.faults.checks.append(statement)
+
+    def variable(self, name: str) -> str:
+        """Lets may have names that are no identifiers."""
+        return name if name.isidentifier() else "_" + name.encode().hex()
+
+    def inside(self, body: Sequence[Stmt]) -> None:
+        self.indent += 1
+        self.block(body)
+        self.indent -= 1
+
+    def nested(self, write: Callable[[], None]) -> None:
+        """One loop deeper; in a function of its own where Python's limit on nested loops is near."""
+        self.nesting += 1
+        if self.nesting % MAX_PYTHON_NESTING == 0:
+            name = f"inner{next(self.count)}"
+            self.emit(f"def {name}():")
+            self.indent += 1
+            write()
+            self.indent -= 1
+            self.emit(f"{name}()")
+        else:
+            write()
+        self.nesting -= 1
+
+    def loop(self, loop: For) -> None:
+        name, place = loop.symbol.name, len(self.faults.places) - 1
+        extent = self.size(loop.extent)
+        counter = f"v_{name}"
+        if self.mode.checked and not isinstance(loop.extent, int):
+            self.check_last(loop, extent, place)
+        marked = loop.kind in ("parallel", "vector")
+        if marked and self.mode.checked:
+            number = self.number(loop)
+            self.open.append(_Open(number, loop, frozenset(_stored(loop.body))))
+            self.emit(f"b{number} = clock[0]; x{number} = {extent}; clock[0] += max(x{number}, 0)")
+        self.emit(f"for {counter} in range({extent}):")
+        self.indent += 1
+        if marked and self.mode.checked:
+            self.emit(f"s{self.open[-1].number} = b{self.open[-1].number} + {counter}")
+        if loop.kind == "parallel" and self.mode.threads:
+            self.emit(f"T = 1 << ({counter} * threads // ({extent}))")
+        self.block(loop.body)
+        self.indent -= 1
+        if loop.kind == "parallel" and self.mode.threads:
+            self.emit("T = 1")
+        if marked and self.mode.checked:
+            self.open.pop()
+
+    def check_last(self, loop: For, extent: str, place: int) -> None:
+        """The symbol's bounds hold all values of the variable: normal forms and proofs rely on them."""
+        symbol = loop.symbol
+        if symbol.upper is not None:
+            key = self.constant(("symbol", symbol), symbol)
+            self.emit(f"if {extent} - 1 > {symbol.upper}: faults.bounds({place}, {symbol.name!r}, {extent} - 1, {key})")
+
+    def while_loop(self, statement: While) -> None:
+        self.emit("while True:")
+        self.indent += 1
+        condition, = self.values((statement.condition,))
+        self.emit(f"if not {condition}: break")
+        self.block(statement.body)
+        self.indent -= 1
+
+    def alloc(self, buffer: Buffer, rest: Sequence[Stmt]) -> None:
+        name = str(next(self.count))
+        memory = _Memory(buffer, name, len(self.open), False, self.mode.checked, buffer.name in _stored(rest))
+        self.memory[buffer.name] = memory
+        dtype = self.constant(("dtype", buffer.dtype.name), buffer.dtype.numpy)
+        self.shape(memory)
+        self.emit(f"m{name} = np.zeros(n{name}, {dtype})")
+        if self.mode.checked:
+            self.emit(f"g{name} = bytearray(n{name})")
+        self.shadows(memory, rest)
+
+    def store(self, store: Store, value: str) -> None:
+        memory = self.memory[store.buffer]
+        if memory.buffer.dtype == INDEX and store.combine:
+            old = f"int(m{memory.name}[{{}}])"
+        else:
+            old = f"m{memory.name}[{{}}]"
+        element = self.element(memory, store.index)
+        if store.combine:
+            self.check_set(memory, element)
+            call = self.constant(("call", (store.combine, memory.buffer.dtype.name)),
+                                 scalar_caller(store.combine, memory.buffer.dtype))
+            value = f"{call}({old.format(element)}, {value})"
+        self.check_store(memory, element, store.combine)
+        self.emit(f"m{memory.name}[{element}] = {value}")
+        if memory.unset:
+            self.emit(f"g{memory.name}[{element}] = 1")
+
+    # --- accesses ---
+
+    def element(self, memory: _Memory, index: tuple[DimLike, ...]) -> str:
+        """The position in C order as an expression without effect, its bounds checked."""
+        place, name, shape = len(self.faults.places) - 1, memory.buffer.name, memory.buffer.shape
+        flat = len(index) != len(shape)
+        position = ""
+        for axis, size in enumerate(index):
+            extent = f"n{memory.name}" if flat else self.extent(memory, axis)
+            text = self.size(size)
+            if not isinstance(size, int):
+                variable = self.fresh()
+                self.emit(f"{variable} = {text}")
+                text = variable
+            if not (isinstance(size, int) and not flat and isinstance(shape[axis], int) and 0 <= size < shape[axis]):
+                self.emit(f"if not 0 <= {text} < {extent}: faults.outside({place}, {name!r}, {axis}, {text}, {extent})")
+            position = text if not position else f"({position}) * {extent} + {text}"
+        if position.isidentifier() or position.isdigit():
+            return position
+        variable = self.fresh()
+        self.emit(f"{variable} = {position or '0'}")
+        return variable
+
+    def check_set(self, memory: _Memory, element: str) -> None:
+        if memory.unset:
+            place = len(self.faults.places) - 1
+            self.emit(f"if not g{memory.name}[{element}]: faults.unset({place}, {memory.buffer.name!r}, {element})")
+
+    def levels(self, memory: _Memory) -> list[_Open]:
+        """The parallel and vector loops whose iterations share the buffer and which store to it."""
+        return [o for o in self.open[memory.level:] if memory.buffer.name in o.stored]
+
+    def check_load(self, memory: _Memory, element: str) -> None:
+        if not self.mode.checked:
+            return
+        place, label = len(self.faults.places) - 1, memory.buffer.name
+        for o in self.levels(memory):
+            n, key = o.number, f"{memory.name}_{o.number}"
+            race = f"faults.race({place}, {label!r}, {element}, {o.loop.symbol.name!r}, {{0}} - b{n}, s{n} - b{n})"
+            store = f"{'a' if self.private(memory, o.loop) else 'w'}{key}[{element}]"
+            self.emit(f"if b{n} <= {store} < s{n}: {race.format(store)}")
+            if not self.private(memory, o.loop):
+                self.emit(f"if r{key}[{element}] < b{n}: r{key}[{element}] = s{n}")
+        if self.mode.threads and memory.parameter:
+            x = memory.name
+            if memory.stored:
+                self.emit(f"if t{x}[{element}] & ~T: faults.crossing({place}, {label!r}, {element}, T, t{x}[{element}])")
+            self.emit(f"u{x}[{element}] |= T")
+
+    def check_store(self, memory: _Memory, element: str, combine: str) -> None:
+        """Also for the load within a combining store, which is no load of its own here: its order is free."""
+        if not self.mode.checked:
+            return
+        place, label = len(self.faults.places) - 1, memory.buffer.name
+        for o in self.levels(memory):
+            n, key = o.number, f"{memory.name}_{o.number}"
+            race = f"faults.race({place}, {label!r}, {element}, {o.loop.symbol.name!r}, {{0}} - b{n}, s{n} - b{n})"
+            if self.private(memory, o.loop):
+                last = f"a{key}[{element}]"
+                if combine:
+                    self.emit(f"if b{n} <= {last} < s{n}: {race.format(last)}")
+                self.emit(f"{last} = s{n}")
+                continue
+            first, kind, load = (f"{record}{key}[{element}]" for record in "wkr")
+            allowed = f" and {kind} != {combine!r}" if combine and o.loop.kind == "vector" else ""
+            self.emit(f"if b{n} <= {first} < s{n}{allowed}: {race.format(first)}")
+            self.emit(f"if b{n} <= {load} < s{n}: {race.format(load)}")
+            self.emit(f"if {first} < b{n}: {first} = s{n}; {kind} = {combine!r}")
+            self.emit(f"elif {kind} != {combine!r}: {kind} = 'both'")
+        if self.mode.threads and memory.parameter:
+            x = memory.name
+            both = f"(t{x}[{element}] | u{x}[{element}])"
+            self.emit(f"if {both} & ~T: faults.crossing({place}, {label!r}, {element}, T, {both})")
+            self.emit(f"t{x}[{element}] |= T")
+
+    # --- expressions ---
+
+    def values(self, roots: Sequence[Node]) -> list[str]:
+        """Code that computes the expressions, each node once; gives the text of each root's value."""
+        texts: dict[int, str] = {}
+        for root in roots:
+            for node in expression_nodes(root):
+                if id(node) not in texts:
+                    texts[id(node)] = self.value(node, [texts[id(i)] for i in node.inputs])
+        return [texts[id(r)] for r in roots]
+
+    def value(self, node: Node, operands: list[str]) -> str:
+        op = node.op
+        match op:
+            case Literal(value=value, dtype=dtype):
+                return self.literal(value, dtype)
+            case Local(variable=name):
+                return f"v_{self.variable(name)}"
+            case IndexValue(size=size):
+                text = self.size(size)
+            case Load(buffer=name, index=index):
+                memory = self.memory[name]
+                element = self.element(memory, index)
+                self.check_set(memory, element)
+                self.check_load(memory, element)
+                text = f"int(m{memory.name}[{element}])" if memory.buffer.dtype == INDEX else f"m{memory.name}[{element}]"
+            case Elementwise(function=function):
+                call = self.constant(("call", (function, node.inputs[-1].dtype.name)),
+                                     scalar_caller(function, node.inputs[-1].dtype))
+                text = f"{call}({', '.join(operands)})"
+            case Cast(dtype=dtype):
+                source = node.inputs[0].dtype
+                text = f"{self.constant(('cast', (source.name, dtype.name)), cast_caller(source, dtype))}({operands[0]})"
+            case Bitcast(dtype=dtype):
+                source = node.inputs[0].dtype
+                text = f"{self.constant(('bits', (source.name, dtype.name)), bitcast_caller(source, dtype))}({operands[0]})"
+            case _:
+                raise CompileError(f"{op.spelling} is no part of a kernel's expressions")
+        variable = self.fresh()
+        self.emit(f"{variable} = {text}")
+        return variable
+
+    def literal(self, value: int | float | bool, dtype: DType) -> str:
+        if dtype.is_bool:
+            return str(bool(value))
+        if dtype == INDEX:
+            return f"({int(value)})"
+        with np.errstate(all="ignore"):
+            element = np.asarray(value, dtype=np.float64 if dtype.is_float else dtype.numpy).astype(dtype.numpy)
+        return self.constant(("literal", (dtype.name, element.tobytes())), element[()])
+
+    def size(self, size: DimLike) -> str:
+        """A size as Python, after a check that the index lets in it lie within their bounds."""
+        if isinstance(size, int):
+            return str(size)
+        if self.mode.checked and self.lets:
+            for symbol in symbols_of(size):
+                if symbol.name in self.lets:
+                    self.check_let(symbol)
+        return _python(size)
+
+    def check_let(self, symbol: Symbol) -> None:
+        name, place = f"v_{symbol.name}", len(self.faults.places) - 1
+        tests = [f"{symbol.lower} <= {name}" + ("" if symbol.upper is None else f" <= {symbol.upper}")]
+        if symbol.multiple_of != 1:
+            tests.append(f"{name} % {symbol.multiple_of} == 0")
+        key = self.constant(("symbol", symbol), symbol)
+        self.emit(f"if not ({' and '.join(tests)}): faults.bounds({place}, {symbol.name!r}, {name}, {key})")
+
+
+def _python(size: DimLike) -> str:
+    if isinstance(size, int):
+        return f"({size})"
+    terms = ("*".join([str(c), *(_python_atom(a) for a, power in m for _ in range(power))]) for m, c in size.terms)
+    return f"({' + '.join(terms)})"
+
+
+def _python_atom(atom: Atom) -> str:
+    if isinstance(atom, Symbol):
+        return f"v_{atom.name}"
+    left, right = _python(atom.left), _python(atom.right)
+    if atom.kind == "min":
+        return f"min({left}, {right})"
+    return f"({left} {'//' if atom.kind == 'floordiv' else '%'} {right})"
+
+
+def _stored(body: Sequence[Stmt]) -> set[str]:
+    return {s.buffer for s in walk(body) if isinstance(s, Store)}
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+_TRANSLATED: WeakKeyDictionary[Kernel, dict[_Mode, Callable[..., None]]] = WeakKeyDictionary()
+
+
+@dataclass
+class _Argument:
+    """A buffer's memory in one run: `flat` elements, which of them are `known` (set), and the threads that stored to
+    and loaded each (empty for one thread)."""
+
+    flat: np.ndarray
+    known: bytearray
+    stored_by: list[int] = field(default_factory=list)
+    loaded_by: list[int] = field(default_factory=list)
+
+
+def _execute(kernel: Kernel, arguments: Sequence[_Argument], sizes: Mapping[str, int], threads: int, checked: bool) -> None:
+    if not 1 <= threads <= MAX_THREADS:
+        raise ArgumentError(f"kernel {kernel.name}: {threads} threads, expected 1 to {MAX_THREADS}")
+    unset = tuple(0 in a.known for a in arguments)
+    mode = _Mode(checked, checked and threads > 1, unset)
+    known = _TRANSLATED.setdefault(kernel, {})
+    if mode not in known:
+        if not known:
+            verify_kernel(kernel)
+        known[mode] = _Translator(kernel, mode).translate()
+    _check_symbols(kernel, sizes)
+    memories = []
+    for argument in arguments:
+        if mode.threads:
+            argument.stored_by = [0] * argument.flat.size
+            argument.loaded_by = [0] * argument.flat.size
+        memories.append((argument.flat, argument.known, argument.stored_by, argument.loaded_by))
+    try:
+        with np.errstate(all="ignore"):
+            known[mode](memories, dict(sizes), threads)
+    except ZeroDivisionError:
+        raise VerifyError(f"kernel {kernel.name}: a size is divided by zero", loc=kernel.loc) from None
+    except OverflowError as error:
+        raise VerifyError(f"kernel {kernel.name}: an index left 64 bits: {error}", loc=kernel.loc) from None
+
+
+def _check_symbols(kernel: Kernel, sizes: Mapping[str, int]) -> None:
+    for symbol in kernel.symbols:
+        if symbol.name not in sizes:
+            raise ArgumentError(f"kernel {kernel.name}: size {symbol.name} is not given; given are {', '.join(sizes) or 'none'}")
+        value = sizes[symbol.name]
+        if value < symbol.lower or (symbol.upper is not None and value > symbol.upper) or value % symbol.multiple_of:
+            raise ArgumentError(f"kernel {kernel.name}: size {symbol.declaration()} is given as {value}")
+
+
+def run_kernel(kernel: Kernel, arrays: Sequence[np.ndarray], sizes: Mapping[str, int], threads: int = 1,
+               checked: bool = True) -> None:
+    """Runs the kernel on arrays in the order of its parameters, in place. What `out` arrays hold before counts as
+    uninitialised. Indices are always checked; initialisation and races only where `checked`."""
+    if len(arrays) != len(kernel.buffers):
+        raise ArgumentError(f"kernel {kernel.name}: {len(arrays)} arrays for {len(kernel.buffers)} buffers")
+    arguments: list[_Argument] = []
+    for buffer, array in zip(kernel.buffers, arrays):
+        expected = tuple(evaluate(n, sizes) for n in buffer.shape)
+        if array.dtype != buffer.dtype.numpy or array.shape != expected or not array.flags.c_contiguous:
+            raise ArgumentError(f"kernel {kernel.name}: %{buffer.name} must be a C-contiguous {buffer.dtype}{list(expected)}, "
+                                f"found {array.dtype}{list(array.shape)}")
+        if buffer.space != "in" and not array.flags.writeable:
+            raise ArgumentError(f"kernel {kernel.name}: %{buffer.name} is stored to, but the array is read-only")
+        known = bytearray(array.size) if buffer.space == "out" else bytearray(b"\1" * array.size)
+        arguments.append(_Argument(array.reshape(-1), known))
+    _execute(kernel, arguments, sizes, threads, checked)
+
+
+# --- programs --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Segment:
+    """Bytes of an input, an output, the constants or the workspace. `writer`: for each byte the number of the buffer
+    that was stored there last (0: none); `spans`: where that buffer lay; `stored_by`, `loaded_by`: threads since the last barrier."""
+
+    label: str
+    data: np.ndarray
+    writer: np.ndarray
+    stored_by: np.ndarray
+    loaded_by: np.ndarray
+    spans: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def barrier(self) -> None:
+        self.stored_by[:] = 0
+        self.loaded_by[:] = 0
+
+
+def _segment(label: str, data: np.ndarray, initialised: bool, threads: int) -> _Segment:
+    masks = data.size if threads > 1 else 0
+    return _Segment(label, data, np.full(data.size, -1 if initialised else 0, dtype=np.int64),
+                    np.zeros(masks, dtype=np.int64), np.zeros(masks, dtype=np.int64))
+
+
+def run_program(program: Program, inputs: Sequence[np.ndarray], threads: int = 1, checked: bool = True) -> list[np.ndarray]:
+    """The outputs for these inputs. The sizes of the program's symbols follow from the inputs' shapes; ArgumentError
+    where these contradict the types."""
+    return _Run(program, inputs, threads, checked).outputs()
+
+
+class _Run:
+    """One run of a program."""
+
+    def __init__(self, program: Program, inputs: Sequence[np.ndarray], threads: int, checked: bool) -> None:
+        verify_program(program)
+        self.program, self.threads, self.checked = program, threads, checked
+        if len(inputs) != len(program.inputs):
+            raise ArgumentError(f"{program.name}: {len(inputs)} inputs are given, expected {len(program.inputs)}")
+        params = [Node(Param(name, t.dtype, t.shape), (), t) for name, t in program.inputs]
+        self.binding = bind_shapes(Graph(program.name, params, []), list(inputs))
+        self.stores = 0
+        self.inputs = [_segment(f"input {name}", np.ascontiguousarray(a).reshape(-1).view(np.uint8), True, threads)
+                       for (name, _), a in zip(program.inputs, inputs)]
+        self.shapes = [tuple(evaluate(n, self.binding) for n in t.shape) for _, t in program.outputs]
+        self.results = [_segment(f"output {name}", np.zeros(int(np.prod(shape, dtype=np.int64)) * t.dtype.bytes, np.uint8),
+                                 False, threads) for (name, t), shape in zip(program.outputs, self.shapes)]
+        constants = np.zeros(program.constants_bytes, dtype=np.uint8)
+        self.constants = _segment("constants", constants, False, threads)
+        for offset, constant in program.constants:
+            raw = constant.array.reshape(-1).view(np.uint8)
+            constants[offset:offset + raw.size] = raw
+            self.constants.writer[offset:offset + raw.size] = -1
+        size = evaluate(program.workspace_bytes, self.binding)
+        self.workspace = _segment("workspace", np.zeros(size, dtype=np.uint8), False, threads)
+
+    def fail(self, message: str) -> NoReturn:
+        raise VerifyError(f"program {self.program.name}: {message}")
+
+    def outputs(self) -> list[np.ndarray]:
+        self.steps(self.program.steps, self.binding)
+        found: list[np.ndarray] = []
+        for (name, type), shape, segment in zip(self.program.outputs, self.shapes, self.results):
+            if self.checked and segment.data.size and segment.writer.min() <= 0:
+                first = int(np.argmin(segment.writer))
+                self.fail(f"output {name}: byte {first} of {segment.data.size} is not stored to or is stale")
+            found.append(segment.data.view(type.dtype.numpy).reshape(shape))
+        return found
+
+    def steps(self, steps: Sequence[Step], binding: Mapping[str, int]) -> None:
+        for step in steps:
+            match step:
+                case Launch():
+                    self.launch(step, binding)
+                case Repeat(symbol=symbol, extent=extent, steps=body, reverse=reverse):
+                    count = evaluate(extent, binding)
+                    if symbol.upper is not None and count - 1 > symbol.upper:
+                        self.fail(f"repeat {symbol.name} runs to {count - 1}, but is declared {symbol.declaration()}")
+                    for i in reversed(range(count)) if reverse else range(count):
+                        self.steps(body, {**binding, symbol.name: i})
+                case Loop(condition_steps=first, condition=condition, steps=body):
+                    self.steps(first, binding)
+                    while self.truth(condition, binding):
+                        self.steps(body, binding)
+                        self.steps(first, binding)
+                case Branch(condition=condition, then=then, otherwise=otherwise):
+                    self.steps(then if self.truth(condition, binding) else otherwise, binding)
+
+    def truth(self, place: Place, binding: Mapping[str, int]) -> bool:
+        """The bool at the place, which every thread reads."""
+        segment, start = self.locate(place, 1, binding, "condition")
+        if self.checked and segment.writer[start] == 0:
+            self.fail(f"condition at {format_place(place)} is read, but nothing has stored to it")
+        if self.threads > 1 and segment.stored_by[start]:
+            self.fail(f"condition at {format_place(place)} is read by all threads without a barrier after its launch")
+        return bool(segment.data[start])
+
+    def locate(self, place: Place, size: int, binding: Mapping[str, int], what: str) -> tuple[_Segment, int]:
+        segments = {"input": self.inputs, "output": self.results, "constant": [self.constants],
+                    "workspace": [self.workspace]}[place.space]
+        segment = segments[place.number]
+        start = evaluate(place.offset, binding)
+        if not 0 <= start <= start + size <= segment.data.size:
+            self.fail(f"{what} takes bytes {start} to {start + size} of {segment.label}, which has {segment.data.size}")
+        return segment, start
+
+    # --- launches ---
+
+    def launch(self, launch: Launch, binding: Mapping[str, int]) -> None:
+        kernel = launch.kernel
+        sizes = {s.name: evaluate(n, binding) for s, n in zip(kernel.symbols, launch.sizes)}
+        arguments: list[_Argument] = []
+        spans: list[tuple[Buffer, _Segment, int, int]] = []
+        for buffer, place in zip(kernel.buffers, launch.places):
+            size = evaluate(product(buffer.shape), sizes) * buffer.dtype.bytes
+            what = f"launch {kernel.name}: %{buffer.name}"
+            segment, start = self.locate(place, size, binding, what)
+            if start % buffer.dtype.bytes:
+                self.fail(f"{what} of {buffer.dtype} lies at byte {start} of {segment.label}, expected a multiple of "
+                          f"{buffer.dtype.bytes}")
+            spans.append((buffer, segment, start, start + size))
+            arguments.append(self.argument(buffer, segment, start, start + size))
+        self.check_overlap(kernel, spans)
+        _execute(kernel, arguments, sizes, self.threads, self.checked)
+        for argument, (buffer, segment, start, end) in zip(arguments, spans):
+            if self.threads > 1 and self.checked:
+                self.cross_threads(kernel, argument, buffer, segment, start, end)
+        for argument, (buffer, segment, start, end) in zip(arguments, spans):
+            if buffer.space != "in":
+                self.record(argument, buffer, segment, start, end)
+        if launch.barrier and self.threads > 1:
+            for segment in (*self.inputs, *self.results, self.constants, self.workspace):
+                segment.barrier()
+
+    def argument(self, buffer: Buffer, segment: _Segment, start: int, end: int) -> _Argument:
+        flat = segment.data[start:end].view(buffer.dtype.numpy)
+        if buffer.space == "out":
+            return _Argument(flat, bytearray(flat.size))
+        known = (segment.writer[start:end].reshape(-1, buffer.dtype.bytes) != 0).all(axis=1)
+        return _Argument(flat, bytearray(known.tobytes()))
+
+    def check_overlap(self, kernel: Kernel, spans: Sequence[tuple[Buffer, _Segment, int, int]]) -> None:
+        for a, b in itertools.combinations(spans, 2):
+            if a[1] is b[1] and max(a[2], b[2]) < min(a[3], b[3]) and not a[0].space == b[0].space == "in":
+                self.fail(f"launch {kernel.name}: %{a[0].name} (bytes {a[2]} to {a[3]}) and %{b[0].name} ({b[2]} to {b[3]}) "
+                          f"overlap in {a[1].label} and one is stored to")
+
+    def record(self, argument: _Argument, buffer: Buffer, segment: _Segment, start: int, end: int) -> None:
+        """Marks what was stored. Where that cut a part off another launch's buffer, the rest of that buffer is stale."""
+        known = np.frombuffer(bytes(argument.known), dtype=np.uint8).astype(bool)
+        if not self.checked:
+            known = np.ones_like(known)
+        stored = np.repeat(known, buffer.dtype.bytes)
+        for writer in np.unique(segment.writer[start:end][stored]):
+            first, last = segment.spans.get(int(writer), (start, end))
+            inside, around = start <= first and last <= end, first <= start and end <= last
+            if not inside and not around:
+                segment.writer[segment.writer == writer] = 0
+        self.stores += 1
+        segment.writer[start:end][stored] = self.stores
+        segment.spans[self.stores] = (start, end)
+
+    def cross_threads(self, kernel: Kernel, argument: _Argument, buffer: Buffer, segment: _Segment, start: int,
+                      end: int) -> None:
+        """Launches without a barrier between: no byte may cross from one thread to another."""
+        stored = np.repeat(np.asarray(argument.stored_by, dtype=np.int64), buffer.dtype.bytes)
+        loaded = np.repeat(np.asarray(argument.loaded_by, dtype=np.int64), buffer.dtype.bytes)
+        before_stored, before_loaded = segment.stored_by[start:end], segment.loaded_by[start:end]
+        bad = _two_threads(before_stored | before_loaded, stored) | _two_threads(before_stored, loaded)
+        if bad.any():
+            self.fail(f"launch {kernel.name}: two threads touch byte {start + int(np.argmax(bad))} of {segment.label} "
+                      f"(%{buffer.name}) without a barrier between and one stores to it")
+        before_stored |= stored
+        before_loaded |= loaded
+
+
+def _two_threads(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Where one thread of `first` and a different one of `second` meet."""
+    single = (first == second) & ((first & (first - 1)) == 0)
+    return np.asarray((first != 0) & (second != 0) & ~single)
