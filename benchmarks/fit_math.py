@@ -11,10 +11,10 @@ Assumes: mpmath is installed (the extra `test`). Guarantees: deterministic outpu
 """
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 import struct
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import mpmath as mp
 

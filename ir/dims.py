@@ -22,6 +22,7 @@ from typing import Union
 from .errors import CompileError
 
 INFINITY = math.inf
+MOST_TERMS = 4096
 RESERVED = frozenset({"min", "inf", "nan", "true", "false", "none"})
 Bound = Union[int, float]
 
@@ -38,8 +39,14 @@ class Symbol:
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or keyword.iskeyword(self.name) or self.name in RESERVED:
             raise CompileError(f"dim name {self.name!r} is not an identifier, or has a meaning of its own in text")
-        if self.lower < 0 or (self.upper is not None and self.upper < self.lower) or self.multiple_of < 1:
+        if self.lower < 0 or self.multiple_of < 1 or self.tight[1] < self.tight[0]:
             raise CompileError(f"dim {self.name}: bounds {self.lower}..{self.upper} % {self.multiple_of} hold no size")
+
+    @property
+    def tight(self) -> tuple[int, Bound]:
+        """The least and the greatest size within the bounds that the divisor divides."""
+        step = self.multiple_of
+        return -(-self.lower // step) * step, INFINITY if self.upper is None else self.upper // step * step
 
     def declaration(self) -> str:
         """`B`, `B: 1..64` or `B: 0.. % 8`: as the head of a graph spells it."""
@@ -108,6 +115,8 @@ class Dim:
         return _from_terms([*_terms(other), *((m, -c) for m, c in self.terms)])
 
     def __mul__(self, other: DimLike) -> DimLike:
+        if isinstance(other, Dim) and len(self.terms) * len(other.terms) > MOST_TERMS:
+            raise CompileError(f"a size has more than {MOST_TERMS} terms", hint="bind some of its symbols (dims={...})")
         return _from_terms([(_times(m, n), c * d) for m, c in self.terms for n, d in _terms(other)])
 
     __rmul__ = __mul__
@@ -145,9 +154,9 @@ DimLike = Union[int, Dim]
 
 def symbol(name: str, lower: int = 0, upper: int | None = None, multiple_of: int = 1) -> DimLike:
     """A named size, `lower <= size <= upper` and divisible by `multiple_of`. Raises CompileError on empty bounds."""
-    if upper is not None and upper == lower:
-        return lower
-    return Dim(((((Symbol(name, lower, upper, multiple_of), 1),), 1),))
+    declared = Symbol(name, lower, upper, multiple_of)
+    least, most = declared.tight
+    return least if least == most else _atom(declared)
 
 
 def is_static(size: DimLike) -> bool:
@@ -309,8 +318,11 @@ def parse_dim(text: str, symbols: Mapping[str, DimLike]) -> DimLike:
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise CompileError(f"{text!r} is not a size") from None
-    return _parse_node(tree, symbols, text)
+        raise CompileError(f"{text[:80]!r} is not a size") from None
+    try:
+        return _parse_node(tree, symbols, text)
+    except RecursionError:
+        raise CompileError(f"{text[:80]!r}... nests too deep to be read as a size") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -521,7 +533,7 @@ def _known_divisor(size: DimLike) -> int:
 
 def _atom_bounds(atom: Atom) -> tuple[Bound, Bound]:
     if isinstance(atom, Symbol):
-        return atom.lower, INFINITY if atom.upper is None else atom.upper
+        return atom.tight
     left_low, left_high = bounds(atom.left)
     right_low, right_high = bounds(atom.right)
     if atom.kind == "min":
@@ -567,7 +579,7 @@ def _render(terms: tuple[tuple[Monomial, int], ...]) -> str:
 
 
 def _parse_node(tree: ast.expr, symbols: Mapping[str, DimLike], text: str) -> DimLike:
-    """Recursion is bounded by the nesting of one size, which CPython's own parser limits."""
+    """Recursion follows the nesting of one size; the caller turns its end into an error."""
     match tree:
         case ast.Constant(value=int() as value) if not isinstance(value, bool):
             return value

@@ -8,7 +8,7 @@ What holds for a kernel that passes:
 - Loops have a legal kind at a legal place (`ir/loop.py`): parallel only outermost, no vector loop in another, static
   unrolled extents, lanes a power of two, nothing in a vector loop branches or loops by its variable.
 - Register buffers have static shapes and are indexed by constants, unrolled and vector variables only.
-- `in` parameters are not stored to; what the first thread alone stores to local memory no parallel loop reads.
+- `in` parameters are not stored to; what one thread alone stores to local memory no other outermost statement reads.
 
 What it does not check, since data may decide it: indices within buffers, initialisation, independence of iterations.
 `unproved_indices` reports the indices that bounds and guards do not settle; `loop_interp` checks all of it when run.
@@ -75,6 +75,7 @@ class _KernelVerifier:
         self.kernel = kernel
         self.statement: Stmt | None = None
         self.first_thread_buffers: set[str] = set()
+        self.divided_buffers: set[str] = set()
 
     def fail(self, message: str, hint: str = "") -> NoReturn:
         notes: tuple[str, ...] = ()
@@ -161,6 +162,12 @@ class _KernelVerifier:
         parallel = isinstance(statement, For) and statement.kind == "parallel"
         stored = {s.buffer for s in walk([statement]) if isinstance(s, Store)}
         parameters = {b.name for b in self.kernel.buffers}
+        divided = sorted(self.divided_buffers & ({name for name, _ in _loads([statement])} | _combined([statement])))
+        if divided:
+            self.fail(f"%{divided[0]} is read, but each thread has stored only its part in a parallel loop before",
+                      hint="allocate it within the loop, or use a parameter and another kernel")
+        if parallel:
+            self.divided_buffers |= stored - parameters
         if not parallel and stored & parameters:
             self.first_thread_buffers |= stored - parameters
         elif parallel:
@@ -332,6 +339,10 @@ def _first_line(statement: Stmt) -> str:
         return type(statement).__name__
 
 
+def _combined(body: Sequence[Stmt]) -> set[str]:
+    return {s.buffer for s in walk(body) if isinstance(s, Store) and s.combine}
+
+
 def _loads(body: Sequence[Stmt]) -> Iterator[tuple[str, tuple[DimLike, ...]]]:
     for statement in walk(body):
         for root in expressions_of(statement):
@@ -393,17 +404,17 @@ def _unproved(body: Sequence[Stmt], known: Known, outer: Mapping[str, Buffer], o
             case While(body=inner):
                 _unproved(inner, known, buffers, lets, found)
             case If(condition=condition, then=then, otherwise=otherwise):
-                _unproved(then, Known(known.loops, (*known.facts, *_facts(condition, lets))), buffers, lets, found)
+                _unproved(then, Known(known.loops, (*known.facts, *condition_facts(condition, lets))), buffers, lets, found)
                 _unproved(otherwise, known, buffers, lets, found)
             case Check(condition=condition):
-                known = Known(known.loops, (*known.facts, *_facts(condition, lets)))
+                known = Known(known.loops, (*known.facts, *condition_facts(condition, lets)))
             case Alloc(buffer=buffer):
                 buffers[buffer.name] = buffer
             case Let(name=name, symbol=symbol) if symbol is not None:
                 lets[name] = Dim(((((symbol, 1),), 1),))
 
 
-def _facts(condition: Node, lets: Mapping[str, DimLike]) -> list[DimLike]:
+def condition_facts(condition: Node, lets: Mapping[str, DimLike]) -> list[DimLike]:
     """Sizes that are >= 0 where the condition holds."""
     facts: list[DimLike] = []
     stack = [condition]

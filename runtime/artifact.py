@@ -13,6 +13,7 @@ any thread and process.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import mmap
 import os
 import re
@@ -374,12 +375,22 @@ def load_library(
     """Load an artifact. `weights` defaults to the file beside it; `verify` compares the checksum of the constants."""
     library = Path(path).absolute()
     symbol = find_describe(library)
-    executable = Executable.from_library(library, symbol, threads=threads, metadata={"path": str(library)})
+    executable = Executable.from_library(_fresh_spelling(library), symbol, threads=threads, metadata={"path": str(library)})
     model = executable._model
     if model.constants_bytes > 0 and not model.constants_embedded:
         place = Path(weights) if weights is not None else find_weights(library, model.name)
         model.set_constants(_native.Constants.open(str(place), model.constants_bytes, executable.constants_digest, verify))
     return executable
+
+
+_loads = itertools.count(1)
+
+
+def _fresh_spelling(library: Path) -> str:
+    """The path spelled as never before (a/./b//c): the dynamic loader compares spellings before it looks at the file, and
+    would hand back the library that was under this path before it was replaced. Of one file it still makes one library."""
+    number = format(next(_loads), "b").replace("0", "/.").replace("1", "//")
+    return f"{library.parent}{number}/{library.name}"
 
 
 def find_describe(library: Path) -> str:

@@ -73,7 +73,8 @@ class Executable:
     """A compiled model. Call it with arrays by position or by name; one output comes back as an array, several as a tuple.
 
     `threads`: 0 uses what the process may use (affinity, cgroup quota). `object_code`, `constants` and `metadata` are what
-    saving needs; `save_with` is the driver's function behind `save`.
+    saving needs; `save_with` is the driver's function behind `save`. `pack` puts the outputs together as the compiled function
+    returned them (a dict, a list).
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Executable:
         object_code: bytes | None = None,
         metadata: Mapping[str, Any] | None = None,
         save_with: Callable[..., Any] | None = None,
+        pack: Callable[[Sequence[Array]], Any] | None = None,
     ) -> None:
         if threads < 0:
             raise ArgumentError(f"threads: found {threads}, expected 0 (all) or a positive number")
@@ -91,6 +93,7 @@ class Executable:
         self._run = model.run
         self._threads = threads
         self._save_with = save_with
+        self._pack = pack
         self.object_code = object_code
         self.metadata = dict(metadata or {})
         self.name: str = model.name
@@ -109,13 +112,14 @@ class Executable:
         threads: int = 0,
         metadata: Mapping[str, Any] | None = None,
         save_with: Callable[..., Any] | None = None,
+        pack: Callable[[Sequence[Array]], Any] | None = None,
     ) -> Executable:
         """Load relocatable object code. `constants`: an opened `_native.Constants`, or a buffer (copied unless it is
         aligned to 64 bytes); None when the model has none or embeds them."""
         converter = _Converter()
         model = _native.Model.from_object(object_code, symbol, _as_constants(constants), converter)
         converter.bind(model)
-        return cls(model, threads=threads, object_code=object_code, metadata=metadata, save_with=save_with)
+        return cls(model, threads=threads, object_code=object_code, metadata=metadata, save_with=save_with, pack=pack)
 
     @classmethod
     def from_library(
@@ -136,7 +140,10 @@ class Executable:
     def __call__(self, *args: object, out: Array | Sequence[Array | None] | None = None, **named: object) -> Any:
         if named:
             args = self._merge(args, named)
-        return self._run(args, out, self._threads)
+        if self._pack is None:
+            return self._run(args, out, self._threads)
+        result = self._run(args, out, self._threads)
+        return self._pack(result if isinstance(result, tuple) else (result,))
 
     def run(self, inputs: Mapping[str, object]) -> dict[str, Array]:
         """One call by names: {input: array} to {output: array}."""
@@ -167,6 +174,7 @@ class Executable:
             object_code=self.object_code,
             metadata=self.metadata,
             save_with=self._save_with,
+            pack=self._pack,
         )
 
     @property

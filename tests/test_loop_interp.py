@@ -114,7 +114,7 @@ def test_every_scalar_function_is_the_table_s(dtype: DType) -> None:
         call = scalar_caller(name, dtype)
         for a in values:
             for b in values if row.arity > 1 else values[:1]:
-                given = {1: [a], 2: [a, b], 3: [bool(a), a, b] if row.rule == "select" else [a, b, values[2]]}[row.arity]
+                given = {1: [a], 2: [a, b], 3: [bool(a), a, b] if row.rule == "select" else [a, b, values[-1]]}[row.arity]
                 arrays = [np.asarray(g, dtype=bool if t == BOOL else dtype.numpy) for g, t in zip(given, operands)]
                 expected = np.asarray(evaluate_scalar(name, arrays))
                 with np.errstate(all="ignore"):
@@ -167,7 +167,6 @@ def test_uninitialised_read() -> None:
 @pytest.mark.parametrize("kind", ["parallel", "vector(4)"])
 def test_races(kind: str) -> None:
     fault(f"for %i in 0..4 {kind} {{ %y[0] = load %x[i] }}", "iterations 0 and 1 of loop i touch element 0 of %y")
-    fault(f"for %i in 1..4 {kind} {{ %y[i] = f32 0.0 }}".replace("1..", "0..") + "", "") if False else None
     fault(f"for %i in 0..3 {kind} {{ %y[i + 1] = load %y[i] }}", "iterations 0 and 1 of loop i touch element 1 of %y",
           "%y: inout f32[4]")
     fault(f"for %i in 0..3 {kind} {{ %y[i] = load %y[i + 1] }}", "iterations 0 and 1 of loop i touch element 1 of %y",
@@ -209,8 +208,7 @@ def test_threads_do_not_meet_without_a_barrier() -> None:
     head = "%x: in f32[4], %t: out f32[4], %y: out f32[4]"
     run(f"kernel @k({head}) {{ {body.replace('AT', 'j')} }}", *(np.ones(4, np.float32) for _ in range(3)), threads=2)
     fault(body.replace("AT", "3 - j"), "threads 1 and 0 touch element 3 of %t|threads 0 and 1 touch", head, threads=2)
-    fault("%y[0] = f32 1.0 for %i in 0..4 parallel { %y[i] = f32 1.0 }", "threads 0 and 1|touch element 0", threads=4) \
-        if False else None
+    fault("%y[3] = f32 1.0 for %i in 0..4 parallel { %y[i] = f32 1.0 }", "threads 0 and 1 touch element 3", threads=2)
 
 
 def test_checks_end_the_kernel_with_their_numbers() -> None:
@@ -243,7 +241,7 @@ def test_many_nested_loops() -> None:
     text = "kernel @k(%y: inout i64[1]) { " + "".join(f"for %i{d} in 0..{2 if d % 8 == 0 else 1} {{ " for d in range(depth))
     y = np.zeros(1, np.int64)
     run(text + "%y[0] add= cast(index(i0 + i8 + 1), i64) " + "}" * (depth + 1), y)
-    assert y[0] == 8 + 8 * 8 + 0 - 8 * 4 + 24 - 0 or y[0] == 32 + 16 + 16
+    assert y[0] == 32 + 16 + 16  # five loops run twice; i0 and i8 are 1 half of the time
 
 
 @settings(max_examples=30, deadline=None)
@@ -297,11 +295,11 @@ def test_program_faults() -> None:
         run_program(parse_program(program(second="workspace 2*N")), x)
     with pytest.raises(VerifyError, match="takes bytes 40 to 64 of workspace, which has 48"):
         run_program(parse_program(program(second="workspace 40")), x)
-    with pytest.raises(VerifyError, match="lies at byte 26 of workspace, expected a multiple of 4"):
+    with pytest.raises(VerifyError, match=r"lies at 4\*N \+ 2, expected a multiple of 4"):
         run_program(parse_program(program(second="workspace 4*N + 2").replace("8*N", "8*N + 8")), x)
     with pytest.raises(VerifyError, match="output y: byte 0 of 24 is not stored to"):
         run_program(parse_program(program().replace("constant 0, output 0", "constant 0, workspace 0")), x)
-    with pytest.raises(VerifyError, match="element 0 of %x is read, but nothing has stored to it"):
+    with pytest.raises(VerifyError, match="element 5 of %x is read, but nothing has stored to it"):
         run_program(parse_program(program().replace("@reverse[N](workspace 0", "@reverse[N](workspace 4*N")
                                   .replace("workspace 4*N)", "workspace 0)")), x)
 

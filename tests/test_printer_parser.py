@@ -92,28 +92,27 @@ def test_the_text_is_what_the_documentation_says() -> None:
     batch = symbol("B", 1, 64, 8)
     x = builder.add(Param("x", F32, (batch, 3)))
     total = library.reduce(builder, "max", x, (1,))
-    body = Graph("softmax", [total], [total])
-    graph = Graph("mlp", [x], [builder.add(Composite("softmax", body), total), library.constant(builder, np.float32([1, -0.0]))],
-                  ["peak", "c"])
+    inner = builder.add(Param("a", F32, (batch,)))
+    call = builder.add(Composite("twice", Graph("twice", [inner], [library.scalar(builder, "add", inner, inner)])), total)
+    graph = Graph("mlp", [x], [call, library.constant(builder, np.float32([1, -0.0]))], ["peak", "the rest"])
     assert format_graph(graph) == """\
-graph @mlp[B: 1..64 % 8](%x: f32[B, 3]) -> (peak, c) {
+graph @mlp[B: 1..64 % 8](%x: f32[B, 3]) -> (peak, "the rest") {
   %0: f32[B] = reduce %x {kind=max, axes=(1,)}
-  %1: f32[B] = call %0 {label=softmax, body=graph @softmax(%0: f32[B]) -> (output0) {
+  %1: f32[B] = call %0 {label=twice, body=graph @twice(%a: f32[B]) -> (output0) {
+    %0: f32[B] = add %a, %a
     return %0
   }}
   %2: f32[2] = const [1.0, -0.0]
   return %1, %2
 }
-""".replace("@softmax(%0", "@softmax(%param0").replace("    return %0", "    return %param0")
+"""
 
 
 def test_locations_are_comments() -> None:
-    builder = Builder()
     graph = parse("graph @g(%x: f32[2]) -> (y) {\n  %0: f32[2] = neg %x # a comment\n  return %0\n}\n", file="dir/model.ir")
     text = format_graph(graph, locations=True)
     assert "neg %x  # model.ir:2" in text
     assert parse(text).fingerprint == graph.fingerprint
-    assert builder is not None
 
 
 def test_large_constants_live_beside_the_text(tmp_path: Path) -> None:
@@ -193,15 +192,11 @@ WRONG = [
     (HEAD + "%0: f32[20] = const #0123456789abcdef\n return %0\n}", "is not among the constants given"),
     (HEAD + "%0: f32[2, B] = neg %x ?\n return %0\n}", "'?' begins no token"),
     (HEAD + '%0: f32[2, B] = neg %"\\x"\n return %0\n}', "an escape that JSON does not know"),
-    (HEAD + "return %x, \n}", "returns 1 values"),
 ]
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG, ids=[m for _, m in WRONG])
 def test_wrong_text_is_an_error_that_shows_the_place(text: str, message: str) -> None:
-    if message == "returns 1 values":
-        assert len(parse(text).results) == 1
-        return
     with pytest.raises(ParseError) as caught:
         parse(text)
     assert message in str(caught.value)

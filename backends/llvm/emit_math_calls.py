@@ -18,6 +18,8 @@ from tilewright.backends.llvm.math import MATH, emit_math
 
 DECLARATION = re.compile(r'^declare (.*?) @"?([\w.]+)"?\((.*)\)', re.MULTILINE)
 
+BRANCH_WEIGHTS = re.compile(r"!prof !\d+")
+
 
 def call_math(code: Function, name: str, element: str, lanes: int, operands: tuple[str, ...]) -> str:
     """The result of the function `name` of MATH on operands of `lanes` elements, 'float' or 'double'."""
@@ -50,4 +52,6 @@ def helper_text(symbol: str, name: str, element: str, lanes: int,
     builder.ret(emit_math(builder, name, *function.args, options=options))
     text = str(module)
     declarations = tuple((found[2], found[1], re.sub(r' %"[^"]*"', "", found[3])) for found in DECLARATION.finditer(text))
-    return text[text.index("define "):].split("\n\ndeclare")[0].strip(), declarations
+    body = text[text.index("define "):]
+    # Every branch of the expansions jumps over a rare case, so all share the module's one set of weights.
+    return BRANCH_WEIGHTS.sub("!prof !1", body[: body.index("\n}") + 2]), declarations

@@ -322,7 +322,7 @@ class Accesses:
     def accumulate_product(self, name: str, index: tuple[DimLike, ...], left: Value, right: Value) -> bool:
         """Adds left * right, rounded once, to a float partial sum where the place allows it; else does nothing."""
         vector, memory, code = self.vector, self.memory(name), self.code
-        if vector is None or vector.mask or memory.dtype.bits < 32:
+        if vector is None or memory.dtype.bits < 32 or not code.module.options.has_fma:
             return False
         place = self.place(memory, index)
         if place.kind != "uniform" or self.indices.depth_of_terms(place.terms) >= vector.floor:
@@ -332,7 +332,10 @@ class Accesses:
         old = code.value(f"load {left.type}, ptr {slot}, align 64")
         symbol = f"llvm.fma.{mangled(SCALAR_TYPES[memory.dtype.name], vector.lanes)}"
         operands = ((left.type, left.text), (left.type, right.text), (left.type, old))
-        code.effect(f"store {left.type} {code.call_pure(symbol, left.type, *operands)}, ptr {slot}, align 64")
+        new = Value(code.call_pure(symbol, left.type, *operands), left.dtype, vector.lanes)
+        if vector.mask:
+            new = choose(code, vector.mask, new, Value(old, left.dtype, vector.lanes))
+        code.effect(f"store {new.type} {new.text}, ptr {slot}, align 64")
         return True
 
     def finish_partials(self, vector: VectorLoop) -> None:

@@ -23,6 +23,8 @@ from tilewright.ir.types import DTYPES, DType
 
 SCALAR_TYPES = {name: dtype.llvm for name, dtype in DTYPES.items()} | {"bool": "i1", "f16": "i16", "bf16": "i16"}
 MEMORY_TYPES = SCALAR_TYPES | {"bool": "i8"}
+# !0: on loads of what does not change; !1: on branches to what is rarely needed
+METADATA = '!0 = !{}\n!1 = !{!"branch_weights", i32 1, i32 99}\n'
 
 
 class Value:
@@ -121,7 +123,7 @@ class Module:
 
     def text(self, triple: str) -> str:
         return "\n".join([f'target triple = "{triple}"', *self.declarations.values(), *self.helpers.values(),
-                          *self.parts, "!0 = !{}", ""])
+                          *self.parts, METADATA])
 
 
 class Function:

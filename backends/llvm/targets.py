@@ -141,7 +141,7 @@ def without(architecture: str, features: Iterable[str], removed: str) -> set[str
 
 
 def host_architecture() -> str:
-    name = llvm.get_default_triple().split("-")[0]
+    name = str(llvm.get_default_triple()).split("-")[0]
     return {"arm64": "aarch64", "amd64": "x86_64"}.get(name, name)
 
 

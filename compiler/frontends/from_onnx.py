@@ -17,6 +17,7 @@ graph carries the ONNX node's name as its location.
 from __future__ import annotations
 
 import inspect
+import keyword
 import os
 import re
 from collections import Counter
@@ -30,7 +31,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
-from ..ir.dims import Dim, DimLike, symbol
+from ..ir.dims import RESERVED, Dim, DimLike, symbol
 from ..ir.errors import CompileError, Loc, UnsupportedError
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.control import Const, Param
@@ -38,7 +39,7 @@ from ..ir.types import TensorType
 from ..library import constant
 from .onnx_ops.context import Context, Request, Traced
 from .onnx_ops.known_values import KnownValues
-from .onnx_ops.table import DOMAINS, Operator
+from .onnx_ops.table import DOMAINS, REFUSED, Operator
 from .onnx_ops.tensors import Folder, checked_shape, decode_tensor, element_dtype
 
 Source = Union[str, "os.PathLike[str]", bytes, ModelProto]
@@ -253,6 +254,7 @@ class Importer:
             raise UnsupportedError(f"{self.label}: initializer {name!r} is sparse, which is not supported")
         for tensor in graph.initializer:
             array = decode_tensor(tensor, self.folder, self.label)
+            builder.loc = Loc(name=f"{self.label}: initializer {tensor.name!r}")
             scope.names[tensor.name] = constant(builder, array)
 
     def _result(self, scope: Scope, name: str) -> Node:
@@ -281,8 +283,7 @@ class Importer:
             for graph in _subgraphs(node):
                 stack.extend(reversed(graph.node))
         if unknown:
-            lines = tuple(f"{op} x{len(names)}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
-                          for op, names in sorted(unknown.items()))
+            lines = tuple(_unknown_line(op, names) for op, names in sorted(unknown.items()))
             raise UnsupportedError(f"{self.label}: {len(unknown)} operator{'s are' if len(unknown) > 1 else ' is'} not "
                                    f"supported: {', '.join(sorted(unknown))}", notes=lines)
 
@@ -387,9 +388,9 @@ class Importer:
         if len(inputs) != len(graph.input):
             raise CompileError(f"the subgraph {graph.name!r} takes {len(graph.input)} inputs, is given {len(inputs)}")
         scope.names.update({value.name: x for value, x in zip(graph.input, inputs)})
+        kept, path = scope.builder.loc, f"{outer.path}subgraph '{graph.name}' / "
         self._initializers(graph, scope.builder, scope)
         wanted = [value.name for value in graph.output]
-        kept, path = scope.builder.loc, f"{outer.path}subgraph '{graph.name}' / "
         frame = Frame(scope, outer.opsets, outer.attributes, path, outer.depth + 1, outer.functions)
         self._run_nodes(needed_nodes(graph.node, wanted), frame, frozenset(wanted))
         scope.builder.loc = kept
@@ -463,8 +464,10 @@ class DimNames:
 
 
 def identifier(name: str) -> str:
-    """The name with everything that an identifier cannot hold replaced by underscores."""
+    """The name with everything that an identifier cannot hold replaced by underscores; no word with a meaning."""
     plain = re.sub(r"[^0-9A-Za-z_]", "_", name)
+    if keyword.iskeyword(plain) or plain in RESERVED:
+        return f"{plain}_"
     return f"_{plain}" if plain[:1].isdigit() else plain
 
 
@@ -482,6 +485,12 @@ def _function_key(domain: str, name: str, overload: str) -> str:
 def _node_name(node: NodeProto) -> str:
     """The node's name or, where it has none, that of its first output."""
     return node.name or next((name for name in node.output if name), "unnamed")
+
+
+def _unknown_line(op: str, names: Sequence[str]) -> str:
+    """`NonZero x2: node_1, node_7 (the size of its result is decided by data)`."""
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return f"{op} x{len(names)}: {shown}" + (f" ({REFUSED[op]})" if op in REFUSED else "")
 
 
 def _text(raw: bytes, what: str) -> str:

@@ -12,19 +12,18 @@ code goes through `Tracer.call`, which puts the user's line on nodes and errors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .. import library
-from ..ir.dims import Dim, DimLike, bounds, compare, evaluate, substitute, symbol, symbols_of
+from ..ir.dims import Dim, DimLike, Symbol, bounds, compare, evaluate, exact_quotient, substitute, symbol, symbols_of
 from ..ir.errors import Loc, TilewrightError, caller_loc
-from ..ir.graph import Builder, Constant, Graph, Node
+from ..ir.graph import Builder, Constant, Node, Op, attribute_names
 from ..ir.ops.control import Const, Param
-from ..ir.ops.shape import SizeOf
-from ..ir.types import F64, I64, DType, TensorType, dtype_of
+from ..ir.types import DType, TensorType, TupleType, dtype_of
 from .numpy_errors import (
     NO_VALUES,
     TraceAttributeError,
@@ -37,12 +36,51 @@ from .numpy_errors import (
 from .numpy_views import C_LAYOUT, UNKNOWN_LAYOUT, Layout, Step, read_through, write_through
 
 
+Substitution = Mapping[str, DimLike]
+
+
 class Restart(BaseException):
     """Raised to trace again with sizes replaced; no `except Exception` of a user may stop it."""
 
     def __init__(self, substitution: Mapping[str, DimLike]) -> None:
         super().__init__("trace again with other sizes")
         self.substitution = dict(substitution)
+
+
+def composed(before: Substitution, more: Substitution) -> dict[str, DimLike]:
+    """The substitution that does `before`, then `more`."""
+    return {**{name: substitute(size, more) for name, size in before.items()},
+            **{name: size for name, size in more.items() if name not in before}}  # fmt: skip
+
+
+class LenientBuilder(Builder):
+    """Goes on building after sizes were found to be equal, so that one trace finds many such equalities.
+
+    While `learned` is empty it is a plain builder. Afterwards it reads old sizes as what they are known to be by then;
+    what it makes is thrown away, since the trace starts again with these sizes.
+    """
+
+    def __init__(self, learned: dict[str, DimLike], loc: Loc = Loc()) -> None:  # noqa: B008 (immutable)
+        super().__init__(loc)
+        self.learned = learned
+
+    def add(self, op: Op, *inputs: Node, loc: Loc | None = None) -> Node:
+        if not self.learned:
+            return super().add(op, *inputs, loc=loc)
+        changes = {name: _resolved(getattr(op, name), self.learned) for name in attribute_names(type(op))}
+        now = replace(op, **changes)
+        types = [_resolved(i.type, self.learned) for i in inputs]
+        return Node(now, inputs, now.infer(*types), self.loc if loc is None else loc)
+
+
+def _resolved(value: Any, learned: Substitution) -> Any:
+    if isinstance(value, Dim):
+        return substitute(value, learned)
+    if isinstance(value, tuple):
+        return tuple(_resolved(v, learned) for v in value)
+    if isinstance(value, TensorType):
+        return TensorType(value.dtype, _resolved(value.shape, learned))
+    return TupleType(_resolved(value.items, learned)) if isinstance(value, TupleType) else value
 
 
 @dataclass(frozen=True)
@@ -78,6 +116,7 @@ class Rules:
     get_item: Callable[..., Any]
     set_item: Callable[..., None]
     methods: Mapping[str, Callable[..., Any]]
+    ordered: frozenset[Callable[..., Any]]  # functions whose copies are in C order whatever their operands are
 
 
 @dataclass(eq=False)
@@ -115,8 +154,9 @@ class Tracer:
         self.rules = rules
         self.observed = observed
         self.guards: list[Guard] = []
-        self.scopes: list[Scope] = [Scope(Builder())]
         self.loc = Loc()
+        self.learned: dict[str, DimLike] = {}
+        self.scopes: list[Scope] = [self.new_scope()]
         self._depth = 0
         self._constants: dict[int, tuple[np.ndarray, Constant]] = {}
 
@@ -132,8 +172,8 @@ class Tracer:
             return rule(self, *args, **kwargs)
         except TilewrightError as error:
             raise error.at(self.loc) from None
-        except (TypeError, ValueError, IndexError, OverflowError, AttributeError, NotImplementedError) as error:
-            raise translated(error).at(self.loc) from error
+        except (TypeError, ValueError, IndexError, OverflowError) as error:
+            raise translated(error).at(self.loc) from None
         finally:
             self._depth -= 1
 
@@ -156,6 +196,9 @@ class Tracer:
                 scope.builder.loc = loc
 
     # --- scopes ---
+
+    def new_scope(self) -> Scope:
+        return Scope(LenientBuilder(self.learned, self.loc))
 
     @property
     def scope(self) -> Scope:
@@ -257,6 +300,7 @@ class Tracer:
 
     def decide(self, relation: str, left: DimLike, right: DimLike) -> bool:
         """Whether the relation holds for every size, or for the example's sizes and whatever the guard admits."""
+        left, right = self.current(left), self.current(right)
         known = _decided(relation, left, right)
         if known is not None:
             return known
@@ -269,12 +313,14 @@ class Tracer:
         order = evaluate(left, self.observed) - evaluate(right, self.observed)
         outcome = _RELATIONS[relation](order)
         if relation == "==" and outcome:
-            raise Restart(self.solve(left, right))
-        self.guards.append(Guard(relation, left, right, outcome))
+            self.learn(self.solve(left, right))
+        else:
+            self.guards.append(Guard(relation, left, right, outcome))
         return outcome
 
     def unify(self, left: DimLike, right: DimLike, complaint: str) -> None:
-        """Makes two sizes one that an operation needs equal: traces again where the example's are, else complains."""
+        """Makes two sizes one that an operation needs equal: for the next trace where the example's are, else complains."""
+        left, right = self.current(left), self.current(right)
         if left == right:
             return
         if self.observed is None:
@@ -283,18 +329,32 @@ class Tracer:
             raise TraceValueError(complaint, hint=hint)
         if evaluate(left, self.observed) != evaluate(right, self.observed):
             raise TraceValueError(complaint)
-        raise Restart(self.solve(left, right))
+        self.learn(self.solve(left, right))
+
+    def current(self, size: DimLike) -> DimLike:
+        """The size as what was learned in this trace has it."""
+        return substitute(size, self.learned) if self.learned else size
+
+    def learn(self, found: Substitution) -> None:
+        """Notes sizes for the next trace and goes on with this one."""
+        known = composed(self.learned, found)
+        self.learned.clear()
+        self.learned.update(known)
+
+    def restart(self, found: Substitution) -> Restart:
+        """Ends this trace at once, with all it has learned."""
+        self.learn(found)
+        return Restart(self.learned)
 
     def solve(self, left: DimLike, right: DimLike) -> dict[str, DimLike]:
         """Symbols replaced so that left == right; all of them by the example's sizes where no single one does."""
-        assert self.observed is not None
-        difference = left - right
+        difference = _without_common_factors(left - right)
         assert isinstance(difference, Dim)
         for monomial, coefficient in reversed(difference.terms):
             if len(monomial) != 1 or monomial[0][1] != 1 or abs(coefficient) != 1:
                 continue
-            (found,) = symbols_of(Dim(((monomial, 1),)))[:1] or (None,)
-            if found is None or str(Dim(((monomial, 1),))) != found.name or found.multiple_of != 1:
+            found = monomial[0][0]
+            if not isinstance(found, Symbol) or found.multiple_of != 1:
                 continue
             rest = difference - Dim(((monomial, coefficient),))
             value = -rest if coefficient == 1 else rest
@@ -311,14 +371,15 @@ class Tracer:
 
     def make_divisible(self, size: DimLike, divisor: int) -> bool:
         """Traces again with a symbol known to be a multiple, where that makes the size one; False if it cannot."""
+        size = self.current(size)
         if self.observed is None or evaluate(size, self.observed) % divisor:
             return False
         found = symbols_of(size)
         if len(found) == 1 and str(size) == found[0].name:
             plain = found[0]
             multiple = plain.multiple_of * divisor
-            raise Restart({plain.name: symbol(plain.name, plain.lower, plain.upper, multiple)})
-        raise Restart(self.specialize(size))
+            raise self.restart({plain.name: symbol(plain.name, plain.lower, plain.upper, multiple)})
+        raise self.restart(self.specialize(size))
 
     def broadcast_shapes(self, *shapes: Sequence[DimLike]) -> tuple[DimLike, ...]:
         """NumPy's rule; two symbolic sizes that meet must be one."""
@@ -335,11 +396,12 @@ class Tracer:
 
     def _meet(self, known: DimLike, size: DimLike, shapes: Sequence[Sequence[DimLike]], axis: int) -> None:
         texts = " ".join(shape_text(s) for s in shapes)
+        known, size = self.current(known), self.current(size)
         complaint = f"operands could not be broadcast together with shapes {texts}: {known} vs {size} on axis {axis}"
         if self.observed is not None:
             for one, other in ((known, size), (size, known)):
                 if evaluate(one, self.observed) == 1 and evaluate(other, self.observed) != 1:
-                    raise Restart(self.specialize(one))
+                    raise self.restart(self.specialize(one))
         self.unify(known, size, complaint)
 
 
@@ -354,6 +416,18 @@ def _same_bytes(array: np.ndarray, copy: np.ndarray) -> bool:
     if array.dtype != copy.dtype or array.shape != copy.shape:
         return False
     return bool(np.array_equal(np.ascontiguousarray(array).reshape(-1).view(np.uint8), copy.reshape(-1).view(np.uint8)))
+
+
+def _without_common_factors(difference: DimLike) -> DimLike:
+    """The difference divided by the sizes that every term holds; they are positive, so it is zero for the same sizes."""
+    if isinstance(difference, int):
+        return difference
+    for atom, _ in difference.terms[0][0]:
+        if isinstance(atom, Symbol) and atom.lower > 0:
+            divided = exact_quotient(difference, symbol(atom.name, atom.lower, atom.upper, atom.multiple_of))
+            if divided is not None:
+                return _without_common_factors(divided)
+    return difference
 
 
 def _decided(relation: str, left: DimLike, right: DimLike) -> bool | None:
@@ -737,7 +811,8 @@ def _call_function(t: Tracer, function: Any, args: Any, kwargs: Any) -> Any:
             f"{module}.{getattr(function, '__name__', function)} is not supported on traced arrays",
             hint="write it with supported functions, or compute it outside of the compiled function",
         )
-    return settle(t, rule(t, *args, **kwargs), (*args, *kwargs.values()))
+    result = rule(t, *args, **kwargs)
+    return result if function in t.rules.ordered else settle(t, result, (*args, *kwargs.values()))
 
 
 def settle(t: Tracer, result: Any, inputs: Sequence[Any]) -> Any:
@@ -760,16 +835,7 @@ def _arrays_in(values: Sequence[Any]) -> Iterator[TracedArray]:
             yield from _arrays_in(value)
 
 
-def size_node(b: Builder, dim: DimLike) -> Node:
-    """A size as an int64 value."""
-    return b.add(SizeOf(dim)) if isinstance(dim, Dim) else library.constant(b, dim, I64)
-
-
-def resolve(size: DimLike, substitution: Mapping[str, DimLike]) -> DimLike:
-    return substitute(size, substitution)
-
-
 __all__ = [
-    "F64", "Graph", "Guard", "Restart", "Rules", "Scope", "Size", "Storage", "TracedArray", "Tracer", "as_dim",
-    "call_function", "resolve", "settle", "shape_text", "size_node",
+    "Guard", "Restart", "Rules", "Scope", "Size", "Storage", "Substitution", "TracedArray", "Tracer", "as_dim",
+    "call_function", "composed", "settle", "shape_text",
 ]  # fmt: skip

@@ -65,7 +65,8 @@ def resolve_loop(ufunc: np.ufunc, types: Sequence[Any], dtype: Any, casting: str
     if isinstance(fixed, str):
         left, _, right = fixed.partition("->")
         fixed = tuple(np.dtype(c) for c in left + right)
-    found = ufunc.resolve_dtypes(slots, signature=fixed, casting=casting)
+    options = {} if fixed is None else {"signature": fixed}
+    found = ufunc.resolve_dtypes(slots, casting=casting, **options)
     _check_supported(found, ufunc.__name__)
     return [dtype_of(d) for d in found]
 

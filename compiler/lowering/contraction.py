@@ -20,7 +20,7 @@ from ..ir.loop import Alloc, Buffer, For, If, Stmt, Store
 from ..ir.ops.compute import PackedConv, PackedDot, accumulator_dtype
 from ..ir.types import INDEX
 from ..tiles import Tile
-from .inline import Index, Inliner, flatten_index, loop_symbol, unflatten_index
+from .inline import Index, Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,9 @@ class _TileWork:
         inner = self.inliner.inner()
         value = inner.cast(inner.load(accumulator, (r, v * self.tile.lanes + j)), self.node.dtype)
         inner.bind(self.node, index, lambda: value)
-        stored = inner.value(self.result, index)
-        body = (*inner.block, Store(self.out.name, (flatten_index(index, self.out.shape),), stored))
+        # the result may have other axes of size 1 than the contraction
+        stored = inner.value(self.result, reshape_index(index, self.node.shape, self.result.shape))
+        body = (*inner.block, Store(self.out.name, (flatten_index(index, self.node.shape),), stored))
         if not guarded:
             return For(row, self.tile.rows, "unrolled", (self._over_columns(vector, lane, body),))
         return self._guard(row, place, vector, v, lane, body)

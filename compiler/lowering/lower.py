@@ -164,8 +164,8 @@ class _Lowering:
         return Spot("constant", 0, None, self.constants[value.digest][0])
 
     def _launch(self, node: Node, operands: Sequence[Spot], targets: Sequence[Spot], drafts: Drafts) -> None:
+        everything = [*operands, *targets]
         for kernel, order in self.kernels.make(node):
-            everything = [*operands, *targets]
             spots = []
             for entry in order:
                 if isinstance(entry, int):

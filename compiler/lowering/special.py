@@ -76,7 +76,7 @@ class _Registers:
     def read(self, name: str, lower: int, upper: DimLike) -> tuple[Stmt, DimLike]:
         """A let of the variable, as a size with these bounds."""
         high = bounds(upper)[1]
-        found = Symbol(self.inliner.names.fresh(name + "_"), lower, None if high == float("inf") else int(high))
+        found = Symbol(self.inliner.names.fresh(name + "_"), lower, None if high == float("inf") else max(int(high), lower))
         return Let(found.name, self.load(name), found), Dim(((((found, 1),), 1),))
 
 

@@ -91,7 +91,9 @@ class _Fuser:
             self.group_of[node] = group
 
     def _grow(self, strategy: str, core: Node) -> Group:
-        """The core with elementwise users of the same shape, cut back to the last point with a single exit."""
+        """The core with elementwise users of the same shape (axes of size 1 aside), cut back to the last point with a
+        single exit."""
+        sizes = _without_ones(core)
         members: set[Node] = {core}
         best: tuple[set[Node], Node] = ({core}, core)
         behind: set[Node] = set()
@@ -99,7 +101,7 @@ class _Fuser:
             touches = any(i in members for i in node.inputs)
             blocked = any(i in behind for i in node.inputs)
             joins = (touches and not blocked and len(members) < GROUP_LIMIT and node not in self.group_of
-                     and isinstance(node.op, (Elementwise, Cast, Bitcast)) and node.shape == core.shape)
+                     and isinstance(node.op, (Elementwise, Cast, Bitcast, Reshape)) and _without_ones(node) == sizes)
             if not joins:
                 behind.add(node)
                 continue
@@ -137,20 +139,17 @@ class _Fuser:
                 members.add(node)
             else:
                 behind.add(node)
-        self._drop_useless(members, outer, inner)
-        return Group("rows", members, self._exits(members))
+        return Group("rows", members, self._row_exits(members))
 
-    def _drop_useless(self, members: set[Node], outer: tuple[DimLike, ...], inner: tuple[DimLike, ...]) -> None:
-        """Takes away exits that a row kernel cannot store: keepdims forms and broadcasts that only leave the group."""
-        changed = True
-        while changed:
-            changed = False
-            for node in self._exits(members):
-                storable = node.shape == (*outer, *inner) or node.shape == outer
-                pointless = isinstance(node.op, (Broadcast, Reshape))
-                if (not storable or pointless) and len(members) > 1:
-                    members.discard(node)
-                    changed = True
+    def _row_exits(self, members: set[Node]) -> list[Node]:
+        """The values a row group stores. A reshape or broadcast of the group that is used outside is made there anew
+        from what it reads."""
+        found: set[Node] = set()
+        for node in self._exits(members):
+            while isinstance(node.op, (Reshape, Broadcast)) and node.inputs[0] in members:
+                node = node.inputs[0]
+            found.add(node)
+        return sorted(found, key=self.order.__getitem__)
 
     # --- which values are kept ---------------------------------------------------------------------------------------
 
@@ -287,6 +286,10 @@ class _Fuser:
         if isinstance(node.op, (Param, Const, Get, MakeTuple)) or node in self.kept or node in self.views:
             return True
         return isinstance(node.op, Reshape) and self._is_stored(node.inputs[0])
+
+
+def _without_ones(node: Node) -> list[DimLike]:
+    return [n for n in node.shape if n != 1]
 
 
 def _row_space(reduction: Node) -> tuple[tuple[DimLike, ...], tuple[DimLike, ...]] | None:

@@ -37,6 +37,13 @@ def check_axis(op: Op, axis: int, rank: int) -> int:
     return axis
 
 
+def check_sizes(op: Op, shape: Sequence[DimLike]) -> None:
+    """Rejects sizes that are negative for every binding."""
+    for axis, size in enumerate(shape):
+        if bounds(size)[1] < 0:
+            raise CompileError(f"{op.spelling}: the size {size} of axis {axis} is negative")
+
+
 def evaluate_shape(shape: Sequence[DimLike], binding: Binding) -> tuple[int, ...]:
     return tuple(evaluate(d, binding) for d in shape)
 
@@ -51,6 +58,7 @@ class Broadcast(Op):
 
     def infer(self, *types: Type) -> Type:
         x, = operands(self, types, 1)
+        check_sizes(self, self.shape)
         if x.rank > len(self.shape):
             raise CompileError(f"broadcast: rank {x.rank} does not fit into rank {len(self.shape)}")
         offset = len(self.shape) - x.rank
@@ -78,6 +86,7 @@ class Reshape(Op):
 
     def infer(self, *types: Type) -> Type:
         x, = operands(self, types, 1)
+        check_sizes(self, self.shape)
         before, after = product(x.shape), product(self.shape)
         if before != after:
             raise CompileError(f"reshape: {x} has {before} elements, the new shape ({_sizes(self.shape)}) has {after}")
@@ -277,6 +286,7 @@ class Iota(Op):
 
     def infer(self, *types: Type) -> Type:
         operands(self, types, 0)
+        check_sizes(self, self.shape)
         check_axis(self, self.axis, len(self.shape))
         if self.dtype.is_bool:
             raise CompileError("iota: needs a number, found bool")

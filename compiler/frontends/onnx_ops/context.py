@@ -13,7 +13,7 @@ from typing import NoReturn, Protocol, Union
 
 import numpy as np
 
-from ...ir.dims import Dim, DimLike, bounds, compare, symbols_of
+from ...ir.dims import Dim, DimLike, bounds, compare, dim_max, symbols_of
 from ...ir.errors import CompileError, UnsupportedError
 from ...ir.graph import Array, Builder, Node
 from ...ir.ops.compute import Elementwise
@@ -246,3 +246,8 @@ class Context:
 
 def lower_bound(size: DimLike) -> float:
     return bounds(size)[0]
+
+
+def not_negative(size: DimLike) -> DimLike:
+    """The size, or 0 where it would be negative."""
+    return size if bounds(size)[0] >= 0 else dim_max(size, 0)

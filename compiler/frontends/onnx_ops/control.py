@@ -12,13 +12,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...ir.dims import DimLike, bounds, compare, dim_max
+from ...ir.dims import DimLike, compare
 from ...ir.graph import Builder, Graph, Node
 from ...ir.ops.control import If, Scan, While
 from ...ir.ops.shape import Iota
 from ...ir.types import BOOL, I64, TensorType
 from ...library import results_of, scalar, transpose
-from .context import Context, Subgraph, Traced
+from .context import Context, Subgraph, Traced, not_negative
 from .reduction import flip
 
 SCALAR_BOOL, SCALAR_I64 = TensorType(BOOL, ()), TensorType(I64, ())
@@ -80,7 +80,7 @@ def _counted_loop(c: Context, traced: Traced, captures: Sequence[Node], count: D
                   scans: int) -> tuple[Node, ...]:
     number, _, *states = traced.params
     after = _checked_states(c, traced, traced.results[1:1 + len(initial)], initial)
-    length = max(count, 0) if isinstance(count, int) else count if bounds(count)[0] >= 0 else dim_max(count, 0)
+    length = not_negative(count)
     step = Graph("step", (*states, number, *traced.captures), (*after, *traced.results[1 + len(initial):]))
     numbers = c.b.add(Iota(I64, (length,), 0))
     op = Scan(step, len(initial), 1, length)

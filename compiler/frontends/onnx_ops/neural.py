@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ...ir.dims import DimLike, bounds, ceildiv, dim_max, dim_min, product
+from ...ir.dims import DimLike, ceildiv, dim_min, product
 from ...ir.graph import Node
 from ...ir.ops.compute import Conv, ReduceWindow, reduction_identity
 from ...ir.ops.shape import Slice
 from ...ir.types import BOOL, DType
 from ...library import layer_norm, mean, pad, reduce, rms_norm, slice_axis, transpose
-from .context import Context
+from .context import Context, not_negative
 
 AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 Padding = list[tuple[DimLike, DimLike]]
@@ -43,9 +43,9 @@ def window_padding(c: Context, sizes: Sequence[DimLike], kernel: Sequence[int], 
     found: Padding = []
     for n, k, s, d in zip(sizes, kernel, strides, dilations):
         total = (ceildiv(n, s) - 1) * s + (k - 1) * d + 1 - n
-        total = total if bounds(total)[0] >= 0 else dim_max(total, 0)
-        half = total // 2
-        found.append((half, total - half) if auto_pad == "SAME_UPPER" else (total - half, half))
+        total = not_negative(total)
+        less, more = not_negative(total // 2), not_negative(total - total // 2)
+        found.append((less, more) if auto_pad == "SAME_UPPER" else (more, less))
     return found
 
 
@@ -127,7 +127,7 @@ def conv_transpose(c: Context, x: Node, w: Node, bias: Node | None = None, *, au
     op = Conv((1,) * rank, tuple(fixed), spread, steps, group)
     y = c.b.add(op, x, _turned_kernel(c, w, group))
     for axis, (low, high) in enumerate(crop, 2):
-        y = slice_axis(c.b, y, axis, low, y.shape[axis] - low - high)
+        y = slice_axis(c.b, y, axis, low, not_negative(y.shape[axis] - low - high))
     return _add_bias(c, y, bias)
 
 
@@ -177,7 +177,7 @@ def _ceil_padding(x: Node, padding: Padding, kernel: Sequence[int], strides: Seq
         reach = (k - 1) * d + 1
         count = dim_min(ceildiv(low + n + high - reach, s) + 1, ceildiv(low + n, s))
         missing = (count - 1) * s + reach - (low + n + high)
-        found.append((0, missing if bounds(missing)[0] >= 0 else dim_max(missing, 0)))
+        found.append((0, not_negative(missing)))
     return found
 
 
@@ -273,6 +273,8 @@ def batch_normalization(c: Context, x: Node, scale: Node, bias: Node, average: N
         return _batch_normalization_training(c, x, scale, bias, average, variance, epsilon, momentum)
     if c.wants(1):
         c.unsupported("outputs of training are not supported in inference mode")
+    if x.rank > 1:
+        x = _with_channels(c, x, scale.shape[0])
     parameters = [c.wide(p) for p in (scale, bias, average, variance)]
     y = _scale_and_shift(c, c.cast(x, parameters[0].dtype), *parameters, epsilon=epsilon)
     return c.cast(y, x.dtype)
@@ -306,6 +308,7 @@ def _batch_normalization_training(c: Context, x: Node, scale: Node, bias: Node, 
 def instance_normalization(c: Context, x: Node, scale: Node, bias: Node, *, epsilon: float = 1e-5,
                            consumed_inputs: tuple[int, ...] = ()) -> Node:
     axes = tuple(range(2, 2 + _spatial_rank(c, x)))
+    x = _with_channels(c, x, scale.shape[0])
     target = channels_shape(x, scale.shape[0])
     return layer_norm(c.b, x, c.reshape(scale, target), c.reshape(bias, target), axes, epsilon)
 

@@ -18,7 +18,7 @@ from ...ir.types import BOOL, F32, I64, DType
 from ...library import (broadcast, pad as pad_constant, slice_axis, squeeze as drop_axes, take, transpose as permute,
                         wrap_indices)
 from ...library import expand as insert_axes
-from .context import Context, Integers
+from .context import Context, Integers, not_negative
 
 
 def shape(c: Context, data: Node, *, start: int = 0, end: int | None = None) -> Node:
@@ -171,7 +171,7 @@ def slice_(c: Context, data: Node, starts: Integers, ends: Integers, axes: Integ
             step[axis] = 1
         if size[axis] == 0:
             start[axis] = 0
-    if tuple(size) == data.shape and not any(start) and set(step) <= {1}:
+    if tuple(size) == data.shape and all(n == 0 for n in start) and set(step) <= {1}:
         return data
     return c.b.add(Slice(tuple(start), tuple(size), tuple(step)), data)
 
@@ -189,15 +189,11 @@ def _window(extent: DimLike, low: DimLike, high: DimLike, step: int) -> tuple[Di
     """First position and number of elements of extent[low:high:step]."""
     if step > 0:
         first, stop = _clamped(low, extent, 0, extent), _clamped(high, extent, 0, extent)
-        return first, _not_negative(ceildiv(stop - first, step))
+        return first, not_negative(ceildiv(stop - first, step))
     first = _clamped(low, extent, 0, extent - 1)
     before = isinstance(high, int) and high < -(1 << 31) + 1
     stop = -1 if before else _clamped(high, extent, -1, extent - 1)
-    return first, _not_negative(ceildiv(first - stop, -step))
-
-
-def _not_negative(n: DimLike) -> DimLike:
-    return n if bounds(n)[0] >= 0 else dim_max(n, 0)
+    return first, not_negative(ceildiv(first - stop, -step))
 
 
 # --- gathers and scatters --------------------------------------------------------------------------------------------
@@ -332,7 +328,8 @@ def _cropped(c: Context, data: Node, axis: int, low: list[DimLike], high: list[D
     first = -low[axis] if bounds(low[axis])[1] < 0 else 0
     last = -high[axis] if bounds(high[axis])[1] < 0 else 0
     low[axis], high[axis] = low[axis] + first, high[axis] + last
-    return slice_axis(c.b, data, axis, first, data.shape[axis] - first - last)
+    size = data.shape[axis] - first - last
+    return slice_axis(c.b, data, axis, first, size if first == last == 0 else not_negative(size))
 
 
 def _pad_by_place(c: Context, data: Node, axis: int, low: DimLike, high: DimLike, mode: str) -> Node:
@@ -389,7 +386,7 @@ def range_(c: Context, start: Node, limit: Node, delta: Node) -> Node:
 def _range_count(c: Context, first: object, stop: object, step: object) -> DimLike:
     if all(isinstance(v, (int, Dim)) for v in (first, stop)) and isinstance(step, int):
         distance = stop - first if step > 0 else first - stop  # type: ignore[operator]
-        return _not_negative(ceildiv(distance, abs(step)))
+        return not_negative(ceildiv(distance, abs(step)))
     if any(not isinstance(v, (int, float)) for v in (first, stop, step)):
         c.unsupported(f"a range from {first} to {stop} in steps of {step} has a size that is not known")
     return max(0, int(np.ceil((stop - first) / step)))  # type: ignore[operator]
@@ -483,13 +480,6 @@ def constant(c: Context, *, value: Array | None = None, value_int: int | None = 
     if value is None:
         c.fail("needs one of value, value_int, value_float, value_ints, value_floats")
     return c.constant(value)
-
-
-def refused(reason: str, hint: str = "") -> object:
-    """An operator that is known and not supported, with the reason."""
-    def build(c: Context, *inputs: Node, **attributes: object) -> Node:
-        c.unsupported(reason, hint=hint)
-    return build
 
 
 OPS = {

@@ -1,0 +1,120 @@
+"""Programs to object code: LLVM IR text through a short list of passes of our own.
+
+Guarantees: equal programs, targets and facts give equal bytes. The object refers to memcpy, memmove and memset at most (and to the
+runtime's functions, in an ahead-of-time build): anything else is an InternalError that names the symbol, as is a register
+buffer that LLVM left in memory. Thread safety: llvmlite takes one lock for every call, so threads do not compile faster.
+
+Passes: inline the math helpers, promote stack slots (SROA), simplify. Nothing unrolls or vectorizes: the schedule has decided that.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import llvmlite.binding as llvm
+
+from tilewright.backends.llvm.emit import emit_program
+from tilewright.backends.llvm.emit_model import RUNTIME_SYMBOLS, ModelFacts
+from tilewright.backends.llvm.targets import Target
+from tilewright.ir.errors import InternalError
+from tilewright.ir.program import Program
+from tilewright.runtime.elf_file import read_elf
+
+LIBRARY_SYMBOLS = frozenset({"memcpy", "memmove", "memset"})
+CODE_LEVEL = 2
+KERNEL = re.compile(r"_kernel(\d+)$")
+
+
+@dataclass(frozen=True)
+class CompiledObject:
+    """A program as a relocatable object. `symbol`: that of its `tw_model`. `llvm_ir` is the text before passes; `optimized` and
+    `assembly` are made when asked for."""
+
+    object_code: bytes
+    symbol: str
+    llvm_ir: str
+    target: Target
+
+    @cached_property
+    def optimized(self) -> str:
+        return str(optimize(self.llvm_ir, self.target))
+
+    @cached_property
+    def assembly(self) -> str:
+        return str(target_machine(self.target).emit_assembly(optimize(self.llvm_ir, self.target)))
+
+
+def compile_program(program: Program, target: Target, *, facts: ModelFacts | None = None, name_prefix: str = "") -> CompiledObject:
+    """Compile for the target. `name_prefix`: '' for loading in process, else the public name of a library."""
+    facts = facts or ModelFacts()
+    facts = ModelFacts(
+        facts.target or f"{target.architecture}-linux", facts.features or ",".join(target.features), facts.version,
+        facts.constants_digest, facts.constants_symbol, facts.golden_offset, facts.golden_bytes)
+    text = emit_program(program, target, facts, name_prefix)
+    module = optimize(text, target)
+    check_promoted(module, program)
+    object_code = target_machine(target).emit_object(module)
+    allowed = LIBRARY_SYMBOLS | RUNTIME_SYMBOLS | {facts.constants_symbol} if name_prefix else LIBRARY_SYMBOLS
+    check_symbols(object_code, allowed, program)
+    return CompiledObject(object_code, f"{name_prefix or 'tw'}_model", text, target)
+
+
+@lru_cache(maxsize=1)
+def initialize() -> None:
+    """Once a process: LLVM's targets (any may be compiled for)."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+
+
+@lru_cache(maxsize=16)
+def target_machine(target: Target) -> llvm.TargetMachine:
+    initialize()
+    found = llvm.Target.from_triple(target.triple)
+    return found.create_target_machine(cpu=target.cpu, features=target.feature_string, opt=CODE_LEVEL, reloc="pic",
+                                       codemodel="small")
+
+
+def optimize(text: str, target: Target) -> llvm.ModuleRef:
+    """The module, verified and run through our passes."""
+    machine = target_machine(target)
+    try:
+        module = llvm.parse_assembly(text)
+        module.verify()
+    except RuntimeError as error:
+        raise InternalError(f"llvm backend: LLVM rejects the code: {error}",
+                            hint="attach the .ll file of TILEWRIGHT_IR_DUMP to a report") from None
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=1))
+    inliner = llvm.create_new_module_pass_manager()
+    inliner.add_always_inliner_pass()
+    inliner.run(module, builder)
+    passes = llvm.create_new_function_pass_manager()
+    passes.add_sroa_pass()
+    passes.add_simplify_cfg_pass()
+    for function in module.functions:
+        if not function.is_declaration:
+            passes.run(function, builder)
+    return module
+
+
+def check_promoted(module: llvm.ModuleRef, program: Program) -> None:
+    """Register buffers and partial results must be registers now, or every access to them is a trip to memory."""
+    kernels = program.kernels()
+    for function in module.functions:
+        found = KERNEL.search(function.name)
+        if function.is_declaration or found is None:
+            continue
+        for instruction in next(iter(function.blocks)).instructions:
+            if instruction.opcode == "alloca" and instruction.name.startswith(("register", "partial")):
+                kernel = kernels[int(found[1])]
+                raise InternalError(f"llvm backend: register buffer not promoted: {instruction.name} in kernel {kernel.name}",
+                                    loc=kernel.loc)
+
+
+def check_symbols(object_code: bytes, allowed: frozenset[str], program: Program) -> None:
+    """Generated code calls nothing by name but what is allowed."""
+    elf = read_elf(object_code, f"the object of {program.name}")
+    foreign = sorted(s.name for s in elf.symbols if not s.defined and s.name and s.name not in allowed)
+    if foreign:
+        raise InternalError(f"llvm backend: {program.name} calls {', '.join(foreign)}, which generated code must not")

@@ -1,0 +1,273 @@
+"""The compile half of the driver: passes, lowering, code generation. Imported only when something must be compiled.
+
+What it does: takes a verified graph to object code and its constants segment, leaving every stage as text when
+TILEWRIGHT_IR_DUMP asks for it, and saying how long each stage took and what the memory plan came to.
+
+Guarantees: a program that cannot fit into memory is refused before any is taken, with the figure; nothing here knows
+about caches, files of artifacts or arguments of calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .backends.llvm.compile import CompiledObject, compile_program
+from .backends.llvm.emit_model import ModelFacts
+from .backends.llvm.targets import Target, host_supports, resolve_target
+from .ir.dims import is_static
+from .ir.errors import CompileError, InternalError, TilewrightError
+from .ir.graph import Constant, Graph
+from .ir.loop_text import format_kernel, format_program
+from .ir.printer import constants_of, save_constants
+from .ir.program import Program
+from .ir.types import TensorType
+from .ir.verify import verify
+from .lowering.lower import Statistics, lower_program
+from .lowering.memory import lower_bound
+from .options import Environment, Options
+from .pipeline import random_inputs, run_passes, stage_names, write_dump
+from .runtime import _native
+from .target import Caps
+from .version import __version__
+
+ALIGNMENT = 64
+OBJECT_PREFIX = "tw"  # of the symbols of object code; saving replaces it with the artifact's name
+
+
+@dataclass(frozen=True)
+class Built:
+    """A compiled program. `constants` is the segment, aligned to 64 bytes, or None; `metadata` is for people and JSON."""
+
+    object_code: bytes
+    constants: np.ndarray[Any, Any] | None
+    constants_digest: str
+    metadata: dict[str, Any]
+
+
+class Clock:
+    """Times of consecutive stages."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.started = self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self.last
+        self.last = now
+
+    @property
+    def total(self) -> float:
+        return self.last - self.started
+
+
+@lru_cache(maxsize=64)
+def resolved(text: str) -> Target:
+    return resolve_target(text)
+
+
+def target_text(text: str) -> str:
+    """The target as canonical text, with `host` before it when this machine can run its code."""
+    target = resolved(text)
+    return ("host " if not host_supports(target) else "other ") + target.canonical_text
+
+
+def caps_of(target: Target) -> Caps:
+    """What passes and lowering may know of the target."""
+    return Caps(vector_bits=target.vector_bits, vector_registers=target.vector_registers,
+                l1_bytes=target.level1_bytes, l2_bytes=target.level2_bytes)
+
+
+def build(graph: Graph, target_name: str, options: Options, environment: Environment) -> Built:
+    """Compile a verified graph."""
+    target = resolved(target_name)
+    caps = caps_of(target)
+    clock = Clock()
+    dump_constants(environment, graph)
+    optimized, report = run_passes(graph, options, caps, environment)
+    clock.lap("passes")
+    program, statistics = lower_checked(optimized, caps)
+    clock.lap("lower")
+    dump_program(environment, caps, program)
+    check_memory(program)
+    digest = segment_digest(program)
+    clock.lap("digest")
+    compiled = generate(program, target, digest)
+    clock.lap("code")
+    dump_code(environment, caps, compiled)
+    constants = fill_segment(program)
+    clock.lap("constants")
+    stages = {stage.name: stage.seconds for stage in report.stages}
+    metadata = describe(program, statistics, target)
+    metadata["constants_digest"] = digest if program.constants_bytes else ""
+    metadata["compile_seconds"] = clock.total
+    metadata["stages"] = {**stages, **{name: seconds for name, seconds in clock.seconds.items() if name != "passes"}}
+    metadata["sample_shapes"] = sample_shapes(graph)
+    dump_times(environment, graph, target_name, options, metadata)
+    return Built(compiled.object_code, constants, digest if program.constants_bytes else "", metadata)
+
+
+def lower_checked(graph: Graph, caps: Caps) -> tuple[Program, Statistics]:
+    """Lowering, with what it did not foresee reported as a fault of ours."""
+    try:
+        return lower_program(graph, caps)
+    except TilewrightError:
+        raise
+    except Exception as error:
+        raise internal("lowering", graph.name, error) from error
+
+
+def generate(program: Program, target: Target, digest: str) -> CompiledObject:
+    """Object code that serves both in process and, specialized, in an artifact."""
+    facts = ModelFacts(version=__version__, constants_digest=digest if program.constants_bytes else "")
+    try:
+        return compile_program(program, target, facts=facts, name_prefix=OBJECT_PREFIX)
+    except TilewrightError:
+        raise
+    except Exception as error:
+        raise internal("the llvm backend", program.name, error) from error
+
+
+def internal(stage: str, name: str, error: Exception) -> InternalError:
+    return InternalError(f"{stage} failed on {name}: {type(error).__name__}: {error}",
+                         hint="set TILEWRIGHT_IR_DUMP=dir and report the folder that it fills")
+
+
+def enter(graph: Graph, start: str, until: str, target_name: str, options: Options, environment: Environment) -> Graph:
+    """The graph after some passes: what `tilewright opt` shows."""
+    verify(graph)
+    return run_passes(graph, options, caps_of(resolved(target_name)), environment, until=until, start=start)[0]
+
+
+def stages_of(target_name: str) -> tuple[str, ...]:
+    return stage_names(caps_of(resolved(target_name)))
+
+
+# --- constants -------------------------------------------------------------------------------------------------------
+
+
+def segment_digest(program: Program) -> str:
+    """A digest of the segment's content: of the places, and the digests, of its constants."""
+    state = hashlib.sha256(f"{program.constants_bytes}\n".encode())
+    for offset, constant in program.constants:
+        state.update(f"{offset} {constant.digest}\n".encode())
+    return state.hexdigest()
+
+
+def fill_segment(program: Program) -> np.ndarray[Any, Any] | None:
+    """All constants in one read-only buffer aligned to 64 bytes; None when there are none."""
+    if not program.constants_bytes:
+        return None
+    memory = np.zeros(program.constants_bytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    segment = memory[start:start + program.constants_bytes]
+    for offset, constant in program.constants:
+        segment[offset:offset + constant.array.nbytes] = element_bytes(constant)
+    segment.flags.writeable = False
+    return segment
+
+
+def element_bytes(constant: Constant) -> np.ndarray[Any, Any]:
+    return np.ascontiguousarray(constant.array).reshape(-1).view(np.uint8)
+
+
+def check_memory(program: Program) -> None:
+    """Refuses a program that cannot fit, with the figure."""
+    workspace = program.workspace_bytes if isinstance(program.workspace_bytes, int) else 0
+    needed, available = program.constants_bytes + workspace, _native.available_memory()
+    if needed > available:
+        raise CompileError(
+            f"{program.name}: needs {needed} bytes of memory ({program.constants_bytes} of constants, {workspace} of "
+            f"workspace), but only {available} are available", hint="use smaller sizes, or a machine with more memory")
+
+
+# --- reports ---------------------------------------------------------------------------------------------------------
+
+
+def describe(program: Program, statistics: Statistics, target: Target) -> dict[str, Any]:
+    """What the compiler knows of a program, as JSON."""
+    static = all(is_static(storage.size) for storage in statistics.storages)
+    return {
+        "name": program.name,
+        "target": str(target),
+        "architecture": target.architecture,
+        "features": list(target.features),
+        "inputs": describe_tensors(program.inputs),
+        "outputs": describe_tensors(program.outputs),
+        "kernels": [kernel.name for kernel in program.kernels()],
+        "constants_bytes": program.constants_bytes,
+        "workspace": program.workspace_bytes if isinstance(program.workspace_bytes, int) else str(program.workspace_bytes),
+        "workspace_lower_bound": lower_bound(statistics.storages) if static else None,
+    }
+
+
+def describe_tensors(entries: Sequence[tuple[str, TensorType]]) -> list[Any]:
+    """[name, dtype, shape] of each, sizes as numbers or text."""
+    return [[name, kind.dtype.numpy.name, [size if isinstance(size, int) else str(size) for size in kind.shape]]
+            for name, kind in entries]
+
+
+def sample_shapes(graph: Graph) -> list[list[int]]:
+    """Small shapes that the program accepts, for a self-test."""
+    return [list(array.shape) for array in random_inputs(graph, np.random.default_rng(0))]
+
+
+def dump_constants(environment: Environment, graph: Graph) -> None:
+    """The large constants of the first stage beside its text, so that it can be read back."""
+    constants = constants_of(graph)
+    if environment.dump is not None and constants:
+        environment.dump.mkdir(parents=True, exist_ok=True)
+        save_constants(environment.dump / "00_input.ir.npz", constants.values())
+
+
+def dump_program(environment: Environment, caps: Caps, program: Program) -> None:
+    """The loop stage: the whole program, then each kernel."""
+    if environment.dump is None:
+        return
+    number = len(stage_names(caps)) + 1
+    write_dump(environment.dump, f"{number:02d}_program.loop", format_program(program, locations=True))
+    for index, kernel in enumerate(program.kernels()):
+        name = re.sub(r"\W+", "_", kernel.name)[:60]
+        write_dump(environment.dump, f"kernel_{index:03d}_{name}.loop", format_kernel(kernel, locations=True))
+
+
+def dump_code(environment: Environment, caps: Caps, compiled: CompiledObject) -> None:
+    """LLVM IR before and after LLVM's passes, and assembly."""
+    if environment.dump is None:
+        return
+    number = len(stage_names(caps)) + 2
+    write_dump(environment.dump, f"{number:02d}_llvm.ll", compiled.llvm_ir)
+    write_dump(environment.dump, f"{number:02d}_optimized.ll", compiled.optimized)
+    write_dump(environment.dump, f"{number:02d}_assembly.s", compiled.assembly)
+
+
+def dump_times(environment: Environment, graph: Graph, target_name: str, options: Options, metadata: dict[str, Any]) -> None:
+    """timing.json, and a program that repeats the compilation from its first stage."""
+    if environment.dump is None:
+        return
+    write_dump(environment.dump, "timing.json", json.dumps(metadata, indent=1))
+    write_dump(environment.dump, "repro.py", _REPRO.format(
+        name=graph.name, target=target_name, precision=options.precision, threads=options.threads))
+
+
+_REPRO = '''\
+"""Compiles {name} again from 00_input.ir, the first stage of this folder (its large constants are in 00_input.ir.npz)."""
+
+from pathlib import Path
+
+import tilewright as tw
+from tilewright.ir.parser import load_text
+
+graph = load_text(Path(__file__).with_name("00_input.ir"))
+options = tw.Options(precision={precision!r}, threads={threads}, cache=False)
+print(tw.compile(graph, target={target!r}, options=options))
+'''

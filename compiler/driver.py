@@ -1,0 +1,218 @@
+"""The driver: what a user compiles meets the front ends, the cache, the compiler and the runtime here, and only here.
+
+`compile` takes a NumPy function, a graph, or the path of a model and gives something to call. On the way: verify, form
+the key of everything that the code depends on, look into the cache, else build.
+
+Guarantees: nothing of the compile half (`build.py`: passes, lowering, LLVM) is imported before something must be
+compiled, nor onnx before a model file is read; compiling never fails because of the cache; a call of a compiled
+function gives the plain function's result in its structure.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Union
+
+from .compiled_function import CompiledFunction
+from .frontends.from_numpy import Traced, trace_specs
+from .ir.errors import ArgumentError, CompileError, UnsupportedError
+from .ir.graph import Graph
+from .ir.parser import load_text
+from .ir.verify import verify
+from .key import add_facts, make_key
+from .machine import check_platform, llvm_version, machine_text
+from .options import Environment, Options, read_environment
+from .runtime import _native
+from .runtime.cache import Cache, Key, source_digest
+from .runtime.executable import Executable
+from .saving import ForeignExecutable, Saveable, save
+
+PathText = Union[str, "os.PathLike[str]"]
+Source = Union[Callable[..., Any], Graph, PathText]
+REFERENCE = "reference"
+BACKENDS = ("llvm", REFERENCE)
+SYMBOL = "tw_model"
+
+
+def compile(
+    source: Source,
+    target: str = "cpu",
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    options: Options | None = None,
+    name: str | None = None,
+) -> Any:
+    """Compile a NumPy function, a graph, or a model file (.onnx, or .ir as text).
+
+    With `args` (and `kwargs`) a function is traced once: `tw.spec(...)` among them are inputs, all else is constant; the
+    result is an `Executable`. Without, the result is traced at the first call for each dtype and rank. `target`: "cpu"
+    (this machine), "cpu:<name>", features added and removed by +name and -name. `name` renames the program.
+    """
+    check_platform()
+    options = options or Options()
+    if isinstance(source, Graph):
+        _refuse_arguments("a graph", args, kwargs)
+        return compile_graph(source, target, options, name=name)
+    if isinstance(source, (str, os.PathLike)):
+        _refuse_arguments("a model file", args, kwargs)
+        return compile_graph(load_model(source), target, options, name=name)
+    if not callable(source):
+        raise ArgumentError(f"compile: found a {type(source).__name__}, expected a function, a graph, or the path of a model",
+                            hint="tw.compile(function), tw.compile(tw.from_onnx(path))")
+    compile_traced = partial(_compile_traced, target=target, options=options)
+    if args is None and kwargs is None:
+        return CompiledFunction(source, compile_traced, name)
+    traced = trace_specs(source, _as_tuple(args), dict(kwargs or {}), name)
+    return compile_traced(traced)
+
+
+def from_onnx(source: Any, dims: Mapping[str, Any] | None = None, outputs: Sequence[str] | None = None) -> Graph:
+    """The model as a graph. `source`: a path, bytes, or a loaded model; `dims` binds symbolic dims by name, the others stay
+    symbolic; `outputs` keeps only these. Needs the extra [onnx]."""
+    graph: Graph = _onnx_front_end().from_onnx(source, dims, outputs)
+    return graph
+
+
+def load_model(path: PathText, dims: Mapping[str, Any] | None = None) -> Graph:
+    """A graph from a file: ONNX, or the text of the IR (.ir)."""
+    place = Path(path)
+    if not place.is_file():
+        raise CompileError(f"{place}: {'is a folder' if place.is_dir() else 'there is no such file'}, expected a model")
+    if place.suffix == ".ir":
+        if dims:
+            raise ArgumentError(f"{place}: dims are bound while importing an ONNX model; a graph in text declares its own")
+        return load_text(place)
+    if place.suffix == ".onnx":
+        return from_onnx(place, dims)
+    raise CompileError(f"{place}: found the suffix {place.suffix!r}, expected .onnx or .ir")
+
+
+def compile_graph(graph: Graph, target: str, options: Options, *, pack: Any = None, name: str | None = None) -> Any:
+    """The executable of a graph; for a target that this machine cannot run, what saves it."""
+    if name is not None:
+        graph = Graph(name, graph.params, graph.results, graph.result_names)
+    verify(graph)
+    environment = read_environment()
+    if environment.backend not in BACKENDS:
+        raise CompileError(f"TILEWRIGHT_BACKEND={environment.backend!r} is not one of {', '.join(BACKENDS)}")
+    if environment.backend == REFERENCE:
+        reference = _compile_half().reference_model(graph)
+        return Executable(reference, threads=options.threads, metadata={"backend": REFERENCE}, pack=pack)
+    cache = open_cache(environment) if options.cache else None
+    key = key_of(graph, target, options, cache) if cache is not None else None
+    # Whoever asks for dumps or checks wants the passes to run.
+    if cache is not None and key is not None and environment.dump is None and environment.verify == 0:
+        entry = cache.find(key)
+        if entry is not None:
+            metadata = {**entry.metadata, "cached": True}
+            return _executable(entry.object_code, entry.constants, metadata, options, pack)
+    built = _compile_half().build(graph, target, options, environment)
+    metadata = {**built.metadata, "cached": False}
+    if cache is not None and key is not None:
+        cache.store(add_facts(key, graph), built.object_code, built.constants, built.constants_digest, built.metadata)
+    return _executable(built.object_code, built.constants, metadata, options, pack)
+
+
+def _executable(code: bytes, constants: Any, metadata: dict[str, Any], options: Options, pack: Any) -> Any:
+    """Loads object code; what this machine cannot run can still be saved."""
+    if metadata["architecture"] != os.uname().machine or _native.missing_feature(",".join(metadata["features"])) is not None:
+        return ForeignExecutable(code, constants, metadata)
+    return Executable.from_object(code, constants, symbol=SYMBOL, threads=options.threads, metadata=metadata,
+                                  save_with=_save, pack=pack)
+
+
+def _save(executable: Executable, path: str, **options: Any) -> Any:
+    """What stands behind `executable.save`."""
+    assert executable.object_code is not None
+    saveable = Saveable(executable.object_code, executable.constants, executable.metadata, executable)
+    return save(saveable, path, **options)
+
+
+def _compile_traced(traced: Traced, *, target: str, options: Options) -> Any:
+    pack = None if _is_plain(traced) else traced.pack
+    return compile_graph(traced.graph, target, options, pack=pack)
+
+
+def _is_plain(traced: Traced) -> bool:
+    """Whether the function returns what an executable gives anyway: one array, or a tuple of several."""
+    result = traced.result
+    return result.kind == "leaf" or (result.kind == "tuple" and len(result.children) > 1
+                                     and all(child.kind == "leaf" for child in result.children))
+
+
+# --- cache -----------------------------------------------------------------------------------------------------------
+
+
+def open_cache(environment: Environment) -> Cache | None:
+    """The cache on disk, or None where it is turned off."""
+    if environment.cache_directory is None:
+        return None
+    return Cache(environment.cache_directory, limit=environment.cache_bytes, report=partial(_report, environment.debug))
+
+
+def _report(debug: int, message: str) -> None:
+    if debug >= 1:
+        print(f"tilewright: {message}", file=sys.stderr)
+
+
+def key_of(graph: Graph, target: str, options: Options, cache: Cache | None) -> Key:
+    """Everything that the code of a graph depends on."""
+    return make_key(graph, resolved_text(target, cache), options)
+
+
+def resolved_text(target: str, cache: Cache | None) -> str:
+    """The target with its features spelled out. LLVM knows this machine's; what it said is noted in the cache, so that a
+    hit needs no LLVM."""
+    return _resolved_text(target, machine_text(), llvm_version(), cache)
+
+
+@lru_cache(maxsize=64)
+def _resolved_text(target: str, machine: str, llvm: str, cache: Cache | None) -> str:
+    subject = "\n".join(["target", target, source_digest(), llvm, machine])
+    text = cache.recall(subject) if cache is not None else None
+    if text is None:
+        text = _compile_half().target_text(target)
+        if cache is not None:
+            cache.note(subject, text)
+    return text
+
+
+# --- late imports ----------------------------------------------------------------------------------------------------
+
+
+def _compile_half() -> ModuleType:
+    """Passes, lowering and LLVM: imported only when something is compiled."""
+    from . import build
+
+    return build
+
+
+def _onnx_front_end() -> ModuleType:
+    try:
+        from .frontends import from_onnx as front_end
+    except ModuleNotFoundError as error:
+        if error.name != "onnx" and not str(error.name).startswith(("onnx.", "google")):
+            raise
+        raise UnsupportedError(f"reading an ONNX model needs the package {error.name}, which is not installed",
+                               hint="pip install tilewright[onnx]") from None
+    return front_end
+
+
+def _refuse_arguments(what: str, args: object, kwargs: object) -> None:
+    if args is not None or kwargs is not None:
+        raise ArgumentError(f"compile: args and kwargs describe the arguments of a function; {what} declares its own inputs")
+
+
+def _as_tuple(args: Sequence[Any] | None) -> tuple[Any, ...]:
+    if args is None:
+        return ()
+    if not isinstance(args, (tuple, list)):
+        raise ArgumentError(f"compile: args must be a tuple of arguments, found a {type(args).__name__}",
+                            hint="args=(x,) for one argument")
+    return tuple(args)

@@ -1,0 +1,230 @@
+"""Writes ahead-of-time artifacts from compiled programs: library or archive, header, file of constants.
+
+The object code is that of the compile; only the model's description changes (runtime/relocatable.py), so saving needs
+neither the graph nor LLVM. A golden call with small inputs is recorded for the artifact's self-test where this machine
+can run the code.
+
+Guarantees: the same program gives the same bytes; the files appear together, each whole, or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .ir.errors import ArtifactError, TilewrightError
+from .runtime.artifact import (WEIGHTS_SUFFIX, check_prefix, link_shared, make_archive, make_golden, make_header,
+                               public_symbols, write_bytes, write_constants)
+from .runtime.buffer import TensorInfo
+from .runtime.executable import Executable
+from .runtime.relocatable import Description, specialize
+from .version import __version__
+
+OBJECT_PREFIX = "tw"
+ALIGNMENT = 64
+LARGEST_GOLDEN = 16 << 20  # a self-test that would add more than this is left out
+
+
+@dataclass(frozen=True, eq=False)
+class Saveable:
+    """What saving needs of a compiled program. `constants`: the segment (buffer) or None; `runner`: for the golden call."""
+
+    object_code: bytes
+    constants: Any
+    metadata: dict[str, Any]
+    runner: Executable | None = None
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        return _infos(self.metadata["inputs"])
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        return _infos(self.metadata["outputs"])
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The files of an artifact. `weights` is None when the constants are inside the library or there are none."""
+
+    library: Path
+    header: Path
+    weights: Path | None
+    selftest: bool
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.library, self.header) if self.weights is None else (self.library, self.header, self.weights)
+
+
+class ForeignExecutable:
+    """A program compiled for a machine that this one is not: it can be saved, not called."""
+
+    def __init__(self, object_code: bytes, constants: Any, metadata: dict[str, Any]) -> None:
+        self.object_code = object_code
+        self.constants = constants
+        self.metadata = metadata
+        self.name: str = metadata["name"]
+        self.inputs = _infos(metadata["inputs"])
+        self.outputs = _infos(metadata["outputs"])
+        self.kernels: tuple[str, ...] = tuple(metadata["kernels"])
+        self.features: tuple[str, ...] = tuple(metadata["features"])
+
+    def save(self, path: str | PathLike[str], **options: Any) -> Saved:
+        """Write an ahead-of-time artifact; see `Executable.save`."""
+        return save(Saveable(self.object_code, self.constants, self.metadata), path, **options)
+
+    def __call__(self, *args: object, **named: object) -> Any:
+        raise ArtifactError(f"{self.name}: compiled for {self.metadata['target']}, which this machine cannot run",
+                            hint='save it and run it there, or compile for this machine: target="cpu"')
+
+    run = profile = plan = selftest = with_threads = __call__
+
+    def __repr__(self) -> str:
+        return f"<ForeignExecutable {self.name} for {self.metadata['target']}>"
+
+
+def _infos(rows: Sequence[Sequence[Any]]) -> tuple[TensorInfo, ...]:
+    from_text = {"bfloat16": "bfloat16"}
+    infos = []
+    for name, dtype, shape in rows:
+        if dtype in from_text:
+            import ml_dtypes
+
+            found = np.dtype(ml_dtypes.bfloat16)
+        else:
+            found = np.dtype(dtype)
+        infos.append(TensorInfo(name, found, tuple(shape)))
+    return tuple(infos)
+
+
+def save(program: Saveable, path: str | PathLike[str], *, name: str | None = None, embed: bool = False,
+         static: bool | None = None, selftest: bool = True) -> Saved:
+    """Write `path` (a shared library, or with `static` or the suffix .a an archive), its header, and its constants.
+
+    `name`: the prefix of the C functions, by default the file's stem; `embed` puts the constants inside the library;
+    `selftest` records a golden call.
+    """
+    target = Path(path)
+    static = target.suffix == ".a" if static is None else static
+    name = check_prefix(name or target.stem)
+    if target.is_dir():
+        raise ArtifactError(f"{target}: is a folder, expected the path of the library to write")
+    _check_architecture(program)
+    golden = _golden(program) if selftest else b""
+    description, segment = _describe(program, name, golden, embed)
+    code = specialize(program.object_code, OBJECT_PREFIX, description)
+    header = make_header(name, program.inputs, program.outputs, version=__version__,
+                         constants_bytes=description.constants_bytes, workspace=_workspace(program), summary=_summary(program))
+    with _staged(target) as folder:
+        if segment is not None and description.embedded is None:
+            write_constants(folder / f"{name}{WEIGHTS_SUFFIX}", segment, description.constants_digest)
+        write_bytes(folder / f"{name}.h", header.encode())
+        if static:
+            make_archive(folder / target.name, code, f"{name}.o")
+        else:
+            link_shared(code, folder / target.name, public_symbols(name))
+    weights = target.with_name(name + WEIGHTS_SUFFIX) if segment is not None and description.embedded is None else None
+    return Saved(target, target.with_name(f"{name}.h"), weights, bool(golden))
+
+
+def _check_architecture(program: Saveable) -> None:
+    architecture, ours = program.metadata["architecture"], os.uname().machine
+    if architecture != ours:
+        raise ArtifactError(f"{program.metadata['name']}: compiled for {architecture}, but this installation carries the runtime "
+                            f"object for {ours} only", hint=f"save it with tilewright on an {architecture} machine")
+
+
+def _workspace(program: Saveable) -> int | None:
+    found = program.metadata["workspace"]
+    return found if isinstance(found, int) else None
+
+
+def _summary(program: Saveable) -> str:
+    return f"Compiled for {program.metadata['target']}; {len(program.metadata['kernels'])} kernels."
+
+
+def _describe(program: Saveable, name: str, golden: bytes, embed: bool) -> tuple[Description, Any]:
+    """The artifact's description and its constants segment, to which the golden call is added. Constants that hold
+    nothing but the golden call go inside: a program without weights needs no file for them."""
+    own = np.zeros(0, np.uint8) if program.constants is None else np.frombuffer(program.constants, np.uint8)
+    digest = program.metadata["constants_digest"]
+    offset, segment = 0, own
+    if golden:
+        offset = -(-own.size // ALIGNMENT) * ALIGNMENT
+        segment = np.zeros(offset + len(golden), np.uint8)
+        segment[:own.size] = own
+        segment[offset:] = np.frombuffer(golden, np.uint8)
+        digest = hashlib.sha256(digest.encode() + golden).hexdigest()
+    if segment.size == 0:
+        return Description(name, 0, ""), None
+    inside = memoryview(segment) if embed or own.size == 0 else None
+    return Description(name, segment.size, digest, offset, len(golden), inside), segment
+
+
+# --- the golden call -------------------------------------------------------------------------------------------------
+
+
+def _golden(program: Saveable) -> bytes:
+    """A recorded call on small inputs; empty where the program refuses each of them, or this machine cannot run it."""
+    runner, shapes = program.runner, program.metadata.get("sample_shapes")
+    if runner is None or shapes is None:
+        return b""
+    for inputs in _candidates(program.inputs, shapes):
+        if sum(array.nbytes for array in inputs) > LARGEST_GOLDEN:
+            return b""
+        try:
+            outputs = list(runner.run({info.name: array for info, array in zip(runner.inputs, inputs)}).values())
+        except TilewrightError:
+            continue
+        if sum(array.nbytes for array in outputs) > LARGEST_GOLDEN:
+            return b""
+        return make_golden(inputs, outputs)
+    return b""
+
+
+def _candidates(infos: Sequence[TensorInfo], shapes: Sequence[Sequence[int]]) -> Iterator[list[np.ndarray[Any, Any]]]:
+    """Random inputs, then zeros: an integer may be an index that must not be large."""
+    random = np.random.Generator(np.random.PCG64(0))
+    filled = []
+    for info, shape in zip(infos, shapes):
+        if info.dtype.kind in "biu":
+            filled.append(random.integers(0, 2, shape).astype(info.dtype))
+        else:
+            filled.append(random.standard_normal(shape).astype(info.dtype))
+    yield filled
+    yield [np.zeros(shape, info.dtype) for info, shape in zip(infos, shapes)]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """A folder beside the target whose files take their places together at the end, the library last."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    except OSError as error:
+        raise ArtifactError(f"{target}: cannot be written: {error.strerror or error}",
+                            hint="choose a folder that exists and is writable") from error
+    try:
+        yield folder
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
+            os.replace(file, target.with_name(file.name))
+    except ArtifactError:
+        raise
+    except OSError as error:
+        raise ArtifactError(f"{target}: cannot be written: {error.strerror or error}",
+                            hint="is the disk full, or the folder read only?") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

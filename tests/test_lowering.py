@@ -1,0 +1,232 @@
+"""Lowering against the interpreter of graphs: every op's samples and typical fused groups, run by the loop interpreter,
+which also checks bounds, races and uninitialised reads. No machine code is involved."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tilewright import library as lib
+from tilewright.ir.dims import symbol
+from tilewright.ir.graph import Builder, Graph, Sample
+from tilewright.ir.interp import evaluate_graph
+from tilewright.ir.loop_interp import run_program
+from tilewright.ir.ops.compute import Conv, Cumulative, Dot, ReduceWindow, Sort
+from tilewright.ir.ops.control import Param
+from tilewright.ir.ops.shape import ScatterND, Slice, Take
+from tilewright.ir.ops.table import ALL_OPS
+from tilewright.ir.types import BOOL, F32, I64, DType, TensorType
+from tilewright.lowering.lower import lower_program
+from tilewright.options import Environment, Options
+from tilewright.pipeline import run_passes
+from tilewright.target import Caps
+
+CAPS = Caps(vector_bits=128, vector_registers=16)
+QUIET = Environment(debug=0, dump=None, verify=1, backend="", cache_directory=None)
+
+
+def lowered(graph: Graph):
+    fused, _ = run_passes(graph, Options(), CAPS, QUIET)
+    return lower_program(fused, CAPS)[0]
+
+
+def agree(graph: Graph, inputs: list[np.ndarray]) -> None:
+    """The program gives what the graph means."""
+    expected = evaluate_graph(graph, inputs)
+    found = run_program(lowered(graph), inputs)
+    for x, y in zip(expected, found, strict=True):
+        assert x.dtype == y.dtype and x.shape == y.shape
+        if x.dtype.kind in "biu":
+            np.testing.assert_array_equal(y, x)
+        else:
+            # sums are reassociated: values are small, so a few units in the last place of the dtype
+            digits = 1e-2 if x.dtype.itemsize == 2 else 1e-5
+            np.testing.assert_allclose(y.astype(np.float64), x.astype(np.float64), rtol=digits, atol=digits)
+
+
+def values(dtype: DType, shape: tuple[int, ...], rng: np.random.Generator, bounds: tuple[int, int] | None = None) -> np.ndarray:
+    low, high = bounds or (-4, 4)
+    made = rng.integers(low, high + 1, size=shape)
+    if dtype == BOOL:
+        return made % 2 == 0
+    return made.astype(dtype.numpy)
+
+
+def sample_cases() -> list[tuple[str, Sample]]:
+    found = []
+    for op in ALL_OPS:
+        for number, sample in enumerate(op.samples()):
+            found.append((f"{sample.op.spelling}-{number}", sample))
+    return found
+
+
+CASES = sample_cases()
+
+
+@pytest.mark.parametrize("sample", [s for _, s in CASES], ids=[n for n, _ in CASES])
+def test_every_sample(sample: Sample) -> None:
+    b = Builder()
+    params = [b.add(Param(f"p{i}", t.dtype, t.shape)) for i, t in enumerate(sample.types)]
+    graph = Graph("sample", params, [b.add(sample.op, *params)])
+    rng = np.random.default_rng(1)
+    ranges = sample.ranges or (None,) * len(params)
+    agree(graph, [values(t.dtype, t.static_shape, rng, r) for t, r in zip(sample.types, ranges)])
+
+
+def one(shape, build, dtype=F32):
+    """A graph of one input."""
+    b = Builder()
+    x = b.add(Param("x", dtype, shape))
+    made = build(b, x)
+    return Graph("case", [x], list(made) if isinstance(made, tuple) else [made])
+
+
+def test_mlp_with_symbolic_batch() -> None:
+    rng = np.random.default_rng(2)
+    w = rng.integers(-2, 3, (20, 40)).astype(np.float32)
+    bias = rng.integers(-2, 3, 40).astype(np.float32)
+
+    def build(b, x):
+        h = lib.apply(b, "add", lib.matmul(b, x, lib.constant(b, w)), lib.constant(b, bias))
+        return lib.apply(b, "max", h, lib.constant(b, 0.0, F32))
+
+    graph = one((symbol("B"), 20), build)
+    for batch in (0, 1, 5, 6, 13):
+        agree(graph, [values(F32, (batch, 20), rng)])
+
+
+@pytest.mark.parametrize("shape", [(3, 20), (1, 33), (2, 2, 17), (symbol("B"), symbol("S", 1))])
+def test_softmax_and_layer_norm(shape) -> None:
+    sizes = tuple(n if isinstance(n, int) else 19 for n in shape)
+    last = len(shape) - 1
+
+    def build(b, x):
+        scale = lib.constant(b, 1.5, F32)
+        return lib.softmax(b, lib.layer_norm(b, x, scale, scale, (last,), 1e-5), last)
+
+    agree(one(shape, build), [values(F32, sizes, np.random.default_rng(3))])
+
+
+def test_row_group_with_two_results() -> None:
+    def build(b, x):
+        total = lib.reduce(b, "sum", x, (1,), keep=True)
+        return lib.apply(b, "div", x, lib.apply(b, "add", total, lib.constant(b, 100.0, F32))), total
+
+    agree(one((4, 24), build), [values(F32, (4, 24), np.random.default_rng(4))])
+
+
+def test_attention() -> None:
+    def build(b, x):
+        heads = lib.transpose(b, lib.reshape(b, x, (2, 7, 3, 4)), (0, 2, 1, 3))
+        scores = lib.matmul(b, heads, lib.transpose(b, heads, (0, 1, 3, 2)))
+        weights = lib.softmax(b, lib.apply(b, "mul", scores, lib.constant(b, 0.125, F32)), 3)
+        return lib.reshape(b, lib.transpose(b, lib.matmul(b, weights, heads), (0, 2, 1, 3)), (2, 7, 12))
+
+    agree(one((2, 7, 12), build), [values(F32, (2, 7, 12), np.random.default_rng(5))])
+
+
+def test_gelu_epilogue_is_one_kernel() -> None:
+    w = np.random.default_rng(6).integers(-1, 2, (16, 24)).astype(np.float32)
+    graph = one((9, 16), lambda b, x: lib.gelu(b, lib.matmul(b, x, lib.constant(b, w))))
+    assert len(lowered(graph).steps) == 1
+    agree(graph, [values(F32, (9, 16), np.random.default_rng(7))])
+
+
+def convolution(x, w, strides=(1, 1), padding=((1, 1), (1, 1)), groups=1):
+    def build(b, node):
+        conv = b.add(Conv(strides, padding, (1, 1), (1, 1), groups), node, lib.constant(b, w))
+        scaled = lib.apply(b, "mul", conv, lib.constant(b, 2.0, F32))
+        return lib.apply(b, "max", scaled, lib.constant(b, 0.0, F32))
+
+    return one(x, build)
+
+
+@pytest.mark.parametrize("groups, out", [(1, 20), (4, 4), (2, 6)])
+def test_convolution_chain(groups: int, out: int) -> None:
+    rng = np.random.default_rng(8)
+    w = rng.integers(-1, 2, (out, 4 // groups, 3, 3)).astype(np.float32)
+    agree(convolution((2, 4, 6, 7), w, (2, 1), groups=groups), [values(F32, (2, 4, 6, 7), rng)])
+
+
+def test_squeeze_excite_block() -> None:
+    rng = np.random.default_rng(9)
+    w = rng.integers(-1, 2, (8, 4, 3, 3)).astype(np.float32)
+    v = rng.integers(-1, 2, (8, 8, 1, 1)).astype(np.float32)
+    one_by_one = Conv((1, 1), ((0, 0), (0, 0)), (1, 1), (1, 1))
+
+    def build(b, x):
+        y = b.add(Conv((1, 1), ((1, 1), (1, 1)), (1, 1), (1, 1)), x, lib.constant(b, w))
+        pooled = lib.mean(b, y, (2, 3), keep=True)
+        gate = lib.scalar(b, "sigmoid", b.add(one_by_one, pooled, lib.constant(b, v)))
+        return lib.apply(b, "mul", y, gate)
+
+    agree(one((1, 4, 5, 6), build), [values(F32, (1, 4, 5, 6), rng)])
+
+
+def test_pooling_with_padding_and_concat() -> None:
+    def build(b, x):
+        window = ReduceWindow("max", (1, 1, 3, 3), (1, 1, 2, 2), ((0, 0), (0, 0), (1, 1), (1, 1)), (1, 1, 1, 1))
+        pooled = b.add(window, x)
+        from tilewright.ir.ops.shape import Concat
+        return b.add(Concat(1), pooled, lib.scalar(b, "neg", pooled))
+
+    agree(one((1, 3, 6, 8), build), [values(F32, (1, 3, 6, 8), np.random.default_rng(10))])
+
+
+def test_embedding_lookup_fails_out_of_range() -> None:
+    from tilewright.ir.errors import IndexFailure
+    table = np.arange(12, dtype=np.float32).reshape(4, 3)
+    graph = one((5,), lambda b, x: b.add(Take(0), lib.constant(b, table), x), I64)
+    agree(graph, [np.array([0, 3, 1, 2, 3])])
+    with pytest.raises(IndexFailure):
+        run_program(lowered(graph), [np.array([0, 3, 4, 2, 3])])
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 8, 13])
+def test_sort_cumulative_scatter_sizes(size: int) -> None:
+    def build(b, x):
+        ordered = b.add(Sort(0, True), x)
+        return ordered, b.add(Cumulative("sum", 0, reverse=True), x)
+
+    agree(one((size,), build), [values(F32, (size,), np.random.default_rng(11))])
+
+
+def test_scatter_on_a_result() -> None:
+    def build(b, x):
+        places = lib.constant(b, np.array([[1], [1], [0]]))
+        return b.add(ScatterND("add"), lib.scalar(b, "neg", x), places, lib.scalar(b, "exp", b.add(
+            Slice((0, 0), (3, 4), (1, 1)), x)))
+
+    agree(one((5, 4), build), [values(F32, (5, 4), np.random.default_rng(12))])
+
+
+def test_integer_and_double_dots() -> None:
+    rng = np.random.default_rng(13)
+    b = Builder()
+    x, y = (b.add(Param(n, I64, s)) for n, s in (("x", (3, 5)), ("y", (5, 4))))
+    agree(Graph("dots", [x, y], [b.add(Dot((1,), (0,)), x, y)]), [values(I64, (3, 5), rng), values(I64, (5, 4), rng)])
+
+
+def test_result_that_is_an_input_or_repeated() -> None:
+    def build(b, x):
+        y = lib.scalar(b, "neg", x)
+        return x, y, y, lib.reshape(b, y, (6,)), lib.constant(b, 3.0, F32)
+
+    agree(one((2, 3), build), [values(F32, (2, 3), np.random.default_rng(14))])
+
+
+def test_zero_size() -> None:
+    agree(one((0, 4), lambda b, x: lib.softmax(b, x, 1)), [np.zeros((0, 4), np.float32)])
+
+
+def test_static_arena_is_tight() -> None:
+    """A chain needs two buffers at a time, whatever its length."""
+    def build(b, x):
+        for axis in range(8):
+            x = b.add(Cumulative("sum", axis % 2), x)
+        return x
+
+    graph = one((16, 16), build)
+    assert lowered(graph).workspace_bytes == 2 * 16 * 16 * 4
+
+
