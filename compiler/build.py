@@ -212,7 +212,7 @@ def describe(program: Program, statistics: Statistics, target: Target) -> dict[s
 
 def describe_tensors(entries: Sequence[tuple[str, TensorType]]) -> list[Any]:
     """[name, dtype, shape] of each, sizes as numbers or text."""
-    return [[name, kind.dtype.numpy.name, [size if isinstance(size, int) else str(size) for size in kind.shape]]
+    return [[name, str(kind.dtype), [size if isinstance(size, int) else str(size) for size in kind.shape]]
             for name, kind in entries]
 
 

@@ -39,12 +39,12 @@ class Version:
 class CompiledFunction:
     """Call it like the function. `graph_for(*args)` shows the graph behind a call, `executables` what was compiled."""
 
-    def __init__(self, function: Callable[..., Any], compile_traced: Callable[[Traced], Any], name: str | None = None) -> None:
+    def __init__(self, function: Callable[..., Any], compile_graph: Callable[[Graph], Any], name: str | None = None) -> None:
         self.function = function
         self.__wrapped__ = function
         self.__name__ = name or getattr(function, "__name__", type(function).__name__)
         self.__doc__ = getattr(function, "__doc__", None)
-        self._compile_traced = compile_traced
+        self._compile_graph = compile_graph
         self._name = name
         self._lock = threading.Lock()
         self._versions: dict[tuple[Any, ...], list[Version]] = {}
@@ -83,7 +83,7 @@ class CompiledFunction:
             if version is None:
                 traced = trace_call(self.function, args, kwargs, self._name)
                 held = tuple(leaf.value for leaf in flatten((args, dict(kwargs)))[0] if not is_array(leaf.value))
-                version = Version(traced, self._compile_traced(traced), held)
+                version = Version(traced, self._compile_graph(traced.graph), held)
                 self._versions.setdefault(key, []).append(version)
             return version
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
@@ -65,11 +64,10 @@ def compile(
     if not callable(source):
         raise ArgumentError(f"compile: found a {type(source).__name__}, expected a function, a graph, or the path of a model",
                             hint="tw.compile(function), tw.compile(tw.from_onnx(path))")
-    compile_traced = partial(_compile_traced, target=target, options=options)
     if args is None and kwargs is None:
-        return CompiledFunction(source, compile_traced, name)
+        return CompiledFunction(source, partial(compile_graph, target=target, options=options), name)
     traced = trace_specs(source, _as_tuple(args), dict(kwargs or {}), name)
-    return compile_traced(traced)
+    return compile_graph(traced.graph, target, options, pack=None if _is_plain(traced) else traced.pack)
 
 
 def from_onnx(source: Any, dims: Mapping[str, Any] | None = None, outputs: Sequence[str] | None = None) -> Graph:
@@ -104,7 +102,7 @@ def compile_graph(graph: Graph, target: str, options: Options, *, pack: Any = No
     if environment.backend == REFERENCE:
         reference = _compile_half().reference_model(graph)
         return Executable(reference, threads=options.threads, metadata={"backend": REFERENCE}, pack=pack)
-    cache = open_cache(environment) if options.cache else None
+    cache = open_cache(environment, options) if options.cache else None
     key = key_of(graph, target, options, cache) if cache is not None else None
     # Whoever asks for dumps or checks wants the passes to run.
     if cache is not None and key is not None and environment.dump is None and environment.verify == 0:
@@ -134,11 +132,6 @@ def _save(executable: Executable, path: str, **options: Any) -> Any:
     return save(saveable, path, **options)
 
 
-def _compile_traced(traced: Traced, *, target: str, options: Options) -> Any:
-    pack = None if _is_plain(traced) else traced.pack
-    return compile_graph(traced.graph, target, options, pack=pack)
-
-
 def _is_plain(traced: Traced) -> bool:
     """Whether the function returns what an executable gives anyway: one array, or a tuple of several."""
     result = traced.result
@@ -149,11 +142,11 @@ def _is_plain(traced: Traced) -> bool:
 # --- cache -----------------------------------------------------------------------------------------------------------
 
 
-def open_cache(environment: Environment) -> Cache | None:
+def open_cache(environment: Environment, options: Options) -> Cache | None:
     """The cache on disk, or None where it is turned off."""
     if environment.cache_directory is None:
         return None
-    return Cache(environment.cache_directory, limit=environment.cache_bytes, report=partial(_report, environment.debug))
+    return Cache(environment.cache_directory, limit=options.cache_bytes, report=partial(_report, environment.debug))
 
 
 def _report(debug: int, message: str) -> None:

@@ -23,17 +23,21 @@ class Options:
     threads     threads of a call; 0: as many as the process may use. Not part of the code.
     precision   'strict' allows only exact rewrites and reordered sums of contractions and reductions
     cache       whether compiled code is kept on disk
+    cache_bytes how large the cache may become: what was used longest ago is removed. Not part of the code.
     """
 
     threads: int = 0
     precision: str = "default"
     cache: bool = True
+    cache_bytes: int = 4 << 30
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise CompileError(f"options: precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
         if not isinstance(self.threads, int) or self.threads < 0:
             raise CompileError(f"options: threads must be 0 or more, found {self.threads!r}")
+        if not isinstance(self.cache_bytes, int) or self.cache_bytes < 0:
+            raise CompileError(f"options: cache_bytes must be 0 or more, found {self.cache_bytes!r}")
 
     def code_key(self) -> str:
         """The options that change generated code, as canonical text."""

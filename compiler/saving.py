@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from .ir.errors import ArtifactError, TilewrightError
+from .ir.types import DTYPES
 from .runtime.artifact import (WEIGHTS_SUFFIX, check_prefix, link_shared, make_archive, make_golden, make_header,
                                public_symbols, write_bytes, write_constants)
 from .runtime.buffer import TensorInfo
@@ -95,17 +96,7 @@ class ForeignExecutable:
 
 
 def _infos(rows: Sequence[Sequence[Any]]) -> tuple[TensorInfo, ...]:
-    from_text = {"bfloat16": "bfloat16"}
-    infos = []
-    for name, dtype, shape in rows:
-        if dtype in from_text:
-            import ml_dtypes
-
-            found = np.dtype(ml_dtypes.bfloat16)
-        else:
-            found = np.dtype(dtype)
-        infos.append(TensorInfo(name, found, tuple(shape)))
-    return tuple(infos)
+    return tuple(TensorInfo(name, DTYPES[dtype].numpy, tuple(shape)) for name, dtype, shape in rows)
 
 
 def save(program: Saveable, path: str | PathLike[str], *, name: str | None = None, embed: bool = False,

@@ -22,8 +22,7 @@ def value(name: str, shape: Any = (2, 3), dtype: int = FLOAT) -> Any:
     return helper.make_tensor_value_info(name, dtype, shape)
 
 
-def model(nodes: list[Any], inputs: list[Any] | None = None, outputs: list[str] | None = None, initializers: Any = (),
-          **more: Any) -> Any:
+def model(nodes: list[Any], inputs: list[Any] | None = None, outputs: list[str] | None = None, initializers: Any = (), **more: Any) -> Any:
     results = [onnx.ValueInfoProto(name=name) for name in (["y"] if outputs is None else outputs)]
     graph = helper.make_graph(nodes, "g", [value("x")] if inputs is None else inputs, results, list(initializers))
     more.setdefault("opset_imports", [helper.make_opsetid("", 17)])
@@ -62,7 +61,7 @@ def test_empty_file() -> None:
 def test_truncated_file(share: float) -> None:
     data = model([node("Add", ["x", "w"], ["y"])], initializers=[numpy_helper.from_array(np.ones((2, 3), np.float32), "w")])
     whole = data.SerializeToString()
-    refused(whole[:int(len(whole) * share)])
+    refused(whole[: int(len(whole) * share)])
 
 
 def test_no_opset() -> None:
@@ -170,7 +169,9 @@ def test_sequence_input() -> None:
 
 
 def test_sparse_constant() -> None:
-    sparse = helper.make_sparse_tensor(numpy_helper.from_array(np.ones(1, np.float32), "v"), numpy_helper.from_array(np.zeros(1, np.int64), "i"), [4])
+    sparse = helper.make_sparse_tensor(
+        numpy_helper.from_array(np.ones(1, np.float32), "v"), numpy_helper.from_array(np.zeros(1, np.int64), "i"), [4]
+    )
     refused(model([node("Constant", [], ["y"], "c", sparse_value=sparse)]), "sparse_value", "SPARSE_TENSOR", kind=UnsupportedError)
 
 
@@ -208,7 +209,9 @@ def test_dtypes_that_differ() -> None:
 
 def test_shape_computed_from_data() -> None:
     nodes = [node("Reshape", ["x", "s"], ["y"], "shaper")]
-    refused(model(nodes, [value("x"), value("s", (2,), TensorProto.INT64)]), "'shape'", "computed from data", "'shaper'", kind=UnsupportedError)
+    refused(
+        model(nodes, [value("x"), value("s", (2,), TensorProto.INT64)]), "'shape'", "computed from data", "'shaper'", kind=UnsupportedError
+    )
 
 
 def test_impossible_reshape() -> None:
@@ -231,8 +234,11 @@ def test_unknown_output_wanted() -> None:
 def test_function_that_calls_itself() -> None:
     call = helper.make_node("loop", ["a"], ["b"], domain="local")
     function = helper.make_function("local", "loop", ["a"], ["b"], [call], [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)])
-    broken = model([helper.make_node("loop", ["x"], ["y"], domain="local")], functions=[function],
-                   opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("local", 1)])
+    broken = model(
+        [helper.make_node("loop", ["x"], ["y"], domain="local")],
+        functions=[function],
+        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("local", 1)],
+    )
     refused(broken, "calls itself")
 
 

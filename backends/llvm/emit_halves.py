@@ -81,8 +81,11 @@ def round_half(code: Function, value: Value, dtype: DType) -> Value:
     if dtype != F16:
         text = _round_bfloat16(bits, value.text)
     elif code.module.options.has_half:
-        half = shaped("half", value.lanes)
-        narrow = code.pure(f"fptrunc {bits.float} {value.text} to {half}")
+        half, wide = shaped("half", value.lanes), value.text
+        if not value.lanes:
+            # LLVM moves a scalar fptrunc past copysign and then merges it with one from float64, which is a library call.
+            wide = code.call_pure("llvm.arithmetic.fence.f32", "float", ("float", wide))
+        narrow = code.pure(f"fptrunc {bits.float} {wide} to {half}")
         text = code.pure(f"bitcast {half} {narrow} to {bits.half}")
     else:
         text = _round_float16(bits, value.text)

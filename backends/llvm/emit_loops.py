@@ -218,9 +218,11 @@ class KernelEmitter:
             if self.local_bytes > LOCAL_BYTES:
                 raise InternalError(f"llvm backend: local buffers take {self.local_bytes} bytes at {buffer.name}, "
                                     f"at most {LOCAL_BYTES} fit on the stack")
-        kind = f"[{elements} x {MEMORY_TYPES[buffer.dtype.name]}]"
+        # An allocation inside a vector loop belongs to an iteration: each lane has its own.
+        lanes = 0 if self.accesses.vector is None else self.accesses.vector.lanes
+        kind = f"[{elements} x {shaped(MEMORY_TYPES[buffer.dtype.name], lanes)}]"
         slot = self.code.stack_slot(kind, buffer.space, 64)
-        self.accesses.memories[buffer.name] = Memory(buffer, slot, row_major_strides(shape))
+        self.accesses.memories[buffer.name] = Memory(buffer, slot, row_major_strides(shape), lanes)
 
     def lanes_across(self, buffer: Buffer) -> int:
         """The lanes of vector loops whose variable stands in the buffer's last index: rows are padded to whole vectors."""
@@ -375,6 +377,9 @@ class KernelEmitter:
         vector = VectorLoop(loop.lanes, len(self.indices.scopes), self.code.block)
         if isinstance(extent, int) and (extent // loop.lanes <= SHORT_LOOP or self.indexes_register(loop)):
             self.emit_static_chunks(loop, vector, extent)
+        elif bounds(extent)[1] <= loop.lanes:
+            # At most one chunk, under a mask: its position is the constant 0, as register buffers need.
+            self.emit_tail(loop, vector, "0", self.indices.uniform(extent))
         else:
             self.emit_chunks(loop, vector)
         self.accesses.finish_partials(vector)
@@ -446,7 +451,7 @@ class KernelEmitter:
         steps = "<" + ", ".join(f"i32 {lane}" for lane in range(lanes)) + ">"
         limit = spread_text(code, "i32", left, lanes)
         mask = code.pure(f"icmp ult {shaped('i32', lanes)} {steps}, {limit}")
-        self.emit_chunk(loop, vector, start, mask)
+        self.emit_chunk(loop, vector, 0 if start == "0" else start, mask)
         code.jump(after)
         code.start(after)
 

@@ -45,6 +45,7 @@ class Memory:
     buffer: Buffer
     address: str
     strides: tuple[DimLike, ...]
+    lanes: int = 0  # of an allocation inside a vector loop, where each element is a vector: one value a lane
 
     @property
     def dtype(self) -> DType:
@@ -131,6 +132,9 @@ class Accesses:
     def load(self, name: str, index: tuple[DimLike, ...]) -> Value:
         memory = self.memory(name)
         place = self.place(memory, index)
+        if memory.lanes:
+            text = self.read(memory, f"load {shaped(memory.element, memory.lanes)}, ptr {self.private(memory, place)}, align 64")
+            return from_memory(self.code, text, memory.dtype, memory.lanes)
         if place.kind == "uniform":
             return self.load_scalar(memory, self.first(memory, place))
         assert self.vector is not None
@@ -214,7 +218,9 @@ class Accesses:
     def store(self, name: str, index: tuple[DimLike, ...], value: Value, combine: str) -> None:
         memory = self.memory(name)
         place = self.place(memory, index)
-        if self.vector is None:
+        if memory.lanes:
+            self.store_private(memory, self.private(memory, place), value, combine)
+        elif self.vector is None:
             self.store_scalar(memory, self.first(memory, place), value, combine)
         elif place.kind == "uniform":
             self.store_uniform(memory, place, value, combine)
@@ -224,6 +230,21 @@ class Accesses:
                 self.store_contiguous(memory, self.first(memory, place), value, combine)
             else:
                 self.scatter(memory, place, value, combine)
+
+    def private(self, memory: Memory, place: Place) -> str:
+        """The address of an element of memory that each lane has to itself."""
+        if place.kind != "uniform":
+            raise InternalError(f"llvm backend: {memory.buffer.name} is allocated inside a vector loop and indexed by its variable")
+        return self.indices.pointer(memory.address, shaped(memory.element, memory.lanes), place.constant, place.terms)
+
+    def store_private(self, memory: Memory, address: str, value: Value, combine: str) -> None:
+        """Inactive lanes may write too: nobody reads theirs."""
+        value = spread(self.code, value, memory.lanes)
+        kind = shaped(memory.element, memory.lanes)
+        if combine:
+            text = self.code.value(f"load {kind}, ptr {address}, align 64")
+            value = emit_combine(self.code, combine, from_memory(self.code, text, memory.dtype, memory.lanes), value)
+        self.code.effect(f"store {kind} {to_memory(self.code, value)}, ptr {address}, align 64")
 
     def store_scalar(self, memory: Memory, address: str, value: Value, combine: str) -> None:
         if combine:

@@ -32,6 +32,20 @@ from .argument_trees import Leaf, Structure, flatten, joined, map_leaves
 from .numpy_control import cond, scan, while_loop
 from .numpy_dispatch import take_dispatches_on_indices
 from .numpy_errors import TraceTypeError
+from .numpy_extras import (
+    EXTRAS,
+    erf,
+    gelu,
+    layer_norm,
+    log_softmax,
+    logsumexp,
+    one_hot,
+    relu,
+    rms_norm,
+    sigmoid,
+    silu,
+    softmax,
+)
 from .numpy_functions import RULES
 from .numpy_tracer import Guard, Restart, Size, Storage, TracedArray, Tracer, composed
 
@@ -391,6 +405,7 @@ def _function_loc(function: Callable[..., Any]) -> Loc:
 
 
 __all__ = [
-    "ArgumentSpec", "Input", "Structure", "Traced", "as_array", "call_key", "cond", "is_array", "map_leaves", "scan", "spec",
-    "trace", "trace_call", "trace_specs", "while_loop",
+    "EXTRAS", "ArgumentSpec", "Input", "Structure", "Traced", "as_array", "call_key", "cond", "erf", "gelu", "is_array",
+    "layer_norm", "log_softmax", "logsumexp", "map_leaves", "one_hot", "relu", "rms_norm", "scan", "sigmoid", "silu",
+    "softmax", "spec", "trace", "trace_call", "trace_specs", "while_loop",
 ]  # fmt: skip

@@ -23,9 +23,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -37,13 +37,13 @@ from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.control import Const, Param
 from ..ir.types import TensorType
 from ..library import constant
-from .onnx_ops.context import Context, Request, Traced
+from .onnx_ops.context import Context, Operator, Request, Traced
 from .onnx_ops.known_values import KnownValues
-from .onnx_ops.table import DOMAINS, REFUSED, Operator
+from .onnx_ops.table import DOMAINS, REFUSED
 from .onnx_ops.tensors import Folder, checked_shape, decode_tensor, element_dtype
 
-Source = Union[str, "os.PathLike[str]", bytes, ModelProto]
-DimBinding = Union[int, Dim, str]
+Source: TypeAlias = str | os.PathLike[str] | bytes | ModelProto
+DimBinding: TypeAlias = int | Dim | str
 DEEPEST = 64        # functions and subgraphs inside one another
 
 
@@ -295,7 +295,7 @@ class Importer:
             try:
                 values = self._run_node(node, frame, lambda n: bool(n) and (used[n] > 0 or n in results))
             except CompileError as error:
-                raise error.at(where)
+                raise error.at(where) from error.__cause__
             for name, value in zip(node.output, values):
                 if name and value is not None:
                     frame.scope.names[name] = value
@@ -590,7 +590,7 @@ class Signature:
     required_attributes: frozenset[str]
 
 
-@lru_cache(maxsize=None)
+@cache
 def signature_of(operator: Operator) -> Signature:
     inputs: list[str] = []
     required, variadic, gaps = 0, False, False

@@ -41,6 +41,11 @@ def loop_symbol(name: str, extent: DimLike) -> tuple[Symbol, DimLike]:
     return found, Dim(((((found, 1),), 1),))
 
 
+def without_unit_axes(index: Sequence[DimLike], shape: Sequence[DimLike]) -> Index:
+    """The index with 0 on axes of size 1, whatever variable stands there."""
+    return tuple(0 if n == 1 else i for i, n in zip(index, shape, strict=True))
+
+
 def flatten_index(index: Sequence[DimLike], shape: Sequence[DimLike]) -> DimLike:
     """The position in C order."""
     flat: DimLike = 0
@@ -141,7 +146,7 @@ class Inliner:
 
     def bind(self, node: Node, index: Index, make: Callable[[], Node]) -> None:
         """Gives the node a ready value at this index; asking for it at another index is an error."""
-        self._bound[node] = (index, make)
+        self._bound[node] = (without_unit_axes(index, node.shape), make)
 
     def inner(self) -> Inliner:
         """An inliner for a nested block, which sees what is bound here."""
@@ -163,7 +168,7 @@ class Inliner:
     def _value(self, node: Node, index: Index) -> Node:
         if node in self._bound:
             at, make = self._bound[node]
-            if at != index:
+            if at != without_unit_axes(index, node.shape):
                 raise CompileError(f"{node.op.spelling}: bound at {at}, read at {index}", loc=node.loc)
             return make()
         if node in self.buffers:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, Protocol, Union
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -24,8 +24,11 @@ from ...library import broadcast, cast, constant, full, reshape, scalar
 from .known_values import KnownValues
 from .tensors import element_dtype
 
+# An operator's function, and a table of them by their ONNX names.
+Operator = Callable[..., Any]
+Operators = dict[str, Operator]
 # An argument that is an input in one opset and an attribute in another.
-Integers = Union[Node, Sequence[int], int, None]
+Integers = Node | Sequence[int] | int | None
 
 
 @dataclass
@@ -54,7 +57,7 @@ class Subgraph(Protocol):
 
 
 # What a body's input is: a parameter of that type, or a constant.
-BodyInput = Union[TensorType, Array]
+BodyInput = TensorType | Array
 Request = tuple[Subgraph, Sequence[BodyInput]]
 TraceBodies = Callable[["Context", Sequence[Request]], tuple[list[Traced], list[Node]]]
 

@@ -6,7 +6,7 @@ from ...ir.graph import Node
 from ...ir.ops.compute import Dot
 from ...library import einsum as sum_products
 from ...library import matmul as multiply
-from .context import Context
+from .context import Context, Operators
 
 
 def matmul(c: Context, a: Node, b: Node) -> Node:
@@ -42,4 +42,4 @@ def einsum(c: Context, *inputs: Node, equation: str) -> Node:
     return sum_products(c.b, equation, *inputs)
 
 
-OPS = {"Einsum": einsum, "Gemm": gemm, "MatMul": matmul}
+OPS: Operators = {"Einsum": einsum, "Gemm": gemm, "MatMul": matmul}

@@ -18,7 +18,7 @@ from ...ir.ops.control import If, Scan, While
 from ...ir.ops.shape import Iota
 from ...ir.types import BOOL, I64, TensorType
 from ...library import results_of, scalar, transpose
-from .context import Context, Subgraph, Traced, not_negative
+from .context import Context, Operators, Subgraph, Traced, not_negative
 from .reduction import flip
 
 SCALAR_BOOL, SCALAR_I64 = TensorType(BOOL, ()), TensorType(I64, ())
@@ -160,4 +160,4 @@ def _placed(c: Context, x: Node, axis: int, backwards: bool) -> Node:
     return transpose(c.b, x, order)
 
 
-OPS = {"If": if_, "Loop": loop, "Scan": scan}
+OPS: Operators = {"If": if_, "Loop": loop, "Scan": scan}

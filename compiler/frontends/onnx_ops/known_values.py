@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
@@ -24,8 +24,7 @@ from ...ir.errors import TilewrightError
 from ...ir.graph import Array, Node
 from ...ir.ops.compute import Cast, Cumulative, Elementwise, Reduce
 from ...ir.ops.control import Composite, Fusion, Get, If, MakeTuple, Param, Scan, While
-from ...ir.ops.shape import (Broadcast, Concat, GatherND, Pad, Reshape, ScatterND, SizeOf, Slice, Take, TakeAlong,
-                             Transpose, UpdateSlice)
+from ...ir.ops.shape import Broadcast, Concat, GatherND, Pad, Reshape, ScatterND, SizeOf, Slice, Take, TakeAlong, Transpose, UpdateSlice
 from ...ir.types import DType, TensorType
 
 LIMIT = 1 << 14                 # elements: shapes and index tables, not weights
@@ -40,7 +39,7 @@ class Ratio:
     denominator: int
 
 
-Element = Union[int, bool, float, Dim, Ratio]
+Element = int | bool | float | Dim | Ratio
 
 # These only move elements, so their NumPy meaning serves arrays of objects as well.
 MOVES = (Broadcast, Concat, GatherND, Pad, Reshape, Slice, Take, TakeAlong, Transpose, UpdateSlice)

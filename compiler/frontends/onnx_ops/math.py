@@ -13,9 +13,8 @@ import numpy as np
 from ...ir.graph import Node
 from ...ir.ops.compute import Bitcast
 from ...ir.types import F32, F64, I64, U8
-from ...library import (celu, elu, gelu, gelu_tanh, hard_sigmoid, hard_swish, leaky_relu, mish, selu, softplus, softsign,
-                        swish)
-from .context import Context, lower_bound
+from ...library import celu, elu, gelu, gelu_tanh, hard_sigmoid, hard_swish, leaky_relu, mish, selu, softplus, softsign, swish
+from .context import Context, Operators, lower_bound
 
 Function = Callable[..., Node]
 
@@ -249,7 +248,7 @@ def bitwise(function: str) -> Function:
     return build
 
 
-OPS = {
+OPS: Operators = {
     "Abs": unary("abs"), "Acos": unary("acos"), "Acosh": unary("acosh"), "Add": legacy_binary("add"),
     "And": legacy_binary("and"), "Asin": unary("asin"), "Asinh": unary("asinh"), "Atan": unary("atan"),
     "Atanh": unary("atanh"), "BitCast": bit_cast, "BitShift": bit_shift, "BitwiseAnd": bitwise("and"),

@@ -5,15 +5,16 @@ Layout is ONNX's: [batch, channels, *spatial]. Padding that depends on symbolic 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
-from ...ir.dims import DimLike, ceildiv, dim_min, product
+from ...ir.dims import DimLike, ceildiv, dim_min
 from ...ir.graph import Node
 from ...ir.ops.compute import Conv, ReduceWindow, reduction_identity
 from ...ir.ops.shape import Slice
 from ...ir.types import BOOL, DType
 from ...library import layer_norm, mean, pad, reduce, rms_norm, slice_axis, transpose
-from .context import Context, not_negative
+from .context import Context, Operators, not_negative
 
 AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 Padding = list[tuple[DimLike, DimLike]]
@@ -220,7 +221,7 @@ def average_pool(c: Context, x: Node, *, kernel_shape: Sequence[int], auto_pad: 
     total = _windows(c, x, "sum", kernel, steps, spread, _joined(padding, after))
     counted, uncounted = (padding, after) if count_include_pad else ([(0, 0)] * rank, _joined(padding, after))
     if all(n == 0 for pair in uncounted for n in pair):
-        return c.apply("div", total, c.like(product(kernel), x))
+        return c.apply("div", total, c.like(math.prod(kernel), x))
     inside = [low + n + high for n, (low, high) in zip(x.shape[2:], counted)]
     ones = c.full(1, x.dtype, (1, 1, *inside))
     count = _windows(c, ones, "sum", kernel, steps, spread, uncounted)
@@ -275,8 +276,8 @@ def batch_normalization(c: Context, x: Node, scale: Node, bias: Node, average: N
         c.unsupported("outputs of training are not supported in inference mode")
     if x.rank > 1:
         x = _with_channels(c, x, scale.shape[0])
-    parameters = [c.wide(p) for p in (scale, bias, average, variance)]
-    y = _scale_and_shift(c, c.cast(x, parameters[0].dtype), *parameters, epsilon=epsilon)
+    scale, bias, average, variance = (c.wide(p) for p in (scale, bias, average, variance))
+    y = _scale_and_shift(c, c.cast(x, scale.dtype), scale, bias, average, variance, epsilon)
     return c.cast(y, x.dtype)
 
 
@@ -396,7 +397,7 @@ def dropout(c: Context, x: Node, ratio: Node | float | None = None, training_mod
     return x, c.full(True, BOOL if c.opset >= 10 else x.dtype, x.shape)
 
 
-OPS = {
+OPS: Operators = {
     "AveragePool": average_pool, "BatchNormalization": batch_normalization, "Conv": conv,
     "ConvTranspose": conv_transpose, "Dropout": dropout, "GlobalAveragePool": global_pool("mean"),
     "GlobalLpPool": global_lp_pool, "GlobalMaxPool": global_pool("max"), "GroupNormalization": group_normalization,

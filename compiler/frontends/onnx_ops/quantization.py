@@ -12,7 +12,7 @@ from ...ir.dims import DimLike, ceildiv
 from ...ir.graph import Node
 from ...ir.types import F32, I32, U8, DType
 from ...library import broadcast, reduce, slice_axis
-from .context import Context
+from .context import Context, Operators
 from .contraction import matmul
 
 
@@ -115,7 +115,7 @@ def qlinear_matmul(c: Context, a: Node, a_scale: Node, a_zero_point: Node, b: No
     return _saturated(c, c.apply("add", scaled, point), y_zero_point.dtype)
 
 
-OPS = {
+OPS: Operators = {
     "DequantizeLinear": dequantize_linear, "DynamicQuantizeLinear": dynamic_quantize_linear,
     "MatMulInteger": matmul_integer, "QLinearMatMul": qlinear_matmul, "QuantizeLinear": quantize_linear,
 }

@@ -14,9 +14,22 @@ from ...ir.ops.compute import Dot
 from ...ir.ops.control import Param, Scan
 from ...ir.ops.shape import Concat, Iota
 from ...ir.types import I64, TensorType
-from ...library import (apply, elu, expand, hard_sigmoid, leaky_relu, like, results_of, scalar, slice_axis, softplus,
-                        softsign, squeeze, transpose)
-from .context import Context
+from ...library import (
+    apply,
+    elu,
+    expand,
+    hard_sigmoid,
+    leaky_relu,
+    like,
+    results_of,
+    scalar,
+    slice_axis,
+    softplus,
+    softsign,
+    squeeze,
+    transpose,
+)
+from .context import Context, Operators
 
 Activation = Callable[[Builder, Node], Node]
 # name -> how to build it from alpha and beta, with their defaults
@@ -174,19 +187,19 @@ def _with_parameters(build: Callable[[Builder, Node, float, float], Node], alpha
     return lambda b, x: build(b, x, alpha, beta)
 
 
-def _part(c: Context, x: Node | None, direction: int) -> Node | None:
+def _part(c: Context, x: Node, direction: int) -> Node:
     """One direction's share of an input whose first axis counts directions."""
-    return None if x is None else squeeze(c.b, slice_axis(c.b, x, 0, direction, 1), (0,))
+    return squeeze(c.b, slice_axis(c.b, x, 0, direction, 1), (0,))
 
 
 def _run_direction(c: Context, layer: Layer, direction: int) -> tuple[Node, tuple[Node, ...]]:
     """All outputs [time, batch, hidden] and the last states [batch, hidden]."""
-    kind, x = layer.kind, layer.x
+    x = layer.x
     length, batch = x.shape[0], x.shape[1]
     w, r = _part(c, layer.w, direction), _part(c, layer.r, direction)
-    assert w is not None and r is not None
     projected, recurrent_bias = _project(c, layer, direction, w)
-    operands = [r, *(p for p in (recurrent_bias, _part(c, layer.peepholes, direction)) if p is not None)]
+    peepholes = None if layer.peepholes is None else _part(c, layer.peepholes, direction)
+    operands = [r, *(p for p in (recurrent_bias, peepholes) if p is not None)]
     initial = [c.full(0, x.dtype, (batch, layer.hidden)) if s is None else
                c.refine(_part(c, s, direction), (batch, layer.hidden)) for s in layer.initial]
     scanned = [projected]
@@ -204,9 +217,9 @@ def _project(c: Context, layer: Layer, direction: int, w: Node) -> tuple[Node, N
     """x W^T with the biases that may leave the loop; the recurrent bias where it may not (GRU)."""
     x = c.refine(layer.x, (*layer.x.shape[:2], w.shape[1]))
     projected = c.b.add(Dot((2,), (1,)), x, w)
-    bias = _part(c, layer.bias, direction)
-    if bias is None:
+    if layer.bias is None:
         return projected, None
+    bias = _part(c, layer.bias, direction)
     width = layer.kind.gates * layer.hidden
     ours, theirs = slice_axis(c.b, bias, 0, 0, width), slice_axis(c.b, bias, 0, width, width)
     if layer.kind is GRU:
@@ -301,4 +314,4 @@ def lstm(c: Context, x: Node, w: Node, r: Node, bias: Node | None = None, sequen
                   hidden_size=hidden_size, layout=layout, input_forget=input_forget)
 
 
-OPS = {"GRU": gru, "LSTM": lstm, "RNN": rnn}
+OPS: Operators = {"GRU": gru, "LSTM": lstm, "RNN": rnn}

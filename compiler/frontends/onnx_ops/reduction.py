@@ -12,9 +12,10 @@ from ...ir.graph import Node
 from ...ir.ops.compute import ArgReduce, ArgSort, Cumulative
 from ...ir.ops.shape import Iota, TakeAlong
 from ...ir.types import BOOL, I64
-from ...library import expand, log_softmax as log_softmax_along, mean, reduce, size_value, slice_axis
+from ...library import expand, mean, reduce, size_value, slice_axis
+from ...library import log_softmax as log_softmax_along
 from ...library import softmax as softmax_along
-from .context import Context, Integers
+from .context import Context, Integers, Operators
 
 Combine = Callable[[Context, Node, tuple[int, ...], bool], Node]
 
@@ -135,7 +136,7 @@ def _hardmax(c: Context, x: Node, axis: int) -> Node:
     return c.cast(c.apply("eq", first, c.b.add(Iota(I64, x.shape, axis))), x.dtype)
 
 
-OPS = {
+OPS: Operators = {
     "ArgMax": arg_reduction("max"), "ArgMin": arg_reduction("min"), "CumProd": cumulative("prod"),
     "CumSum": cumulative("sum"), "Hardmax": _along(_hardmax), "LogSoftmax": _along(_log_softmax),
     "ReduceL1": reduction(_norm_one), "ReduceL2": reduction(_norm_two), "ReduceLogSum": reduction(_log_sum),

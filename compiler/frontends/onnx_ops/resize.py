@@ -19,7 +19,7 @@ from ...ir.graph import Node
 from ...ir.ops.shape import Iota, Take
 from ...ir.types import F32, I64
 from ...library import broadcast, expand, size_value
-from .context import Context, Integers
+from .context import Context, Integers, Operators
 
 MODES = ("nearest", "linear", "cubic")
 COORDINATES = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric",
@@ -145,7 +145,7 @@ def _kept_ratio(c: Context, x: Node, places: Sequence[int], wanted: Sequence[Dim
             c.unsupported(f"keep_aspect_ratio_policy {policy!r} needs sizes that are known", hint="bind the dims")
         ratios.append(n / before)
     scale = min(ratios) if policy == "not_larger" else max(ratios)
-    return {a: (int(math.floor(scale * x.shape[a] + 0.5)), scale) for a in places}  # type: ignore[operator]
+    return {a: (math.floor(scale * x.shape[a] + 0.5), scale) for a in places}  # type: ignore[operator]
 
 
 # --- resampling ------------------------------------------------------------------------------------------------------
@@ -359,4 +359,4 @@ def _renormalized(c: Context, taps: Taps, axis: Axis, drop: bool) -> Taps:
     return [(place, c.scalar("div", weight, total)) for place, weight in kept]
 
 
-OPS = {"Resize": resize, "Upsample": upsample}
+OPS: Operators = {"Resize": resize, "Upsample": upsample}

@@ -12,13 +12,14 @@ import numpy as np
 
 from ...ir.dims import Dim, DimLike, bounds, ceildiv, compare, dim_max, dim_min, product, provably_at_most
 from ...ir.graph import Array, Node
-from ...ir.ops.compute import Elementwise
 from ...ir.ops.shape import Concat, GatherND, Iota, ScatterAlong, ScatterND, SizeOf, Slice, Take, TakeAlong
-from ...ir.types import BOOL, F32, I64, DType
-from ...library import (broadcast, pad as pad_constant, slice_axis, squeeze as drop_axes, take, transpose as permute,
-                        wrap_indices)
+from ...ir.types import BOOL, I64, DType
+from ...library import broadcast, slice_axis, wrap_indices
 from ...library import expand as insert_axes
-from .context import Context, Integers, not_negative
+from ...library import pad as pad_constant
+from ...library import squeeze as drop_axes
+from ...library import transpose as permute
+from .context import Context, Integers, Operators, not_negative
 
 
 def shape(c: Context, data: Node, *, start: int = 0, end: int | None = None) -> Node:
@@ -144,7 +145,8 @@ def split(c: Context, x: Node, split: Integers = None, *, axis: int = 0,
     if compare(total, extent) in (-1, 1):
         c.fail(f"the parts {tuple(sizes)} add up to {total}, axis {axis} has {extent}")
     x = c.refine(x, [total if a == place else n for a, n in enumerate(x.shape)])
-    parts, start = [], 0
+    parts: list[Node] = []
+    start: DimLike = 0
     for n in sizes:
         parts.append(slice_axis(c.b, x, place, start, n))
         start = start + n
@@ -161,7 +163,8 @@ def slice_(c: Context, data: Node, starts: Integers, ends: Integers, axes: Integ
     by = (1,) * len(first) if steps is None else c.integers(steps, "steps")
     if not len(first) == len(last) == len(places) == len(by):
         c.fail(f"starts, ends, axes and steps differ in length: {len(first)}, {len(last)}, {len(places)}, {len(by)}")
-    start, size, step = [0] * data.rank, list(data.shape), [1] * data.rank
+    start: list[DimLike] = [0] * data.rank
+    size, step = list(data.shape), [1] * data.rank
     for axis, low, high, stride in zip(c.axes(places, data.rank), first, last, by):
         if stride == 0:
             c.fail(f"the step of axis {axis} is zero")
@@ -449,9 +452,9 @@ def center_crop_pad(c: Context, x: Node, shape: Integers, *, axes: Sequence[int]
         if provably_at_most(target, extent):
             x = slice_axis(c.b, x, axis, (extent - target) // 2, target)
         elif provably_at_most(extent, target):
-            low, high = [0] * x.rank, [0] * x.rank
-            low[axis] = (target - extent) // 2  # type: ignore[call-overload]
-            high[axis] = target - extent - low[axis]  # type: ignore[call-overload]
+            missing = target - extent
+            low = [missing // 2 if a == axis else 0 for a in range(x.rank)]
+            high = [missing - missing // 2 if a == axis else 0 for a in range(x.rank)]
             x = pad_constant(c.b, x, low, high)
         else:
             c.unsupported(f"axis {axis}: whether {extent} is cropped or padded to {target} is not known")
@@ -482,7 +485,7 @@ def constant(c: Context, *, value: Array | None = None, value_int: int | None = 
     return c.constant(value)
 
 
-OPS = {
+OPS: Operators = {
     "CenterCropPad": center_crop_pad, "Concat": concat, "Constant": constant, "ConstantOfShape": constant_of_shape,
     "DepthToSpace": depth_to_space, "Expand": expand, "EyeLike": eye_like, "Flatten": flatten, "Gather": gather,
     "GatherElements": gather_elements, "GatherND": gather_nd, "Identity": identity, "OneHot": one_hot, "Pad": pad,

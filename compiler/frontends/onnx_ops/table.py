@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from . import contraction, control, math, neural, quantization, recurrent, reduction, resize, shape
+from .context import Operators
 
-Operator = Callable[..., Any]
-
-STANDARD: dict[str, Operator] = {
+STANDARD: Operators = {
     **contraction.OPS, **control.OPS, **math.OPS, **neural.OPS, **quantization.OPS, **recurrent.OPS, **reduction.OPS,
     **resize.OPS, **shape.OPS,
 }
 # domain -> operators; the standard's own domain has two spellings
-DOMAINS: dict[str, dict[str, Operator]] = {"": STANDARD, "ai.onnx": STANDARD}
+DOMAINS: dict[str, Operators] = {"": STANDARD, "ai.onnx": STANDARD}
 
 STRINGS = "strings are not supported"
 BY_DATA = "the size of its result is decided by data"

@@ -97,7 +97,7 @@ def decode_tensor(tensor: Any, folder: Folder, owner: str = "") -> np.ndarray:
     if tensor.data_location == EXTERNAL:
         raw = _external_bytes(tensor, folder, count * dtype.bytes, what)
     elif tensor.HasField("raw_data"):
-        raw = tensor.raw_data
+        raw = bytes(tensor.raw_data)
     else:
         return _typed_elements(tensor, dtype, shape, count, what)
     if len(raw) != count * dtype.bytes:
