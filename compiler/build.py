@@ -16,24 +16,27 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .backends.llvm.compile import CompiledObject, compile_program
 from .backends.llvm.emit_model import ModelFacts
-from .backends.llvm.targets import Target, host_supports, resolve_target
+from .backends.llvm.targets import Target, host_supports, known_cpus, resolve_target
 from .ir.dims import is_static
 from .ir.errors import CompileError, InternalError, TilewrightError
 from .ir.graph import Constant, Graph
-from .ir.loop_text import format_kernel, format_program
-from .ir.printer import constants_of, save_constants
+from .ir.loop_text import format_kernel, format_program, parse_program
+from .ir.loop_verify import verify_program
+from .ir.parser import load_constants
+from .ir.printer import SPELLED_ELEMENTS, constants_of, save_constants, sidecar_path
 from .ir.program import Program
 from .ir.types import TensorType
 from .ir.verify import verify
 from .lowering.lower import Statistics, lower_program
 from .lowering.memory import lower_bound
-from .options import Environment, Options
+from .options import Environment, Options, read_environment
 from .pipeline import random_inputs, run_passes, stage_names, write_dump
 from .runtime import _native
 from .target import Caps
@@ -70,7 +73,7 @@ class Clock:
         return self.last - self.started
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def resolved(text: str) -> Target:
     return resolve_target(text)
 
@@ -142,14 +145,66 @@ def internal(stage: str, name: str, error: Exception) -> InternalError:
                          hint="set TILEWRIGHT_IR_DUMP=dir and report the folder that it fills")
 
 
-def enter(graph: Graph, start: str, until: str, target_name: str, options: Options, environment: Environment) -> Graph:
-    """The graph after some passes: what `tilewright opt` shows."""
-    verify(graph)
-    return run_passes(graph, options, caps_of(resolved(target_name)), environment, until=until, start=start)[0]
+# --- one stage at a time: `tilewright opt` and `tilewright targets` -----------------------------------------------------
 
 
 def stages_of(target_name: str) -> tuple[str, ...]:
     return stage_names(caps_of(resolved(target_name)))
+
+
+def enter(graph: Graph, start: str, until: str, target_name: str, options: Options) -> Graph:
+    """The graph after some of the passes."""
+    verify(graph)
+    return run_passes(graph, options, caps_of(resolved(target_name)), read_environment(), until=until, start=start)[0]
+
+
+def lower(graph: Graph, target_name: str) -> Program:
+    """The program of a graph that went through all passes."""
+    return lower_checked(graph, caps_of(resolved(target_name)))[0]
+
+
+def program_text(program: Program, form: str, target_name: str) -> str:
+    """A program as text: 'loop', or generated code as 'llvm', 'optimized' or 'asm'."""
+    if form == "loop":
+        return format_program(program)
+    compiled = generate(program, resolved(target_name), segment_digest(program))
+    text: str = {"llvm": lambda: compiled.llvm_ir, "optimized": lambda: compiled.optimized, "asm": lambda: compiled.assembly}[form]()
+    return text
+
+
+def load_program(path: Path) -> Program:
+    """A program from text, with its large constants from the file beside it."""
+    sidecar = sidecar_path(path)
+    constants = load_constants(sidecar) if sidecar.exists() else {}
+    program = parse_program(path.read_text(encoding="utf-8"), constants)
+    verify_program(program)
+    return program
+
+
+def save_program_constants(program: Program, path: Path) -> None:
+    """The file beside the text of a program."""
+    constants = [constant for _, constant in program.constants if constant.array.size > SPELLED_ELEMENTS]
+    if constants:
+        save_constants(sidecar_path(path), constants)
+
+
+def describe_target(text: str) -> dict[str, Any]:
+    """What a target stands for."""
+    target = resolved(text)
+    return {"text": str(target), "architecture": target.architecture, "features": list(target.features),
+            "vector_bits": target.vector_bits, "caches": [target.level1_bytes, target.level2_bytes, target.level3_bytes],
+            "missing": host_supports(target)}
+
+
+def describe_targets() -> list[dict[str, Any]]:
+    """Every CPU that a target may name."""
+    host = resolved("cpu")
+    rows = []
+    for cpu in known_cpus():
+        target = resolved(f"cpu:{cpu.name}")
+        rows.append({"name": cpu.name, "architecture": cpu.architecture, "features": list(target.features),
+                     "vector_bits": target.vector_bits, "host": cpu.name == host.cpu, "runs_here": not host_supports(target)})
+    return rows
 
 
 # --- constants -------------------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def compile_graph(graph: Graph, target: str, options: Options, *, pack: Any = No
     if environment.backend not in BACKENDS:
         raise CompileError(f"TILEWRIGHT_BACKEND={environment.backend!r} is not one of {', '.join(BACKENDS)}")
     if environment.backend == REFERENCE:
-        reference = _compile_half().reference_model(graph)
+        reference = compile_half().reference_model(graph)
         return Executable(reference, threads=options.threads, metadata={"backend": REFERENCE}, pack=pack)
     cache = open_cache(environment, options) if options.cache else None
     key = key_of(graph, target, options, cache) if cache is not None else None
@@ -110,7 +110,7 @@ def compile_graph(graph: Graph, target: str, options: Options, *, pack: Any = No
         if entry is not None:
             metadata = {**entry.metadata, "cached": True}
             return _executable(entry.object_code, entry.constants, metadata, options, pack)
-    built = _compile_half().build(graph, target, options, environment)
+    built = compile_half().build(graph, target, options, environment)
     metadata = {**built.metadata, "cached": False}
     if cache is not None and key is not None:
         cache.store(add_facts(key, graph), built.object_code, built.constants, built.constants_digest, built.metadata)
@@ -170,7 +170,7 @@ def _resolved_text(target: str, machine: str, llvm: str, cache: Cache | None) ->
     subject = "\n".join(["target", target, source_digest(), llvm, machine])
     text = cache.recall(subject) if cache is not None else None
     if text is None:
-        text = _compile_half().target_text(target)
+        text = compile_half().target_text(target)
         if cache is not None:
             cache.note(subject, text)
     return text
@@ -179,7 +179,7 @@ def _resolved_text(target: str, machine: str, llvm: str, cache: Cache | None) ->
 # --- late imports ----------------------------------------------------------------------------------------------------
 
 
-def _compile_half() -> ModuleType:
+def compile_half() -> ModuleType:
     """Passes, lowering and LLVM: imported only when something is compiled."""
     from . import build
 

@@ -24,8 +24,17 @@ import numpy as np
 
 from .ir.errors import ArtifactError, TilewrightError
 from .ir.types import DTYPES
-from .runtime.artifact import (WEIGHTS_SUFFIX, check_prefix, link_shared, make_archive, make_golden, make_header,
-                               public_symbols, write_bytes, write_constants)
+from .runtime.artifact import (
+    WEIGHTS_SUFFIX,
+    check_prefix,
+    link_shared,
+    make_archive,
+    make_golden,
+    make_header,
+    public_symbols,
+    write_bytes,
+    write_constants,
+)
 from .runtime.buffer import TensorInfo
 from .runtime.executable import Executable
 from .runtime.relocatable import Description, specialize

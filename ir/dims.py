@@ -17,11 +17,13 @@ import keyword
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Union
 
 from .errors import CompileError
 
 INFINITY = math.inf
+CACHED = 1 << 16  # results kept of each of the pure functions below: the same sizes come back all the time
 MOST_TERMS = 4096
 RESERVED = frozenset({"min", "inf", "nan", "true", "false", "none"})
 Bound = Union[int, float]
@@ -57,6 +59,9 @@ class Symbol:
         step = "" if self.multiple_of == 1 else f" % {self.multiple_of}"
         return f"{self.name}: {self.lower}..{upper}{step}"
 
+    def __hash__(self) -> int:
+        return hash(self.name)
+
     def text(self) -> str:
         return self.name
 
@@ -69,6 +74,10 @@ class Composed:
     left: DimLike
     right: DimLike
 
+    def __hash__(self) -> int:
+        return hash((self.kind, self.left, self.right))
+
+    @lru_cache(maxsize=CACHED)
     def text(self) -> str:
         if self.kind == "min":
             return f"min({format_dim(self.left)}, {format_dim(self.right)})"
@@ -213,6 +222,7 @@ def evaluate(size: DimLike, binding: Mapping[str, int]) -> int:
     raise CompileError(f"the size {size} needs a binding for {missing}")
 
 
+@lru_cache(maxsize=CACHED)
 def bounds(size: DimLike) -> tuple[Bound, Bound]:
     """Inclusive lower and upper bound over all bindings within the symbols' bounds."""
     low, high = _interval(size)
@@ -220,7 +230,31 @@ def bounds(size: DimLike) -> tuple[Bound, Bound]:
     if expanded is not size:
         other_low, other_high = _interval(expanded)
         low, high = max(low, other_low), min(high, other_high)
+    if isinstance(size, Dim) and any(isinstance(a, Composed) for monomial, _ in size.terms for a, _ in monomial):
+        low, high = max(low, _lower(size, 4)), min(high, -_lower(-size, 4))
     return low, high
+
+
+def _lower(size: DimLike, depth: int) -> Bound:
+    """A lower bound that sees through atoms: x - min(a, b) is at least x - a, and x - x // 3 at least 2 * x / 3."""
+    best = _interval(size)[0]
+    if isinstance(size, int) or depth == 0:
+        return best
+    for monomial, coefficient in size.terms:
+        atom = monomial[0][0] if len(monomial) == 1 and monomial[0][1] == 1 else None
+        if not isinstance(atom, Composed):
+            continue
+        rest = size - Dim(((monomial, coefficient),))
+        if atom.kind == "min" and coefficient < 0:
+            for side in (atom.left, atom.right):
+                best = max(best, _lower(rest + coefficient * side, depth - 1))
+        elif atom.kind == "floordiv" and isinstance(atom.right, int):
+            least = atom.left if coefficient < 0 else atom.left - (atom.right - 1)
+            scaled = _lower(atom.right * rest + coefficient * least, depth - 1)
+            best = max(best, scaled if math.isinf(scaled) else -(-int(scaled) // atom.right))
+        elif atom.kind == "mod" and coefficient < 0 and _interval(atom.left)[0] >= 0:
+            best = max(best, _lower(rest + coefficient * atom.left, depth - 1))
+    return best
 
 
 def _without_floordiv(size: DimLike) -> DimLike:
@@ -334,10 +368,12 @@ def _terms(size: DimLike) -> Iterable[tuple[Monomial, int]]:
     return (((), int(size)),) if size else ()
 
 
+@lru_cache(maxsize=CACHED)
 def _atom_key(atom: Atom) -> tuple[int, str]:
     return (0 if isinstance(atom, Symbol) else 1, atom.text())
 
 
+@lru_cache(maxsize=CACHED)
 def _monomial_key(monomial: Monomial) -> tuple[int, list[tuple[tuple[int, str], int]]]:
     return (-sum(p for _, p in monomial), [(_atom_key(a), p) for a, p in monomial])
 
@@ -452,6 +488,7 @@ def _exact_quotient(left: DimLike, right: Dim) -> DimLike | None:
     return _from_terms(quotient)
 
 
+@lru_cache(maxsize=CACHED)
 def _floordiv(left: DimLike, right: DimLike) -> DimLike:
     _check_divisor(right)
     if isinstance(right, Dim):
@@ -480,6 +517,7 @@ def _floordiv(left: DimLike, right: DimLike) -> DimLike:
     return whole + _atom(Composed("floordiv", rest, right))
 
 
+@lru_cache(maxsize=CACHED)
 def _mod(left: DimLike, right: DimLike) -> DimLike:
     _check_divisor(right)
     if isinstance(left, int) and isinstance(right, int):

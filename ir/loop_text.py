@@ -356,9 +356,10 @@ class _LoopParser(GraphParser):
             token = lexer.token
             label = lexer.take("value", "a buffer such as %x")
             lexer.expect(":")
+            mark = lexer.token
             access = lexer.take("word", "in, out or inout")
             if access not in ACCESS:
-                self.fail(f"a parameter's access is in, out or inout, found {access!r}", token)
+                self.fail(f"a parameter's access is in, out or inout, found {access!r}", mark)
             buffers.append(self.buffer(label, access, token))
             if not lexer.accept(","):
                 break

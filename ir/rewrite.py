@@ -322,7 +322,7 @@ class Rule:
 
     def apply(self, builder: Builder, op: Op, inputs: Sequence[Node], precision: str) -> Node | None:
         """The right side, built on what the left side matched; None where it does not match."""
-        if not isinstance(op, Elementwise) or op.function != self.before.function:
+        if not isinstance(op, Elementwise) or op.function != self.before.function or is_known(inputs):
             return None
         for nodes in _match_arguments(self.before, inputs, {}):
             dtypes = [x.dtype for name, x in nodes.items() if not Variable(name).is_condition]
@@ -376,6 +376,24 @@ def uniform_value(node: Node) -> np.generic | None:
         if bits[-1] != bits[0] or not (bits == bits[0]).all():
             return None
     return first
+
+
+def is_known(nodes: Sequence[Node]) -> bool:
+    """Whether the values are made of constants alone: constant folding evaluates them, and no rule need apply.
+
+    Without this, a rule that computes a new constant (`1 / k`) could match what it has just made.
+    """
+    stack = list(nodes)
+    seen: set[int] = set()
+    while stack:
+        node = stack.pop()
+        if id(node) in seen or isinstance(node.op, Const):
+            continue
+        if not node.inputs or not isinstance(node.op, Elementwise | Broadcast | Reshape | Transpose):
+            return False
+        seen.add(id(node))
+        stack.extend(node.inputs)
+    return True
 
 
 def is_literal(node: Node, value: int | float | bool) -> bool:

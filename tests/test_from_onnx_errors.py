@@ -306,3 +306,23 @@ def test_external_data_with_a_negative_offset(tmp_path: Path) -> None:
 def test_external_data_of_a_model_in_memory(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(b"\0" * 12)
     refused(external(tmp_path, "weights.bin").read_bytes(), "given as bytes")
+
+
+def test_name_that_is_no_text() -> None:
+    data = model([node("Relu", ["x"], ["y"], "a_node_name")]).SerializeToString()
+    refused(data.replace(b"a_node_name", b"\xff\xfe_node_nam"), "UTF-8")
+
+
+def test_random_damage_ends_in_an_error() -> None:
+    """Flipped bytes give a model that still works or one of our errors; nothing else escapes."""
+    damage = np.random.default_rng(3)
+    shape = numpy_helper.from_array(np.array([3, 2]), "s")
+    whole = model([node("Reshape", ["x", "s"], ["a"]), node("Softmax", ["a"], ["y"], axis=1)], initializers=[shape]).SerializeToString()
+    for _ in range(2000):
+        data = bytearray(whole)
+        for place in damage.integers(0, len(data), 3):
+            data[place] = damage.integers(0, 256)
+        try:
+            from_onnx(bytes(data))
+        except CompileError:
+            continue

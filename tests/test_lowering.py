@@ -8,13 +8,15 @@ import pytest
 
 from tilewright import library as lib
 from tilewright.ir.dims import symbol
+from tilewright.ir.errors import IndexFailure
 from tilewright.ir.graph import Builder, Graph, Sample
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop_interp import run_program
 from tilewright.ir.ops.compute import Conv, Cumulative, Dot, ReduceWindow, Sort
-from tilewright.ir.ops.control import Param
-from tilewright.ir.ops.shape import ScatterND, Slice, Take
+from tilewright.ir.ops.control import If, Param, Scan, While
+from tilewright.ir.ops.shape import Concat, ScatterND, Slice, Take
 from tilewright.ir.ops.table import ALL_OPS
+from tilewright.ir.program import Repeat
 from tilewright.ir.types import BOOL, F32, I64, DType, TensorType
 from tilewright.lowering.lower import lower_program
 from tilewright.options import Environment, Options
@@ -167,14 +169,12 @@ def test_pooling_with_padding_and_concat() -> None:
     def build(b, x):
         window = ReduceWindow("max", (1, 1, 3, 3), (1, 1, 2, 2), ((0, 0), (0, 0), (1, 1), (1, 1)), (1, 1, 1, 1))
         pooled = b.add(window, x)
-        from tilewright.ir.ops.shape import Concat
         return b.add(Concat(1), pooled, lib.scalar(b, "neg", pooled))
 
     agree(one((1, 3, 6, 8), build), [values(F32, (1, 3, 6, 8), np.random.default_rng(10))])
 
 
 def test_embedding_lookup_fails_out_of_range() -> None:
-    from tilewright.ir.errors import IndexFailure
     table = np.arange(12, dtype=np.float32).reshape(4, 3)
     graph = one((5,), lambda b, x: b.add(Take(0), lib.constant(b, table), x), I64)
     agree(graph, [np.array([0, 3, 1, 2, 3])])
@@ -213,6 +213,60 @@ def test_result_that_is_an_input_or_repeated() -> None:
         return x, y, y, lib.reshape(b, y, (6,)), lib.constant(b, 3.0, F32)
 
     agree(one((2, 3), build), [values(F32, (2, 3), np.random.default_rng(14))])
+
+
+def body_of(name, types, build):
+    b = Builder()
+    params = [b.add(Param(f"s{i}", t.dtype, t.shape)) for i, t in enumerate(types)]
+    made = build(b, *params)
+    return Graph(name, params, list(made) if isinstance(made, tuple) else [made])
+
+
+VECTOR, MATRIX = TensorType(F32, (4,)), TensorType(F32, (4, 4))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_scan_packs_captured_weights_once(reverse: bool) -> None:
+    """h = tanh-free recurrence; the captured matrix is packed before the loop, not in it."""
+    body = body_of("step", (VECTOR, VECTOR, MATRIX), lambda b, h, x, w: (
+        (n := lib.apply(b, "add", lib.reshape(b, lib.matmul(b, lib.reshape(b, h, (1, 4)), w), (4,)), x)), lib.scalar(b, "neg", n)))
+    b = Builder()
+    h, xs, w = b.add(Param("h", F32, (4,))), b.add(Param("xs", F32, (5, 4))), b.add(Param("w", F32, (4, 4)))
+    both = b.add(Scan(body, 1, 1, 5, reverse), h, xs, w)
+    graph = Graph("scan", [h, xs, w], lib.results_of(b, both))
+    repeat = next(s for s in lowered(graph).steps if isinstance(s, Repeat))
+    assert len(repeat.steps) <= 4 and not any("pad" in s.kernel.name or "transpose" in s.kernel.name for s in repeat.steps)
+    rng = np.random.default_rng(20)
+    agree(graph, [values(F32, s, rng, (-1, 1)) for s in ((4,), (5, 4), (4, 4))])
+
+
+def test_while_counts_and_if_takes_one_side() -> None:
+    number = TensorType(I64, ())
+    less = body_of("less", (number, VECTOR), lambda b, i, x: lib.apply(b, "lt", i, lib.constant(b, 7, I64)))
+    step = body_of("step", (number, VECTOR), lambda b, i, x: (
+        lib.apply(b, "add", i, lib.constant(b, 1, I64)), lib.apply(b, "add", x, lib.constant(b, 2.0, F32))))
+    negate = body_of("negate", (VECTOR,), lambda b, x: lib.scalar(b, "neg", x))
+    same = body_of("same", (VECTOR,), lambda b, x: x)
+    b = Builder()
+    x, flag = b.add(Param("x", F32, (4,))), b.add(Param("flag", BOOL, ()))
+    start = lib.constant(b, 0, I64)
+    _, summed = lib.results_of(b, b.add(While(less, step, 2), start, x))
+    graph = Graph("flow", [x, flag], [b.add(If(negate, same), flag, summed), summed])
+    for side in (True, False):
+        agree(graph, [values(F32, (4,), np.random.default_rng(21)), np.array(side)])
+
+
+def test_loop_that_swaps_its_states() -> None:
+    """A state may become another's next value: the copies at the end of a round must not read what they overwrite."""
+    number = TensorType(I64, ())
+    less = body_of("less", (number, VECTOR, VECTOR), lambda b, i, x, y: lib.apply(b, "lt", i, lib.constant(b, 3, I64)))
+    swap = body_of("swap", (number, VECTOR, VECTOR), lambda b, i, x, y: (
+        lib.apply(b, "add", i, lib.constant(b, 1, I64)), y, x))
+    b = Builder()
+    x, y = b.add(Param("x", F32, (4,))), b.add(Param("y", F32, (4,)))
+    graph = Graph("swap", [x, y], lib.results_of(b, b.add(While(less, swap, 3), lib.constant(b, 0, I64), x, y))[1:])
+    rng = np.random.default_rng(22)
+    agree(graph, [values(F32, (4,), rng), values(F32, (4,), rng)])
 
 
 def test_zero_size() -> None:

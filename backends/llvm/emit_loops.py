@@ -3,7 +3,7 @@
 `i32 kernel(ptr team, ptr buffer.., i64 symbol.., i64 thread, i64 threads)` returns 0, or the status of the first check that failed
 on this thread, which it has reported to `team->fail`.
 
-How loops are compiled. `serial`: bottom-tested. `parallel`: this thread's share, [extent * t / T, extent * (t + 1) / T) up to rounding.
+How loops are compiled. `serial`: bottom-tested. `parallel`: the iterations i with i * threads // extent == thread.
 `unrolled`: the body repeated with the variable a constant. `vector`: W lanes at once; whole chunks, then a tail with a
 mask. A short static vector loop, or one whose variable indexes a register buffer, is repeated with constant chunks. Reductions into one
 place keep four vectors of partial results in long loops, so that the latency of an addition is hidden.
@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tilewright.backends.llvm.emit_indices import Indices
-from tilewright.backends.llvm.emit_memory import Accesses, Memory, VectorLoop
+from tilewright.backends.llvm.emit_memory import Accesses, Memory, VectorLoop, row_major_strides
 from tilewright.backends.llvm.emit_scalars import emit_bitcast, emit_cast, emit_scalar, literal, spread, spread_text
 from tilewright.backends.llvm.emit_text import MEMORY_TYPES, Function, Module, Value, mask_text, shaped
 from tilewright.ir.dims import DimLike, bounds, divides, symbols_of
@@ -62,15 +62,6 @@ def emit_kernel(module: Module, kernel: Kernel, symbol: str) -> None:
     except InternalError as error:
         error.notes = (*error.notes, f"in kernel {kernel.name}")
         raise error.at(kernel.loc)
-
-
-def row_major_strides(shape: Sequence[DimLike]) -> tuple[DimLike, ...]:
-    strides: list[DimLike] = []
-    total: DimLike = 1
-    for size in reversed(shape):
-        strides.append(total)
-        total = total * size
-    return tuple(reversed(strides))
 
 
 class KernelEmitter:
@@ -203,14 +194,16 @@ class KernelEmitter:
             self.indices.bind(statement.symbol.name, known, value.lanes)
 
     def emit_alloc(self, statement: Alloc) -> None:
-        buffer = statement.buffer
+        """Memory of the call. In a vector loop each lane has its own: element e of lane l lies at e * lanes + l."""
+        buffer, vector = statement.buffer, self.accesses.vector
         shape = [size for size in buffer.shape if isinstance(size, int)]
         if len(shape) != len(buffer.shape):
             raise InternalError(f"llvm backend: {buffer.space} buffer {buffer.name} has a symbolic shape {buffer.shape}")
-        if buffer.space == "register" and shape:
+        private = vector.lanes if vector is not None else 0
+        if buffer.space == "register" and shape and not private:
             lanes = self.lanes_across(buffer)
             shape[-1] = -(-shape[-1] // lanes) * lanes
-        elements = 1
+        elements = max(1, private)
         for size in shape:
             elements *= size
         if buffer.space == "local":
@@ -218,11 +211,8 @@ class KernelEmitter:
             if self.local_bytes > LOCAL_BYTES:
                 raise InternalError(f"llvm backend: local buffers take {self.local_bytes} bytes at {buffer.name}, "
                                     f"at most {LOCAL_BYTES} fit on the stack")
-        # An allocation inside a vector loop belongs to an iteration: each lane has its own.
-        lanes = 0 if self.accesses.vector is None else self.accesses.vector.lanes
-        kind = f"[{elements} x {shaped(MEMORY_TYPES[buffer.dtype.name], lanes)}]"
-        slot = self.code.stack_slot(kind, buffer.space, 64)
-        self.accesses.memories[buffer.name] = Memory(buffer, slot, row_major_strides(shape), lanes)
+        slot = self.code.stack_slot(f"[{elements} x {MEMORY_TYPES[buffer.dtype.name]}]", buffer.space, 64)
+        self.accesses.memories[buffer.name] = Memory(buffer, slot, row_major_strides(shape), private)
 
     def lanes_across(self, buffer: Buffer) -> int:
         """The lanes of vector loops whose variable stands in the buffer's last index: rows are padded to whole vectors."""
@@ -352,18 +342,21 @@ class KernelEmitter:
             self.indices.restore(loop.symbol.name, before)
 
     def emit_parallel(self, loop: For) -> None:
-        """The first (extent % threads) threads do one iteration more."""
+        """Thread t takes the iterations i with i * threads // extent == t."""
         if not any(loop is statement for statement in self.kernel.body):
             raise InternalError(f"llvm backend: the parallel loop over {loop.symbol.name} is not at the outermost level")
         code, extent = self.code, self.indices.uniform(loop.extent)
-        share = code.pure(f"udiv i64 {extent}, %threads")
-        rest = code.pure(f"urem i64 {extent}, %threads")
-        more = code.pure(f"icmp ult i64 %thread, {rest}")
-        shift = code.pure(f"select i1 {more}, i64 %thread, i64 {rest}")
-        start = code.pure(f"add i64 {code.pure(f'mul i64 {share}, %thread')}, {shift}")
-        length = code.pure(f"add i64 {share}, {code.pure(f'zext i1 {more} to i64')}")
-        end = code.pure(f"add i64 {start}, {length}")
+        share, rest = code.pure(f"udiv i64 {extent}, %threads"), code.pure(f"urem i64 {extent}, %threads")
+        start = self.first_iteration(share, rest, "%thread")
+        end = self.first_iteration(share, rest, code.pure("add i64 %thread, 1"))
         self.counted(start, end, 1, False, lambda position: self.with_symbol(loop.symbol.name, position, loop.body))
+
+    def first_iteration(self, share: str, rest: str, thread: str) -> str:
+        """ceil(extent * thread / threads) with extent = share * threads + rest: no product can overflow."""
+        code = self.code
+        raised = code.pure(f"add i64 {code.pure(f'mul i64 {rest}, {thread}')}, %threads")
+        part = code.pure(f"udiv i64 {code.pure(f'sub i64 {raised}, 1')}, %threads")
+        return code.pure(f"add i64 {code.pure(f'mul i64 {share}, {thread}')}, {part}")
 
     # ---- vector loops ----
 
@@ -397,6 +390,24 @@ class KernelEmitter:
         if extent % loop.lanes:
             vector.copy = 0
             self.emit_chunk(loop, vector, whole * loop.lanes, mask_text(extent % loop.lanes, loop.lanes))
+
+    def emit_bounded_chunks(self, loop: For, vector: VectorLoop, most: int) -> None:
+        """A symbolic extent of at most `most`: chunks at constant positions, each skipped when it is past the end."""
+        code, extent = self.code, self.indices.uniform(loop.extent)
+        for start in range(0, most, loop.lanes):
+            run, after = code.new_block("chunk"), code.new_block("end")
+            code.branch(code.pure(f"icmp slt i64 {start}, {extent}"), run, after)
+            code.start(run)
+            self.emit_chunk(loop, vector, start, self.rest_mask(str(start), extent, loop.lanes))
+            code.jump(after)
+            code.start(after)
+
+    def rest_mask(self, start: str, extent: str, lanes: int) -> str:
+        """The lanes before the end; the rest from `start` on fits into 31 bits."""
+        left = self.code.pure(f"trunc i64 {self.code.pure(f'sub i64 {extent}, {start}')} to i32")
+        steps = "<" + ", ".join(f"i32 {lane}" for lane in range(lanes)) + ">"
+        limit = spread_text(self.code, "i32", left, lanes)
+        return self.code.pure(f"icmp slt {shaped('i32', lanes)} {steps}, {limit}")
 
     def emit_chunks(self, loop: For, vector: VectorLoop) -> None:
         """Interleaved chunks where the loop reduces, single chunks, then the masked rest."""

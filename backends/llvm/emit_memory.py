@@ -10,6 +10,7 @@ Accesses with a stride go lane by lane: on x86 without AVX-512 that is faster th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tilewright.backends.llvm.emit_indices import Indices, Place, Terms
@@ -40,11 +41,13 @@ from tilewright.ir.types import DType
 
 @dataclass(slots=True)
 class Memory:
-    """A buffer in a kernel: its address, and strides in elements."""
+    """A buffer in a kernel: its address, and strides in elements. `private_lanes`: of the vector loop that it was allocated in,
+    each lane of which has its own copy; else 0."""
 
     buffer: Buffer
     address: str
     strides: tuple[DimLike, ...]
+    private_lanes: int = 0
     lanes: int = 0  # of an allocation inside a vector loop, where each element is a vector: one value a lane
 
     @property
@@ -60,8 +63,22 @@ class Memory:
         return self.buffer.space == "register"
 
     @property
+    def is_padded(self) -> bool:
+        """Whether lanes past the end have memory of their own, too."""
+        return self.is_register or self.private_lanes > 0
+
+    @property
     def is_constant(self) -> bool:
         return self.buffer.space == "in"
+
+
+def row_major_strides(shape: Sequence[DimLike]) -> tuple[DimLike, ...]:
+    strides: list[DimLike] = []
+    total: DimLike = 1
+    for size in reversed(shape):
+        strides.append(total)
+        total = total * size
+    return tuple(reversed(strides))
 
 
 @dataclass(slots=True)
@@ -108,20 +125,40 @@ class Accesses:
         key = (memory.address, index)
         offset = self.offsets.get(key)
         if offset is None:
-            if len(index) != len(memory.strides):
-                raise InternalError(f"llvm backend: {memory.buffer.name} has {len(memory.strides)} axes, "
-                                    f"found {len(index)} indices")
-            offset = 0
-            for position, stride in zip(index, memory.strides):
-                offset = offset + position * stride
-            self.offsets[key] = offset
+            offset = self.offsets[key] = self.offset(memory, index)
         if self.vector is None:
             return Place("uniform", *self.indices.resolve(offset))
         place = self.indices.place(offset)
+        if memory.private_lanes:
+            return self.private_place(memory, place)
         if place.kind == "lanes" and memory.is_register:
             raise InternalError(f"llvm backend: register buffer {memory.buffer.name} is indexed by {offset}, which is not "
                                 f"a constant plus the vector loop's variable")
         return place
+
+    def offset(self, memory: Memory, index: tuple[DimLike, ...]) -> DimLike:
+        """The position in elements: of one index an axis, or of a single one in C order."""
+        axes = len(memory.strides)
+        if len(index) == 1 and axes != 1:
+            if memory.is_register and memory.strides != row_major_strides(memory.buffer.shape):
+                raise InternalError(f"llvm backend: register buffer {memory.buffer.name} has padded rows, so it needs "
+                                    f"{axes} indices")
+            return index[0]
+        if len(index) != axes:
+            raise InternalError(f"llvm backend: {memory.buffer.name} has {axes} axes, found {len(index)} indices")
+        offset: DimLike = 0
+        for position, stride in zip(index, memory.strides):
+            offset = offset + position * stride
+        return offset
+
+    @staticmethod
+    def private_place(memory: Memory, place: Place) -> Place:
+        """Where the lanes' own copies of an element lie: side by side."""
+        lanes = memory.private_lanes
+        if place.kind != "uniform":
+            raise InternalError(f"llvm backend: {memory.buffer.name}, allocated in a vector loop, is indexed by what differs "
+                                "between lanes")
+        return Place("contiguous", place.constant * lanes, tuple((m, c * lanes) for m, c in place.terms), 1)
 
     def first(self, memory: Memory, place: Place) -> str:
         """The address of the first lane's element."""
@@ -140,7 +177,7 @@ class Accesses:
         assert self.vector is not None
         lanes, mask = self.vector.lanes, self.vector.mask
         if place.kind == "contiguous":
-            return self.load_contiguous(memory, self.first(memory, place), lanes, "" if memory.is_register else mask)
+            return self.load_contiguous(memory, self.first(memory, place), lanes, "" if memory.is_padded else mask)
         text = self.gather(memory, place, lanes, mask)
         return from_memory(self.code, text, memory.dtype, lanes)
 
@@ -257,8 +294,8 @@ class Accesses:
         assert vector is not None
         # Register buffers are padded to whole vectors, so inactive lanes may be read and written back: a masked store would
         # keep the buffer in memory.
-        blend = bool(vector.mask) and memory.is_register
-        mask = "" if memory.is_register else vector.mask
+        blend = bool(vector.mask) and memory.is_padded and not memory.private_lanes
+        mask = "" if memory.is_padded else vector.mask
         if combine or blend:
             old = self.load_contiguous(memory, address, vector.lanes, mask)
             if combine:

@@ -77,6 +77,7 @@ def _parse(data: bytes, label: str) -> ModelProto:
         raise CompileError(f"{label}: not an ONNX model, or a truncated one: {error} ({len(data)} bytes)") from None
     if not data or not model.HasField("graph"):
         raise CompileError(f"{label}: not an ONNX model: it has no graph ({len(data)} bytes)")
+    check_text(model, label)
     return model
 
 
@@ -154,7 +155,7 @@ class Body:
 
     @property
     def name(self) -> str:
-        return self.graph.name
+        return str(self.graph.name)
 
     @property
     def input_count(self) -> int:
@@ -527,6 +528,27 @@ def needed_nodes(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> list[Nod
             kept.append(node)
             wanted.update(_reads(node))
     return kept[::-1]
+
+
+def check_text(model: ModelProto, label: str) -> None:
+    """Every name is text. (Protobuf hands out bytes where a string is no UTF-8.)"""
+    found: list[Any] = [entry.domain for entry in model.opset_import]
+    stack: list[Any] = [model.graph, *model.functions]
+    while stack:
+        owner = stack.pop()
+        found.append(owner.name)
+        for node in owner.node:
+            found += [node.name, node.op_type, node.domain, node.overload, *node.input, *node.output]
+            found += [text for a in node.attribute for text in (a.name, a.ref_attr_name)]
+            stack.extend(_subgraphs(node))
+        if isinstance(owner, GraphProto):
+            found += [v.name for v in (*owner.input, *owner.output)] + [t.name for t in owner.initializer]
+            found += [d.dim_param for v in owner.input for d in v.type.tensor_type.shape.dim]
+        else:
+            found += [owner.domain, owner.overload, *owner.input, *owner.output, *owner.attribute]
+    for text in found:
+        if not isinstance(text, str):
+            raise CompileError(f"{label}: the name {text[:40]!r} is not text in UTF-8")
 
 
 def check_names(graph: GraphProto, label: str, outer: frozenset[str]) -> None:

@@ -22,7 +22,7 @@ from ..ir.ops.control import If, Param, Scan, While
 from ..ir.types import BOOL, TensorType
 from .argument_trees import Leaf, Structure, flatten, joined, map_leaves
 from .numpy_errors import TraceTypeError, TraceValueError
-from .numpy_tracer import Scope, Size, Storage, TracedArray, Tracer, as_dim
+from .numpy_tracer import Scope, Size, Storage, TracedArray, Tracer, WeakScalar, as_dim
 
 
 def _tracer_of(*values: Any) -> Tracer | None:
@@ -71,7 +71,7 @@ class _Body:
 
 def _entering(t: Tracer, value: Any) -> tuple[Node, _Value]:
     node = t.node(value if not isinstance(value, (bool, int, float)) else np.asarray(value))
-    weak = value.weak_kind if isinstance(value, TracedArray) else int if isinstance(value, Size) else type(value)
+    weak = value.kind if isinstance(value, WeakScalar) else int if isinstance(value, Size) else type(value)
     return node, _Value(node.tensor, weak if weak in (int, float) else None)
 
 
@@ -84,8 +84,7 @@ def _follow(t: Tracer, function: Callable[..., Any], structure: Structure, value
         for index, value in enumerate(values):
             param = scope.builder.add(Param(f"value{index}", value.type.dtype, value.type.shape))
             params.append(param)
-            scalar = value.weak is not None
-            arguments.append(TracedArray(t, Storage(scope, param), scalar=scalar, weak=value.weak))
+            arguments.append(TracedArray(t, Storage(scope, param)) if value.weak is None else t.weak(param, value.weak))
         returned = t.in_user_code(function, *structure.rebuild(iter(arguments)))
         leaves, shape = flatten(returned)
         found = [_entering(t, leaf.value) for leaf in leaves]

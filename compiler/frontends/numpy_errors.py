@@ -63,7 +63,7 @@ def conversion_error(what: str, loc: Loc) -> TraceTypeError:
 
 _GENERAL_HINT = (
     "index a constant table with np.take(table, indices, axis=0); write into np.zeros_like(x) or "
-    "np.zeros(shape, like=x), not into a concrete array; leave out np.asarray; join arrays with np.stack"
+    "np.zeros_like(x, shape=...), not into a concrete array; leave out np.asarray; join arrays with np.stack"
 )
 
 
@@ -81,7 +81,7 @@ def _conversion_hint(loc: Loc) -> str:
         return f"{table} is a concrete array and {index} is traced: write np.take({table}, {index}, axis=0)"
     if isinstance(target, ast.Subscript):
         name = ast.unparse(target.value)
-        return f"{name} is a concrete array: make it a traced one with np.zeros_like(x) or np.zeros(shape, like=x)"
+        return f"{name} is a concrete array: make it a traced one with np.zeros_like(x) or np.zeros_like(x, shape=...)"
     return _GENERAL_HINT
 
 

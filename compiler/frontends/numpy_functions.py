@@ -21,7 +21,7 @@ from . import numpy_shaping as shaping
 from .numpy_errors import TraceTypeError, TraceValueError
 from .numpy_indexing import get_item, set_item
 from .numpy_tracer import Rules, TracedArray, Tracer, settle
-from .numpy_ufuncs import normalize_axes, promotion_type, store, ufunc_rule
+from .numpy_ufuncs import normalize_axes, promotion_type, store, ufunc_rule, weak_sample
 
 NOTHING = np._NoValue
 
@@ -44,8 +44,7 @@ def size(t: Tracer, a: Any, axis: Any = None) -> Any:
 
 def result_type(t: Tracer, *values: Any) -> Any:
     def known(value: Any) -> Any:
-        kind = promotion_type(value) if isinstance(value, (TracedArray, np.ndarray)) else value
-        return kind(0) if kind in (int, float) else kind
+        return weak_sample(promotion_type(value)) if isinstance(value, (TracedArray, np.ndarray)) else value
 
     return np.result_type(*(known(v) for v in values))
 
@@ -171,7 +170,7 @@ def select(t: Tracer, condlist: Any, choicelist: Any, default: Any = 0) -> Any:
     if len(condlist) != len(choicelist) or not condlist:
         raise TraceValueError("list of cases must be same length as list of conditions")
     kinds = [promotion_type(v) for v in (*choicelist, default)]
-    kind = np.result_type(*(np.asarray(0).dtype if k is int else k(0) if k is float else k for k in kinds))
+    kind = np.result_type(*(weak_sample(k) for k in kinds))
     value: Any = t.array(t.node(default, dtype_of(kind)))
     for condition, choice in zip(reversed(condlist), reversed(choicelist)):
         value = np.where(condition, t.array(t.node(choice, dtype_of(kind))), value)
@@ -282,9 +281,11 @@ def _convolved(t: Tracer, x: Any, kernel: Any, mode: str) -> Any:
         raise TraceValueError(f"mode must be 'full', 'same' or 'valid', found {mode!r}")
     if not isinstance(kernel.dims[0], int) or (isinstance(x.dims[0], int) and x.dims[0] < kernel.dims[0]):
         x, kernel = kernel, x
-    taps = kernel.dims[0]
-    if not isinstance(taps, int) or not taps or x.dims[0] == 0:
-        raise TraceTypeError("convolve: one operand must have a size known at compile time, and none may be empty")
+    if not isinstance(kernel.dims[0], int) and t.observed is not None:
+        x, kernel = sorted((x, kernel), key=lambda a: -t.observed_number(a.dims[0]))
+    taps = t.number(kernel.dims[0], "convolve: one operand must have a size known at compile time")
+    if not taps or x.dims[0] == 0:
+        raise TraceValueError("convolve: an operand is empty")
     kind = np.result_type(x.dtype, kernel.dtype)
     length = x.shape[0] + (taps - 1)
     padded = np.pad(x.astype(kind), (taps - 1, taps - 1))

@@ -19,9 +19,8 @@ from .numpy_ufuncs import matmul, normalize_axes, promotion_type, store
 
 
 def common_dtype(*values: Any) -> DType:
-    """NumPy's result_type of the operands."""
-    kinds = [promotion_type(v) for v in values]
-    return dtype_of(np.result_type(*(0 if k is int else 0.0 if k is float else k for k in kinds)))
+    """NumPy's result_type of the operands, which are arrays: Python scalars are not weak."""
+    return dtype_of(np.result_type(*(np.dtype(promotion_type(v)) for v in values)))
 
 
 def _contract(t: Tracer, op: Dot, x: Node, y: Node) -> Node:
@@ -38,7 +37,7 @@ def _array(t: Tracer, node: Node) -> TracedArray:
 def dot(t: Tracer, a: Any, b: Any, out: Any = None) -> Any:
     x, y = t.as_array(a), t.as_array(b)
     if not x.ndim or not y.ndim:
-        return np.multiply(a, b, out=out)  # type: ignore[call-overload]
+        return np.multiply(x, y, out=out)
     dtype = common_dtype(a, b)
     if x.ndim <= 2 and y.ndim <= 2:
         return store(t, matmul(t, t.node(x, dtype), t.node(y, dtype)), out)
@@ -59,7 +58,7 @@ def vdot(t: Tracer, a: Any, b: Any) -> Any:
 def inner(t: Tracer, a: Any, b: Any) -> Any:
     x, y = t.as_array(a), t.as_array(b)
     if not x.ndim or not y.ndim:
-        return np.multiply(a, b)
+        return np.multiply(x, y)
     _match(t, "inner", x, x.ndim - 1, y, y.ndim - 1)
     dtype = common_dtype(a, b)
     return _array(t, _contract(t, Dot((x.ndim - 1,), (y.ndim - 1,)), t.node(x, dtype), t.node(y, dtype)))

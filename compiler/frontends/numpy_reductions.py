@@ -370,11 +370,12 @@ def quantile(t: Tracer, a: Any, q: Any, axis: Any = None, out: Any = None, overw
     if method not in _QUANTILE_METHODS:
         raise TraceValueError(f"quantile: method {method!r} is not supported", hint=f"use {', '.join(_QUANTILE_METHODS)}")
     array, _, restore = _one_axis(t, a, axis)
+    if type(q) in (int, float) and array.dtype.kind == "f":
+        q = np.asarray(q, dtype=array.dtype)
     points = q if isinstance(q, TracedArray) else np.asarray(q)
     if not isinstance(points, TracedArray) and ((points < 0).any() or (points > 1).any()):
         raise TraceValueError("Quantiles must be in the range [0, 1]")
-    ordered = np.sort(array, axis=-1)
-    result = _interpolated(t, array, ordered, points, method)
+    result = _interpolated(t, array, np.sort(array, axis=-1), points, method)
     return store(t, restore(result, bool(keepdims), points.ndim), out)
 
 
@@ -382,42 +383,43 @@ _QUANTILE_METHODS = ("linear", "lower", "higher", "nearest", "midpoint")
 
 
 def _interpolated(t: Tracer, array: Any, ordered: Any, points: Any, method: str) -> Any:
-    work = np.result_type(array.dtype if array.dtype.kind == "f" else np.float64, points.dtype if points.ndim else np.float16)
+    """Places in the sorted values; arithmetic and dtypes are those of NumPy's `_quantile`."""
+    points = points.astype(np.float64) if points.dtype.kind in "iub" else points
     size = array.shape[-1]
-    last = size - 1
     if isinstance(points, TracedArray) or not isinstance(size, int):
-        place = t.as_array(points).astype(np.float64) * t.array(t.node(last, F64))
+        place = t.as_array(points) * t.array(t.node(size - 1, t.as_array(points).type.dtype))
     else:
-        place = points.astype(np.float64) * last
+        place = points * points.dtype.type(size - 1)
+    if method == "nearest":
+        return _picked(t, ordered, np.rint(place), points, array)
+    if method in ("lower", "higher"):
+        return _picked(t, ordered, np.floor(place) if method == "lower" else np.ceil(place), points, array)
     below = np.floor(place)
-    rest = place - below
-    low, high = t.as_array(below).astype(np.int64), t.as_array(np.ceil(place)).astype(np.int64)
-    lead = (slice(None),) * points.ndim + (None,) * (array.ndim - 1)
-    values = [np.moveaxis(np.take(ordered, i, axis=-1), tuple(range(array.ndim - 1, array.ndim - 1 + points.ndim)),
-                          tuple(range(points.ndim))) for i in (low, high)]  # fmt: skip
-    share = t.as_array(rest)[lead]
-    if method == "linear":
-        share = share.astype(work)
-        gap = values[1].astype(work) - values[0].astype(work)
-        result = np.where(share >= 0.5, values[1] - gap * (1 - share), values[0] + gap * share)
-    elif method == "midpoint":
-        result = np.where(share > 0, (values[0].astype(work) + values[1]) * 0.5, values[0])
-    else:
-        upper = {"lower": share < 0, "higher": share > 0, "nearest": t.as_array(np.rint(place))[lead] > t.as_array(below)[lead]}
-        result = np.where(upper[method], values[1], values[0])
+    share = t.as_array(place - below)[(..., *(None,) * (array.ndim - 1))]
+    low, high = _picked(t, ordered, below, points, array), _picked(t, ordered, np.minimum(below + 1, place * 0 + (size - 1)), points, array)
+    if method == "midpoint":
+        share = np.where(share > 0, np.asarray(0.5, share.dtype), np.asarray(0, share.dtype))
+    gap = high - low
+    rising = low + gap * share
+    result = np.where(share >= 0.5, (high - gap * (1 - share)).astype(rising.dtype), rising)
+    return np.where(np.isnan(ordered[..., -1]), np.asarray(np.nan, result.dtype), result) if array.dtype.kind == "f" else result
+
+
+def _picked(t: Tracer, ordered: Any, place: Any, points: Any, array: Any) -> Any:
+    """The sorted values at these places, with the axes of `points` in front."""
+    rank = array.ndim - 1
+    value = np.take(ordered, t.as_array(place).astype(np.int64), axis=-1)
+    value = np.moveaxis(value, tuple(range(rank, rank + points.ndim)), tuple(range(points.ndim)))
     if array.dtype.kind == "f":
-        final = ordered[..., -1]
-        result = np.where(np.isnan(final), final, result)
-    return result.astype(work) if method in ("linear", "midpoint") else result
+        last = ordered[..., -1]
+        value = np.where(np.isnan(last), last, value)
+    return value
 
 
 def percentile(t: Tracer, a: Any, q: Any, axis: Any = None, out: Any = None, overwrite_input: bool = False,
                method: str = "linear", keepdims: bool = False, *, weights: Any = None, interpolation: Any = None) -> Any:  # fmt: skip
-    if isinstance(q, TracedArray):
-        share: Any = q / 100
-    else:
-        points = np.asarray(q)
-        share = np.true_divide(points, points.dtype.type(100) if points.dtype.kind == "f" else 100)
+    kind = t.as_array(a).dtype
+    share = np.true_divide(q, kind.type(100) if kind.kind == "f" else 100)
     return quantile(t, a, share, axis, out, overwrite_input, method, keepdims, weights=weights)
 
 

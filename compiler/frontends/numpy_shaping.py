@@ -19,7 +19,7 @@ from ..ir.types import BOOL, I64, dtype_of
 from .numpy_errors import TraceError, TraceTypeError, TraceValueError
 from .numpy_indexing import concrete_indices
 from .numpy_tracer import Size, TracedArray, Tracer, as_dim, shape_text
-from .numpy_ufuncs import check_integer, normalize_axes, promotion_type, store
+from .numpy_ufuncs import check_integer, normalize_axes, promotion_type, store, weak_sample
 from .numpy_views import C_LAYOUT, Permutation, Repeated, Reshaped, layout_of, reshaped_layout, strides_of
 
 
@@ -236,7 +236,7 @@ def joined_dtype(values: Sequence[Any], dtype: Any, casting: str = "same_kind") 
             if not np.can_cast(kind, dtype, casting):
                 raise TraceTypeError(f"Cannot cast array data from {kind} to {np.dtype(dtype)} according to the rule '{casting}'")
         return dtype_of(dtype)
-    return dtype_of(np.result_type(*(np.asarray(k(0)).dtype if k in (int, float) else k for k in kinds)))
+    return dtype_of(np.result_type(*(np.dtype(k) for k in kinds)))
 
 
 def as_sequence(t: Tracer, arrays: Any) -> list[Any]:
@@ -337,7 +337,10 @@ def _split(t: Tracer, array: TracedArray, parts: Any, axis: int, even: bool) -> 
         count = int(parts)
         if count <= 0:
             raise TraceValueError("number sections must be larger than 0.")
-        if isinstance(size, Size):
+        if isinstance(size, Size) and not even:
+            each, extra = size.dim // count, size.dim % count
+            edges = list(t.sizes([each * i + dim_min(i, extra) for i in range(count + 1)]))
+        elif isinstance(size, Size):
             if exact_quotient(size.dim, count) is None:
                 t.make_divisible(size.dim, count)
                 raise TraceError(f"split: that {count} divides the size {size} is not known at compile time",
@@ -438,7 +441,9 @@ def repeat(t: Tracer, a: Any, repeats: Any, axis: Any = None) -> Any:
     if count is None:
         listed = np.asarray(repeats)
         if listed.size != 1:
-            places = np.repeat(np.arange(array.shape[place]), listed)
+            t.unify(array.dims[place], len(listed), f"operands could not be broadcast together with shape ({array.dims[place]},) "
+                    f"({len(listed)},): one count for each place of axis {place}")  # fmt: skip
+            places = np.repeat(np.arange(len(listed)), listed)
             return np.take(array, places, axis=place)
         count = int(listed.reshape(-1)[0])
     lead, (size,) = array.shape[:place], t.sizes((count,))
@@ -731,7 +736,6 @@ def filled(value: Any) -> Callable[..., Any]:
 
 def full(t: Tracer, shape: Any, fill_value: Any, dtype: Any = None, order: str = "C", *, device: Any = None) -> Any:
     kind = promotion_type(fill_value) if dtype is None else dtype
-    kind = np.asarray(kind(0)).dtype if kind in (int, float) else kind
     return _filled(t, fill_value, dims_of(t, shape), kind)
 
 
@@ -784,11 +788,11 @@ def linspace(t: Tracer, start: Any, stop: Any, num: Any = 50, endpoint: bool = T
     if not isinstance(num, (int, np.integer)):
         raise TraceTypeError(f"linspace: the number of samples must be an integer, found {num!r}")
     parts = int(num) - 1 if endpoint else int(num)
-    kind = np.result_type(low.dtype, high.dtype, np.float64(0.0))
+    kind = np.result_type(low.dtype, high.dtype, 0.0)
     low, high = low.astype(kind), high.astype(kind)
     gap = high - low
     step = gap / parts if parts > 0 else gap * np.nan
-    count = np.arange(int(num), dtype=kind).reshape(-1, *(1,) * max(low.ndim, high.ndim))
+    count = np.arange(int(num), dtype=kind).reshape(-1, *(1,) * gap.ndim)
     values = t.as_array(count) * step + low if parts > 0 else t.as_array(count) * gap + low
     if endpoint and num > 1:
         values[-1] = high
@@ -825,4 +829,4 @@ def where(t: Tracer, condition: Any, x: Any = None, y: Any = None, /) -> Any:
 
 
 def _where_dtype(kinds: Sequence[Any]) -> Any:
-    return dtype_of(np.result_type(*(k(0) if k in (int, float) else k for k in kinds)))
+    return dtype_of(np.result_type(*(weak_sample(k) for k in kinds)))

@@ -264,9 +264,9 @@ class Tracer:
     def as_array(self, value: Any) -> TracedArray:
         return value if isinstance(value, TracedArray) else self.array(self.node(value))
 
-    def weak(self, node: Node, kind: type) -> TracedArray:
+    def weak(self, node: Node, kind: type) -> WeakScalar:
         """A scalar that promotes like a Python int or float."""
-        return TracedArray(self, Storage(self.scope, node), scalar=True, weak=kind)
+        return WeakScalar(self, Storage(self.scope, node), kind)
 
     def assign(self, target: TracedArray, value: Node) -> None:
         """Writes a node of the target's shape and dtype into it and so into everything that shares its storage."""
@@ -369,6 +369,18 @@ class Tracer:
         assert self.observed is not None
         return {s.name: self.observed[s.name] for s in symbols_of(*sizes)}
 
+    def observed_number(self, size: DimLike) -> int:
+        """The size in the example."""
+        return evaluate(self.current(size), self.observed or {})
+
+    def number(self, size: DimLike, complaint: str) -> int:
+        """The size as a number, for what cannot do without: the example's, then fixed for the graph; else an error."""
+        if isinstance(size, int):
+            return size
+        if self.observed is None:
+            raise TraceTypeError(f"{complaint}, found {size}", hint="give a number for it in tw.spec")
+        raise self.restart(self.specialize(self.current(size)))
+
     def make_divisible(self, size: DimLike, divisor: int) -> bool:
         """Traces again with a symbol known to be a multiple, where that makes the size one; False if it cannot."""
         size = self.current(size)
@@ -470,11 +482,7 @@ class Size:
         return self._as_value(other, ufunc, swap)
 
     def _as_value(self, other: Any, ufunc: np.ufunc, swap: bool) -> Any:
-        if not isinstance(other, (bool, int, float, np.generic, np.ndarray, TracedArray, Size)):
-            return NotImplemented
-        mine: Any = self.tracer.weak(self.tracer.node(self), int)
-        theirs = other.tracer.weak(other.tracer.node(other), int) if isinstance(other, Size) else other
-        return ufunc(theirs, mine) if swap else ufunc(mine, theirs)
+        return weak_operation(self.tracer, ufunc, (other, self) if swap else (self, other))
 
     def __add__(self, other: Any) -> Any:
         return self._exact(other, lambda a, b: a + b, np.add, False)
@@ -571,7 +579,7 @@ class Size:
         raise TraceError(
             f"the size {self.dim} is not known at compile time, so it is no Python integer",
             loc=caller_loc(),
-            hint="make arrays of this size with np.zeros_like(x), np.ones_like(x), np.zeros(shape, like=x) or "
+            hint="make arrays of this size with np.zeros_like(x), np.zeros_like(x, shape=...), np.full(shape, value, like=x) or "
             "np.arange(n, like=x); loop over it with tw.scan or tw.while_loop; or bind the size to a number",
         )
 
@@ -598,10 +606,25 @@ class Size:
         return str(self.dim)
 
 
+def is_weak(value: Any) -> bool:
+    """Whether the value promotes like a Python number."""
+    return type(value) in (int, float) or isinstance(value, (Size, WeakScalar))
+
+
+def weak_operation(tracer: Tracer, ufunc: np.ufunc, operands: tuple[Any, ...]) -> Any:
+    """An operator on Python numbers that are not known while tracing: among themselves they stay Python numbers."""
+    if not all(isinstance(v, (bool, int, float, np.generic, np.ndarray, TracedArray, Size)) for v in operands):
+        return NotImplemented
+    result = tracer.call(tracer.rules.ufunc, ufunc, "__call__", operands, {})
+    if not all(is_weak(v) for v in operands) or result.dtype.kind not in "if":
+        return result
+    return tracer.weak(tracer.node(result), int if result.dtype.kind == "i" else float)
+
+
 class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
     """An array in the program that is traced; see the module's text. Its methods and operators are NumPy's."""
 
-    __slots__ = ("tracer", "storage", "path", "layout", "scalar", "weak_kind", "uncertain", "_node", "_version")
+    __slots__ = ("tracer", "storage", "path", "layout", "scalar", "uncertain", "_node", "_version")
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(
@@ -611,7 +634,6 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
         path: tuple[Step, ...] = (),
         layout: Layout = C_LAYOUT,
         scalar: bool = False,
-        weak: type | None = None,
         uncertain: bool = False,
     ) -> None:
         self.tracer = tracer
@@ -619,7 +641,6 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
         self.path = path
         self.layout = layout
         self.scalar = scalar
-        self.weak_kind = weak
         self.uncertain = uncertain
         self._node = read_through(storage.scope.builder, storage.node, path)
         self._version = storage.version
@@ -780,6 +801,48 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
         return f"<traced {self.type}>"
 
 
+def _weak_method(ufunc: np.ufunc, swap: bool = False) -> Callable[..., Any]:
+    def method(self: WeakScalar, other: Any) -> Any:
+        return weak_operation(self.tracer, ufunc, (other, self) if swap else (self, other))
+
+    return method
+
+
+class WeakScalar(TracedArray):
+    """A Python number that is not known while tracing, such as n / 2 of a size n: it takes the dtype of what it meets.
+
+    Its operators keep it one among Python numbers; NumPy's functions make it an int64 or float64, as they do with numbers.
+    """
+
+    __slots__ = ("kind",)
+    kind: type
+
+    def __init__(self, tracer: Tracer, storage: Storage, kind: type) -> None:
+        super().__init__(tracer, storage, scalar=True)
+        self.kind = kind
+
+    __add__ = __iadd__ = _weak_method(np.add)
+    __radd__ = _weak_method(np.add, True)
+    __sub__ = __isub__ = _weak_method(np.subtract)
+    __rsub__ = _weak_method(np.subtract, True)
+    __mul__ = __imul__ = _weak_method(np.multiply)
+    __rmul__ = _weak_method(np.multiply, True)
+    __truediv__ = __itruediv__ = _weak_method(np.true_divide)
+    __rtruediv__ = _weak_method(np.true_divide, True)
+    __floordiv__ = __ifloordiv__ = _weak_method(np.floor_divide)
+    __rfloordiv__ = _weak_method(np.floor_divide, True)
+    __mod__ = __imod__ = _weak_method(np.remainder)
+    __rmod__ = _weak_method(np.remainder, True)
+    __pow__ = __ipow__ = _weak_method(np.power)
+    __rpow__ = _weak_method(np.power, True)
+
+    def __neg__(self) -> Any:
+        return weak_operation(self.tracer, np.negative, (self,))
+
+    def __abs__(self) -> Any:
+        return weak_operation(self.tracer, np.absolute, (self,))
+
+
 _POWER_SHORT_CUTS: dict[float, Callable[[Any], Any]] = {
     1: np.positive,
     2: np.square,
@@ -837,5 +900,5 @@ def _arrays_in(values: Sequence[Any]) -> Iterator[TracedArray]:
 
 __all__ = [
     "Guard", "Restart", "Rules", "Scope", "Size", "Storage", "Substitution", "TracedArray", "Tracer", "as_dim",
-    "call_function", "composed", "settle", "shape_text",
+    "WeakScalar", "call_function", "composed", "is_weak", "settle", "shape_text", "weak_operation",
 ]  # fmt: skip

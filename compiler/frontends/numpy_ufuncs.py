@@ -24,7 +24,7 @@ from ..ir.ops.shape import Concat
 from ..ir.types import BOOL, F64, I32, I64, U64, DType, dtype_of
 from .numpy_errors import TraceOverflowError, TraceTypeError, TraceValueError
 from .numpy_indexing import scatter
-from .numpy_tracer import Size, TracedArray, Tracer, settle, shape_text
+from .numpy_tracer import Size, TracedArray, Tracer, WeakScalar, settle, shape_text
 
 Emit = Callable[..., Any]
 DTYPES_BY_BITS = {16: dtype_of("i16"), 32: I32, 64: I64}
@@ -35,8 +35,10 @@ DTYPES_BY_BITS = {16: dtype_of("i16"), 32: I32, 64: I64}
 
 def promotion_type(value: Any) -> Any:
     """What the value counts as in promotion: a NumPy dtype, or the Python type of a weak scalar."""
+    if isinstance(value, WeakScalar):
+        return value.kind
     if isinstance(value, TracedArray):
-        return value.weak_kind or value.dtype
+        return value.dtype
     if isinstance(value, Size):
         return int
     if type(value) in (int, float, complex):
@@ -44,6 +46,11 @@ def promotion_type(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
         return value.dtype
     return np.asarray(value).dtype
+
+
+def weak_sample(kind: Any) -> Any:
+    """The promotion type as `np.result_type` takes it: a Python number for a weak scalar (a dtype may equal `int`)."""
+    return kind(0) if kind is int or kind is float else kind
 
 
 def _check_supported(dtypes: Sequence[Any], name: str) -> None:
@@ -57,8 +64,10 @@ def _check_supported(dtypes: Sequence[Any], name: str) -> None:
 
 def resolve_loop(ufunc: np.ufunc, types: Sequence[Any], dtype: Any, casting: str, signature: Any) -> list[DType]:
     """The loop's dtypes: operands, then results."""
-    slots = (*types, *([None] * ufunc.nout))
     _check_supported(types, ufunc.__name__)
+    if all(k is int or k is float for k in types):
+        types = [np.dtype(k) for k in types]
+    slots = (*types, *([None] * ufunc.nout))
     fixed = signature
     if dtype is not None:
         fixed = (None,) * ufunc.nin + (np.dtype(dtype),) * ufunc.nout
@@ -118,8 +127,7 @@ def _call(t: Tracer, ufunc: np.ufunc, inputs: tuple[Any, ...], out: Any = None, 
     shape = t.broadcast_shapes(*(n.shape for n in nodes))
     made = emit(t.b, *(library.broadcast(t.b, n, shape) for n in nodes))
     results = [library.cast(t.b, n, d) for n, d in zip(made if isinstance(made, tuple) else (made,), loop[ufunc.nin:])]
-    weak = _weak_result(types, results[0])
-    arrays = [t.weak(n, weak) if weak else t.array(n, scalar=not n.rank) for n in results]
+    arrays = [t.array(n, scalar=not n.rank) for n in results]
     if where is not True:
         arrays = [_select_where(t, where, a, o) for a, o in zip(arrays, out or (None,) * len(arrays))]
     stored = [store(t, a, o, casting) for a, o in zip(arrays, out if isinstance(out, tuple) else (out,) * len(arrays))]
@@ -129,13 +137,6 @@ def _call(t: Tracer, ufunc: np.ufunc, inputs: tuple[Any, ...], out: Any = None, 
 def _operand(t: Tracer, value: Any, dtype: DType, ufunc: np.ufunc) -> Node:
     check_integer(value, dtype)
     return t.node(value, dtype)
-
-
-def _weak_result(types: Sequence[Any], result: Node) -> type | None:
-    """Python scalars and sizes among themselves stay Python scalars."""
-    if any(k not in (int, float) for k in types):
-        return None
-    return float if result.dtype.is_float else int if result.dtype.is_integer else None
 
 
 def _compare_with_distant_integer(t: Tracer, ufunc: np.ufunc, inputs: Sequence[Any]) -> TracedArray | None:
@@ -337,10 +338,9 @@ def accumulate_ufunc(t: Tracer, ufunc: np.ufunc, array: Any, axis: Any = 0, dtyp
 
 
 def _outer(t: Tracer, ufunc: np.ufunc, left: Any, right: Any, **kwargs: Any) -> Any:
+    """Python scalars are arrays here, so they are not weak."""
     x, y = t.as_array(left), t.as_array(right)
-    wide = np.reshape(x, (*x.shape, *(1,) * y.ndim))
-    first, second = (wide if promotion_type(left) not in (int, float) else left), right
-    return _call(t, ufunc, (first, second), **kwargs)
+    return _call(t, ufunc, (np.reshape(x, (*x.shape, *(1,) * y.ndim)), y), **kwargs)
 
 
 _SCATTERS = {np.add: "add", np.multiply: "mul", np.maximum: "max", np.minimum: "min"}

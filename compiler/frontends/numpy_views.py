@@ -96,7 +96,7 @@ class Picked(Step):
         order = [self.axis, *(a for a in range(whole.rank) if a != self.axis)]
         inverse = sorted(range(whole.rank), key=order.__getitem__)
         first = library.transpose(b, whole, order)
-        changed = b.add(ScatterND("set"), first, library.reshape(b, self.index, (1,)), library.expand(b, part, (0,)))
+        changed = b.add(ScatterND("set"), first, library.reshape(b, self.index, (1, 1)), library.expand(b, part, (0,)))
         return library.transpose(b, changed, inverse)
 
 

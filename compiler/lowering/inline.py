@@ -247,18 +247,24 @@ class Inliner:
         dtype = accumulator_dtype(node.dtype)
         kind = node.op.kind if isinstance(node.op, (Reduce, ReduceWindow)) else "sum"
         accumulator = Buffer(self.names.fresh("sum" if kind == "sum" else kind), dtype, (), "register")
-        self.block.append(Alloc(accumulator))
-        self.block.append(Store(accumulator.name, (), self.literal(reduction_identity(kind, dtype), dtype)))
+        identity = Store(accumulator.name, (), self.literal(reduction_identity(kind, dtype), dtype))
         inside = self.inner()
         extents, make = term_of(node, index)
         symbols = [loop_symbol(self.names.fresh("k"), n) for n in extents]
-        combine, value = make(inside, tuple(s for _, s in symbols), accumulator)
-        inside.block.append(Store(accumulator.name, (), value, combine))
         unrolled = all(isinstance(n, int) for n in extents) and int(product(extents)) <= UNROLL_LIMIT  # type: ignore[arg-type]
-        body: tuple[Stmt, ...] = tuple(inside.block)
-        for (found, _), extent in reversed(list(zip(symbols, extents))):
+        # a long sum is a sum of sums, one of each round of the outermost loop: fewer roundings meet one total
+        nested = len(extents) > 1 and not unrolled
+        partial = Buffer(self.names.fresh("part"), dtype, (), "register") if nested else accumulator
+        combine, value = make(inside, tuple(s for _, s in symbols), partial)
+        body: tuple[Stmt, ...] = (*inside.block, Store(partial.name, (), value, combine))
+        loops = list(zip((found for found, _ in symbols), extents))
+        for found, extent in reversed(loops[1:] if nested else loops):
             body = (For(found, extent, "unrolled" if unrolled else "serial", body),)
-        self.block.extend(body)
+        if nested:
+            start = Store(partial.name, (), identity.value)
+            total = Store(accumulator.name, (), self.load(partial, ()), COMBINE[kind])
+            body = (For(loops[0][0], loops[0][1], "serial", (Alloc(partial), start, *body, total)),)
+        self.block += [Alloc(accumulator), identity, *body]
         return self.latch(self.cast(self.load(accumulator, ()), node.dtype))
 
     def latch(self, value: Node) -> Node:

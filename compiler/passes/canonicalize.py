@@ -190,7 +190,7 @@ def drop_identity(b: Builder, op: Op, inputs: tuple[Node, ...]) -> Node | None:
             return x
         case Transpose(perm) if perm == tuple(range(x.rank)):
             return x
-        case Slice(start, size, step) if size == x.shape and not any(start) and all(s == 1 for s in step):
+        case Slice(start, size, step) if size == x.shape and all(s == 0 for s in start) and all(s == 1 for s in step):
             return x
         case Pad(low, high) if all(n == 0 for n in (*low, *high)):
             return x

@@ -102,6 +102,11 @@ class Context:
             self.fail(f"axes {tuple(axes)} name an axis twice")
         return found
 
+    def positive(self, value: int, what: str) -> int:
+        if value < 1:
+            self.fail(f"{what} must be positive, found {value}")
+        return value
+
     def choice(self, value: str, what: str, allowed: Sequence[str]) -> str:
         if value not in allowed:
             self.fail(f"{what} {value!r} is not one of {', '.join(allowed)}")
@@ -182,6 +187,8 @@ class Context:
         shape = tuple(shape)
         if x.shape == shape:
             return x
+        if x.rank != len(shape):
+            self.fail(f"{x.type} has rank {x.rank}, expected the shape ({', '.join(map(str, shape))})")
         for axis, (found, expected) in enumerate(zip(x.shape, shape, strict=True)):
             if compare(found, expected) in (-1, 1):
                 self.fail(f"axis {axis} has size {found}, expected {expected}")

@@ -85,6 +85,7 @@ def conv(c: Context, x: Node, w: Node, bias: Node | None = None, *, auto_pad: st
          dilations: Sequence[int] | None = None, group: int = 1, kernel_shape: Sequence[int] | None = None,
          pads: Sequence[int] | None = None, strides: Sequence[int] | None = None) -> Node:
     rank = _spatial_rank(c, x)
+    c.positive(group, "group")
     if w.rank != x.rank:
         c.fail(f"the weight {w.type} does not fit the input {x.type}")
     kernel, steps = _kernel(c, w, kernel_shape), per_axis(c, strides, rank, "strides")
@@ -115,9 +116,14 @@ def conv_transpose(c: Context, x: Node, w: Node, bias: Node | None = None, *, au
                    pads: Sequence[int] | None = None, strides: Sequence[int] | None = None) -> Node:
     """A convolution of the input with zeros between its elements and the kernel turned around."""
     rank = _spatial_rank(c, x)
+    if w.rank != x.rank:
+        c.fail(f"the weight {w.type} does not fit the input {x.type}")
     kernel, steps = _kernel(c, w, kernel_shape), per_axis(c, strides, rank, "strides")
     spread = per_axis(c, dilations, rank, "dilations")
+    c.positive(group, "group")
     extra = tuple(output_padding) if output_padding else (0,) * rank
+    if len(extra) != rank or output_shape and len(output_shape) < rank:
+        c.fail(f"output_padding {extra} or output_shape {output_shape} has no entry for each of {rank} spatial axes")
     padding = _transposed_padding(c, x, kernel, steps, spread, extra, pads, output_shape, auto_pad)
     fixed, crop = [], []
     for (low, high), k, d, more in zip(padding, kernel, spread, extra):
@@ -150,6 +156,8 @@ def _transposed_padding(c: Context, x: Node, kernel: Sequence[int], strides: Seq
     c.choice(auto_pad, "auto_pad", AUTO_PADS)
     if output_shape is None and auto_pad in ("NOTSET", "VALID"):
         given = tuple(pads) if pads and auto_pad == "NOTSET" else (0,) * (2 * rank)
+        if len(given) != 2 * rank:
+            c.fail(f"pads has {len(given)} entries for {rank} spatial axes")
         return [(given[a], given[a + rank]) for a in range(rank)]
     found = []
     wanted = list(output_shape or ())[-rank:]
@@ -241,6 +249,7 @@ def lp_pool(c: Context, x: Node, *, kernel_shape: Sequence[int], p: int = 2, aut
 
 
 def _raised(c: Context, x: Node, p: int) -> Node:
+    c.positive(p, "p")
     size = c.scalar("abs", x)
     return size if p == 1 else c.scalar("mul", size, size) if p == 2 else c.apply("pow", size, c.like(p, x))
 
@@ -317,7 +326,9 @@ def instance_normalization(c: Context, x: Node, scale: Node, bias: Node, *, epsi
 def group_normalization(c: Context, x: Node, scale: Node, bias: Node, *, num_groups: int, epsilon: float = 1e-5,
                         stash_type: int = 1) -> Node:
     """Opset 18 gives scale and bias for each group, 21 for each channel."""
+    _spatial_rank(c, x)
     channels = x.shape[1]
+    c.positive(num_groups, "num_groups")
     grouped = (x.shape[0], num_groups, channels // num_groups, *x.shape[2:])
     wide = c.cast(c.reshape(x, grouped), c.dtype(stash_type)) if x.dtype.bits < 32 else c.reshape(x, grouped)
     ones = [1] * (x.rank - 2)
@@ -373,7 +384,7 @@ def lp_normalization(c: Context, x: Node, *, axis: int = -1, p: int = 2) -> Node
 def local_response_normalization(c: Context, x: Node, *, size: int, alpha: float = 1e-4, beta: float = 0.75,
                                  bias: float = 1.0) -> Node:
     """x / (bias + alpha / size * sum of squares over neighbouring channels) ^ beta."""
-    low = (size - 1) // 2
+    low = (c.positive(size, "size") - 1) // 2
     rank = x.rank
     window = tuple(size if a == 1 else 1 for a in range(rank))
     padding = tuple((low, size - 1 - low) if a == 1 else (0, 0) for a in range(rank))

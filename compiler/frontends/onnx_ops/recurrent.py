@@ -270,6 +270,9 @@ def _layer(c: Context, kind: Kind, x: Node, w: Node, r: Node, bias: Node | None,
            linear_before_reset: int = 0) -> tuple[Node | None, ...]:
     if x.rank != 3 or w.rank != 3 or r.rank != 3:
         c.fail(f"needs X, W and R of rank 3, found {x.type}, {w.type} and {r.type}")
+    for what, part, rank in (("B", bias, 2), ("P", peepholes, 2), *(("an initial state", s, 3) for s in initial)):
+        if part is not None and part.rank != rank:
+            c.fail(f"{what} must have rank {rank}, found {part.type}")
     directions = DIRECTIONS[c.choice(direction, "direction", tuple(DIRECTIONS))]
     hidden = r.shape[2] if hidden_size is None else hidden_size
     if not isinstance(hidden, int) or w.shape[1] != kind.gates * hidden or w.shape[0] != len(directions):

@@ -25,6 +25,7 @@ MODES = ("nearest", "linear", "cubic")
 COORDINATES = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric",
                "tf_half_pixel_for_nn", "tf_crop_and_resize")
 NEAREST = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+LARGEST_SCALE = 1 << 20
 POLICIES = ("stretch", "not_larger", "not_smaller")
 
 
@@ -55,6 +56,8 @@ class Method:
 
 def _scaled(c: Context, size: DimLike, scale: float) -> DimLike:
     """floor(size * scale): in float32, as is customary (10 * 0.7 is 7); exact for sizes that are symbols."""
+    if not 0 < scale < LARGEST_SCALE:
+        c.fail(f"the scale {scale} is not between 0 and {LARGEST_SCALE}")
     if isinstance(size, int):
         return math.floor(np.float32(size) * np.float32(scale))
     fraction = Fraction(scale)
@@ -120,8 +123,6 @@ def _targets(c: Context, x: Node, places: Sequence[int], scales: Node | None, si
         factors = _floats(c, scales)
         if len(factors) != len(places):
             c.fail(f"scales has {len(factors)} entries for {len(places)} axes")
-        if min(factors, default=1) <= 0:
-            c.fail(f"scales {factors} must be positive")
         return {a: (_scaled(c, x.shape[a], s), s) for a, s in zip(places, factors)}
     wanted = c.sizes(sizes, "sizes")
     if len(wanted) != len(places):

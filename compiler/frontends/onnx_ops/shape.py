@@ -422,7 +422,7 @@ def trilu(c: Context, x: Node, k: Node | None = None, *, upper: int = 1) -> Node
 def depth_to_space(c: Context, x: Node, *, blocksize: int, mode: str = "DCR") -> Node:
     c.choice(mode, "mode", ("DCR", "CRD"))
     n, channels, height, width = _image(c, x)
-    s = blocksize
+    s = c.positive(blocksize, "blocksize")
     kept = channels // (s * s)
     if mode == "DCR":
         parts = permute(c.b, reshape_checked(c, x, (n, s, s, kept, height, width)), (0, 3, 4, 1, 5, 2))
@@ -433,7 +433,7 @@ def depth_to_space(c: Context, x: Node, *, blocksize: int, mode: str = "DCR") ->
 
 def space_to_depth(c: Context, x: Node, *, blocksize: int, mode: str = "DCR") -> Node:
     n, channels, height, width = _image(c, x)
-    s = blocksize
+    s = c.positive(blocksize, "blocksize")
     parts = reshape_checked(c, x, (n, channels, height // s, s, width // s, s))
     order = (0, 3, 5, 1, 2, 4) if mode == "DCR" else (0, 1, 3, 5, 2, 4)
     return c.reshape(permute(c.b, parts, order), (n, channels * s * s, height // s, width // s))

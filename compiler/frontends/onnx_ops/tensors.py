@@ -7,6 +7,7 @@ the tensor. Assumes protobuf objects with ONNX's field names; imports nothing of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def decode_tensor(tensor: Any, folder: Folder, owner: str = "") -> np.ndarray:
 
 
 def _native(array: np.ndarray, dtype: DType) -> np.ndarray:
-    return array != 0 if dtype.is_bool else array.astype(dtype.numpy, copy=False)
+    return np.not_equal(array, 0) if dtype.is_bool else array.astype(dtype.numpy, copy=False)
 
 
 def _external_bytes(tensor: Any, folder: Folder, needed: int, what: str) -> bytes:
@@ -125,7 +126,7 @@ def _external_bytes(tensor: Any, folder: Folder, needed: int, what: str) -> byte
 
 def _typed_elements(tensor: Any, dtype: DType, shape: tuple[int, ...], count: int, what: str) -> np.ndarray:
     field = ELEMENT_TYPES[tensor.data_type][2]
-    values = getattr(tensor, field)
+    values: Sequence[Any] = getattr(tensor, field)
     if len(values) != count:
         raise CompileError(f"{what}: {dtype}{list(shape)} needs {count} elements, found {len(values)} in {field}")
     if dtype.bits == 16 and dtype.is_float:      # stored as the bits of the number

@@ -1,0 +1,156 @@
+"""What the commands share: their common options, progress on a terminal, models by path, answers as text or JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import numpy as np
+
+from .driver import compile_graph, load_model
+from .ir.dims import symbol
+from .ir.errors import ArgumentError
+from .loading import load
+from .options import PRECISIONS, Options
+from .runtime.buffer import TensorInfo
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+SIZES_TO_TRY = (1, 2, 4, 8, 16, 32, 64, 128, 224, 256, 320, 512, 640, 1024)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Answer as JSON.")
+dims_option = click.option("--dims", multiple=True, metavar="NAME=SIZE",
+                           help="Fix a symbolic size of the model; may be repeated. The others stay symbolic.")
+target_option = click.option("--target", default="cpu", show_default=True,
+                             help="What to compile for: cpu, cpu:<name>, features added and removed by +name and -name.")
+threads_option = click.option("--threads", type=click.IntRange(0), default=0, help="Threads of a call.  [default: all]")
+precision_option = click.option("--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], show_default=True,
+                                help="strict: only exact rewrites and reordered sums.")
+cache_option = click.option("--no-cache", is_flag=True, help="Neither look into the compile cache nor add to it.")
+
+
+def compile_options(command: Command) -> Command:
+    """The options of commands that compile a model."""
+    for option in (cache_option, precision_option, threads_option, target_option, dims_option):
+        command = option(command)
+    return command
+
+
+def read_pairs(pairs: Sequence[str], what: str) -> dict[str, str]:
+    """name=value options as a dict."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name or not value:
+            raise click.UsageError(f"{what}: found {pair!r}, expected NAME=VALUE")
+        if name in found:
+            raise click.UsageError(f"{what}: {name} is given twice")
+        found[name] = value
+    return found
+
+
+def read_sizes(pairs: Sequence[str], what: str) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for name, value in read_pairs(pairs, what).items():
+        if not value.isdigit():
+            raise click.UsageError(f"{what}: found {name}={value}, expected a number")
+        sizes[name] = int(value)
+    return sizes
+
+
+@contextmanager
+def progress(message: str) -> Iterator[None]:
+    """Says what is being done while it takes its time; on a terminal only, and the line is gone afterwards."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    began = time.monotonic()
+    click.echo(f"{message} ...", err=True, nl=False)
+    try:
+        yield
+    finally:
+        click.echo("\r\033[K", err=True, nl=False)
+        if time.monotonic() - began > 1:
+            click.echo(f"{message}: {time.monotonic() - began:.1f} s", err=True)
+
+
+def answer(as_json: bool, data: Any, lines: Sequence[str]) -> None:
+    """The command's answer on stdout."""
+    click.echo(json.dumps(data, indent=2) if as_json else "\n".join(lines))
+
+
+def byte_text(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.2f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def is_library(path: Path) -> bool:
+    return ".so" in path.suffixes[-3:]
+
+
+def load_graph(path: Path, dims: Sequence[str]) -> Any:
+    """The graph of a model file."""
+    sizes = read_sizes(dims, "--dims")
+    with progress(f"reading {path.name}"):
+        return load_model(path, {name: symbol(name, size, size) for name, size in sizes.items()} if sizes else None)
+
+
+def load_executable(path: Path, *, dims: Sequence[str], target: str, threads: int, precision: str, no_cache: bool) -> Any:
+    """Something to call: a saved library loaded, or a model compiled."""
+    if is_library(path):
+        if dims:
+            raise ArgumentError(f"{path}: --dims fixes sizes while a model is compiled; this is a library",
+                                hint="--size says which sizes random inputs have")
+        return load(path, threads=threads)
+    graph = load_graph(path, dims)
+    options = Options(threads=threads, precision=precision, cache=not no_cache)
+    with progress(f"compiling {path.name}"):
+        return compile_graph(graph, target, options)
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def random_inputs(executable: Any, sizes: Mapping[str, int], seed: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Inputs that the model accepts: normal floats, and integers 0 and 1, since they may be indices."""
+    generator = np.random.default_rng(seed)
+    inputs = {}
+    for info, shape in zip(executable.inputs, input_shapes(executable, sizes)):
+        if info.dtype.kind in "biu":
+            inputs[info.name] = generator.integers(0, 2, shape).astype(info.dtype)
+        else:
+            inputs[info.name] = generator.standard_normal(shape).astype(info.dtype)
+    return inputs
+
+
+def input_shapes(executable: Any, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
+    """A shape for each input, with the given sizes; the others are as small as the model accepts."""
+    infos: Sequence[TensorInfo] = executable.inputs
+    names = list(dict.fromkeys(size for info in infos for size in info.shape if isinstance(size, str)))
+    unknown = [name for name in sizes if name not in names]
+    if unknown:
+        raise ArgumentError(f"--size: {executable.name} has no symbolic size {unknown[0]}, found vs {', '.join(names) or 'none'}")
+    sample = executable.metadata.get("sample_shapes")
+    if sample is not None and not sizes:
+        return [tuple(shape) for shape in sample]
+    for size in SIZES_TO_TRY:
+        binding = {name: sizes.get(name, size) for name in names}
+        shapes = [tuple(binding[n] if isinstance(n, str) else n for n in info.shape) for info in infos]
+        try:
+            executable.plan(*shapes)
+        except ArgumentError:
+            continue
+        return shapes
+    raise ArgumentError(f"{executable.name}: found no sizes that it accepts for {', '.join(names)}",
+                        hint="say them: --size NAME=SIZE, for each")
