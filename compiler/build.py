@@ -24,6 +24,7 @@ import numpy as np
 from .backends.llvm.compile import CompiledObject, compile_program
 from .backends.llvm.emit_model import ModelFacts
 from .backends.llvm.targets import Target, host_supports, known_cpus, resolve_target
+from .backends.reference import PLAIN, ReferenceModel
 from .ir.dims import is_static
 from .ir.errors import CompileError, InternalError, TilewrightError
 from .ir.graph import Constant, Graph
@@ -117,6 +118,18 @@ def build(graph: Graph, target_name: str, options: Options, environment: Environ
     metadata["sample_shapes"] = sample_shapes(graph)
     dump_times(environment, graph, target_name, options, metadata)
     return Built(compiled.object_code, constants, digest if program.constants_bytes else "", metadata)
+
+
+def interpreted(graph: Graph, backend: str, options: Options, environment: Environment) -> ReferenceModel:
+    """The graph behind the interface of a loaded model: 'reference' interprets it as it is, 'reference-loops' after passes
+    and lowering, with every check that the loop interpreter has."""
+    if backend == "reference":
+        return ReferenceModel(graph)
+    caps = Caps(PLAIN.vector_bits, PLAIN.vector_registers, PLAIN.level1_bytes, PLAIN.level2_bytes)
+    optimized, _ = run_passes(graph, options, caps, environment)
+    program, _ = lower_checked(optimized, caps)
+    dump_program(environment, caps, program)
+    return ReferenceModel(program)
 
 
 def lower_checked(graph: Graph, caps: Caps) -> tuple[Program, Statistics]:

@@ -34,9 +34,10 @@ from .saving import ForeignExecutable, Saveable, save
 
 PathText = Union[str, "os.PathLike[str]"]
 Source = Union[Callable[..., Any], Graph, PathText]
-REFERENCE = "reference"
-BACKENDS = ("llvm", REFERENCE)
+INTERPRETERS = ("reference", "reference-loops")  # of graphs, of programs
+BACKENDS = ("llvm", *INTERPRETERS)
 SYMBOL = "tw_model"
+INTERPRETED = {"cached": False, "target": "the interpreter", "workspace": 0, "compile_seconds": 0.0}
 
 
 def compile(
@@ -95,13 +96,13 @@ def compile_graph(graph: Graph, target: str, options: Options, *, pack: Any = No
     """The executable of a graph; for a target that this machine cannot run, what saves it."""
     if name is not None:
         graph = Graph(name, graph.params, graph.results, graph.result_names)
-    verify(graph)
     environment = read_environment()
     if environment.backend not in BACKENDS:
         raise CompileError(f"TILEWRIGHT_BACKEND={environment.backend!r} is not one of {', '.join(BACKENDS)}")
-    if environment.backend == REFERENCE:
-        reference = compile_half().reference_model(graph)
-        return Executable(reference, threads=options.threads, metadata={"backend": REFERENCE}, pack=pack)
+    if environment.backend in INTERPRETERS:
+        verify(graph)
+        model = compile_half().interpreted(graph, environment.backend, options, environment)
+        return Executable(model, threads=options.threads, metadata=dict(INTERPRETED, backend=environment.backend), pack=pack)
     cache = open_cache(environment, options) if options.cache else None
     key = key_of(graph, target, options, cache) if cache is not None else None
     # Whoever asks for dumps or checks wants the passes to run.
@@ -110,6 +111,7 @@ def compile_graph(graph: Graph, target: str, options: Options, *, pack: Any = No
         if entry is not None:
             metadata = {**entry.metadata, "cached": True}
             return _executable(entry.object_code, entry.constants, metadata, options, pack)
+    verify(graph)  # a graph that was found above was verified when it was compiled: its key is the digest of all it says
     built = compile_half().build(graph, target, options, environment)
     metadata = {**built.metadata, "cached": False}
     if cache is not None and key is not None:

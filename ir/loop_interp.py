@@ -31,8 +31,25 @@ from .dims import Atom, DimLike, Symbol, evaluate, product, symbols_of
 from .errors import ArgumentError, CompileError, IndexFailure, RuntimeFailure, VerifyError
 from .graph import Graph, Node
 from .interp import bind_shapes
-from .loop import (Alloc, Buffer, Check, For, If, IndexValue, Kernel, Let, Literal, Load, Local, Stmt, Store, While,
-                   expression_nodes, expressions_of, walk)
+from .loop import (
+    Alloc,
+    Buffer,
+    Check,
+    For,
+    If,
+    IndexValue,
+    Kernel,
+    Let,
+    Literal,
+    Load,
+    Local,
+    Stmt,
+    Store,
+    While,
+    expression_nodes,
+    expressions_of,
+    walk,
+)
 from .loop_text import format_place, format_statements
 from .loop_verify import verify_kernel, verify_program
 from .ops.compute import Bitcast, Cast, Elementwise, cast_array

@@ -33,8 +33,29 @@ from .dims import Atom, DimLike, Symbol
 from .errors import UNKNOWN, CompileError
 from .graph import Constant, Node, Op
 from .lexer import Lexer, Token
-from .loop import (ACCESS, COMBINES, SPACES, Alloc, Buffer, Check, For, If, IndexValue, Kernel, Let, Literal, Load, Local,
-                   Stmt, Store, While, expression_nodes, expressions_of, loop_variable, variable_size)
+from .loop import (
+    ACCESS,
+    COMBINES,
+    SPACES,
+    Alloc,
+    Buffer,
+    Check,
+    For,
+    If,
+    IndexValue,
+    Kernel,
+    Let,
+    Literal,
+    Load,
+    Local,
+    Stmt,
+    Store,
+    While,
+    expression_nodes,
+    expressions_of,
+    loop_variable,
+    variable_size,
+)
 from .ops.compute import Bitcast, Cast, Elementwise
 from .ops.scalar import SCALARS
 from .parser import GraphParser

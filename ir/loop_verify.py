@@ -23,8 +23,29 @@ from typing import NoReturn
 from .dims import INFINITY, Composed, Dim, DimLike, Monomial, Symbol, bounds, product, substitute, symbols_of
 from .errors import CompileError, VerifyError
 from .graph import Node
-from .loop import (ACCESS, COMBINES, LOOP_KINDS, SPACES, Alloc, Buffer, Check, For, If, IndexValue, Kernel, Let, Literal,
-                   Load, Local, Stmt, Store, While, expression_nodes, expressions_of, walk)
+from .loop import (
+    ACCESS,
+    COMBINES,
+    LOOP_KINDS,
+    SPACES,
+    Alloc,
+    Buffer,
+    Check,
+    For,
+    If,
+    IndexValue,
+    Kernel,
+    Let,
+    Literal,
+    Load,
+    Local,
+    Stmt,
+    Store,
+    While,
+    expression_nodes,
+    expressions_of,
+    walk,
+)
 from .loop_text import format_place, format_statements
 from .ops.compute import Bitcast, Cast, Elementwise
 from .ops.scalar import result_dtype
@@ -447,7 +468,7 @@ def _as_size(node: Node, lets: Mapping[str, DimLike]) -> DimLike | None:
     return None
 
 
-def prove_nonnegative(size: DimLike, known: Known = Known()) -> bool:
+def prove_nonnegative(size: DimLike, known: Known = Known(), depth: int = 4) -> bool:
     """True when the size is shown to be >= 0 wherever `known` holds. Sound, incomplete, of bounded cost."""
     if bounds(size)[0] >= 0:
         return True
@@ -455,7 +476,14 @@ def prove_nonnegative(size: DimLike, known: Known = Known()) -> bool:
         return False
     if _least(size, known.loops, 8):
         return True
-    return any(_least(size - fact, known.loops, 6) for fact in known.facts)
+    cases = _split_minimum(size) if depth else None
+    if cases is not None:
+        test = any if cases[0] else all
+        return test(prove_nonnegative(part, known, depth - 1) for part in cases[1])
+    if any(_least(size - fact, known.loops, 6) for fact in known.facts):
+        return True
+    # a statement in a loop runs only where the loop's extent is past its variable
+    return any(_least(size - (extent - 1 - Dim(((((s, 1),), 1),))), known.loops, 6) for s, extent in known.loops)
 
 
 def _least(size: DimLike, loops: tuple[tuple[Symbol, DimLike], ...], depth: int) -> bool:

@@ -35,8 +35,27 @@ from .dims import DimLike, Symbol, bounds, ceildiv, dim_min, divides, parse_dim,
 from .errors import CompileError, ScheduleError, VerifyError
 from .graph import Node, Op
 from .lexer import Lexer
-from .loop import (SPACES, Alloc, Buffer, For, If, IndexValue, Kernel, Let, Load, Stmt, Store, blocks_of, expression_nodes,
-                   expressions_of, loop_variable, map_statements, substitute_statements, variable_size, walk)
+from .loop import (
+    SPACES,
+    Alloc,
+    Buffer,
+    For,
+    If,
+    IndexValue,
+    Kernel,
+    Let,
+    Load,
+    Stmt,
+    Store,
+    blocks_of,
+    expression_nodes,
+    expressions_of,
+    loop_variable,
+    map_statements,
+    substitute_statements,
+    variable_size,
+    walk,
+)
 from .loop_verify import Known, condition_facts, prove_nonnegative, verify_kernel
 from .ops.compute import Elementwise
 from .types import BOOL, INDEX, TensorType

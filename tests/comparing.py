@@ -9,8 +9,8 @@ import numpy as np
 TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1, "float32": 1e-4, "float64": 1e-9}
 
 
-def assert_identical(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
-    """Equal dtype, shape and bits; any NaN equals any NaN."""
+def assert_identical(found: Sequence[np.ndarray], expected: Sequence[np.ndarray], signed_zeros: bool = True) -> None:
+    """Equal dtype, shape and bits; any NaN equals any NaN, and without `signed_zeros` any zero any zero."""
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected):
         ours, theirs = np.asarray(ours), np.asarray(theirs)
@@ -19,6 +19,8 @@ def assert_identical(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]
             np.testing.assert_array_equal(ours, theirs)
             continue
         both = np.isnan(ours) & np.isnan(theirs)
+        if not signed_zeros:
+            both |= (ours == 0) & (theirs == 0)
         bits = f"u{ours.dtype.itemsize}"
         same = np.ascontiguousarray(ours).view(bits) == np.ascontiguousarray(theirs).view(bits)
         assert (both | same).all(), f"{ours}\nis not\n{theirs}"

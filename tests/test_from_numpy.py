@@ -292,3 +292,328 @@ def _fill(x: Any) -> Any:
 def test_function_agrees_with_numpy(name: str) -> None:
     function, arrays = CASES[name]
     check(function, *arrays)
+
+
+# --- promotion -------------------------------------------------------------------------------------------------------
+
+DTYPES = [np.dtype(d) for d in (np.bool_, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64,
+                                np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]  # fmt: skip
+NUMBERS: list[Any] = [True, 3, -2, 0.5, 100, 300, -1000, 2**40, np.float32(0.5), np.float64(2), np.int8(3), np.uint16(7)]
+SKIPPED_VALUES = (np.left_shift, np.right_shift, np.power, np.float_power, np.spacing, np.ldexp)
+POSITIVE = (np.log, np.log2, np.log10, np.sqrt, np.power, np.float_power, np.fmod, np.remainder, np.floor_divide, np.divmod,
+            np.gcd, np.lcm, np.reciprocal)  # fmt: skip
+
+
+def compare_or_both_refuse(function: Callable[..., Any], *arrays: Any, values_too: bool = True) -> None:
+    """The same result, or an error of the same kind."""
+    try:
+        with np.errstate(all="ignore"):
+            expected = function(*copied_all(arrays))
+    except (TypeError, OverflowError, ValueError) as error:
+        with pytest.raises((TypeError, OverflowError, ValueError)) as caught:
+            run_static(function, arrays)
+        assert isinstance(caught.value, (TypeError, OverflowError, ValueError))
+        assert isinstance(caught.value, OverflowError) == isinstance(error, OverflowError)
+        return
+    found = run_static(function, arrays)
+    if values_too:
+        assert_same(found, expected, loose=4)
+    else:
+        pairs = zip(found, expected) if isinstance(expected, tuple) else [(found, expected)]
+        assert all(np.asarray(x).dtype == np.asarray(y).dtype and np.shape(x) == np.shape(y) for x, y in pairs)
+
+
+def copied_all(arrays: tuple[Any, ...]) -> list[Any]:
+    return [a.copy() if isinstance(a, np.ndarray) else a for a in arrays]
+
+
+@pytest.mark.parametrize("ufunc", [np.add, np.true_divide, np.less, np.maximum, np.bitwise_and, np.logical_or], ids=str)
+def test_promotion_of_all_pairs_of_dtypes(ufunc: np.ufunc) -> None:
+    for left in DTYPES:
+        for right in DTYPES:
+            a, b = np.ones(2, left), np.ones(2, right)
+            compare_or_both_refuse(lambda x, y: ufunc(x, y), a, b)  # noqa: B023
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_python_and_numpy_scalars_promote_as_in_numpy(dtype: np.dtype[Any]) -> None:
+    array = np.ones(3, dtype)
+    for number in NUMBERS:
+        for ufunc in (np.add, np.multiply, np.true_divide, np.less, np.equal, np.maximum, np.subtract):
+            compare_or_both_refuse(lambda x: ufunc(x, number), array)  # noqa: B023
+            compare_or_both_refuse(lambda x: ufunc(number, x), array)  # noqa: B023
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_ufuncs_on_all_dtypes(data: st.DataObject) -> None:
+    ufunc = data.draw(st.sampled_from(sorted(EMIT, key=lambda u: u.__name__)))
+    arrays = []
+    for place in range(ufunc.nin):
+        array = values(2, 3, dtype=data.draw(st.sampled_from(DTYPES)), seed=place)
+        arrays.append(np.abs(array) + array.dtype.type(1) if ufunc in POSITIVE and array.dtype != np.bool_ else array)
+    compare_or_both_refuse(lambda *xs: ufunc(*xs), *arrays, values_too=ufunc not in SKIPPED_VALUES)
+
+
+REDUCERS = ("sum", "prod", "max", "min", "mean", "std", "var", "any", "all", "argmax", "argmin", "cumsum", "cumprod", "ptp",
+            "median", "sort", "argsort", "count_nonzero", "average", "round", "nansum", "nanmax", "diff", "zeros_like",
+            "square", "nan_to_num", "trace", "clip", "quantile", "matmul", "dot", "where", "concatenate", "full_like")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REDUCERS)
+def test_functions_keep_numpys_dtypes(name: str) -> None:
+    extra = {
+        "clip": lambda x: np.clip(x, 1, 3), "quantile": lambda x: np.quantile(x, 0.5), "matmul": lambda x: x @ x,
+        "dot": lambda x: np.dot(x, 2), "where": lambda x: np.where(x > 1, x, 0), "concatenate": lambda x: np.append(x, 1),
+        "full_like": lambda x: np.full_like(x, 1), "argsort": lambda x: np.argsort(x, kind="stable"),
+    }  # fmt: skip
+    function = extra.get(name, getattr(np, name))
+    for dtype in DTYPES:
+        if dtype == ml_dtypes.bfloat16 and name in ("dot", "median", "quantile", "round", "nan_to_num", "average", "nansum", "nanmax", "sort"):
+            continue  # NumPy itself refuses these, or gives results that depend on the version of ml_dtypes
+        array = np.array([[3, 1, 0], [2, 1, 1], [0, 2, 3]]).astype(dtype)
+        compare_or_both_refuse(lambda x: function(x), array)  # noqa: B023
+
+
+# --- indexing --------------------------------------------------------------------------------------------------------
+
+
+def _index_for(data: st.DataObject, size: int) -> Any:
+    kind = data.draw(st.sampled_from(["slice", "slice", "integer", "list", "array", "mask"]))
+    places = st.integers(-size, size - 1)
+    if kind == "slice":
+        bound = st.none() | st.integers(-size - 2, size + 2)
+        return slice(data.draw(bound), data.draw(bound), data.draw(st.sampled_from([None, 1, 2, 3, -1, -2])))
+    if kind == "integer":
+        return data.draw(places)
+    if kind == "list":
+        return data.draw(st.lists(places, min_size=2, max_size=2))
+    if kind == "array":
+        return np.array(data.draw(st.lists(places, min_size=2, max_size=2))).reshape(data.draw(st.sampled_from([(2,), (2, 1), (1, 2)])))
+    mask = np.zeros(size, bool)
+    mask[data.draw(st.lists(st.integers(0, size - 1), min_size=2, max_size=2, unique=True))] = True
+    return mask
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_indexing_agrees_with_numpy(data: st.DataObject) -> None:
+    shape = (3, 4, 2)
+    array = np.arange(24, dtype=np.float32).reshape(shape)
+    count = data.draw(st.integers(0, 3))
+    axes = list(range(count))
+    key: list[Any] = [_index_for(data, shape[a]) for a in axes]
+    if data.draw(st.booleans()):
+        key.insert(data.draw(st.integers(0, len(key))), None)
+    if data.draw(st.booleans()):
+        key.append(Ellipsis)
+    index = tuple(key)
+
+    def read(x: Any) -> Any:
+        return x[index]
+
+    def write(x: Any) -> Any:
+        y = x.copy()
+        y[index] = x[index] * 2 + 1
+        y[index] += 3
+        return y
+
+    check(read, array)
+    check(write, array)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_traced_index_arrays_agree_with_numpy(data: st.DataObject) -> None:
+    shape = (3, 4, 2)
+    array = np.arange(24, dtype=np.float32).reshape(shape)
+    key: list[Any] = []
+    traced: list[np.ndarray] = []
+    for size in shape[: data.draw(st.integers(1, 3))]:
+        index = _index_for(data, size)
+        if isinstance(index, np.ndarray) and index.dtype != np.bool_:
+            traced.append(index)
+            index = ("traced", len(traced) - 1)
+        key.append(index)
+    if data.draw(st.booleans()):
+        full = len(key) == len(shape)  # elsewhere an Ellipsis in the middle would move the indices to other axes
+        key.insert(data.draw(st.integers(0, len(key))), data.draw(st.sampled_from([None, Ellipsis] if full else [None])))
+
+    def read(x: Any, *indices: Any) -> Any:
+        return x[tuple(indices[k[1]] if isinstance(k, tuple) else k for k in key)]
+
+    check(read, array, *traced)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 7), st.none() | st.integers(-6, 6), st.none() | st.integers(-6, 6), st.sampled_from([1, 2, 3, -1, -2, -3])
+)
+def test_slices_of_one_graph_fit_all_sizes(size: int, start: int | None, stop: int | None, step: int) -> None:
+    def part(x: Any) -> Any:
+        return x[start:stop:step], x[::step][start:stop]
+
+    traced = tw.trace_specs(part, (tw.spec(("n",), "int32"),))
+    array = np.arange(size, dtype=np.int32)
+    assert_same(traced.pack(evaluate_graph(traced.graph, [array])), part(array))
+
+
+# --- specs, calls and sizes ------------------------------------------------------------------------------------------
+
+
+def test_named_sizes_are_shared_and_bounded() -> None:
+    size = symbol("n", 1, 64, 4)
+    graph = tw.trace(lambda x, y: x + y, (tw.spec((size, "m"), "float32"), tw.spec(("n", "m"), "float32")))
+    assert str(graph.results[0].type) == "f32[n, m]"
+    assert [s.declaration() for s in graph.symbols] == ["m", "n: 1..64 % 4"]
+
+
+def test_names_of_inputs_and_results() -> None:
+    def step(x: Any, state: dict[str, Any], *more: Any, scale: Any) -> Any:
+        return {"y": x * scale, "next": state["h"] + more[0]}
+
+    vector = tw.spec((3,), "float32")
+    graph = tw.trace(step, (vector, {"h": vector}, vector), {"scale": tw.spec((), "float32", "factor")}, name="renamed")
+    assert graph.name == "renamed"
+    assert [p.op.label for p in graph.params] == ["x", "state_h", "more0", "factor"]
+    assert graph.result_names == ("y", "next")
+
+
+def test_constants_are_taken_as_they_are_while_tracing() -> None:
+    table = np.arange(3, dtype=np.float32)
+
+    def function(x: Any) -> Any:
+        local = np.zeros(3, np.float32)
+        first = x + local
+        local[0] = 5
+        return first, x + local + table
+
+    graph = tw.trace(function, (tw.spec((3,), "float32"),))
+    table[:] = 100
+    first, second = evaluate_graph(graph, [np.zeros(3, np.float32)])
+    np.testing.assert_array_equal(first, [0, 0, 0])
+    np.testing.assert_array_equal(second, [5, 1, 2])
+
+
+def test_a_call_without_specs_shares_sizes_that_must_be_equal() -> None:
+    def mlp(x: Any, w: Any, b: Any) -> Any:
+        return np.maximum(x @ w + b, 0)
+
+    x, w, b = values(5, 4), values(4, 6), values(6)
+    traced = tw.trace_call(mlp, (x, w, b))
+    assert [str(p.type) for p in traced.graph.params] == ["f32[x_0, w_0]", "f32[w_0, b_0]", "f32[b_0]"]
+    assert traced.matches((values(9, 3), values(3, 2), values(2)))
+    assert not traced.matches((values(9, 3), values(3, 2), values(3)))
+    assert not traced.matches((values(1, 3), values(3, 2), values(2)))
+    assert not traced.matches((x.astype(np.float64), w, b))
+    assert not traced.matches((x[0], w, b))
+
+
+def test_comparisons_of_sizes_become_guards() -> None:
+    def function(x: Any) -> Any:
+        return x * 2 if x.shape[0] > 3 else x + 1
+
+    traced = tw.trace_call(function, (values(5),))
+    assert [str(g) for g in traced.guards] == ["x_0 <= 3 is False"]
+    assert traced.matches((values(4),)) and not traced.matches((values(3),))
+    assert tw.trace_call(function, (values(2),)).matches((values(3),))
+
+
+def test_an_equality_of_sizes_that_held_is_part_of_the_types() -> None:
+    def function(x: Any, y: Any) -> Any:
+        return x @ y.T if x.shape == y.shape else x.sum() + y.sum()
+
+    traced = tw.trace_call(function, (values(2, 3), values(2, 3)))
+    assert [str(p.type) for p in traced.graph.params] == ["f32[x_0, x_1]", "f32[x_0, x_1]"]
+    other = tw.trace_call(function, (values(2, 3), values(2, 4)))
+    assert not other.matches((values(2, 3), values(2, 3))) and other.matches((values(5, 3), values(5, 4)))
+
+
+def test_sizes_that_are_multiples_and_differences() -> None:
+    traced = tw.trace_call(lambda x: x.reshape(-1, 4).sum(axis=1), (values(12),))
+    assert [s.declaration() for s in traced.graph.symbols] == ["x_0: 2.. % 4"]
+    assert traced.matches((values(8),)) and not traced.matches((values(6),))
+    shifted = tw.trace_call(lambda x, y: x[1:] + y, (values(6), values(5)))
+    assert shifted.matches((values(9), values(8))) and not shifted.matches((values(9), values(9)))
+    for n in (2, 3, 9):
+        x, y = values(n), values(n - 1, seed=1)
+        if shifted.matches((x, y)):
+            np.testing.assert_allclose(evaluate_graph(shifted.graph, [x, y])[0], x[1:] + y)
+
+
+def test_python_numbers_are_part_of_the_program() -> None:
+    traced = tw.trace_call(lambda x, k: x * k, (values(3), 2.0))
+    assert len(traced.graph.params) == 1
+    assert traced.matches((values(4), 2.0)) and not traced.matches((values(4), 3.0)) and not traced.matches((values(4), 2))
+    varying = tw.trace_call(lambda x, k: x * k, (values(3), np.float32(2.0)))
+    assert len(varying.graph.params) == 2 and varying.matches((values(3), np.float32(5)))
+
+
+def test_other_array_types_are_inputs() -> None:
+    class Shared:
+        def __init__(self, array: np.ndarray) -> None:
+            self.__array_interface__ = array.__array_interface__
+            self.kept = array
+
+    traced = tw.trace_call(lambda x, y: x + y, (Shared(values(3)), memoryview(values(3))))
+    assert [str(p.type) for p in traced.graph.params] == ["f32[x_0]", "f32[x_0]"]
+
+
+def test_every_node_has_the_users_line() -> None:
+    def function(x: Any) -> Any:
+        y = np.tanh(x)
+        return tw.softmax(y @ y.T)
+
+    graph = tw.trace(function, (tw.spec((3, 3), "float32"),))
+    lines = {n.loc.line - function.__code__.co_firstlineno for n in graph.nodes()}
+    assert lines == {0, 1, 2} and all(n.loc.file == __file__ for n in graph.nodes())
+
+
+def test_symbolic_graphs_serve_other_sizes() -> None:
+    def function(x: Any) -> Any:
+        y = x - x.mean(axis=0)
+        return np.concatenate([y[1:], y[:1]]) @ y.T, np.pad(y, 1, mode="reflect"), np.roll(y, 1, 0), np.median(y, axis=0), np.tril(y)
+
+    traced = tw.trace_specs(function, (tw.spec((symbol("n", 1), 4), "float32"),))
+    for n in (1, 2, 5):
+        if n == 1:
+            continue
+        x = values(n, 4)
+        assert_same(traced.pack(evaluate_graph(traced.graph, [x])), function(x), loose=5)
+
+
+def test_empty_and_scalar_arrays() -> None:
+    check(lambda x: (x.sum(), x + 1, x.reshape(0, 3), np.concatenate([x, x]), x @ x.T, np.sort(x), x.mean(axis=1)), values(0, 3))
+    check(lambda x: (x + 1, x.sum(), x.reshape(1), x[None], x[()], x[...], np.stack([x, x])), np.array(2.0))
+    check(lambda x: np.prod(x.astype(np.int32)), values(0))
+
+
+def test_uncertain_memory_layout_is_only_an_error_when_it_matters() -> None:
+    def reads(x: Any) -> Any:
+        return (x.T + 1).reshape(-1)
+
+    def writes(x: Any) -> Any:
+        y = (x.T + 1).reshape(-1)
+        y[0] = 0
+        return y
+
+    check(reads, A)
+    with pytest.raises(tw_errors()) as caught:
+        run_static(writes, (A,))
+    assert "x.copy()" in str(caught.value)
+
+
+def tw_errors() -> Any:
+    from tilewright.ir.errors import CompileError
+
+    return CompileError
+
+
+def test_the_same_trace_gives_the_same_graph() -> None:
+    arguments = (tw.spec(("n", 4), "float32"),)
+    first, second = (tw.trace(lambda x: np.sort(np.exp(x) @ x.T), arguments) for _ in range(2))
+    assert first == second
+
+
+def test_run_symbolic_helper_uses_the_example() -> None:
+    assert_same(run_symbolic(lambda x: x * 2, (A,)), A * 2)

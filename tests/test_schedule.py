@@ -12,8 +12,19 @@ from tilewright.ir.loop import Kernel
 from tilewright.ir.loop_interp import run_kernel
 from tilewright.ir.loop_text import format_kernel, parse_kernel
 from tilewright.ir.loop_verify import unproved_indices
-from tilewright.ir.schedule import (Schedule, Step, apply_schedule, format_schedule, parallelize, parse_schedule, reorder,
-                                    split, stage, unroll, vectorize)
+from tilewright.ir.schedule import (
+    Schedule,
+    Step,
+    apply_schedule,
+    format_schedule,
+    parallelize,
+    parse_schedule,
+    reorder,
+    split,
+    stage,
+    unroll,
+    vectorize,
+)
 
 MATMUL = parse_kernel("""kernel @matmul[M, N, K](%x: in f32[M, K], %w: in f32[K, N], %y: out f32[M, N]) {
   for %i in 0..M {
@@ -164,11 +175,11 @@ def test_stage_refuses_what_may_be_uninitialised() -> None:
 
 POOL = ["i", "j", "k", "j2", "i_outer", "i_inner", "k_outer", "k_inner", "j2_outer", "j2_inner", "j_outer", "j_inner"]
 STEPS = st.one_of(
-    st.builds(lambda l, f, t: Step("split", (l, f, t)), st.sampled_from(POOL), st.integers(1, 5), st.sampled_from(["min", "guard"])),
+    st.builds(lambda loop, f, t: Step("split", (loop, f, t)), st.sampled_from(POOL), st.integers(1, 5), st.sampled_from(["min", "guard"])),
     st.builds(lambda a, b: Step("reorder", (a, b, True)), st.sampled_from(POOL), st.sampled_from(POOL)),
-    st.builds(lambda l, n: Step("vectorize", (l, n, True)), st.sampled_from(POOL), st.sampled_from([1, 4, 8])),
-    st.builds(lambda l: Step("unroll", (l,)), st.sampled_from(POOL)),
-    st.builds(lambda l: Step("parallelize", (l,)), st.sampled_from(POOL)),
+    st.builds(lambda loop, n: Step("vectorize", (loop, n, True)), st.sampled_from(POOL), st.sampled_from([1, 4, 8])),
+    st.builds(lambda loop: Step("unroll", (loop,)), st.sampled_from(POOL)),
+    st.builds(lambda loop: Step("parallelize", (loop,)), st.sampled_from(POOL)),
 )
 
 

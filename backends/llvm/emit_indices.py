@@ -10,12 +10,13 @@ may be evaluated before a loop that would not have run). Symbols bound to intege
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from tilewright.backends.llvm.emit_scalars import spread_text
 from tilewright.backends.llvm.emit_text import Block, Function, shaped, splat_text
-from tilewright.ir.dims import Atom, Composed, DimLike, Monomial, Symbol, bounds, substitute, symbols_of
+from tilewright.ir.dims import Atom, Composed, Dim, DimLike, Monomial, Symbol, bounds, substitute, symbols_of
 from tilewright.ir.errors import InternalError
 
 Terms = tuple[tuple[Monomial, int], ...]
@@ -388,25 +389,44 @@ def _merged(terms: list[tuple[Monomial, int]]) -> Terms:
 
 
 def _resolve(size: DimLike, integers: dict[str, int]) -> tuple[int, Terms]:
-    """Puts integers in. Terms over plain symbols are done here; `substitute` renormalises the others."""
-    if integers and any(isinstance(atom, Composed) for monomial, _ in size.terms for atom, _ in monomial):  # type: ignore[union-attr]
-        size = substitute(size, integers)
+    """Puts integers in, term by term: normalising a whole size again costs far more."""
     if isinstance(size, int):
         return size, ()
     constant = 0
     total: dict[Monomial, int] = {}
-    for monomial, coefficient in size.terms:
-        if integers:
-            kept = []
-            for atom, power in monomial:
-                value = integers.get(atom.name) if isinstance(atom, Symbol) else None
-                if value is None:
-                    kept.append((atom, power))
-                else:
-                    coefficient *= value ** power
-            monomial = tuple(kept)
-        if not monomial:
-            constant += coefficient
-        else:
-            total[monomial] = total.get(monomial, 0) + coefficient
+    for term, factor in size.terms:
+        for monomial, coefficient in _resolve_term(term, factor, integers) if integers else ((term, factor),):
+            if monomial:
+                total[monomial] = total.get(monomial, 0) + coefficient
+            else:
+                constant += coefficient
     return constant, tuple((monomial, coefficient) for monomial, coefficient in total.items() if coefficient)
+
+
+def _resolve_term(monomial: Monomial, coefficient: int, integers: dict[str, int]) -> Sequence[tuple[Monomial, int]]:
+    """One term with integers put in; several where an atom becomes a sum."""
+    kept: list[tuple[Atom, int]] = []
+    sums: list[Dim] = []
+    for atom, power in monomial:
+        if isinstance(atom, Symbol):
+            value: DimLike | None = integers.get(atom.name)
+        else:
+            names = tuple(name for name in atom_names(atom) if name in integers)
+            value = _substituted(atom, names, tuple(integers[name] for name in names)) if names else None
+        if value is None:
+            kept.append((atom, power))
+        elif isinstance(value, int):
+            coefficient *= value ** power
+        else:
+            sums.extend([value] * power)
+    if not sums:
+        return ((tuple(kept), coefficient),)
+    product: DimLike = coefficient
+    for factor in (Dim(((tuple(kept), 1),)) if kept else 1, *sums):
+        product = product * factor
+    return ((((), product),) if product else ()) if isinstance(product, int) else product.terms
+
+
+@lru_cache(maxsize=65536)
+def _substituted(atom: Atom, names: tuple[str, ...], values: tuple[int, ...]) -> DimLike:
+    return substitute(Dim(((((atom, 1),), 1),)), dict(zip(names, values)))

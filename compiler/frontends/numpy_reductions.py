@@ -16,10 +16,18 @@ from .. import library
 from ..ir.dims import DimLike, product
 from ..ir.graph import Node
 from ..ir.ops.compute import ArgReduce, ArgSort, Sort
-from ..ir.types import BF16, F16, F32, F64, I64, DType, dtype_of
+from ..ir.types import BF16, F16, F32, F64, DType, dtype_of
 from .numpy_errors import TraceTypeError, TraceValueError
 from .numpy_tracer import TracedArray, Tracer
-from .numpy_ufuncs import accumulate_ufunc, check_integer, normalize_axes, reduce_ufunc, store
+from .numpy_ufuncs import (
+    accumulate_ufunc,
+    check_integer,
+    normalize_axes,
+    promotion_type,
+    reduce_ufunc,
+    resolve_loop,
+    store,
+)
 
 NOTHING = np._NoValue
 
@@ -427,14 +435,17 @@ def clip(t: Tracer, a: Any, a_min: Any = NOTHING, a_max: Any = NOTHING, out: Any
          max: Any = NOTHING, dtype: Any = None, **kwargs: Any) -> Any:  # fmt: skip
     low = next((v for v in (a_min, min) if v is not NOTHING and v is not None), None)
     high = next((v for v in (a_max, max) if v is not NOTHING and v is not None), None)
-    array = t.as_array(a)
+    kinds = [promotion_type(v) for v in (a, low, high) if v is not None]
+    loop = resolve_loop(_CLIPPING[len(kinds)], kinds, dtype, "same_kind", None)[0] if len(kinds) > 1 else t.node(a).dtype
     for bound in (low, high):
-        check_integer(bound, array.type.dtype)
-    value = array if low is None else np.maximum(array, low)
-    value = value if high is None else np.minimum(value, high)
-    value = np.positive(value) if value is array and value.dtype != np.bool_ else value
-    return store(t, value if dtype is None else value.astype(dtype), out)
+        check_integer(bound, loop)
+    value = t.node(a, loop)
+    for function, bound in (("max", low), ("min", high)):
+        if bound is not None:
+            shape = t.broadcast_shapes(value.shape, t.node(bound).shape)
+            value = library.apply(t.b, function, library.broadcast(t.b, value, shape), t.node(bound, loop))
+    return store(t, t.array(value, scalar=not value.rank), out, "same_kind")
 
 
-def index_count(t: Tracer, value: int) -> Any:
-    return t.array(library.constant(t.b, value, I64))
+# the ufunc whose loop NumPy takes, by the number of operands
+_CLIPPING = {2: np.minimum, 3: np._core.umath.clip}

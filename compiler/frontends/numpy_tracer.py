@@ -235,7 +235,8 @@ class Tracer:
             found = library.size_value(self.b, value.dim)
         else:
             if dtype is not None and isinstance(value, (bool, int, float)):
-                return library.constant(self.b, np.asarray(value), dtype)
+                with np.errstate(all="ignore"):  # a Python number past the range of a float is infinity
+                    return library.constant(self.b, np.asarray(value), dtype)
             found = self.b.add(Const(self.constant(np.asarray(value))))
         return found if dtype is None else library.cast(self.b, found, dtype)
 

@@ -11,12 +11,12 @@ No iteration over the contraction is split between threads, so results do not de
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..ir.dims import DimLike, Symbol, ceildiv, dim_min, divides, product
+from ..ir.dims import Dim, DimLike, Symbol, bounds, ceildiv, dim_min, divides, product
 from ..ir.graph import Node
-from ..ir.loop import Alloc, Buffer, For, If, Stmt, Store
+from ..ir.loop import Alloc, Buffer, For, If, Let, Stmt, Store
 from ..ir.ops.compute import PackedConv, PackedDot, accumulator_dtype
 from ..ir.types import INDEX
 from ..tiles import Tile
@@ -86,14 +86,31 @@ def lower_contraction(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: B
     row_tiles = ceildiv(operand.rows, tile.rows)
     extent = product(batch_shape) * panels * row_tiles
     variable, at = loop_symbol(names.fresh("t"), extent)
-    *batch, panel, row_tile = unflatten_index(at, (*batch_shape, panels, row_tiles))
+    names_of = [*(f"b{a}_" for a in range(count)), "panel", "tile"]
+    lets, parts = _named_parts(inliner, names_of, unflatten_index(at, (*batch_shape, panels, row_tiles)))
+    *batch, panel, row_tile = parts
     work = _TileWork(node, result, out, lhs, rhs, inliner, tile, tuple(batch), panel, row_tile)
     body = work.body(guarded=False)
     if not (divides(tile.rows, operand.rows) and divides(tile.columns, columns)):
         whole_rows = inliner.scalar("le", inliner.index((row_tile + 1) * tile.rows), inliner.index(operand.rows))
         whole_columns = inliner.scalar("le", inliner.index((panel + 1) * tile.columns), inliner.index(columns))
         body = (If(inliner.scalar("and", whole_rows, whole_columns), body, work.body(guarded=True)),)
-    return For(variable, extent, "parallel", body)
+    return For(variable, extent, "parallel", (*lets, *body))
+
+
+def _named_parts(inliner: Inliner, labels: Sequence[str], index: Index) -> tuple[list[Stmt], list[DimLike]]:
+    """Lets for the parts of the tile's number, so that the many indices made from them stay short."""
+    lets: list[Stmt] = []
+    parts: list[DimLike] = []
+    for label, size in zip(labels, index, strict=True):
+        if isinstance(size, int):
+            parts.append(size)
+            continue
+        high = bounds(size)[1]
+        found = Symbol(inliner.names.fresh(label), 0, None if high == float("inf") else int(high))
+        lets.append(Let(found.name, inliner.index(size), found))
+        parts.append(Dim(((((found, 1),), 1),)))
+    return lets, parts
 
 
 class _TileWork:

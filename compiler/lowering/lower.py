@@ -21,6 +21,7 @@ from ..ir.ops.shape import Reshape
 from ..ir.program import Branch, Launch, Loop, Place, Program, Repeat, Step
 from ..ir.types import TensorType
 from ..target import Caps
+from .abstract import Sizes, abstract_graph
 from .kernels import KernelMaker
 from .memory import ALIGNMENT, Storage, assign_offsets
 
@@ -71,7 +72,9 @@ def lower_program(graph: Graph, caps: Caps) -> tuple[Program, Statistics]:
 
 class _Lowering:
     def __init__(self, graph: Graph, caps: Caps) -> None:
-        self.graph = graph
+        self.original = graph
+        self.sizes = Sizes(frozenset(s.name for s in graph.symbols))
+        self.graph = abstract_graph(graph, self.sizes)
         self.kernels = KernelMaker(caps)
         self.storages: list[Storage] = []
         self.constants: dict[str, tuple[int, Constant]] = {}
@@ -87,10 +90,10 @@ class _Lowering:
         drafts = self._graph(graph, spots, self._output_spots())
         total = assign_offsets(self.storages)
         steps = self._finish(drafts)
-        inputs = tuple((p.op.label, p.tensor) for p in graph.params if isinstance(p.op, Param))
-        outputs = tuple((name, r.tensor) for name, r in zip(graph.result_names, graph.results))
+        inputs = tuple((p.op.label, p.tensor) for p in self.original.params if isinstance(p.op, Param))
+        outputs = tuple((name, r.tensor) for name, r in zip(graph.result_names, self.original.results))
         constants = tuple(sorted(self.constants.values(), key=lambda row: row[0]))
-        program = Program(graph.name, inputs, outputs, constants, self.constants_bytes, total, steps, graph.symbols)
+        program = Program(graph.name, inputs, outputs, constants, self.constants_bytes, total, steps, self.original.symbols)
         return program, Statistics(self.storages)
 
     def _output_spots(self) -> list[Spot]:
@@ -153,7 +156,8 @@ class _Lowering:
         return targets
 
     def _new(self, label: str, type: TensorType) -> Spot:
-        storage = Storage(label, type.elements * type.dtype.bytes, self.clock, self.clock)
+        size = self.sizes.concrete(type.elements) * type.dtype.bytes
+        storage = Storage(label, size, self.clock, self.clock)
         self.storages.append(storage)
         return Spot("workspace", 0, storage)
 
@@ -173,13 +177,17 @@ class _Lowering:
                 else:
                     spots.append(self._new("scratch", entry))
                     everything.append(spots[-1])
-            drafts.append(Draft(kernel, tuple(spots), kernel_sizes(kernel)))
+            drafts.append(Draft(kernel, tuple(spots), self._kernel_sizes(kernel)))
+
+    def _kernel_sizes(self, kernel: Kernel) -> tuple[DimLike, ...]:
+        """What a launch passes for the kernel's symbols, in the program's own."""
+        return tuple(self.sizes.concrete(Dim(((((s, 1),), 1),))) for s in kernel.symbols)
 
     def _copy(self, source: Spot, target: Spot, type: TensorType, drafts: Drafts, loc: Loc = UNKNOWN) -> None:
         if source == target:
             return
         kernel = self.kernels.copy(type, loc)
-        drafts.append(Draft(kernel, (source, target), kernel_sizes(kernel)))
+        drafts.append(Draft(kernel, (source, target), self._kernel_sizes(kernel)))
 
     # --- control flow ------------------------------------------------------------------------------------------------
 
@@ -231,9 +239,9 @@ class _Lowering:
         states, middle = targets[:op.states], op.states + op.scanned
         for source, target, type in zip(operands, states, types):
             self._copy(source, target, type, drafts)
-        slices = [_slice(spot, operand.tensor, at) for spot, operand in
+        slices = [self._slice(spot, operand.tensor, at) for spot, operand in
                   zip(operands[op.states:middle], node.inputs[op.states:middle])]
-        stacked = [_slice(spot, type, at) for spot, type in zip(targets[op.states:], types[op.states:])]
+        stacked = [self._slice(spot, type, at) for spot, type in zip(targets[op.states:], types[op.states:])]
         next_states = [self._new("scan.next", t) for t in types[:op.states]]
         steps = self._body(op.body, [*states, *slices, *operands[middle:]], [*next_states, *stacked])
         for source, target, type in zip(next_states, states, types):
@@ -242,9 +250,14 @@ class _Lowering:
         self._alive([*operands, *targets, *next_states])
 
         def make(parts: tuple[tuple[Step, ...], ...], place: Place | None) -> Step:
-            return Repeat(counter, op.length, parts[0], op.reverse)
+            return Repeat(counter, self.sizes.concrete(op.length), parts[0], op.reverse)
 
         drafts.append(DraftBlock((steps,), None, make))
+
+    def _slice(self, spot: Spot, type: TensorType, at: DimLike) -> Spot:
+        """Where the slice of a step lies."""
+        step = self.sizes.concrete(product(type.shape[1:])) * type.dtype.bytes
+        return Spot(spot.space, spot.number, spot.storage, spot.offset + at * step)
 
     # --- offsets -----------------------------------------------------------------------------------------------------
 
@@ -262,16 +275,6 @@ class _Lowering:
 def _place(spot: Spot) -> Place:
     base: DimLike = 0 if spot.storage is None else spot.storage.offset
     return Place(spot.space, spot.number, base + spot.offset)
-
-
-def _slice(spot: Spot, type: TensorType, at: DimLike) -> Spot:
-    step = product(type.shape[1:]) * type.dtype.bytes
-    return Spot(spot.space, spot.number, spot.storage, spot.offset + at * step)
-
-
-def kernel_sizes(kernel: Kernel) -> tuple[DimLike, ...]:
-    """What a launch passes for the kernel's symbols: the program's own symbols of the same names."""
-    return tuple(Dim(((((s, 1),), 1),)) for s in kernel.symbols)
 
 
 def _result_types(node: Node) -> tuple[TensorType, ...]:

@@ -414,20 +414,13 @@ def take_constant(b: Builder, op: Op, inputs: tuple[Node, ...]) -> Node | None:
 def compute_before_broadcast(b: Builder, op: Op, inputs: tuple[Node, ...]) -> Node | None:
     """An elementwise op whose operands are all broadcast from one smaller shape works on that shape."""
     shape = inputs[0].shape
-    sources = [x.inputs[0] for x in inputs if isinstance(x.op, Broadcast) and uniform_value(x) is None]
+    repeated = [uniform_value(x) is not None for x in inputs]
+    sources = [x.inputs[0] for x, uniform in zip(inputs, repeated) if not uniform and isinstance(x.op, Broadcast)]
     small = sources[0].shape if sources else ()
-    if any(s.shape != small for s in sources) or len(small) == len(shape) and small == shape:
+    # decided before anything is built: a node that is made in vain would look like a change
+    if shape == small or len(sources) + sum(repeated) != len(inputs) or any(s.shape != small for s in sources):
         return None
-    operands = []
-    for x in inputs:
-        if uniform_value(x) is not None and isinstance(x.op, Broadcast | Const):
-            operands.append(_uniform(b, x, small))
-        elif isinstance(x.op, Broadcast):
-            operands.append(x.inputs[0])
-        else:
-            return None
-    if shape == () or len(operands) != len(inputs):
-        return None
+    operands = [_uniform(b, x, small) if uniform else x.inputs[0] for x, uniform in zip(inputs, repeated)]
     return b.add(Broadcast(shape), b.add(op, *operands))
 
 

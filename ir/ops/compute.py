@@ -2,8 +2,8 @@
 
 Float contracts: elementwise functions and casts round once, in their dtype. Sums and products of reductions,
 contractions and windows may be reassociated; their accumulator is float32 for float16 and bfloat16, the dtype itself
-otherwise (integers wrap). Maximum and minimum propagate NaN. An empty reduction gives the identity: 0, 1, the lowest
-value for max, the highest for min, true for all (`and`), false for any (`or`).
+otherwise (integers wrap), and the sign of a zero result is free. Maximum and minimum propagate NaN. An empty reduction
+gives the identity: 0, 1, the lowest value for max, the highest for min, true for all (`and`), false for any (`or`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..dims import DimLike, bounds, ceildiv, evaluate, product
-from ..errors import CompileError
+from ..errors import CompileError, RuntimeFailure
 from ..graph import Array, Binding, Op, Sample
 from ..types import BOOL, F32, F64, I32, I64, DType, TensorType, Type, dtype_of
 from .scalar import SCALARS, evaluate_scalar, result_dtype
@@ -206,7 +206,7 @@ class ArgReduce(Op):
         if x.shape[self.axis] == 0:
             if x.size == 0 and np.prod([n for a, n in enumerate(x.shape) if a != self.axis]) == 0:
                 return np.zeros(x.shape[:self.axis] + x.shape[self.axis + 1:], dtype=np.int64)
-            raise CompileError("arg_reduce: the axis is empty")
+            raise RuntimeFailure("arg_reduce: the axis is empty")
         find = np.argmax if self.kind == "max" else np.argmin
         return np.asarray(find(x, axis=self.axis), dtype=np.int64)
 
@@ -305,8 +305,9 @@ def matmul_arrays(subscripts: str, left: Array, right: Array) -> Array:
     """einsum with our accumulator rule: float32 for float16 and bfloat16, wrapping integers, `or of and` for bool."""
     dtype = left.dtype
     if dtype.itemsize == 2 and dtype.kind not in "iu":
-        wide = np.einsum(subscripts, left.astype(np.float32), right.astype(np.float32), optimize=True)
-        return np.asarray(wide).astype(dtype)
+        with np.errstate(all="ignore"):
+            wide = np.einsum(subscripts, left.astype(np.float32), right.astype(np.float32), optimize=True)
+            return np.asarray(wide).astype(dtype)
     with np.errstate(all="ignore"):
         return np.asarray(np.einsum(subscripts, left, right, optimize=dtype.kind == "f"), dtype=dtype)
 
@@ -465,8 +466,9 @@ class Conv(Op):
         windows = windows.reshape(n, g, x.shape[1] // g, *windows.shape[2:])
         kernel = w.reshape(g, w.shape[0] // g, *w.shape[1:])
         out, taps = _LETTERS[:rank], _LETTERS[rank:2 * rank]
-        value = np.einsum(f"NGC{out}{taps},GOC{taps}->NGO{out}", windows, kernel, optimize=True)
-        value = value.reshape(n, w.shape[0], *out_sizes).astype(dtype)
+        with np.errstate(all="ignore"):
+            value = np.einsum(f"NGC{out}{taps},GOC{taps}->NGO{out}", windows, kernel, optimize=True)
+            value = value.reshape(n, w.shape[0], *out_sizes).astype(dtype)
         return np.ascontiguousarray(np.moveaxis(value, 1, -1)) if self.channels_last else value
 
     @classmethod

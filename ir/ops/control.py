@@ -16,7 +16,7 @@ from ..dims import DimLike
 from ..errors import CompileError
 from ..graph import Array, Binding, Constant, Graph, Op, Sample
 from ..types import BOOL, DType, TensorType, TupleType, Type
-from .shape import tensor_operand
+from .shape import operands, tensor_operand
 
 Evaluator = Callable[[Graph, Sequence[Any], Binding], tuple[Any, ...]]
 
@@ -31,6 +31,7 @@ class Param(Op):
     shape: tuple[DimLike, ...]
 
     def infer(self, *types: Type) -> Type:
+        operands(self, types, 0)
         return TensorType(self.dtype, self.shape)
 
 
@@ -42,6 +43,7 @@ class Const(Op):
     value: Constant
 
     def infer(self, *types: Type) -> Type:
+        operands(self, types, 0)
         return TensorType(self.value.dtype, tuple(int(n) for n in self.value.array.shape))
 
     def evaluate(self, inputs: Sequence[Any], binding: Binding) -> Array:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -164,9 +165,36 @@ def _select(c: Any, a: Any, b: Any) -> Any:
 
 
 def _fma(a: Any, b: Any, c: Any) -> Any:
-    """Exact for float32 up to one double rounding; float64 uses the extended format where the platform has one."""
-    wide = np.float64 if a.dtype.itemsize <= 4 else np.longdouble
-    return (a.astype(wide) * b.astype(wide) + c.astype(wide)).astype(a.dtype)
+    """One rounding. float64 goes through exact fractions, element by element; narrower floats through float64."""
+    if a.dtype.itemsize > 4:
+        return np.asarray(_FMA_EXACT(a, b, c), dtype=a.dtype)
+    product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
+    total = product + addend
+    # the error of the sum (Knuth, Two-Sum); rounding to odd makes the second rounding see what the first one lost
+    part = total - product
+    lost = (product - (total - part)) + (addend - part)
+    bits = np.ascontiguousarray(total).view(np.int64)
+    inexact = np.isfinite(total) & (lost != 0) & ((bits & 1) == 0)
+    outwards = (lost > 0) == (total > 0)
+    odd = np.where(inexact, bits + np.where(outwards, 1, -1), bits).view(np.float64)
+    return odd.astype(a.dtype)
+
+
+def _fma_exact(a: float, b: float, c: float) -> float:
+    if not (math.isfinite(a) and math.isfinite(b) and math.isfinite(c)):
+        # what the sum of an infinite or undefined product and c gives; the sign of a finite product is what counts
+        product = a * b if not (math.isfinite(a) and math.isfinite(b)) else 0.0
+        return product + c
+    exact = Fraction(a) * Fraction(b) + Fraction(c)
+    if exact == 0:
+        return math.copysign(0.0, a) * math.copysign(1.0, b) + c if a == 0 or b == 0 else 0.0
+    try:
+        return float(exact)
+    except OverflowError:
+        return math.inf if exact > 0 else -math.inf
+
+
+_FMA_EXACT = np.frompyfunc(lambda a, b, c: _fma_exact(float(a), float(b), float(c)), 3, 1)
 
 
 def _sigmoid(a: Any) -> Any:

@@ -456,7 +456,8 @@ class ScatterND(Op):
         combine = _COMBINE[self.kind]
         for place in np.ndindex(*indices.shape[:-1]):
             target = tuple(int(i) for i in indices[place])
-            result[target] = updates[place] if combine is None else combine(result[target], updates[place])
+            with np.errstate(all="ignore"):
+                result[target] = updates[place] if combine is None else combine(result[target], updates[place])
         return result
 
     @classmethod
@@ -491,7 +492,8 @@ class ScatterAlong(Op):
         combine = _COMBINE[self.kind]
         for place in np.ndindex(*indices.shape):
             target = (*place[:self.axis], int(indices[place]), *place[self.axis + 1:])
-            result[target] = updates[place] if combine is None else combine(result[target], updates[place])
+            with np.errstate(all="ignore"):
+                result[target] = updates[place] if combine is None else combine(result[target], updates[place])
         return result
 
     @classmethod
