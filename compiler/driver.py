@@ -37,7 +37,7 @@ Source = Union[Callable[..., Any], Graph, PathText]
 INTERPRETERS = ("reference", "reference-loops")  # of graphs, of programs
 BACKENDS = ("llvm", *INTERPRETERS)
 SYMBOL = "tw_model"
-INTERPRETED = {"cached": False, "target": "the interpreter", "workspace": 0, "compile_seconds": 0.0}
+INTERPRETED = {"cached": False, "target": "the interpreter", "workspace": 0, "compile_seconds": 0.0, "stages": {}}
 
 
 def compile(
@@ -102,7 +102,8 @@ def compile_graph(graph: Graph, target: str, options: Options, *, pack: Any = No
     if environment.backend in INTERPRETERS:
         verify(graph)
         model = compile_half().interpreted(graph, environment.backend, options, environment)
-        return Executable(model, threads=options.threads, metadata=dict(INTERPRETED, backend=environment.backend), pack=pack)
+        return Executable(model, threads=options.threads, metadata=dict(INTERPRETED, backend=environment.backend),
+                          save_with=_refuse_saving, pack=pack)
     cache = open_cache(environment, options) if options.cache else None
     key = key_of(graph, target, options, cache) if cache is not None else None
     # Whoever asks for dumps or checks wants the passes to run.
@@ -132,6 +133,12 @@ def _save(executable: Executable, path: str, **options: Any) -> Any:
     assert executable.object_code is not None
     saveable = Saveable(executable.object_code, executable.constants, executable.metadata, executable)
     return save(saveable, path, **options)
+
+
+def _refuse_saving(executable: Executable, path: str, **options: Any) -> Any:
+    del path, options
+    raise UnsupportedError(f"{executable.name}: cannot be saved: it is interpreted, so there is no code",
+                           hint="unset TILEWRIGHT_BACKEND and compile again")
 
 
 def _is_plain(traced: Traced) -> bool:

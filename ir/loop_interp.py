@@ -444,7 +444,8 @@ class _Translator:
                 variable = self.fresh()
                 self.emit(f"{variable} = {text}")
                 text = variable
-            if not (isinstance(size, int) and not flat and isinstance(shape[axis], int) and 0 <= size < shape[axis]):
+            length = None if flat else shape[axis]
+            if not (isinstance(size, int) and isinstance(length, int) and 0 <= size < length):
                 self.emit(f"if not 0 <= {text} < {extent}: faults.outside({place}, {name!r}, {axis}, {text}, {extent})")
             position = text if not position else f"({position}) * {extent} + {text}"
         if position.isidentifier() or position.isdigit():

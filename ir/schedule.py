@@ -47,6 +47,7 @@ from .loop import (
     Load,
     Stmt,
     Store,
+    While,
     blocks_of,
     expression_nodes,
     expressions_of,
@@ -84,7 +85,7 @@ def apply_schedule(kernel: Kernel, schedule: Schedule) -> Kernel:
             raise ScheduleError(f"step {number + 1}: unknown primitive {step.primitive!r}; known are {', '.join(PRIMITIVES)}")
         try:
             kernel = PRIMITIVES[step.primitive](kernel, *step.arguments)
-        except TypeError:
+        except (AttributeError, TypeError):
             raise ScheduleError(f"step {number + 1}: {step} has the wrong number or kind of arguments") from None
         except ScheduleError as error:
             error.notes = (*error.notes, f"in step {number + 1}: {step}")
@@ -162,7 +163,7 @@ class _Place:
 def _find(kernel: Kernel, name: str) -> _Place:
     """The loop of that name; ScheduleError where there is none or several."""
     stem, _, number = name.partition("@")
-    reserved = [n for n in _names(kernel) if n.endswith("__") or n.endswith(LATE)]
+    reserved = [n for n in _names(kernel) if n.endswith(("__", LATE))]
     if reserved:
         raise ScheduleError(f"kernel {kernel.name}: the name {reserved[0]} is reserved for the test of dependence")
     start = {s.name: variable_size(s) for s in kernel.symbols}
@@ -210,9 +211,10 @@ def _replace(body: Sequence[Stmt], old: Stmt, new: tuple[Stmt, ...]) -> tuple[St
                 result.append(replace(statement, then=_replace(then, old, new), otherwise=_replace(otherwise, old, new)))
             case For(body=inner):
                 result.append(replace(statement, body=_replace(inner, old, new)))
+            case While(body=inner):
+                result.append(replace(statement, body=_replace(inner, old, new)))
             case _:
-                blocks = blocks_of(statement)
-                result.append(replace(statement, body=_replace(blocks[0], old, new)) if blocks else statement)
+                result.append(statement)
     return tuple(result)
 
 
@@ -541,7 +543,7 @@ def _make_tile(kernel: Kernel, place: _Place, buffer: str, start: tuple[Argument
     if sum(isinstance(s, Alloc) and s.buffer.name == buffer for s in walk(kernel.body)) > 1:
         raise _fail(kernel, f"stage %{buffer}: several buffers have this name")
     whole = known[buffer]
-    if not (isinstance(start, tuple) and isinstance(shape, tuple)) or not len(start) == len(shape) == len(whole.shape):
+    if not len(start) == len(shape) == len(whole.shape):
         raise _fail(kernel, f"stage %{buffer}: start and shape need {len(whole.shape)} sizes each, one an axis")
     if space not in SPACES:
         raise _fail(kernel, f"stage %{buffer}: memory is {' or '.join(SPACES)}, found {space!r}")

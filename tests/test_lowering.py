@@ -182,6 +182,15 @@ def test_embedding_lookup_fails_out_of_range() -> None:
         run_program(lowered(graph), [np.array([0, 3, 4, 2, 3])])
 
 
+def test_symbolic_window_is_checked() -> None:
+    """The bounds of n do not prove that x[0:4] lies inside: with fewer elements it fails, and reads nothing."""
+    n = symbol("n", 2)
+    graph = one((n,), lambda b, x: b.add(Slice((0,), (4,), (1,)), x))
+    agree(graph, [np.arange(6, dtype=np.float32)])
+    with pytest.raises(IndexFailure, match="window leaves its axis"):
+        run_program(lowered(graph), [np.arange(3, dtype=np.float32)])
+
+
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 8, 13])
 def test_sort_cumulative_scatter_sizes(size: int) -> None:
     def build(b, x):

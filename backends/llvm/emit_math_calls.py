@@ -8,7 +8,7 @@ Guarantees: the helper is internal and always inlined, so no call remains.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache
 
 from llvmlite import ir
 
@@ -37,7 +37,7 @@ def require_helper(module: Module, symbol: str, name: str, element: str, lanes: 
         module.helpers[symbol] = text
 
 
-@lru_cache(maxsize=None)
+@cache
 def helper_text(symbol: str, name: str, element: str, lanes: int,
                 options: MathOptions) -> tuple[str, tuple[tuple[str, str, str], ...]]:
     """The definition, and the intrinsics it needs as (name, result, arguments)."""

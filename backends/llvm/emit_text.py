@@ -15,7 +15,7 @@ float, float64 double, index i64. A varying value is a vector of those.
 from __future__ import annotations
 
 import struct
-from functools import lru_cache
+from functools import cache
 
 from tilewright.backends.llvm.lanes import MathOptions
 from tilewright.ir.errors import InternalError
@@ -46,13 +46,13 @@ class Value:
         return shaped(SCALAR_TYPES[self.dtype.name], self.lanes)
 
 
-@lru_cache(maxsize=None)
+@cache
 def shaped(element: str, lanes: int) -> str:
     """The type of `lanes` elements; 0 lanes is a scalar."""
     return f"<{lanes} x {element}>" if lanes else element
 
 
-@lru_cache(maxsize=None)
+@cache
 def mangled(element: str, lanes: int) -> str:
     """How intrinsics spell a type: f32, v8f32, i64, p0."""
     plain = {"float": "f32", "double": "f64", "half": "f16", "ptr": "p0"}.get(element, element)

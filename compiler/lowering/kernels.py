@@ -8,17 +8,17 @@ from typing import Union
 from ..ir.dims import DimLike, Symbol, product, symbols_of
 from ..ir.errors import UNKNOWN, InternalError, Loc
 from ..ir.graph import Builder, Graph, Node, encode, encode_op
-from ..ir.loop import (Alloc, Buffer, For, IndexValue, Kernel, Let, Load, Stmt, Store, expression_nodes, expressions_of,
+from ..ir.loop import (Alloc, Buffer, Check, For, IndexValue, Kernel, Let, Load, Stmt, Store, expression_nodes, expressions_of,
                        walk)
 from ..ir.ops.compute import ArgSort, Cumulative, PackedConv, PackedDot, Sort
 from ..ir.ops.control import Fusion, Param
-from ..ir.ops.shape import Broadcast, Concat, Pad, ScatterAlong, ScatterND, UpdateSlice
-from ..ir.types import TensorType
+from ..ir.ops.shape import (Broadcast, Concat, Pad, ScatterAlong, ScatterND, Slice, UpdateSlice, unproved_windows)
+from ..ir.types import INDEX, TensorType
 from ..target import Caps
 from ..tiles import choose_tile
 from .contraction import lower_contraction
 from .elements import lower_region, regions_of
-from .inline import Inliner, Names
+from .inline import ERROR_INDEX, Inliner, Names
 from .rows import RowKernel
 from .special import lower_argsort, lower_cumulative, lower_scatter, lower_take_sorted
 
@@ -55,7 +55,7 @@ class KernelMaker:
     def _make(self, node: Node) -> Launches:
         match node.op:
             case Fusion(strategy, body):
-                return self._fusion(node, strategy, body)
+                return [*self._window_checks(node, body), *self._fusion(node, strategy, body)]
             case Sort() | ArgSort() | Cumulative() | ScatterND() | ScatterAlong():
                 return self._special(node)
         raise InternalError(f"lowering: no kernel for {node.op.spelling}", loc=node.loc)
@@ -77,6 +77,26 @@ class KernelMaker:
             statement = RowKernel(Inliner(inputs, names), body.nodes(), pairs, lanes).lower()
             return [(self._kernel(body.name, buffers, [statement], node.loc), order)]
         return self._elements(body, inputs, outputs, names, node.loc, order)
+
+    def _window_checks(self, node: Node, body: Graph) -> Launches:
+        """A kernel that fails where a slice whose sizes are symbolic would leave its operand. It runs before the group's
+        own kernel, with a barrier between, so that no thread reads outside."""
+        statements: list[Stmt] = []
+        inliner = Inliner({}, self._fresh_names(body))
+        for inner in body.nodes():
+            match inner.op:
+                case Slice(start, size, step):
+                    shape, taken = inner.inputs[0].shape, size
+                case UpdateSlice(start, step):
+                    shape, taken = inner.shape, inner.inputs[1].shape
+                case _:
+                    continue
+            for low, high, count, extent in unproved_windows(shape, start, taken, step):
+                statements.append(_window_check(inliner, inner, low, high, count, extent))
+        if not statements:
+            return []
+        once = For(Symbol(inliner.names.fresh("once"), 0, 0), 1, "parallel", tuple(statements))
+        return [(self._kernel("check_windows", [], [once], node.loc), ())]
 
     def _fresh_names(self, body: Graph) -> Names:
         taken = [s.name for n in body.nodes() if isinstance(n.type, TensorType) for s in symbols_of(*n.type.shape)]
@@ -160,6 +180,15 @@ class KernelMaker:
         self._names[name] = count + 1
         label = f"{name}_{count}" if count else name
         return Kernel(label, flat, free_symbols(flat, body), tuple(body), loc)
+
+
+def _window_check(inliner: Inliner, node: Node, low: DimLike, high: DimLike, count: DimLike, extent: DimLike) -> Check:
+    zero = inliner.literal(0, INDEX)
+    empty = inliner.scalar("le", inliner.index(count), zero)
+    inside = inliner.scalar("and", inliner.scalar("ge", inliner.index(low), zero),
+                            inliner.scalar("lt", inliner.index(high), inliner.index(extent)))
+    message = f"{node.op.spelling}: the window leaves its axis at {node.loc}"
+    return Check(inliner.scalar("or", empty, inside), ERROR_INDEX, message, inliner.index(high), inliner.index(extent))
 
 
 def free_symbols(buffers: Sequence[Buffer], body: Sequence[Stmt]) -> tuple[Symbol, ...]:

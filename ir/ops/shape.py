@@ -159,6 +159,8 @@ def check_slice(op: Op, shape: Sequence[DimLike], start: Sequence[DimLike], size
     for axis, (n, s, count, by) in enumerate(zip(shape, start, size, step)):
         if by == 0:
             raise CompileError(f"{op.spelling}: the step of axis {axis} is zero")
+        if s == 0 and by == 1 and count == n:
+            continue  # the whole axis, whatever its size
         if bounds(count)[0] < 0:
             raise CompileError(f"{op.spelling}: the size {count} of axis {axis} may be negative")
         if count == 0:
@@ -168,6 +170,21 @@ def check_slice(op: Op, shape: Sequence[DimLike], start: Sequence[DimLike], size
         outside = compare(low, 0) == -1 or compare(high, n) in (0, 1) and not _may_be_empty(count)
         if outside:
             raise CompileError(f"{op.spelling}: axis {axis} reads {low}..{high} of a size {n}")
+
+
+def unproved_windows(shape: Sequence[DimLike], start: Sequence[DimLike], size: Sequence[DimLike],
+                     step: Sequence[int]) -> list[tuple[DimLike, DimLike, DimLike, DimLike]]:
+    """(least place, greatest place, number of places, size of the axis) of every axis on which the bounds of the sizes
+    do not prove that the window lies inside: those need a check at run time."""
+    found = []
+    for n, s, count, by in zip(shape, start, size, step):
+        last = s + (count - 1) * by
+        low, high = (s, last) if by > 0 else (last, s)
+        proved = count == 0 or bounds(low)[0] >= 0 and bounds(n - 1 - high)[0] >= 0
+        # an empty window may begin anywhere: low and high need to hold only where there is a place at all
+        if not proved and not (s == 0 and by == 1 and count == n):
+            found.append((low, high, count, n))
+    return found
 
 
 def _may_be_empty(count: DimLike) -> bool:

@@ -1,0 +1,54 @@
+"""Golden files: a graph, the pass named by the folder, and the text it must give.
+
+`tests/golden/<pass>/<case>.ir` holds what the case shows (lines that begin with `//`), the input graph, a line
+`// expected`, and the output graph. `pytest --update-golden` rewrites the second half. Both halves are also evaluated on
+random inputs and compared, so that no golden file can state a wrong result. A line `// precision: strict` sets it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comparing import assert_close
+from tilewright.fuzz.generate import random_inputs
+from tilewright.ir.interp import evaluate_graph
+from tilewright.ir.parser import parse
+from tilewright.ir.printer import format_graph
+from tilewright.ir.verify import verify
+from tilewright.options import Options
+from tilewright.passes.canonicalize import canonicalize
+from tilewright.passes.decompose import decompose
+from tilewright.passes.eliminate_dead import eliminate_dead
+from tilewright.passes.fold_constants import fold_constants
+from tilewright.passes.inline_control import inline_control
+from tilewright.passes.merge_common import merge_common
+
+FOLDER = Path(__file__).parent / "golden"
+PASSES = {f.__name__: f for f in (canonicalize, decompose, eliminate_dead, fold_constants, inline_control, merge_common)}
+MARK = "// expected\n"
+CASES = sorted(p for name in PASSES for p in (FOLDER / name).glob("*.ir"))
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_golden(path: Path, update_golden: bool) -> None:
+    source, _, expected = path.read_text().partition(MARK)
+    precision = "strict" if "// precision: strict" in source else "default"
+    graph = parse(source, file=str(path))
+    verify(graph)
+    result = PASSES[path.parent.name](graph, Options(precision=precision))
+    verify(result)
+    for seed in range(3):
+        arrays, _ = random_inputs(graph, np.random.default_rng(seed))
+        assert_close(evaluate_graph(result, arrays), evaluate_graph(graph, arrays))
+    text = format_graph(result)
+    if update_golden:
+        path.write_text(source + MARK + text)
+    else:
+        assert text == expected, "run pytest --update-golden and read the difference"
+    assert text != format_graph(graph) or "// unchanged" in source, "the case shows nothing"
+
+
+def test_every_pass_has_a_case() -> None:
+    assert {p.parent.name for p in CASES} == set(PASSES)
