@@ -5,7 +5,8 @@ algorithm of Remez (Muller, "Elementary Functions", 3rd edition, section 3.6), i
 working format one after the other, lowest degree first, and those left are fitted again against what the rounding lost (the
 sequential form of the idea in Brisebarre and Chevillard, "Efficient polynomial L-infinity approximations", ARITH 2007), which matters
 in float32 only.
-Assumes: mpmath is installed (`pip install mpmath`; nothing else needs it). Guarantees: deterministic output; the achieved error stands beside each table.
+Assumes: mpmath is installed (`pip install mpmath`; nothing else needs it).
+Guarantees: deterministic output; the achieved error stands beside each table.
 
     python benchmarks/fit_math.py > backends/llvm/math_tables.py
 """

@@ -19,7 +19,7 @@ class Tile:
     lanes: int
 
 
-LATENCY_TILES = 8  # independent accumulators that hide the latency of two multiply-add units (4 cycles each)
+LATENCY_TILES = 10  # independent accumulators that hide the latency of two multiply-add units (4 cycles each)
 
 
 def panel_columns(columns: DimLike, rows: DimLike, dtype: DType, caps: Caps) -> int:

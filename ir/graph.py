@@ -15,7 +15,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cache
 from types import UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
@@ -69,12 +69,12 @@ class Op:
         return ()
 
 
-@lru_cache(maxsize=None)
+@cache
 def attribute_names(op_class: type[Op]) -> tuple[str, ...]:
     return tuple(f.name for f in fields(op_class))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _attribute_hints(op_class: type[Op]) -> dict[str, Any]:
     hints = get_type_hints(op_class)
     return {name: hints[name] for name in attribute_names(op_class)}
@@ -305,10 +305,16 @@ def encode(value: Any) -> bytes:
 
 
 def encode_op(op: Op) -> bytes:
+    """The encoding of an op, kept with it: passes hand the same ops from graph to graph."""
+    known: bytes | None = op.__dict__.get("_encoded")
+    if known is not None:
+        return known
     parts = [type(op).__name__.encode(), b"{"]
     parts.extend(encode(getattr(op, name)) for name in attribute_names(type(op)))
     parts.append(b"}")
-    return b"".join(parts)
+    encoded = b"".join(parts)
+    object.__setattr__(op, "_encoded", encoded)
+    return encoded
 
 
 def _fingerprint(graph: Graph) -> str:

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Union
+from typing import ClassVar
 
 from .dims import DimLike, Symbol, bounds, substitute, symbol
 from .errors import UNKNOWN, CompileError, Loc
@@ -178,7 +178,7 @@ class Check:
     expected: Node
 
 
-Stmt = Union[For, While, If, Let, Alloc, Store, Check]
+Stmt = For | While | If | Let | Alloc | Store | Check
 
 
 @dataclass(frozen=True, eq=False)

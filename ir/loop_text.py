@@ -29,7 +29,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .dims import Atom, DimLike, Symbol
+from .dims import Atom, Dim, DimLike, Symbol
 from .errors import UNKNOWN, CompileError
 from .graph import Constant, Node, Op
 from .lexer import Lexer, Token
@@ -54,7 +54,6 @@ from .loop import (
     expression_nodes,
     expressions_of,
     loop_variable,
-    variable_size,
 )
 from .ops.compute import Bitcast, Cast, Elementwise
 from .ops.scalar import SCALARS
@@ -115,7 +114,7 @@ class _KernelWriter:
 
     def declaration(self, symbol: Symbol) -> str:
         plain = symbol.lower == 0 and symbol.upper is None and symbol.multiple_of == 1
-        return self.size(variable_size(symbol)) if plain else symbol.name + self.bounds(symbol)
+        return symbol.name if plain else symbol.name + self.bounds(symbol)
 
     def sizes(self, sizes: Iterable[DimLike]) -> str:
         return f"[{', '.join(map(self.size, sizes))}]"
@@ -414,7 +413,8 @@ class _LoopParser(GraphParser):
     def declare(self, name: str, symbol: Symbol, token: Token) -> Symbol:
         if name in self.symbols or name in self.names.lets:
             self.fail(f"{name} is declared twice", token)
-        self.symbols[name] = variable_size(symbol)
+        # as it is, even where its bounds leave one value: text that names it was printed from a size that does
+        self.symbols[name] = Dim(((((symbol, 1),), 1),))
         return symbol
 
     def buffer(self, name: str, space: str, token: Token) -> Buffer:

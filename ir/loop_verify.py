@@ -481,10 +481,20 @@ def prove_nonnegative(size: DimLike, known: Known = Known(), depth: int = 4) -> 
     if cases is not None:
         test = any if cases[0] else all
         return test(prove_nonnegative(part, known, depth - 1) for part in cases[1])
-    if any(_least(size - fact, known.loops, 6) for fact in known.facts):
+    if any(_least(size - factor * fact, known.loops, 6) for fact in known.facts for factor in _scales(size, fact)):
         return True
     # a statement in a loop runs only where the loop's extent is past its variable
     return any(_least(size - (extent - 1 - Dim(((((s, 1),), 1),))), known.loops, 6) for s, extent in known.loops)
+
+
+def _scales(size: DimLike, fact: DimLike) -> list[int]:
+    """1, and the factors with which a symbol of the fact, taken off the size, cancels the same symbol there."""
+    found = {1}
+    for symbol in symbols_of(fact):
+        there, here = linear_factor(size, symbol), linear_factor(fact, symbol)
+        if isinstance(there, int) and isinstance(here, int) and here and there // here > 0 and there % here == 0:
+            found.add(there // here)
+    return sorted(found)
 
 
 def _least(size: DimLike, loops: tuple[tuple[Symbol, DimLike], ...], depth: int) -> bool:

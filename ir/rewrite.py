@@ -38,7 +38,7 @@ from .ops.scalar import SCALARS
 from .ops.shape import Broadcast, Reshape, Transpose
 from .types import BOOL, DType, TensorType
 
-Visit = Callable[[Builder, Node, tuple[Node, ...]], Union[Node, tuple[Node, ...], None]]
+Visit = Callable[[Builder, Node, tuple[Node, ...]], Node | tuple[Node, ...] | None]
 MAX_ROUNDS = 100
 
 

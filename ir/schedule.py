@@ -29,7 +29,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Union
 
 from .dims import DimLike, Symbol, bounds, ceildiv, dim_min, divides, parse_dim, substitute, symbol, symbols_of
 from .errors import CompileError, ScheduleError, VerifyError
@@ -61,7 +60,7 @@ from .loop_verify import Known, condition_facts, prove_nonnegative, verify_kerne
 from .ops.compute import Elementwise
 from .types import BOOL, INDEX, TensorType
 
-Argument = Union[int, str, bool, tuple["Argument", ...]]
+Argument = int | str | bool | tuple["Argument", ...]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tilewright.ir import dims
 from tilewright.ir.dims import DimLike, bounds, compare, dim_min, divides, evaluate, parse_dim, substitute, symbol
 from tilewright.ir.errors import CompileError

@@ -151,6 +151,8 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "assign_views": (lambda x: _assign_views(x), (A,)),
     "assign_arrays": (lambda x, i: _assign_arrays(x, i), (A, IDX)),
     "assign_masks": (lambda x: _assign_masks(x), (A,)),
+    "selections": (lambda x: _selections(x), (A,)),
+    "selection_sums": (lambda x: (x[x > 0].sum(), x[x > 0].mean(), np.max(x[x < 0]), (x[x > 0] * 2).std(), x[:, 0][x[:, 0] > 0].prod()), (A,)),
     "in_place": (lambda x: _in_place(x), (A,)),
     "out": (lambda x: _out(x), (A,)),
     "views_of_views": (lambda c: _views_of_views(c), (C,)),
@@ -229,6 +231,17 @@ def _assign_masks(x: Any) -> Any:
     y[np.array([True, False, True])] -= 1
     np.copyto(y, 9, where=x > 1)
     np.putmask(y, x > 0.9, 5)
+    return y
+
+
+def _selections(x: Any) -> Any:
+    y = x.copy()
+    y[y > 0] += 1
+    mask = x < 0
+    y[mask] = np.exp(x[mask]) * 2 - y[mask]
+    y[mask] *= x[mask]
+    rows = x[:, 0] > 0
+    y[rows] /= np.arange(1, 5, dtype=np.float32)
     return y
 
 

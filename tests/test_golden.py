@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from comparing import assert_close
+
 from tilewright.fuzz.generate import random_inputs
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.parser import parse

@@ -54,6 +54,17 @@ def test_print_of_parse_is_the_identity() -> None:
     assert kernel.buffers[1].name == "a b" and kernel.symbols[1].multiple_of == 8
 
 
+def test_a_variable_with_one_value_keeps_its_name() -> None:
+    text = """kernel @k(%x: in i64[2], %y: out f32[4]) {
+  let %width: 1..1 = cast(load %x[0], index)
+  for %i in 0..width {
+    %y[i + width] = f32 0.0
+  }
+}
+"""
+    assert format_kernel(parse_kernel(text)) == text
+
+
 def test_comments_and_line_breaks_do_not_count() -> None:
     kernel = parse_kernel("# head\n" + EVERYTHING.replace(" {\n", "\n# note\n{ "))
     assert format_kernel(kernel) == EVERYTHING

@@ -139,6 +139,8 @@ def test_what_threads_miss(first: str, second: str, words: str) -> None:
     ("for %i in 0..N { %y[N - 1 - i] = f32 0.0 }", 0),
     ("for %i in 0..N { %y[i + 1] = f32 0.0 }", 1),
     ("for %i in 0..N { if lt(index(i + 1), index(N)) { %y[i + 1] = f32 0.0 } }", 0),
+    ("for %t in 0..(N + 1) // 2 { if le(index(2*t + 2), index(N)) { for %r in 0..2 { for %k in 0..7 { "
+     "%w[14*t + 7*r + k] = f32 0.0 } } } }", 0),
     ("for %i in 0..N // 4 { for %j in 0..4 { %y[4*i + j] = f32 0.0 } }", 0),
     ("for %i in 0..(N + 3) // 4 { for %j in 0..4 { %y[4*i + j] = f32 0.0 } }", 1),
     ("for %i in 0..(N + 3) // 4 { for %j in 0..min(4, N - 4*i) { %y[4*i + j] = f32 0.0 } }", 0),
@@ -150,7 +152,7 @@ def test_what_threads_miss(first: str, second: str, words: str) -> None:
     ("let %a: 0.. = cast(load %q[0], index) %y[a] = f32 0.0", 1),
 ])
 def test_unproved_indices(body: str, count: int) -> None:
-    built = parse_kernel(f"kernel @k[N, M](%y: out f32[N], %z: out f32[N, M], %q: in i64[1]) {{ {body} }}")
+    built = parse_kernel(f"kernel @k[N, M](%y: out f32[N], %z: out f32[N, M], %q: in i64[1], %w: out f32[7*N]) {{ {body} }}")
     verify_kernel(built)
     found = unproved_indices(built)
     assert len(found) == count, [str(f) for f in found]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+
 from tilewright.fuzz.generate import random_inputs, sample_graph
 from tilewright.ir.dims import symbol
 from tilewright.ir.errors import CompileError, IndexFailure

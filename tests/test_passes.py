@@ -9,6 +9,7 @@ import pytest
 from comparing import assert_close, assert_identical
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tilewright import library
 from tilewright.fuzz.generate import random_graph, random_inputs
 from tilewright.ir.errors import InternalError

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tilewright import library
 from tilewright.fuzz.generate import random_graph, sample_graph
 from tilewright.ir.dims import symbol

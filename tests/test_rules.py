@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from comparing import assert_identical
+
 from tilewright import library
 from tilewright.ir.errors import CompileError
 from tilewright.ir.graph import Builder, Constant, Graph, Node

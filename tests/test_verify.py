@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+
 from tilewright.ir.dims import symbol
 from tilewright.ir.errors import CompileError, VerifyError
 from tilewright.ir.graph import Builder, Constant, Graph, Node, Op

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from tilewright.backends.llvm.emit_indices import Indices
 from tilewright.backends.llvm.emit_text import Function, Module, float_text
-from tilewright.ir.dims import Atom, Composed, Dim, DimLike, Monomial, Symbol, bounds, product, symbols_of
+from tilewright.ir.dims import Atom, Dim, DimLike, Monomial, Symbol, bounds, product, symbols_of
 from tilewright.ir.errors import InternalError, UnsupportedError
 from tilewright.ir.program import Branch, Launch, Loop, Place, Program, Repeat, Step
 from tilewright.ir.types import F64
@@ -51,7 +51,8 @@ tell:
 done:
   ret void
 }}""",
-    AFTER_LAUNCH: f"""define internal i32 @{AFTER_LAUNCH}(ptr %team, i64 %thread, i64 %threads, i32 %status, i32 %kernel) noinline nounwind {{
+    AFTER_LAUNCH: f"""define internal i32 @{AFTER_LAUNCH}(ptr %team, i64 %thread, i64 %threads, i32 %status,
+    i32 %kernel) noinline nounwind {{
   %seen = call i32 @{BARRIER}(ptr %team, i64 %threads, i32 %status)
   %good = icmp eq i32 %seen, 0
   br i1 %good, label %mark, label %done
@@ -394,7 +395,7 @@ class PlanEmitter:
         code = self.code
         if isinstance(atom, Symbol):
             return code.pure(f"sitofp i64 {self.indices.binding(atom.name).value} to double")
-        if isinstance(atom, Composed) and atom.kind == "floordiv" and isinstance(atom.right, int):
+        if atom.kind == "floordiv" and isinstance(atom.right, int):
             return code.pure(f"fdiv double {self.magnitude(atom.left)}, {self.number(atom.right)}")
         left, right = self.magnitude(atom.left), self.magnitude(atom.right)
         return left if atom.kind == "floordiv" else code.pure(f"fadd double {left}, {right}")

@@ -136,6 +136,13 @@ class Indices:
             found = self.resolved[key] = _resolve(size, {name: integers[name] for name in names})
         return found
 
+    def substituted(self, size: DimLike) -> DimLike:
+        """The size with integers put in, in normal form: an integer where they decide it."""
+        if isinstance(size, int) or not self.integers:
+            return size
+        known = {name: self.integers[name] for name in names_of(size) if name in self.integers}
+        return substitute(size, known) if known else size
+
     def depth_of(self, monomial: Monomial) -> int:
         depth = 0
         for atom, _ in monomial:

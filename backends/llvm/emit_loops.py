@@ -20,6 +20,7 @@ results: lanes that write one place, conditions that differ between lanes, regis
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from tilewright.backends.llvm.emit_indices import Indices
 from tilewright.backends.llvm.emit_memory import Accesses, Memory, VectorLoop, row_major_strides
@@ -61,7 +62,8 @@ def emit_kernel(module: Module, kernel: Kernel, symbol: str) -> None:
         KernelEmitter(module, kernel, symbol).emit()
     except InternalError as error:
         error.notes = (*error.notes, f"in kernel {kernel.name}")
-        raise error.at(kernel.loc)
+        error.at(kernel.loc)
+        raise
 
 
 class KernelEmitter:
@@ -233,6 +235,9 @@ class KernelEmitter:
     def emit_if(self, statement: If) -> None:
         code = self.code
         condition = self.uniform_condition(statement.condition, "an if")
+        if condition in ("true", "false"):
+            self.emit_block(statement.then if condition == "true" else statement.otherwise)
+            return
         then, otherwise, after = code.new_block("then"), code.new_block("else"), code.new_block("endif")
         code.branch(condition, then, otherwise)
         for block, body in ((then, statement.then), (otherwise, statement.otherwise)):
@@ -258,28 +263,32 @@ class KernelEmitter:
         condition = self.expression(statement.condition)
         if condition.text == "true":
             return
-        found, expected = (emit_cast(code, self.expression(x), INDEX) for x in (statement.found, statement.expected))
+        values = [emit_cast(code, self.expression(x), INDEX) for x in (statement.found, statement.expected)]
         lanes = condition.lanes
-        failed = condition.text
-        if lanes:
-            bad = code.pure(f"xor {condition.type} {failed}, {literal(True, BOOL, lanes).text}")
+        after, leave = code.new_block("checked"), code.new_block("fail")
+        if not lanes:
+            code.branch(condition.text, after, leave)
+            code.start(leave)
+        else:
+            bad = code.pure(f"xor {condition.type} {condition.text}, {literal(True, BOOL, lanes).text}")
             if vector is not None and vector.mask:
                 bad = code.pure(f"and {condition.type} {bad}, {vector.mask}")
-            failed = code.pure(f"bitcast {condition.type} {bad} to i{lanes}")
-            failed = code.pure(f"icmp eq i{lanes} {failed}, 0")
-        after, leave = code.new_block("checked"), code.new_block("fail")
-        code.branch(failed, after, leave)
-        code.start(leave)
-        if lanes:
             packed = code.pure(f"bitcast {condition.type} {bad} to i{lanes}")
+            code.branch(code.pure(f"icmp eq i{lanes} {packed}, 0"), after, leave)
+            code.start(leave)
             lane = code.call_pure(f"llvm.cttz.i{lanes}", f"i{lanes}", (f"i{lanes}", packed), ("i1", "true"))
-            found, expected = (self.lane_of(value, lane, lanes) for value in (found, expected))
-        report = code.pure("getelementptr i8, ptr %team, i64 8")
-        report = code.value(f"load ptr, ptr {report}, align 8")
-        site = code.module.site(statement.message)
-        code.effect(f"call void {report}(ptr %team, i32 {statement.code}, i32 {site}, i64 {found.text}, i64 {expected.text})")
-        code.end(f"ret i32 {statement.code}")
+            values = [self.lane_of(value, lane, lanes) for value in values]
+        self.report(statement, values[0].text, values[1].text)
         code.start(after)
+
+    def report(self, statement: Check, found: str, expected: str) -> None:
+        """Tells the team, and returns."""
+        code = self.code
+        place = code.pure("getelementptr i8, ptr %team, i64 8")
+        fail = code.value(f"load ptr, ptr {place}, align 8")
+        site = code.module.site(statement.message)
+        code.effect(f"call void {fail}(ptr %team, i32 {statement.code}, i32 {site}, i64 {found}, i64 {expected})")
+        code.end(f"ret i32 {statement.code}")
 
     def lane_of(self, value: Value, lane: str, lanes: int) -> Value:
         value = spread(self.code, value, lanes)
@@ -288,8 +297,13 @@ class KernelEmitter:
     # ---- loops ----
 
     def emit_for(self, loop: For) -> None:
-        if loop.extent == 0:
+        extent = self.indices.substituted(loop.extent)
+        if extent == 0:
             return
+        if self.accesses.vector is not None and self.indices.is_varying(extent):
+            raise InternalError(f"llvm backend: the extent {extent} of the loop over {loop.symbol.name} differs between lanes")
+        if extent is not loop.extent:
+            loop = replace(loop, extent=extent)
         match loop.kind:
             case "serial":
                 self.emit_range(loop, "0", self.indices.uniform(loop.extent), bounds(loop.extent)[0] >= 1)
@@ -343,7 +357,7 @@ class KernelEmitter:
 
     def emit_parallel(self, loop: For) -> None:
         """Thread t takes the iterations i with i * threads // extent == t."""
-        if not any(loop is statement for statement in self.kernel.body):
+        if not any(isinstance(s, For) and loop.body is s.body for s in self.kernel.body):
             raise InternalError(f"llvm backend: the parallel loop over {loop.symbol.name} is not at the outermost level")
         code, extent = self.code, self.indices.uniform(loop.extent)
         share, rest = code.pure(f"udiv i64 {extent}, %threads"), code.pure(f"urem i64 {extent}, %threads")

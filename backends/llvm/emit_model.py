@@ -61,7 +61,7 @@ class Data:
         return name
 
     def string(self, text: str) -> str:
-        data = text.replace("\0", " ").encode() + b"\0"
+        data = text.replace("\0", " ").encode(errors="replace") + b"\0"
         spelled = "".join(chr(c) if 32 <= c < 127 and c not in b'"\\' else f"\\{c:02X}" for c in data)
         return self.constant(f'[{len(data)} x i8] c"{spelled}"')
 

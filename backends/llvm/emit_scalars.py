@@ -7,6 +7,7 @@ and round once. Nothing is contracted, and no fast-math flag is set.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 
 from tilewright.backends.llvm.emit_halves import narrow_double_odd, round_half, widen_half
@@ -22,7 +23,7 @@ from tilewright.backends.llvm.emit_text import (
     splat_text,
 )
 from tilewright.ir.errors import InternalError
-from tilewright.ir.types import BF16, BOOL, F16, F32, F64, DType
+from tilewright.ir.types import BOOL, F16, F32, F64, INDEX, DType
 
 # scalar function -> function of MATH, where one computes the other
 MATH_NAMES = {name: name for name in (
@@ -31,6 +32,8 @@ MATH_NAMES = {name: name for name in (
 )} | {"pow": "pow", "mod": "floor_mod", "rem": "fmod", "floordiv": "floor_divide", "round": "round_even"}
 COMPARISONS = {"eq": ("oeq", "eq"), "ne": ("une", "ne"), "lt": ("olt", "lt"), "le": ("ole", "le"), "gt": ("ogt", "gt"),
                "ge": ("oge", "ge")}
+INDEX_TESTS: dict[str, Callable[[int, int], bool]] = {
+    "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge}
 WRAPPING = {"add": "add", "sub": "sub", "mul": "mul", "and": "and", "or": "or", "xor": "xor"}
 FLOATING = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
 
@@ -69,6 +72,9 @@ def emit_scalar(code: Function, name: str, operands: Sequence[Value]) -> Value:
     lanes = max(operand.lanes for operand in operands)
     if lanes:
         operands = [spread(code, operand, lanes) for operand in operands]
+    folded = fold_index(name, operands)
+    if folded is not None:
+        return folded
     if name == "select":
         return choose(code, operands[0].text, operands[1], operands[2])
     dtype = operands[0].dtype
@@ -78,6 +84,20 @@ def emit_scalar(code: Function, name: str, operands: Sequence[Value]) -> Value:
         return _emit_float(code, name, operands)
     wide = _emit_float(code, name, [widen_half(code, operand) for operand in operands])
     return wide if wide.dtype.is_bool else round_half(code, wide, dtype)
+
+
+def fold_index(name: str, operands: Sequence[Value]) -> Value | None:
+    """The value where constants decide it: comparisons of positions, and `and`, `or` of bools. What an unrolled loop guards with
+    them is then emitted only where it can run."""
+    left, right = operands[0], operands[-1]
+    if len(operands) != 2 or left.lanes:
+        return None
+    if left.dtype == INDEX and left.is_constant and right.is_constant and name in INDEX_TESTS:
+        return literal(INDEX_TESTS[name](int(left.text), int(right.text)), BOOL)
+    if left.dtype.is_bool and name in ("and", "or") and (left.is_constant or right.is_constant):
+        known, other = (left, right) if left.is_constant else (right, left)
+        return other if (known.text == "true") == (name == "and") else known
+    return None
 
 
 # ---- floats: float32 and float64 ----
@@ -484,6 +504,3 @@ def reduce_lanes(code: Function, combine: str, value: Value) -> Value:
     assert SCALAR_TYPES[result.dtype.name] == element
     return result
 
-
-__all__ = ["BF16", "choose", "emit_bitcast", "emit_cast", "emit_combine", "emit_scalar", "from_memory", "identity_of", "literal",
-           "reduce_lanes", "spread", "spread_text", "to_memory"]

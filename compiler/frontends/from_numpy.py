@@ -31,7 +31,7 @@ from ..ir.types import DType, TensorType, dtype_of
 from .argument_trees import Leaf, Structure, flatten, joined, map_leaves
 from .numpy_control import cond, scan, while_loop
 from .numpy_dispatch import take_dispatches_on_indices
-from .numpy_errors import TraceTypeError
+from .numpy_errors import TraceTypeError, behind
 from .numpy_extras import (
     EXTRAS,
     erf,
@@ -47,6 +47,7 @@ from .numpy_extras import (
     softmax,
 )
 from .numpy_functions import RULES
+from .numpy_masks import MaskedSelection, refusal
 from .numpy_tracer import Guard, Restart, Size, Storage, TracedArray, Tracer, composed
 
 MOST_RESTARTS = 200
@@ -358,9 +359,12 @@ def _follow(function: Callable[..., Any], call: _Call, inputs: Sequence[Input], 
             returned = function(*args, **kwargs)
         leaves, structure = flatten(returned)
         results = [_result_node(tracer, leaf, loc, title) for leaf in leaves]
-    except Exception:
+    except Exception as error:
         if not tracer.learned:
-            raise
+            ours = behind(error)
+            if ours is None:
+                raise
+            raise ours from None
     if tracer.learned:
         raise Restart(tracer.learned)
     graph = Graph(title, params, results, _result_names(leaves))
@@ -380,6 +384,8 @@ def _result_node(tracer: Tracer, leaf: Leaf, loc: Loc, title: str) -> Node:
         return tracer.node(leaf.value)
     if isinstance(leaf.value, (np.ndarray, np.generic, bool, int, float)):
         return tracer.node(np.asarray(leaf.value))
+    if isinstance(leaf.value, MaskedSelection):
+        raise refusal(f"{title} returns a selection").at(loc)
     where = f" (at {joined(leaf.path)})" if leaf.path else ""
     raise TraceTypeError(f"{title} returns a {type(leaf.value).__name__}{where}, which is no array", loc=loc,
                          hint="return arrays, or tuples, lists and dicts of arrays")  # fmt: skip

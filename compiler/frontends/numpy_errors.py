@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import linecache
 
+import numpy as np
+
 from ..ir.errors import CompileError, Loc
 
 
@@ -28,6 +30,10 @@ class TraceIndexError(TraceError, IndexError):
     """Where NumPy raises IndexError."""
 
 
+class TraceAxisError(TraceError, ValueError, IndexError):
+    """Where NumPy raises AxisError."""
+
+
 class TraceOverflowError(TraceError, OverflowError):
     """Where NumPy raises OverflowError."""
 
@@ -37,6 +43,7 @@ class TraceAttributeError(TraceError, AttributeError):
 
 
 _KINDS: tuple[tuple[type[Exception], type[TraceError]], ...] = (
+    (np.exceptions.AxisError, TraceAxisError),
     (IndexError, TraceIndexError),
     (OverflowError, TraceOverflowError),
     (ValueError, TraceValueError),
@@ -51,6 +58,12 @@ def translated(error: Exception) -> TraceError:
         if isinstance(error, raw):
             return ours(str(error))
     return TraceError(f"{type(error).__name__}: {error}")
+
+
+def behind(error: BaseException) -> TraceError | None:
+    """Our error where NumPy caught it and raised one of its own instead (it does so for float() of a sequence)."""
+    cause = error.__cause__
+    return cause if isinstance(cause, TraceError) and not isinstance(error, CompileError) else None
 
 
 NO_VALUES = "a traced array has no values while the function is compiled"
@@ -99,6 +112,8 @@ def _converting_call(tree: ast.stmt) -> str | None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
             name, argument = node.func.attr, ast.unparse(node.args[0])
+            if name in np.sctypeDict and isinstance(node.func.value, ast.Name):
+                return f"convert a traced value with {argument}.astype({ast.unparse(node.func)})"
             if name in ("asarray", "array", "ascontiguousarray", "asanyarray"):
                 if isinstance(node.args[0], (ast.List, ast.Tuple)):
                     return f"join traced values with np.stack({argument})"

@@ -22,6 +22,7 @@ from ..ir.graph import Node
 from ..ir.ops.shape import Concat, GatherND, ScatterND, Take
 from ..ir.types import BOOL, I64
 from .numpy_errors import TraceError, TraceIndexError, TraceTypeError, TraceValueError
+from .numpy_masks import MaskedSelection, refusal
 from .numpy_tracer import Size, TracedArray, Tracer, as_dim, shape_text
 from .numpy_views import Picked, Reshaped, Window, layout_of, strides_of
 
@@ -333,10 +334,7 @@ def get_item(t: Tracer, array: TracedArray, key: Any) -> Any:
     """x[key]."""
     entries = parse_key(t, array, key)
     if any(e.kind == "mask" for e in entries):
-        raise TraceTypeError(
-            "x[mask] with a traced mask has a number of results that data decides",
-            hint="choose elementwise with np.where(mask, x, other); reduce with x.sum(where=mask); write with x[mask] = v",
-        )
+        return _select(t, array, entries)
     if any(e.kind == "array" for e in entries):
         return _gather(t, plan_gather(t, array, entries, _separated(key)))
     view = basic_view(t, array, entries, keep_integers=False)
@@ -344,6 +342,21 @@ def get_item(t: Tracer, array: TracedArray, key: Any) -> Any:
     if not view.dims and array.dims and not any(i is Ellipsis for i in items):
         return t.array(t.node(view), scalar=True)
     return view
+
+
+def _select(t: Tracer, array: TracedArray, entries: list[Entry]) -> MaskedSelection:
+    """What a mask on the first axes selects."""
+    mask = entries[0]
+    if mask.kind != "mask" or any(e.kind != "slice" or e.value != slice(None) for e in entries[1:]):
+        raise refusal("a mask beside other indices")
+    _match_mask(t, array, mask, 0)
+    return MaskedSelection(t, t.array(t.node(array)), t.node(mask.value))
+
+
+def _match_mask(t: Tracer, view: TracedArray, mask: Entry, first: int) -> None:
+    for axis, size in enumerate(mask.value.dims, first):
+        t.unify(view.dims[axis], size, f"boolean index did not match indexed array along axis {axis}; size of axis is "
+                f"{view.dims[axis]} but size of corresponding boolean axis is {size}")  # fmt: skip
 
 
 def _separated(key: Any) -> bool:
@@ -357,6 +370,9 @@ def _separated(key: Any) -> bool:
 def set_item(t: Tracer, array: TracedArray, key: Any, value: Any) -> None:
     """x[key] = value."""
     entries = parse_key(t, array, key)
+    if isinstance(value, MaskedSelection):
+        _assign_selection(t, array, entries, value)
+        return
     node = t.node(value, array.type.dtype) if not isinstance(value, (list, tuple)) else \
         t.node(_stacked_list(value), array.type.dtype)  # fmt: skip
     _check_assigned(value, array)
@@ -422,6 +438,19 @@ def scatter(t: Tracer, array: TracedArray, key: Any, value: Node, kind: str) -> 
     return True
 
 
+def _assign_selection(t: Tracer, array: TracedArray, entries: list[Entry], value: MaskedSelection) -> None:
+    """x[mask] = y[mask]: the two masks must be one value."""
+    mask = entries[0]
+    full = all(e.kind == "slice" and e.value == slice(None) for e in entries[1:])
+    if mask.kind != "mask" or not full or t.node(mask.value) is not value.mask:
+        raise refusal("a selection written to places other than those of its own mask")
+    t.unify_shapes(array.dims, value.whole.dims, "shapes of the array and the selection differ")
+    condition = library.expand(t.b, value.mask, range(value.mask.rank, array.ndim))
+    chosen = library.scalar(t.b, "select", library.broadcast(t.b, condition, array.dims),
+                            t.node(value.whole, array.type.dtype), t.node(array))  # fmt: skip
+    t.assign(array, chosen)
+
+
 def _assign_masked(t: Tracer, array: TracedArray, entries: list[Entry], value: Node) -> None:
     masks = [e for e in entries if e.kind == "mask"]
     if len(masks) > 1 or any(e.kind not in ("mask", "slice", "integer") for e in entries):
@@ -431,10 +460,7 @@ def _assign_masked(t: Tracer, array: TracedArray, entries: list[Entry], value: N
     spread = entries[:place] + [Entry("slice", slice(None)) for _ in range(depth)] + entries[place + 1:]  # fmt: skip
     view = basic_view(t, array, spread, keep_integers=False)
     first = sum(e.kind != "integer" for e in entries[:place])
-    for offset, size in enumerate(mask.shape):
-        need = view.dims[first + offset]
-        t.unify(need, size, f"boolean index did not match indexed array along axis {place + offset}; size of axis is {need} "
-                f"but size of corresponding boolean axis is {size}")  # fmt: skip
+    _match_mask(t, view, masks[0], first)
     if any(e.kind == "integer" for e in entries) and value.rank:
         raise TraceTypeError("an array assigned through a traced mask beside an integer is not supported", hint="use np.where")
     trailing = view.ndim - first - depth

@@ -33,7 +33,7 @@ from .numpy_errors import (
     conversion_error,
     translated,
 )
-from .numpy_views import C_LAYOUT, UNKNOWN_LAYOUT, Layout, Step, read_through, write_through
+from .numpy_views import C_LAYOUT, UNKNOWN_LAYOUT, Layout, Repeated, Step, read_through, write_through
 
 
 Substitution = Mapping[str, DimLike]
@@ -274,6 +274,8 @@ class Tracer:
         storage = target.storage
         if target.scalar:
             raise TraceTypeError(f"a NumPy scalar ({target.dtype}) does not support item assignment")
+        if any(isinstance(step, Repeated) for step in target.path):
+            raise TraceValueError("assignment destination is read-only: it is a broadcast", hint="copy it first: x = x.copy()")
         if storage.frozen:
             raise TraceValueError(storage.frozen, hint="copy it first: x = x.copy()")
         if storage.scope is not self.scope:
@@ -331,6 +333,13 @@ class Tracer:
         if evaluate(left, self.observed) != evaluate(right, self.observed):
             raise TraceValueError(complaint)
         self.learn(self.solve(left, right))
+
+    def unify_shapes(self, left: Sequence[DimLike], right: Sequence[DimLike], complaint: str) -> None:
+        """Two shapes that must be one."""
+        if len(left) != len(right):
+            raise TraceValueError(f"{complaint}: {shape_text(left)} and {shape_text(right)}")
+        for m, n in zip(left, right):
+            self.unify(m, n, f"{complaint}: {shape_text(left)} and {shape_text(right)}")
 
     def current(self, size: DimLike) -> DimLike:
         """The size as what was learned in this trace has it."""
@@ -735,7 +744,9 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
             raise TraceAttributeError(
                 f"ndarray.{name} is not available on a traced array: {NO_VALUES}", loc=caller_loc(), hint=_ATTRIBUTE_HINTS.get(name, "")
             )
-        raise AttributeError(f"a traced array has no attribute {name!r}")
+        if name.startswith("__"):  # NumPy probes for its protocols
+            raise AttributeError(name)
+        raise TraceAttributeError(f"a traced array has no attribute {name!r}", loc=caller_loc())
 
     def __pow__(self, other: Any) -> Any:
         """With NumPy's short cuts for Python scalars, which differ from `power` in -0.0 and infinities."""
@@ -744,6 +755,9 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def _short_power(self, other: float) -> bool:
         return not self.scalar and self.dtype.kind in "fV" and self.dtype.itemsize >= 2
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return np.round(self, digits or 0)  # type: ignore[call-overload]
 
     def __len__(self) -> int:
         if not self.ndim:

@@ -162,7 +162,7 @@ class _TileWork:
         row, r = self._row_loop()
         inner = self.inliner.inner()
         column = v * self.tile.lanes + j
-        right = inner.latch(self._read(inner, self.rhs, panel + column))
+        right = self._read(inner, self.rhs, panel + column)
         # in a guarded body rows past the end read the last one, which exists
         place = self.first_row + r
         base = self.operand.base(dim_min(place, self.operand.rows - 1) if guarded else place)
@@ -172,8 +172,10 @@ class _TileWork:
             value = inner.scalar("fma", left, right, old)
         else:
             value = inner.scalar("add", inner.scalar("mul", left, right), old)
-        update = For(row, self.tile.rows, "unrolled", (Store(accumulator.name, (r, column), value),))
-        body: Stmt = self._over_columns(vector, lane, (*inner.block, update))
+        # Row by row: the vectors of the panel stay in registers (equal loads of memory that is only read are one), and
+        # of the left operand one broadcast at a time is alive.
+        update = self._over_columns(vector, lane, (Store(accumulator.name, (r, column), value),))
+        body: Stmt = For(row, self.tile.rows, "unrolled", (update,))
         for (found, _), extent in reversed(list(zip(steps, self.operand.steps))):
             body = For(found, extent, "serial", (body,))
         return body

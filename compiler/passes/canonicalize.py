@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..ir.dims import DimLike, dim_min, product, provably_at_most
+from ..ir.dims import DimLike, product, provably_at_most
 from ..ir.graph import Builder, Constant, Graph, Node, Op
 from ..ir.ops.compute import Bitcast, Cast, Elementwise, Reduce
 from ..ir.ops.control import Const

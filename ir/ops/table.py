@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 from ..graph import Op
-from .compute import (ArgReduce, ArgSort, Bitcast, Cast, Conv, Cumulative, Dot, Elementwise, PackedConv, PackedDot,
-                      Reduce, ReduceWindow, Sort)
+from .compute import (
+                      ArgReduce,
+                      ArgSort,
+                      Bitcast,
+                      Cast,
+                      Conv,
+                      Cumulative,
+                      Dot,
+                      Elementwise,
+                      PackedConv,
+                      PackedDot,
+                      Reduce,
+                      ReduceWindow,
+                      Sort,
+)
 from .control import Composite, Const, Fusion, Get, If, MakeTuple, Param, Scan, While
 from .scalar import SCALARS
-from .shape import (Broadcast, Concat, GatherND, Iota, Pad, Reshape, ScatterAlong, ScatterND, SizeOf, Slice, Take,
-                    TakeAlong, Transpose, UpdateSlice)
+from .shape import (
+                      Broadcast,
+                      Concat,
+                      GatherND,
+                      Iota,
+                      Pad,
+                      Reshape,
+                      ScatterAlong,
+                      ScatterND,
+                      SizeOf,
+                      Slice,
+                      Take,
+                      TakeAlong,
+                      Transpose,
+                      UpdateSlice,
+)
 
 # name in text -> class; the scalar functions are spelled by their own names
 OPS: dict[str, type[Op]] = {op.name: op for op in (
@@ -22,5 +49,5 @@ OPS: dict[str, type[Op]] = {op.name: op for op in (
     # as layout passes make them
     PackedDot, PackedConv,
 )}
-SPELLINGS: dict[str, type[Op]] = {**OPS, **{name: Elementwise for name in SCALARS}}
+SPELLINGS: dict[str, type[Op]] = {**OPS, **dict.fromkeys(SCALARS, Elementwise)}
 ALL_OPS: tuple[type[Op], ...] = (*OPS.values(), Elementwise)
