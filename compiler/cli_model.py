@@ -239,7 +239,7 @@ def describe_graph(graph: Any) -> dict[str, Any]:
 
 def describe_executable(executable: Any) -> dict[str, Any]:
     facts = executable.metadata
-    workspace = facts["workspace"] if "workspace" in facts else executable.workspace_bytes
+    workspace = facts.get("workspace", getattr(executable, "workspace_bytes", None))
     model = getattr(executable, "_model", None)
     data = {
         "name": executable.name,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Union
+from typing import Any
 
 from .compiled_function import CompiledFunction
 from .frontends.from_numpy import Traced, trace_specs
@@ -28,12 +28,12 @@ from .key import add_facts, make_key
 from .machine import check_platform, llvm_version, machine_text
 from .options import Environment, Options, read_environment
 from .runtime import _native
-from .runtime.cache import Cache, Key, source_digest
+from .runtime.cache import Cache, Key, source_digest, sources_changed
 from .runtime.executable import Executable
 from .saving import ForeignExecutable, Saveable, save
 
-PathText = Union[str, "os.PathLike[str]"]
-Source = Union[Callable[..., Any], Graph, PathText]
+PathText = str | os.PathLike[str]
+Source = Callable[..., Any] | Graph | PathText
 INTERPRETERS = ("reference", "reference-loops")  # of graphs, of programs
 BACKENDS = ("llvm", *INTERPRETERS)
 SYMBOL = "tw_model"
@@ -115,7 +115,7 @@ def compile_graph(graph: Graph, target: str, options: Options, *, pack: Any = No
     verify(graph)  # a graph that was found above was verified when it was compiled: its key is the digest of all it says
     built = compile_half().build(graph, target, options, environment)
     metadata = {**built.metadata, "cached": False}
-    if cache is not None and key is not None:
+    if cache is not None and key is not None and not sources_changed():
         cache.store(add_facts(key, graph), built.object_code, built.constants, built.constants_digest, built.metadata)
     return _executable(built.object_code, built.constants, metadata, options, pack)
 

@@ -234,7 +234,8 @@ def call(function: str, *arguments: Operand) -> Pattern:
 
 # relative cost of one element; what is not listed costs 2
 COSTS: dict[str, int] = {
-    "neg": 1, "not": 1, "abs": 1, "isnan": 1, "div": 8, "sqrt": 8, "floordiv": 12, "mod": 12, "rem": 12, "pow": 60, "atan2": 40, "hypot": 16, "erf": 30, "sigmoid": 24,
+    "neg": 1, "not": 1, "abs": 1, "isnan": 1,
+    "div": 8, "sqrt": 8, "floordiv": 12, "mod": 12, "rem": 12, "pow": 60, "atan2": 40, "hypot": 16, "erf": 30, "sigmoid": 24,
     **dict.fromkeys(("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "tanh", "cbrt"), 20),
     **dict.fromkeys(("asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh"), 30),
 }

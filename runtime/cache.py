@@ -36,6 +36,7 @@ from tilewright.runtime.artifact import write_constants
 
 DEFAULT_LIMIT = 4 << 30
 FORMAT = 1
+STARTED = time.time()
 STALE_SECONDS = 3600.0  # what a killed process left in temporary/ is removed after this
 PACKAGES = ("tilewright", "tilewright.ir", "tilewright.backends", "tilewright.runtime")
 SOURCE_SUFFIXES = (".py", ".so", ".o")
@@ -91,6 +92,17 @@ def source_digest() -> str:
                 state.update(f"{package}/{path.relative_to(folder)}\0".encode())
                 state.update(hashlib.sha256(path.read_bytes()).digest())
     return state.hexdigest()
+
+
+def sources_changed() -> bool:
+    """Whether a source file is newer than this process: the code that runs may then not be the code that the digest
+    tells of, and must not be kept under it."""
+    for package in PACKAGES:
+        spec = find_spec(package)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            if any(path.stat().st_mtime > STARTED for path in _source_files(Path(folder))):
+                return True
+    return False
 
 
 def _source_files(folder: Path) -> Iterator[Path]:

@@ -153,16 +153,16 @@ def test_a_hit_saves_the_same_bytes(tmp_path: Path, executable) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_saving_imports_no_llvm_after_a_hit(tmp_path: Path, plain) -> None:
+def test_saving_imports_no_llvm_after_a_hit(tmp_path: Path) -> None:
     code = f"""
 import sys
 import numpy as np, tilewright as tw
-f = tw.compile(lambda x, y: np.exp(x) + y, args=(tw.spec(("n",), "float32"),) * 2, name="plain")
-f.save({str(tmp_path / "plain.so")!r})
+f = tw.compile(lambda x, y: np.exp(x) * y, args=(tw.spec(("n",), "float32"),) * 2, name="product")
+f.save({str(tmp_path / "product.so")!r})
 print(f.metadata["cached"], "llvmlite" in sys.modules)
 """
-    answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert answer.split() == ["True", "False"]
+    answers = [subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout for _ in range(2)]
+    assert answers[1].split() == ["True", "False"]
 
 
 # --- loading again ---

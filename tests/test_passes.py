@@ -118,8 +118,9 @@ def test_a_pass_that_changes_a_type_is_caught() -> None:
 
 def test_a_pass_that_never_ends_is_caught() -> None:
     graph = parse("graph @g(%x: f32[2]) -> (r) {\n  %0: f32[2] = neg %x\n  return %0\n}\n")
+    other = {"neg": "abs", "abs": "neg"}
     with pytest.raises(InternalError, match="endless: still changing graph g after"):
-        rewrite_until_stable(graph, lambda b, node, inputs: b.add(Elementwise("neg"), b.add(Elementwise("neg"), *inputs)), "endless")
+        rewrite_until_stable(graph, lambda b, node, inputs: b.add(Elementwise(other[node.op.spelling]), *inputs), "endless")
 
 
 def test_several_results_are_a_tuple_that_needs_no_projection() -> None:

@@ -103,8 +103,8 @@ _ARITHMETIC = (
     Rule("sub_self", "finite", lambda x: (x - x, 0)),
     Rule("sub_from_zero", "reassoc", lambda x: (0 - x, -x)),  # 0 - 0 is 0.0
     Rule("sub_from_negative_zero", "exact", lambda x: (-0.0 - x, -x), "f"),
-    Rule("sub_neg", "exact", lambda x, y: (x - -y, x + y)),
-    Rule("add_neg", "exact", lambda x, y: (x + -y, x - y)),
+    Rule("sub_neg", "exact", lambda x, y: (x - (-y), x + y)),
+    Rule("add_neg", "exact", lambda x, y: (x + (-y), x - y)),
     Rule("neg_neg", "exact", lambda x: (-(-x), x)),
     Rule("neg_sub", "reassoc", lambda x, y: (-(x - y), y - x)),  # -(x - x) is -0.0
     Rule("add_constants", "reassoc", lambda x, k1, k2: ((x + k1) + k2, x + (k1 + k2)), when=_sum_cancels_nothing),
