@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from tilewright.backends.base import Caps
+from tilewright.ir.caps import Caps
 from tilewright.ir.dims import DimLike, evaluate, is_static
 from tilewright.ir.errors import ArgumentError, UnsupportedError
 from tilewright.ir.graph import Graph, Node

@@ -21,11 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from .backends.llvm.backend import capabilities_of
 from .backends.llvm.compile import CompiledObject, compile_program
 from .backends.llvm.emit_model import ModelFacts
 from .backends.llvm.targets import Target, host_supports, known_cpus, resolve_target
 from .backends.reference import PLAIN, ReferenceModel
-from .ir.dims import is_static
+from .ir.caps import Caps
+from .ir.dims import evaluate, is_static
 from .ir.errors import CompileError, InternalError, TilewrightError
 from .ir.graph import Constant, Graph
 from .ir.loop_text import format_kernel, format_program, parse_program
@@ -38,12 +40,12 @@ from .ir.verify import verify
 from .lowering.lower import Statistics, lower_program
 from .lowering.memory import lower_bound
 from .options import Environment, Options, read_environment
-from .pipeline import random_inputs, run_passes, stage_names, write_dump
+from .pipeline import run_passes, stage_names, write_dump
 from .runtime import _native
-from .target import Caps
 from .version import __version__
 
 ALIGNMENT = 64
+SAMPLE_SIZES = (3, 4, 32, 64)
 OBJECT_PREFIX = "tw"  # of the symbols of object code; saving replaces it with the artifact's name
 
 
@@ -85,16 +87,10 @@ def target_text(text: str) -> str:
     return ("host " if not host_supports(target) else "other ") + target.canonical_text
 
 
-def caps_of(target: Target) -> Caps:
-    """What passes and lowering may know of the target."""
-    return Caps(vector_bits=target.vector_bits, vector_registers=target.vector_registers,
-                l1_bytes=target.level1_bytes, l2_bytes=target.level2_bytes)
-
-
 def build(graph: Graph, target_name: str, options: Options, environment: Environment) -> Built:
     """Compile a verified graph."""
     target = resolved(target_name)
-    caps = caps_of(target)
+    caps = capabilities_of(target)
     clock = Clock()
     dump_constants(environment, graph)
     optimized, report = run_passes(graph, options, caps, environment)
@@ -125,7 +121,7 @@ def interpreted(graph: Graph, backend: str, options: Options, environment: Envir
     and lowering, with every check that the loop interpreter has."""
     if backend == "reference":
         return ReferenceModel(graph)
-    caps = Caps(PLAIN.vector_bits, PLAIN.vector_registers, PLAIN.level1_bytes, PLAIN.level2_bytes)
+    caps = PLAIN
     optimized, _ = run_passes(graph, options, caps, environment)
     program, _ = lower_checked(optimized, caps)
     dump_program(environment, caps, program)
@@ -162,18 +158,18 @@ def internal(stage: str, name: str, error: Exception) -> InternalError:
 
 
 def stages_of(target_name: str) -> tuple[str, ...]:
-    return stage_names(caps_of(resolved(target_name)))
+    return stage_names(capabilities_of(resolved(target_name)))
 
 
 def enter(graph: Graph, start: str, until: str, target_name: str, options: Options) -> Graph:
     """The graph after some of the passes."""
     verify(graph)
-    return run_passes(graph, options, caps_of(resolved(target_name)), read_environment(), until=until, start=start)[0]
+    return run_passes(graph, options, capabilities_of(resolved(target_name)), read_environment(), until=until, start=start)[0]
 
 
 def lower(graph: Graph, target_name: str) -> Program:
     """The program of a graph that went through all passes."""
-    return lower_checked(graph, caps_of(resolved(target_name)))[0]
+    return lower_checked(graph, capabilities_of(resolved(target_name)))[0]
 
 
 def program_text(program: Program, form: str, target_name: str) -> str:
@@ -284,9 +280,18 @@ def describe_tensors(entries: Sequence[tuple[str, TensorType]]) -> list[Any]:
             for name, kind in entries]
 
 
-def sample_shapes(graph: Graph) -> list[list[int]]:
-    """Small shapes that the program accepts, for a self-test."""
-    return [list(array.shape) for array in random_inputs(graph, np.random.default_rng(0))]
+def sample_shapes(graph: Graph) -> list[list[list[int]]]:
+    """Shapes that the program's types admit, small ones first: for a self-test, and for random inputs. (A model may refuse
+    small sizes that its types admit: an image that five layers halve.)"""
+    found = []
+    for wanted in SAMPLE_SIZES:
+        binding = {}
+        for symbol in graph.symbols:
+            step = symbol.multiple_of
+            size = -(-max(symbol.lower, wanted) // step) * step
+            binding[symbol.name] = size if symbol.upper is None else min(size, symbol.upper // step * step)
+        found.append([[evaluate(size, binding) for size in param.shape] for param in graph.params])
+    return [shapes for index, shapes in enumerate(found) if shapes not in found[:index]]
 
 
 def dump_constants(environment: Environment, graph: Graph) -> None:

@@ -82,10 +82,11 @@ def cache_ls(as_json: bool) -> None:
     """List the entries, the one used last first."""
     cache = the_cache()
     entries = cache.entries()
-    data = {"directory": str(cache.directory), "bytes": sum(entry.bytes for entry in entries),
+    total = sum(entry.bytes for entry in entries)
+    data = {"directory": str(cache.directory), "bytes": total,
             "entries": [{"key": entry.key, "name": entry.name, "bytes": entry.bytes, "used": entry.used, "created": entry.created,
                          "reason": entry.reason, "parts": entry.parts} for entry in entries]}
-    lines = [f"{cache.directory}: {len(entries)} entries, {byte_text(data['bytes'])}"]
+    lines = [f"{cache.directory}: {len(entries)} entries, {byte_text(total)}"]
     lines += [f"  {entry.key[:12]}  {byte_text(entry.bytes):>10}  {age_text(entry.used):>12}  {entry.name or '(unreadable)'}"
               for entry in entries]
     answer(as_json, data, lines)

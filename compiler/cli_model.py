@@ -32,6 +32,7 @@ from .runtime.cache import DEFAULT_LIMIT
 
 MODEL = click.Path(dir_okay=True, path_type=Path)
 DROPPED_CALLS = 3
+LONGEST_SIZE = 100
 
 
 # --- compile ---------------------------------------------------------------------------------------------------------
@@ -65,7 +66,7 @@ def compile_command(model: Path, output: Path | None, dims: Sequence[str], targe
     data = {"files": files, "selftest": saved.selftest, **facts}
     how = "from the cache" if facts["cached"] else f"compiled in {facts['compile_seconds']:.2f} s"
     lines = [f"{graph.name}: {len(executable.kernels)} kernels for {facts['target']}, {how}",
-             f"  peak arena: {workspace_text(facts['workspace'])}",
+             f"  peak arena: {workspace_text(facts)}",
              *(f"  {byte_text(size):>12}  {file}" for file, size in files.items())]
     answer(as_json, data, lines)
 
@@ -78,8 +79,13 @@ def check_writable(output: Path) -> None:
         raise ArtifactError(f"{output}: cannot be written: there is no folder {output.parent}", hint="create it first")
 
 
-def workspace_text(workspace: int | str | None) -> str:
-    return byte_text(workspace) if isinstance(workspace, int) else f"{workspace} bytes"
+def workspace_text(facts: Mapping[str, Any]) -> str:
+    """The peak of a call's memory, as far as it is known before the sizes are."""
+    workspace = facts.get("workspace")
+    if isinstance(workspace, int):
+        return byte_text(workspace)
+    text = f"{workspace} bytes" if workspace is not None else ""
+    return text if 0 < len(text) <= LONGEST_SIZE else "decided by the sizes of a call"
 
 
 # --- run -------------------------------------------------------------------------------------------------------------
@@ -132,7 +138,7 @@ def gather_inputs(executable: Any, files: Mapping[str, str], random: bool, sizes
     values = {name: read_array(name, Path(file)) for name, file in files.items()}
     if missing:
         known = sizes_of_given(executable, values)
-        values = {**random_inputs(executable, {**known, **sizes}, seed), **values}
+        values = random_inputs(executable, {**known, **sizes}, seed, values)
     return values
 
 
@@ -240,7 +246,7 @@ def describe_graph(graph: Any) -> dict[str, Any]:
 def describe_executable(executable: Any) -> dict[str, Any]:
     facts = executable.metadata
     workspace = facts.get("workspace", getattr(executable, "workspace_bytes", None))
-    model = getattr(executable, "_model", None)
+    model: Any = getattr(executable, "_model", None)
     data = {
         "name": executable.name,
         "inputs": [str(info) for info in executable.inputs],
@@ -268,7 +274,7 @@ def inspection_lines(data: Mapping[str, Any]) -> list[str]:
         lines += [f"    {count:6}  {spelling}" for spelling, count in data["ops"].items()]
     if "kernels" in data:
         lines += [f"  {len(data['kernels'])} kernels", *(f"    {name}" for name in data["kernels"])]
-        lines += [f"  peak arena: {'decided by the sizes of a call' if data['peak_arena'] is None else workspace_text(data['peak_arena'])}"]
+        lines += [f"  peak arena: {workspace_text({'workspace': data['peak_arena']})}"]
         if "peak_arena_lower_bound" in data:
             lines += [f"    no plan for this order needs less than {byte_text(data['peak_arena_lower_bound'])}"]
         if data["constants_bytes"] is not None:
@@ -316,7 +322,7 @@ def measure(executable: Any, values: Sequence[np.ndarray[Any, Any]], seconds: fl
     """The seconds of each call, after a few that are not counted."""
     for _ in range(DROPPED_CALLS):
         executable(*values)
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
         began = time.perf_counter()

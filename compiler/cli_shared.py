@@ -15,13 +15,13 @@ import numpy as np
 
 from .driver import compile_graph, load_model
 from .ir.dims import symbol
-from .ir.errors import ArgumentError
+from .ir.errors import ArgumentError, RuntimeFailure, TilewrightError
 from .loading import load
 from .options import PRECISIONS, Options
 from .runtime.buffer import TensorInfo
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-SIZES_TO_TRY = (1, 2, 4, 8, 16, 32, 64, 128, 224, 256, 320, 512, 640, 1024)
+SIZES_TO_TRY = (1, 2, 4, 8, 16, 32, 64, 128, 224, 256, 320)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer as JSON.")
 dims_option = click.option("--dims", multiple=True, metavar="NAME=SIZE",
@@ -122,35 +122,59 @@ def load_executable(path: Path, *, dims: Sequence[str], target: str, threads: in
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
 
-def random_inputs(executable: Any, sizes: Mapping[str, int], seed: int) -> dict[str, np.ndarray[Any, Any]]:
-    """Inputs that the model accepts: normal floats, and integers 0 and 1, since they may be indices."""
+def random_inputs(executable: Any, sizes: Mapping[str, int], seed: int,
+                  given: Mapping[str, np.ndarray[Any, Any]] | None = None) -> dict[str, np.ndarray[Any, Any]]:
+    """Inputs that the model runs with: normal floats, and integers 0 and 1, since they may be indices. `given` inputs stay
+    as they are. Sizes that nobody gave are as small as the model can do with."""
+    refused: TilewrightError | None = None
+    for shapes in input_shapes(executable, sizes):
+        inputs = {**random_values(executable, shapes, seed), **(given or {})}
+        try:
+            executable.run(inputs)
+        except RuntimeFailure as error:
+            refused = refused or error
+            continue
+        return inputs
+    if refused is not None:
+        refused.hint = "random inputs of the sizes tried do not suit the model; say them: --size NAME=SIZE"
+        raise refused
+    names = ", ".join(symbolic_names(executable))
+    raise ArgumentError(f"{executable.name}: found no sizes that it accepts for {names}", hint="say them: --size NAME=SIZE, for each")
+
+
+def random_values(executable: Any, shapes: Sequence[Sequence[int]], seed: int) -> dict[str, np.ndarray[Any, Any]]:
     generator = np.random.default_rng(seed)
     inputs = {}
-    for info, shape in zip(executable.inputs, input_shapes(executable, sizes)):
+    for info, shape in zip(executable.inputs, shapes):
         if info.dtype.kind in "biu":
-            inputs[info.name] = generator.integers(0, 2, shape).astype(info.dtype)
+            inputs[info.name] = generator.integers(0, 2, tuple(shape)).astype(info.dtype)
         else:
-            inputs[info.name] = generator.standard_normal(shape).astype(info.dtype)
+            inputs[info.name] = generator.standard_normal(tuple(shape)).astype(info.dtype)
     return inputs
 
 
-def input_shapes(executable: Any, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
-    """A shape for each input, with the given sizes; the others are as small as the model accepts."""
+def symbolic_names(executable: Any) -> list[str]:
+    return list(dict.fromkeys(size for info in executable.inputs for size in info.shape if isinstance(size, str)))
+
+
+def input_shapes(executable: Any, sizes: Mapping[str, int]) -> Iterator[list[tuple[int, ...]]]:
+    """Shapes to try, one for each input, with the given sizes."""
     infos: Sequence[TensorInfo] = executable.inputs
-    names = list(dict.fromkeys(size for info in infos for size in info.shape if isinstance(size, str)))
+    names = symbolic_names(executable)
     unknown = [name for name in sizes if name not in names]
     if unknown:
         raise ArgumentError(f"--size: {executable.name} has no symbolic size {unknown[0]}, found vs {', '.join(names) or 'none'}")
-    sample = executable.metadata.get("sample_shapes")
-    if sample is not None and not sizes:
-        return [tuple(shape) for shape in sample]
-    for size in SIZES_TO_TRY:
+    if not sizes:
+        for sample in executable.metadata.get("sample_shapes", ()):
+            yield [tuple(shape) for shape in sample]
+    open_names = [name for name in names if name not in sizes]
+    for size in SIZES_TO_TRY if open_names else (1,):
         binding = {name: sizes.get(name, size) for name in names}
         shapes = [tuple(binding[n] if isinstance(n, str) else n for n in info.shape) for info in infos]
         try:
             executable.plan(*shapes)
         except ArgumentError:
+            if not open_names:
+                raise
             continue
-        return shapes
-    raise ArgumentError(f"{executable.name}: found no sizes that it accepts for {', '.join(names)}",
-                        hint="say them: --size NAME=SIZE, for each")
+        yield shapes

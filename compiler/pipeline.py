@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .ir.caps import Caps
 from .ir.dims import evaluate
 from .ir.errors import CompileError, InternalError, TilewrightError
 from .ir.graph import Builder, Graph, Node, attribute_names
@@ -31,7 +32,6 @@ from .passes.fuse import fuse
 from .passes.hoist_invariants import hoist_invariants
 from .passes.inline_control import inline_control
 from .passes.pack_operands import pack_operands
-from .target import Caps
 
 Pass = Callable[[Graph, Options], Graph]
 
@@ -44,7 +44,7 @@ def in_bodies(function: Pass) -> Pass:
                 return None
             bodies = {name: apply(getattr(node.op, name), options) for name in attribute_names(type(node.op))
                       if isinstance(getattr(node.op, name), Graph)}
-            return b.add(replace(node.op, **bodies), *inputs)
+            return b.add(replace(node.op, **bodies), *inputs)  # type: ignore[arg-type]
 
         return function(rewrite_graph(graph, visit, "in_bodies"), options)
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from .ir.caps import Caps
 from .ir.dims import DimLike
 from .ir.types import DType
-from .target import Caps
+
 
 @dataclass(frozen=True)
 class Tile:

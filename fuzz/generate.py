@@ -15,18 +15,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from .. import library
 from ..ir.dims import Dim, DimLike, bounds, evaluate, symbol, symbols_of
-from ..ir.graph import Builder, Graph, Node, Sample
+from ..ir.graph import Builder, Graph, Node, Op, Sample
 from ..ir.ops.compute import ArgReduce, ArgSort, Cast, Cumulative, Dot, Elementwise, Reduce, Sort
 from ..ir.ops.control import If, Param, Scan, While
 from ..ir.ops.shape import Broadcast, Concat, Iota, Pad, Reshape, Slice, Take, Transpose
 from ..ir.ops.table import ALL_OPS
 from ..ir.types import BOOL, F32, F64, I32, I64, DType, TensorType
 
+T = TypeVar("T")
 DEFAULT_DTYPES: tuple[DType, ...] = (F32, F64, I32, I64, BOOL)
 MANTISSA = {"f16": 11, "bf16": 8, "f32": 24, "f64": 53}
 LARGEST = 300.0  # beyond this magnitude an inexact value is squashed before anything else is done with it
@@ -147,18 +149,17 @@ class _Growth:
         ends = list(dict.fromkeys(ends)) or [self.pool[-1].node]
         return Graph("random", self.params, ends[-8:])
 
-    def choice(self, items: Sequence[object]) -> object:  # typed loosely: the callers know what they hold
+    def choice(self, items: Sequence[T]) -> T:
         return items[int(self.rng.integers(len(items)))]
 
-    def add(self, op: object, *inputs: Node) -> Node:
-        return self.builder.add(op, *inputs)  # type: ignore[arg-type]
+    def add(self, op: Op, *inputs: Node) -> Node:
+        return self.builder.add(op, *inputs)
 
     def param(self, rank: int | None = None, dtype: DType | None = None, shape: Sequence[DimLike] | None = None) -> Value:
         if shape is None:
             rank = int(self.rng.integers(0, 4)) if rank is None else rank
-            shape = [self.choice(self.sizes) for _ in range(rank)]  # type: ignore[misc]
-        dtype = self.choice(self.dtypes) if dtype is None else dtype  # type: ignore[assignment]
-        assert dtype is not None
+            shape = [self.choice(self.sizes) for _ in range(rank)]
+        dtype = self.choice(self.dtypes) if dtype is None else dtype
         node = self.add(Param(f"x{len(self.params)}", dtype, tuple(shape)))
         self.params.append(node)
         value = Value(node, True, PARAM_LIMIT[dtype.kind])
@@ -208,7 +209,7 @@ class _Growth:
         x = self.pick(lambda v: v.node.dtype.is_float)
         if x is None:
             return None
-        function = str(self.choice(list(_SMOOTH)))
+        function = self.choice(list(_SMOOTH))
         argument, limit = self.domain(_SMOOTH[function], x)
         large = {"exp": 3, "exp2": 2, "expm1": 2, "sinh": 2, "cosh": 2, "tan": 2, "acos": 4}
         return self.settled(self.add(Elementwise(function), argument), False, max(large.get(function, 1), limit, 1))
@@ -230,11 +231,11 @@ class _Growth:
         y = self.partner(x)
         dtype = x.node.dtype
         if dtype.is_bool:
-            return Value(self.add(Elementwise(str(self.choice(("and", "or", "xor", "max", "min")))), x.node, y.node), True, 1)
+            return Value(self.add(Elementwise(self.choice(("and", "or", "xor", "max", "min"))), x.node, y.node), True, 1)
         names = ["add", "sub", "mul", "max", "min"]
         names += ["fmax", "fmin", "div", "hypot", "atan2", "copysign"] if dtype.is_float else \
             ["and", "or", "xor", "floordiv", "mod", "rem"]
-        name = str(self.choice(names))
+        name = self.choice(names)
         return self.combined(name, x, y)
 
     def combined(self, name: str, x: Value, y: Value) -> Value:
@@ -254,14 +255,14 @@ class _Growth:
         x = self.pick(lambda v: v.node.dtype.is_integer)
         if x is None:
             return None
-        return Value(self.add(Elementwise(str(self.choice(("shl", "shr")))), x.node, self.partner(x).node), True, x.limit)
+        return Value(self.add(Elementwise(self.choice(("shl", "shr"))), x.node, self.partner(x).node), True, x.limit)
 
     def compare(self) -> Value | None:
         x = self.pick(lambda v: v.exact)
         if x is None:
             return None
         y = self.partner(x, lambda v: v.exact)
-        return Value(self.add(Elementwise(str(self.choice(_COMPARE))), x.node, y.node), True, 1)
+        return Value(self.add(Elementwise(self.choice(_COMPARE)), x.node, y.node), True, 1)
 
     def select(self) -> Value | None:
         c = self.pick(lambda v: v.node.dtype.is_bool)
@@ -273,7 +274,7 @@ class _Growth:
 
     def cast(self) -> Value | None:
         x = self.pick()
-        target: DType = self.choice(self.dtypes)  # type: ignore[assignment]
+        target = self.choice(self.dtypes)
         if x is None or target == x.node.dtype or not x.exact and not target.is_float:
             return None
         limit = x.limit if x.node.dtype.is_float else 2.0 ** x.node.dtype.bits
@@ -295,7 +296,7 @@ class _Growth:
         axes = tuple(a for a in range(x.node.rank) if self.rng.random() < 0.5 and bounds(x.node.shape[a])[0] >= 1)
         if not axes:
             return None
-        kind = str(self.choice(("and", "or", "max")) if x.node.dtype.is_bool else self.choice(("sum", "max", "min")))
+        kind = self.choice(("and", "or", "max") if x.node.dtype.is_bool else ("sum", "max", "min"))
         count = math.prod(float(bounds(x.node.shape[a])[1]) for a in axes)
         node = self.add(Reduce(kind, axes), x.node)
         return self.settled(node, x.exact, x.limit * count if kind == "sum" else x.limit)
@@ -305,7 +306,7 @@ class _Growth:
         axis = self.axis(x) if x is not None else None
         if x is None or axis is None:
             return None
-        kind = str(self.choice(("sum", "max", "min")))
+        kind = self.choice(("sum", "max", "min"))
         exclusive = kind == "sum" and bool(self.rng.integers(2))
         node = self.add(Cumulative(kind, axis, exclusive, bool(self.rng.integers(2))), x.node)
         return self.settled(node, x.exact, x.limit * float(bounds(x.node.shape[axis])[1]) if kind == "sum" else x.limit)
@@ -323,7 +324,7 @@ class _Growth:
         if x is None or axis is None:
             return None
         op = ArgSort(axis, bool(self.rng.integers(2))) if self.rng.random() < 0.5 else \
-            ArgReduce(str(self.choice(("max", "min"))), axis)
+            ArgReduce(self.choice(("max", "min")), axis)
         return Value(self.add(op, x.node), True, 64)
 
     # --- movement ---
@@ -337,10 +338,10 @@ class _Growth:
             return None
         sizes = self.known_sizes()
         lead = [self.choice(sizes)] if self.rng.random() < 0.6 and x.node.rank < 3 else []
-        shape = tuple([*lead, *(self.choice(sizes) if n == 1 else n for n in x.node.shape)])
-        if shape == x.node.shape or not self.small(shape):  # type: ignore[arg-type]
+        shape = (*lead, *(self.choice(sizes) if n == 1 else n for n in x.node.shape))
+        if shape == x.node.shape or not self.small(shape):
             return None
-        return Value(self.add(Broadcast(shape), x.node), x.exact, x.limit)  # type: ignore[arg-type]
+        return Value(self.add(Broadcast(shape), x.node), x.exact, x.limit)
 
     def reshape(self) -> Value | None:
         x = self.pick()
@@ -411,7 +412,7 @@ class _Growth:
             return None
         shape = tuple(self.choice(self.known_sizes()) for _ in range(int(self.rng.integers(1, 3))))
         axis = int(self.rng.integers(len(shape)))
-        return Value(self.add(Iota(self.choice(dtypes), shape, axis)), True, 32)  # type: ignore[arg-type]
+        return Value(self.add(Iota(self.choice(dtypes), shape, axis)), True, 32)
 
     def known_sizes(self) -> list[DimLike]:
         """Numbers, and symbols that some parameter binds."""
@@ -443,7 +444,7 @@ class _Growth:
         axis = int(self.rng.integers(x.node.rank))
         batch = [0] if x.node.rank == 3 and axis != 0 and self.rng.random() < 0.6 else []
         columns = self.choice(self.sizes)
-        shape: list[DimLike] = [*(x.node.shape[a] for a in batch), x.node.shape[axis], columns]  # type: ignore[list-item]
+        shape: list[DimLike] = [*(x.node.shape[a] for a in batch), x.node.shape[axis], columns]
         turned = bool(self.rng.integers(2))
         if turned:
             shape[-2:] = shape[:-3:-1]
@@ -508,7 +509,7 @@ class _Growth:
         """One of the ops' own samples, on new parameters."""
         samples = [s for op in ALL_OPS if op is not Elementwise for s in op.samples()
                    if all(t.dtype in self.dtypes or t.dtype == I64 for t in s.types)]
-        chosen: Sample = self.choice(samples)  # type: ignore[assignment]
+        chosen = self.choice(samples)
         operands = []
         for position, type in enumerate(chosen.types):
             node = self.param(dtype=type.dtype, shape=type.shape).node

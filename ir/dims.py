@@ -18,7 +18,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Union
 
 from .errors import CompileError
 
@@ -26,7 +25,7 @@ INFINITY = math.inf
 CACHED = 1 << 16  # results kept of each of the pure functions below: the same sizes come back all the time
 MOST_TERMS = 4096
 RESERVED = frozenset({"min", "inf", "nan", "true", "false", "none"})
-Bound = Union[int, float]
+Bound = int | float
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,6 @@ class Composed:
     def __hash__(self) -> int:
         return hash((self.kind, self.left, self.right))
 
-    @lru_cache(maxsize=CACHED)
     def text(self) -> str:
         if self.kind == "min":
             return f"min({format_dim(self.left)}, {format_dim(self.right)})"
@@ -85,7 +83,7 @@ class Composed:
         return f"({_group(self.left)} {sign} {_group(self.right)})"
 
 
-Atom = Union[Symbol, Composed]
+Atom = Symbol | Composed
 Monomial = tuple[tuple[Atom, int], ...]
 
 
@@ -158,7 +156,7 @@ class Dim:
     __repr__ = __str__
 
 
-DimLike = Union[int, Dim]
+DimLike = int | Dim
 
 
 def symbol(name: str, lower: int = 0, upper: int | None = None, multiple_of: int = 1) -> DimLike:

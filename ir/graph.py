@@ -11,11 +11,11 @@ All walks are iterative: depth is never limited by the interpreter's stack.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cache
 from types import UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
@@ -69,15 +69,24 @@ class Op:
         return ()
 
 
-@cache
+_names: dict[type, tuple[str, ...]] = {}
+_hints: dict[type, dict[str, Any]] = {}
+
+
 def attribute_names(op_class: type[Op]) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(op_class))
+    """The attributes of an op, in the order of its fields."""
+    known = _names.get(op_class)
+    if known is None:
+        known = _names[op_class] = tuple(f.name for f in fields(op_class))
+    return known
 
 
-@cache
 def _attribute_hints(op_class: type[Op]) -> dict[str, Any]:
-    hints = get_type_hints(op_class)
-    return {name: hints[name] for name in attribute_names(op_class)}
+    known = _hints.get(op_class)
+    if known is None:
+        hints = get_type_hints(op_class)
+        known = _hints[op_class] = {name: hints[name] for name in attribute_names(op_class)}
+    return known
 
 
 def attribute_problem(op: Op) -> str | None:
@@ -132,9 +141,9 @@ class Constant:
     def digest(self) -> str:
         if self._digest is None:
             header = f"{self.dtype}{self.array.shape}".encode()
-            body = self.array.reshape(-1).view(np.uint8) if self.array.size else b""
             state = hashlib.sha256(header)
-            state.update(body)
+            if self.array.size:
+                state.update(self.array.reshape(-1).view(np.uint8).data)
             self._digest = state.hexdigest()
         return self._digest
 
@@ -238,14 +247,12 @@ class Graph:
         return hash(self.fingerprint)
 
     def __str__(self) -> str:
-        return FORMAT_GRAPH[0](self) if FORMAT_GRAPH else f"<graph {self.name}: {len(self.nodes())} nodes>"
+        # The printer is a layer above, since it knows the ops: found by name when a graph is first printed.
+        text: str = importlib.import_module(f"{__package__}.printer").format_graph(self)
+        return text
 
     def __repr__(self) -> str:
         return f"<graph {self.name}: {len(self.nodes())} nodes>"
-
-
-# The printer is a layer above; it puts its function here when imported so that print(graph) shows text.
-FORMAT_GRAPH: list[Callable[[Graph], str]] = []
 
 
 def _post_order(params: Sequence[Node], results: Sequence[Node]) -> Iterator[Node]:
@@ -351,7 +358,8 @@ class Builder:
         except CompileError as error:
             if not error.notes:
                 error.notes = tuple(f"operand {i}: {n.type}   {n.op.spelling}  {n.loc}" for i, n in enumerate(inputs))
-            raise error.at(where)
+            error.at(where)
+            raise
         node = Node(op, inputs, type, where)
         if key is not None:
             self._known[key] = node

@@ -89,7 +89,8 @@ def evaluate_node(node: Node, inputs: Sequence[Any], binding: Binding) -> Any:
             return np.asarray(value)
         return value
     except (TilewrightError, IndexFailure) as error:
-        raise error.at(node.loc)
+        error.at(node.loc)
+        raise
 
 
 def _one(values: Values) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -140,7 +141,7 @@ class GraphParser:
                 multiple = lexer.integer("a divisor") if lexer.accept("%") else 1
             if name in self.symbols:
                 self.fail(f"size {name} is declared twice", token)
-            self.symbols[name] = self._guard(lambda: symbol(name, lower, upper, multiple), token)  # noqa: B023
+            self.symbols[name] = self._guard(partial(symbol, name, lower, upper, multiple), token)
             if not lexer.accept(","):
                 break
         lexer.expect("]")

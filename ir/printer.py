@@ -26,7 +26,7 @@ import numpy as np
 
 from .dims import Dim, Symbol, symbols_of
 from .errors import UNKNOWN, CompileError
-from .graph import FORMAT_GRAPH, Constant, Graph, Node, Op, encode
+from .graph import Constant, Graph, Node, Op, encode
 from .ops.compute import Elementwise
 from .ops.control import Const, Param
 from .types import DTYPES, DType, TensorType, TupleType
@@ -265,7 +265,7 @@ def save_constants(path: str | Path, constants: Iterable[Constant]) -> None:
     for constant in constants:
         bits = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[constant.dtype.bytes]
         arrays[f"{constant.digest}.{constant.dtype}"] = constant.array.view(bits)
-    write_whole(Path(path), lambda file: np.savez(file, **arrays))
+    write_whole(Path(path), lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
 
 def write_whole(path: Path, write: Any) -> None:
@@ -285,6 +285,3 @@ def _write_to(file: IO[bytes], write: Any) -> None:
     write(file)
     file.flush()
     os.fsync(file.fileno())
-
-
-FORMAT_GRAPH[:] = [format_graph]

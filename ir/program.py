@@ -7,7 +7,6 @@ meet at a barrier, unless `barrier` is false. Offsets and sizes are in bytes and
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Union
 
 from .dims import DimLike, Symbol
 from .graph import Constant
@@ -63,7 +62,7 @@ class Branch:
     otherwise: tuple[Step, ...]
 
 
-Step = Union[Launch, Repeat, Loop, Branch]
+Step = Launch | Repeat | Loop | Branch
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,6 @@ no arrays of its own in a user's program.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Union
 
 import ml_dtypes
 import numpy as np
@@ -184,7 +183,7 @@ class TupleType:
     __repr__ = __str__
 
 
-Type = Union[TensorType, TupleType]
+Type = TensorType | TupleType
 
 
 def scalar_type(dtype: DType) -> TensorType:

@@ -79,7 +79,8 @@ def _show(node: Node) -> str:
 def _check_structure(graph: Graph) -> None:
     """What must hold before the graph may be walked: nodes, no cycle, no foreign params, distinct names."""
     labels: set[str] = set()
-    for param in graph.params:
+    params: tuple[Any, ...] = graph.params  # what was handed to Graph is not known to be nodes
+    for param in params:
         if not isinstance(param, Node) or not isinstance(param.op, Param):
             _fail(graph, param if isinstance(param, Node) else None, f"parameter {param!r} is no param")
         if param.inputs:

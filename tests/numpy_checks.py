@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
 from tilewright.frontends.argument_trees import flatten
 from tilewright.frontends.from_numpy import spec, trace_call, trace_specs
 from tilewright.ir.interp import evaluate_graph

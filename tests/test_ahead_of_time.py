@@ -106,9 +106,9 @@ def test_two_models_live_in_one_program(tmp_path: Path, suffix: str) -> None:
     """Of the same function names, so that every symbol that is not hidden would clash."""
     table = np.arange(100, dtype=np.float32)
     for name, scale in (("first", 10), ("second", 100)):
-        def model(x, scale=np.float32(scale)):
-            return x * scale + table[:1]
-        tw.compile(model, args=(tw.spec(("n",), "float32"),)).save(tmp_path / f"{name}{suffix}")
+        factor = np.float32(scale)
+        program = tw.compile(lambda x, factor=factor: x * factor + table[:1], name="model", args=(tw.spec(("n",), "float32"),))
+        program.save(tmp_path / f"{name}{suffix}")
     (tmp_path / "main.c").write_text(TWO_MODELS)
     compile_c(tmp_path, "main.c", f"first{suffix}", f"second{suffix}", "-Wl,-rpath,$ORIGIN", "-o", "main")
     answer = subprocess.run([tmp_path / "main"], check=True, capture_output=True, text=True).stdout
@@ -198,8 +198,8 @@ def test_a_replaced_library_is_loaded_anew(tmp_path: Path) -> None:
     spec = tw.spec(("n",), "float32")
     x = np.ones(2, np.float32)
     kept = []
-    for scale in (2, 3):
-        tw.compile(lambda x, s=np.float32(scale): x * s, args=(spec,), name="scale").save(tmp_path / "scale.so")
+    for scale in (np.float32(2), np.float32(3)):
+        tw.compile(lambda x, scale=scale: x * scale, args=(spec,), name="scale").save(tmp_path / "scale.so")
         kept.append(tw.load(tmp_path / "scale.so"))
     assert [f(x)[0] for f in kept] == [2, 3]
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tilewright.frontends.from_numpy as tw
 from numpy_checks import assert_same, check, values
+
+import tilewright.frontends.from_numpy as tw
 from tilewright.ir.errors import CompileError
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.ops.control import If, Scan, While
@@ -42,13 +43,21 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "cond": (lambda x: tw.cond(x.sum() > 0, lambda v: v * 2, lambda v: v - 1, x), (X,)),
     "cond_false": (lambda x: tw.cond(x.sum() > 1e9, lambda v: v * 2, lambda v: v - 1, x), (X,)),
     "cond_captures": (lambda x, y: tw.cond(np.any(x > 9), lambda: x + y, lambda: x * y[0]), (X, Y)),
-    "cond_tree": (lambda x: tw.cond(x[0, 0] > 0, lambda d: {"a": d["v"], "b": [d["v"] + 1]}, lambda d: {"a": -d["v"], "b": [d["v"]]}, {"v": x}), (X,)),
+    "cond_tree": (
+        lambda x: tw.cond(x[0, 0] > 0, lambda d: {"a": d["v"], "b": [d["v"] + 1]}, lambda d: {"a": -d["v"], "b": [d["v"]]}, {"v": x}),
+        (X,),
+    ),
     "cond_number": (lambda x: tw.cond(x[0, 0] > 0, lambda: x.sum(), lambda: 0.0) + x, (X,)),
     "cond_concrete": (lambda x: tw.cond(True, lambda v: v * 2, lambda v: v - 1, x), (X,)),
     "cond_nested": (lambda x: tw.cond(x.sum() > 0, lambda: tw.cond(x[0, 0] > 0, lambda: x + 1, lambda: x + 2), lambda: x * x.sum()), (X,)),
     "newton": (newton, (np.abs(X) + 1,)),
     "while_concrete": (lambda x: tw.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] * 2), (0, x))[1], (X,)),
-    "while_rows": (lambda x: tw.while_loop(lambda s: s[0] < x.shape[0], lambda s: (s[0] + 1, s[1] + x[s[0]]), (np.int64(0) * x[0, 0].astype(int), x[0]))[1], (X,)),
+    "while_rows": (
+        lambda x: tw.while_loop(
+            lambda s: s[0] < x.shape[0], lambda s: (s[0] + 1, s[1] + x[s[0]]), (np.int64(0) * x[0, 0].astype(int), x[0])
+        )[1],
+        (X,),
+    ),
     "while_in_place": (lambda x: _filled(x), (X,)),
     "recurrent": (recurrent, (X, values(3, 5), values(5, 5))),
     "scan_reverse": (lambda x: tw.scan(lambda s, v: (s + v, s), x[0], x, reverse=True), (X,)),
@@ -56,10 +65,13 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "scan_length": (lambda x: tw.scan(lambda s, _: (s * 2, s[0]), x, None, length=3), (X,)),
     "scan_number": (lambda x: tw.scan(lambda s, v: (s + v.sum(), s), 0.0, x)[0], (X,)),
     "scan_capture": (lambda x, y: tw.scan(lambda s, v: (s * y + v, None), np.ones_like(y), x)[0], (X, Y)),
-    "scan_of_scan": (lambda x: tw.scan(lambda s, row: (s + tw.scan(lambda c, v: (c * 0.5 + v, None), row[0], row)[0], s), x[0, 0], x), (X,)),
+    "scan_of_scan": (
+        lambda x: tw.scan(lambda s, row: (s + tw.scan(lambda c, v: (c * 0.5 + v, None), row[0], row)[0], s), x[0, 0], x),
+        (X,),
+    ),
     "scan_constant": (lambda x: tw.scan(lambda s, k: (s * k, s), x, np.arange(3, dtype=np.float32)), (X,)),
     "scan_writes": (lambda x: tw.scan(lambda s, v: _write(s, v), np.zeros_like(x[0]), x), (X,)),
-}  # fmt: skip
+}
 
 
 def _filled(x: Any) -> Any:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-import tilewright.frontends.from_numpy as tw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy_checks import assert_same, check, run_static, run_symbolic, values
-from tilewright.frontends.numpy_ufuncs import EMIT
+
+import tilewright.frontends.from_numpy as tw
+from tilewright.frontends.numpy_ufunc_meaning import EMIT
 from tilewright.ir.dims import symbol
 from tilewright.ir.interp import evaluate_graph
 
@@ -21,7 +23,7 @@ warnings.simplefilter("ignore")
 
 A, B, C = values(3, 4), values(4, 5), values(2, 3, 4)
 V, W = values(4), values(6, seed=3)
-I, U = values(3, 4, dtype=np.int32), values(3, 4, dtype=np.uint8)
+INTS, U = values(3, 4, dtype=np.int32), values(3, 4, dtype=np.uint8)
 D = values(3, 4, dtype=np.float64, seed=5)
 M = values(3, 4, dtype=np.bool_)
 S = values(4, 4, seed=9)
@@ -34,31 +36,31 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "mlp": (lambda x, w, b: np.maximum(x @ w + b, 0), (A, B, values(5))),
     "scalars": (lambda x: 2 * x + 1.5 - x / 3, (A,)),
     "reflected": (lambda x: (1 - x, 2 / x, 2**x, 7 // (x + 20), 7 % (x + 20)), (A,)),
-    "int_division": (lambda x: (x / 2, x // 3, x % 3, x**2, divmod(x, 4)), (I,)),
+    "int_division": (lambda x: (x / 2, x // 3, x % 3, x**2, divmod(x, 4)), (INTS,)),
     "strong_scalar": (lambda x: np.float64(3) * x + np.float32(1), (A,)),
-    "mixed": (lambda x, y, z: (x + y, y + z, x * z, y - z), (A, I, U)),
+    "mixed": (lambda x, y, z: (x + y, y + z, x * z, y - z), (A, INTS, U)),
     "powers": (lambda x: (x**2, x**3, np.abs(x) ** 0.5, x**0, x**-1, x**1), (A,)),
     "bools": (lambda m, x: (m & (x > 0), m | ~m, m ^ m, m + m, m * 2, m.sum(), m.mean()), (M, A)),
-    "comparisons": (lambda x, y: (x < y, x <= y, x == y, x != y, x > 0, 0 >= x), (A, D)),
-    "int_against_far": (lambda u: (u < 300, u > -1, u == 1000, u != -5, 300 > u, -1 < u), (U,)),
+    "comparisons": (lambda x, y: (x < y, x <= y, x == y, x != y, x > 0, x <= 0), (A, D)),
+    "int_against_far": (lambda u: (u < 300, u > -1, u == 1000, u != -5, u < 300, u > -1), (U,)),
     "int64_uint64": (lambda x, y: (x < y, x == y, y > x, x >= y), (values(4, dtype=np.int64), values(4, dtype=np.uint64))),
     "broadcast": (lambda x, y: x[:, None] * y, (V, B)),
     "unary": (lambda x: (-x, +x, abs(x), np.exp(x), np.tanh(x), np.sqrt(np.abs(x)), np.square(x), np.sign(x)), (A,)),
     "float16": (lambda h: (h + 1, h * np.float16(2), h.sum(), h.mean(axis=0), np.exp(h), h @ h.T), (H,)),
     "where_call": (lambda x, m: np.add(x, 1, where=m, out=np.zeros_like(x)), (A, M)),
     "ufunc_dtype": (lambda x: np.add(x, x, dtype=np.float64), (A,)),
-    "casts": (lambda x, i: (x.astype(np.float64), i.astype(np.float32), x.astype(int), i.astype(bool)), (A, I)),
+    "casts": (lambda x, i: (x.astype(np.float64), i.astype(np.float32), x.astype(int), i.astype(bool)), (A, INTS)),
     "modf": (lambda x: (*np.modf(x), *np.frexp(x), np.ldexp(x, 3)), (A,)),
     # ufunc methods
     "reduce": (lambda x: (np.add.reduce(x), np.multiply.reduce(x, axis=1), np.maximum.reduce(x, axis=None)), (A,)),
-    "reduce_steps": (lambda x: (np.subtract.reduce(x, axis=1), np.bitwise_or.reduce(x), np.bitwise_xor.reduce(x, axis=1)), (I,)),
+    "reduce_steps": (lambda x: (np.subtract.reduce(x, axis=1), np.bitwise_or.reduce(x), np.bitwise_xor.reduce(x, axis=1)), (INTS,)),
     "reduce_initial": (lambda x: (np.add.reduce(x, initial=3), np.max(x, initial=0, axis=1), np.sum(x, where=x > 0)), (A,)),
     "accumulate": (lambda x: (np.add.accumulate(x), np.maximum.accumulate(x, axis=1), np.subtract.accumulate(x, axis=1)), (A,)),
     "outer": (lambda x, y: (np.multiply.outer(x, y), np.add.outer(x, 2)), (V, W)),
     "at": (lambda x, i: _at(x, i), (V, IDX)),
     # reductions
     "sums": (lambda x: (x.sum(), x.sum(axis=0), x.sum(axis=(0, 2)), x.sum(-1, keepdims=True)), (C,)),
-    "int_sums": (lambda i, u: (i.sum(), u.sum(axis=1), i.prod(axis=0), u.cumsum(), i.mean(), u.mean(axis=0)), (I, U)),
+    "int_sums": (lambda i, u: (i.sum(), u.sum(axis=1), i.prod(axis=0), u.cumsum(), i.mean(), u.mean(axis=0)), (INTS, U)),
     "extremes": (lambda x: (x.max(), x.min(axis=1), np.amax(x, 0), np.ptp(x, axis=1), x.argmax(), x.argmin(axis=1)), (A,)),
     "statistics": (lambda x: (x.mean(), x.std(axis=0), x.var(axis=1, ddof=1), np.average(x, axis=0)), (A,)),
     "weights": (lambda x, w: (np.average(x, axis=1, weights=w), np.average(x, weights=x * x)), (A, np.abs(V))),
@@ -71,14 +73,14 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "quantile_methods": (lambda x: tuple(np.quantile(x, 0.4, axis=1, method=m) for m in ("lower", "higher", "nearest", "midpoint")), (A,)),
     "norms": (lambda x: (np.linalg.norm(x), np.linalg.norm(x, axis=1), np.linalg.norm(x, ord=1, axis=0), np.linalg.norm(x, "fro")), (A,)),
     "matrix_norms": (lambda x: (np.linalg.norm(x, 1), np.linalg.norm(x, np.inf), np.linalg.norm(x, 3, axis=1)), (A,)),
-    "clip": (lambda x, i: (np.clip(x, -0.5, 0.5), x.clip(0, None), i.clip(-2, 3), np.clip(x, None, i)), (A, I)),
-    "rounding": (lambda x, i: (np.round(x, 2), np.rint(x), np.floor(x), x.round(), np.trunc(x), np.round(i, -1)), (A, I)),
+    "clip": (lambda x, i: (np.clip(x, -0.5, 0.5), x.clip(0, None), i.clip(-2, 3), np.clip(x, None, i)), (A, INTS)),
+    "rounding": (lambda x, i: (np.round(x, 2), np.rint(x), np.floor(x), x.round(), np.trunc(x), np.round(i, -1)), (A, INTS)),
     # products
     "matmul": (lambda x, y: (x @ y, x @ y[:, 0], x[0] @ y, np.matmul(x[0], y[:, 0])), (A, B)),
     "matmul_batch": (lambda x, y: (x @ y, x @ y[0], np.matmul(x[0], y)), (C, values(2, 4, 5))),
-    "matmul_int": (lambda x: (x @ x.T, x.T @ x.astype(np.int64)), (I,)),
+    "matmul_int": (lambda x: (x @ x.T, x.T @ x.astype(np.int64)), (INTS,)),
     "matmul_bool": (lambda m: m @ m.T, (M,)),
-    "matmul_mixed": (lambda x, i: (x @ i.T, i @ x.T), (A, I)),
+    "matmul_mixed": (lambda x, i: (x @ i.T, i @ x.T), (A, INTS)),
     "dot": (lambda x, y: (np.dot(x, y), x.dot(y), np.dot(x, 2.0), np.inner(x, x), np.vdot(x, x)), (A, B)),
     "dot_deep": (lambda x, y: np.dot(x, y), (C, values(2, 4, 5))),
     "tensordot": (lambda x, y: (np.tensordot(x, y, 1), np.tensordot(x, x, ([0, 1], [0, 1])), np.tensordot(x, x, 0)), (A, B)),
@@ -97,7 +99,10 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "rollaxis": (lambda x: (np.rollaxis(x, 2), np.moveaxis(x, [0, 1], [-1, -2])), (C,)),
     "axes": (lambda x: (x[None], np.expand_dims(x, (0, 2)), np.squeeze(x[:, :1]), x[:, None, :, None], np.atleast_3d(x)), (A,)),
     "broadcast_to": (lambda v: (np.broadcast_to(v, (3, 4)), *np.broadcast_arrays(v, v[:, None])), (V,)),
-    "concatenate": (lambda x, d: (np.concatenate([x, x]), np.concatenate((x, d), axis=1), np.append(x, d), np.concatenate([x, d], axis=None)), (A, D)),
+    "concatenate": (
+        lambda x, d: (np.concatenate([x, x]), np.concatenate((x, d), axis=1), np.append(x, d), np.concatenate([x, d], axis=None)),
+        (A, D),
+    ),
     "stacks": (lambda x: (np.stack([x, x * 2]), np.stack([x, x], axis=-1), np.vstack([x, x]), np.hstack([x, x]), np.dstack([x, x])), (A,)),
     "stacks_1d": (lambda v: (np.vstack([v, v]), np.hstack([v, v]), np.column_stack([v, v]), np.dstack([v, v])), (V,)),
     "block": (lambda s: np.block([[s, s], [s, np.zeros((4, 4), np.float32)]]), (S,)),
@@ -122,7 +127,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "cov": (lambda x: (np.cov(x), np.corrcoef(x), np.cov(x, rowvar=False)), (A,)),
     # order and choice
     "sort": (lambda x: (np.sort(x), np.sort(x, axis=0), np.sort(x, axis=None), np.argsort(x), x.argsort(axis=0)), (A,)),
-    "sort_ints": (lambda i: (np.sort(i), np.argsort(i, kind="stable")), (I,)),
+    "sort_ints": (lambda i: (np.sort(i), np.argsort(i, kind="stable")), (INTS,)),
     "searchsorted": (lambda w, v: (np.searchsorted(np.sort(w), v), np.searchsorted(np.sort(w), v, side="right")), (W, V)),
     "digitize": (lambda v: (np.digitize(v, [-1.0, 0.0, 1.0]), np.digitize(v, [1.0, 0.0, -1.0]), np.digitize(v, [0.0], right=True)), (V,)),
     "where": (lambda x, m: (np.where(m, x, 0), np.where(x > 0, x, -x), np.where(m, 1, 0), np.where(m, 1.5, 2)), (A, M)),
@@ -144,7 +149,16 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "index_masks": (lambda x: x[np.array([[True, False, True, False], [False] * 4, [True] * 4])], (A,)),
     "index_empty": (lambda x: (x[[]], x[:, np.array([], dtype=int)]), (A,)),
     "traced_scalar": (lambda x, i: (x[i], x[:, i], x[i, 1:], x[0, i], x[i, i]), (A, np.array(2))),
-    "take": (lambda x, i: (np.take(x, i), np.take(x, i, axis=1), x.take(i % 3, 0), np.take(x, i + 9, axis=1, mode="clip"), np.take(x, i, 1, mode="wrap")), (A, IDX)),
+    "take": (
+        lambda x, i: (
+            np.take(x, i),
+            np.take(x, i, axis=1),
+            x.take(i % 3, 0),
+            np.take(x, i + 9, axis=1, mode="clip"),
+            np.take(x, i, 1, mode="wrap"),
+        ),
+        (A, IDX),
+    ),
     "take_along": (lambda x: (np.take_along_axis(x, np.argsort(x, axis=1), 1), np.take_along_axis(x, np.argmax(x, 0)[None], 0)), (A,)),
     # writing
     "assign": (lambda x: _assign(x), (A,)),
@@ -152,22 +166,45 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "assign_arrays": (lambda x, i: _assign_arrays(x, i), (A, IDX)),
     "assign_masks": (lambda x: _assign_masks(x), (A,)),
     "selections": (lambda x: _selections(x), (A,)),
-    "selection_sums": (lambda x: (x[x > 0].sum(), x[x > 0].mean(), np.max(x[x < 0]), (x[x > 0] * 2).std(), x[:, 0][x[:, 0] > 0].prod()), (A,)),
+    "selection_sums": (
+        lambda x: (x[x > 0].sum(), x[x > 0].mean(), np.max(x[x < 0]), (x[x > 0] * 2).std(), x[:, 0][x[:, 0] > 0].prod()),
+        (A,),
+    ),
     "in_place": (lambda x: _in_place(x), (A,)),
     "out": (lambda x: _out(x), (A,)),
     "views_of_views": (lambda c: _views_of_views(c), (C,)),
     "sort_in_place": (lambda x: _sort_in_place(x), (A,)),
     "fill": (lambda x: _fill(x), (S,)),
     # sizes
-    "size_arithmetic": (lambda x: (x * (1.0 / x.shape[0] + 2), x * (x.shape[1] / 2) ** -0.5, x + np.multiply(x.shape[0], 2), x / x.shape[0], x * x.shape[1], x + x.size, x / np.sqrt(x.shape[-1]), x * x.shape[1] ** -0.5), (A,)),
+    "size_arithmetic": (
+        lambda x: (
+            x * (1.0 / x.shape[0] + 2),
+            x * (x.shape[1] / 2) ** -0.5,
+            x + np.multiply(x.shape[0], 2),
+            x / x.shape[0],
+            x * x.shape[1],
+            x + x.size,
+            x / np.sqrt(x.shape[-1]),
+            x * x.shape[1] ** -0.5,
+        ),
+        (A,),
+    ),
     "size_reshape": (lambda c: c.reshape(c.shape[0] * c.shape[1], c.shape[2]).reshape(c.shape[0], -1), (C,)),
     "size_slices": (lambda x: (x[: x.shape[0] // 2], x[-x.shape[0] :], x[1 : x.shape[0] - 1], x[:, x.shape[1] - 2 :]), (A,)),
-    "size_like": (lambda x: (np.arange(x.shape[1], like=x) + 1, np.zeros_like(x, shape=(x.shape[0], 2)), np.ones((2, x.shape[1]), like=x), np.eye(x.shape[0], like=x)), (A,)),
+    "size_like": (
+        lambda x: (
+            np.arange(x.shape[1], like=x) + 1,
+            np.zeros_like(x, shape=(x.shape[0], 2)),
+            np.ones((2, x.shape[1]), like=x),
+            np.eye(x.shape[0], like=x),
+        ),
+        (A,),
+    ),
     "extras": (lambda x: (tw.erf(x), tw.sigmoid(x), tw.softmax(x), tw.gelu(x), tw.relu(x), tw.silu(x), tw.log_softmax(x, 0)), (A,)),
     "norm_layers": (lambda x, v: (tw.layer_norm(x, v, v * 2), tw.rms_norm(x, v), tw.logsumexp(x, axis=1), tw.softmax(x, 0)), (A, V)),
     "one_hot": (lambda i: tw.one_hot(i % 4, 4), (IDX,)),
     "structures": (lambda x: {"a": x, "b": [x + 1, (x * 2, None)]}, (A,)),
-}  # fmt: skip
+}
 
 
 def _at(x: Any, i: Any) -> Any:
@@ -345,7 +382,11 @@ def test_promotion_of_all_pairs_of_dtypes(ufunc: np.ufunc) -> None:
     for left in DTYPES:
         for right in DTYPES:
             a, b = np.ones(2, left), np.ones(2, right)
-            compare_or_both_refuse(lambda x, y: ufunc(x, y), a, b)  # noqa: B023
+            compare_or_both_refuse(lambda x, y: ufunc(x, y), a, b)
+
+
+def _apply(ufunc: np.ufunc, number: Any, swap: bool, x: Any) -> Any:
+    return ufunc(number, x) if swap else ufunc(x, number)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -353,8 +394,8 @@ def test_python_and_numpy_scalars_promote_as_in_numpy(dtype: np.dtype[Any]) -> N
     array = np.ones(3, dtype)
     for number in NUMBERS:
         for ufunc in (np.add, np.multiply, np.true_divide, np.less, np.equal, np.maximum, np.subtract):
-            compare_or_both_refuse(lambda x: ufunc(x, number), array)  # noqa: B023
-            compare_or_both_refuse(lambda x: ufunc(number, x), array)  # noqa: B023
+            compare_or_both_refuse(partial(_apply, ufunc, number, False), array)
+            compare_or_both_refuse(partial(_apply, ufunc, number, True), array)
 
 
 @settings(max_examples=300, deadline=None)
@@ -373,6 +414,9 @@ REDUCERS = ("sum", "prod", "max", "min", "mean", "std", "var", "any", "all", "ar
             "square", "nan_to_num", "trace", "clip", "quantile", "matmul", "dot", "where", "concatenate", "full_like")  # fmt: skip
 
 
+REFUSED_FOR_BFLOAT16 = ("dot", "median", "quantile", "round", "nan_to_num", "average", "nansum", "nanmax", "sort")
+
+
 @pytest.mark.parametrize("name", REDUCERS)
 def test_functions_keep_numpys_dtypes(name: str) -> None:
     extra = {
@@ -382,10 +426,10 @@ def test_functions_keep_numpys_dtypes(name: str) -> None:
     }  # fmt: skip
     function = extra.get(name, getattr(np, name))
     for dtype in DTYPES:
-        if dtype == ml_dtypes.bfloat16 and name in ("dot", "median", "quantile", "round", "nan_to_num", "average", "nansum", "nanmax", "sort"):
+        if dtype == ml_dtypes.bfloat16 and name in REFUSED_FOR_BFLOAT16:
             continue  # NumPy itself refuses these, or gives results that depend on the version of ml_dtypes
         array = np.array([[3, 1, 0], [2, 1, 1], [0, 2, 3]]).astype(dtype)
-        compare_or_both_refuse(lambda x: function(x), array)  # noqa: B023
+        compare_or_both_refuse(lambda x: function(x), array)
 
 
 # --- indexing --------------------------------------------------------------------------------------------------------
@@ -459,9 +503,7 @@ def test_traced_index_arrays_agree_with_numpy(data: st.DataObject) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    st.integers(0, 7), st.none() | st.integers(-6, 6), st.none() | st.integers(-6, 6), st.sampled_from([1, 2, 3, -1, -2, -3])
-)
+@given(st.integers(0, 7), st.none() | st.integers(-6, 6), st.none() | st.integers(-6, 6), st.sampled_from([1, 2, 3, -1, -2, -3]))
 def test_slices_of_one_graph_fit_all_sizes(size: int, start: int | None, stop: int | None, step: int) -> None:
     def part(x: Any) -> Any:
         return x[start:stop:step], x[::step][start:stop]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import tilewright.frontends.from_numpy as tw
 from tilewright.ir.dims import symbol
 from tilewright.ir.errors import ArgumentError, CompileError
@@ -166,7 +167,12 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...], type, tuple[str, ...
     # rules of NumPy
     "matmul sizes": (lambda x: x @ TABLE, (X,), ValueError, ("inner sizes differ: (n, 3) @ (4, 3): 3 (left) vs 4 (right)",)),
     "matmul of a scalar": (lambda x: x @ x.sum(), (X,), ValueError, ("does not have enough dimensions",)),
-    "broadcast": (lambda x: x + np.zeros(4), (X,), ValueError, ("operands could not be broadcast together with shapes (n, 3) (4,)", "3 vs 4")),
+    "broadcast": (
+        lambda x: x + np.zeros(4),
+        (X,),
+        ValueError,
+        ("operands could not be broadcast together with shapes (n, 3) (4,)", "3 vs 4"),
+    ),
     "two names": (lambda x, y: x + y, (X, tw.spec(("m", 3), "float32")), ValueError, ("n vs m", "one name")),
     "concatenate": (lambda x: np.concatenate([x, x[:, :2]]), (X,), ValueError, ("must match exactly", "size 3", "size 2")),
     "stack": (lambda x: np.stack([x, x.T]), (STATIC,), ValueError, ("must have the same shape",)),
@@ -194,7 +200,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...], type, tuple[str, ...
     "quantile range": (lambda x: np.quantile(x, 2), (STATIC,), ValueError, ("range [0, 1]",)),
     "returned text": (lambda x: "text", (X,), TypeError, ("returns a str", "tuples, lists and dicts")),
     "returned function": (lambda x: {"y": print}, (X,), TypeError, ("at y",)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)

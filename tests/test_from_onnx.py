@@ -17,12 +17,12 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is what the importer is compared with")
 
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks import build_minilm  # noqa: E402
-from tilewright.frontends.from_onnx import from_onnx  # noqa: E402
-from tilewright.ir.dims import symbol  # noqa: E402
-from tilewright.ir.interp import evaluate_graph  # noqa: E402
+from benchmarks import build_minilm
+from tilewright.frontends.from_onnx import from_onnx
+from tilewright.ir.dims import symbol
+from tilewright.ir.interp import evaluate_graph
 
 IR_VERSION = 8
 random = np.random.default_rng(7)

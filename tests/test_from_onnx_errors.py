@@ -10,10 +10,10 @@ import pytest
 
 onnx = pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
 
-from onnx import AttributeProto, TensorProto, helper, numpy_helper  # noqa: E402
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from tilewright.frontends.from_onnx import from_onnx  # noqa: E402
-from tilewright.ir.errors import CompileError, UnsupportedError  # noqa: E402
+from tilewright.frontends.from_onnx import from_onnx
+from tilewright.ir.errors import CompileError, UnsupportedError
 
 FLOAT = TensorProto.FLOAT
 

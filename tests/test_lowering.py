@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tilewright import library as lib
+from tilewright.ir.caps import Caps
 from tilewright.ir.dims import symbol
 from tilewright.ir.errors import IndexFailure
 from tilewright.ir.graph import Builder, Graph, Sample
@@ -21,7 +22,6 @@ from tilewright.ir.types import BOOL, F32, I64, DType, TensorType
 from tilewright.lowering.lower import lower_program
 from tilewright.options import Environment, Options
 from tilewright.pipeline import run_passes
-from tilewright.target import Caps
 
 CAPS = Caps(vector_bits=128, vector_registers=16)
 QUIET = Environment(debug=0, dump=None, verify=1, backend="", cache_directory=None)

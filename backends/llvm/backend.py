@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tilewright.backends.base import Caps
 from tilewright.backends.llvm.compile import CompiledObject, compile_program
 from tilewright.backends.llvm.emit_model import ModelFacts
 from tilewright.backends.llvm.targets import Target
+from tilewright.ir.caps import Caps
 from tilewright.ir.program import Program
 
 

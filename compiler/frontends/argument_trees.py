@@ -67,8 +67,9 @@ def flatten(value: Any, path: tuple[Any, ...] = ()) -> tuple[list[Leaf], Structu
     if isinstance(value, Mapping):
         keys, items, kind, maker = tuple(value), list(value.values()), "dict", None
     elif isinstance(value, tuple):
-        named = hasattr(value, "_fields")
-        keys = value._fields if named else tuple(range(len(value)))
+        fields = getattr(value, "_fields", None)
+        named = fields is not None
+        keys = tuple(range(len(value))) if fields is None else fields
         items, kind, maker = list(value), "named" if named else "tuple", type(value) if named else None
     elif isinstance(value, list):
         keys, items, kind, maker = tuple(range(len(value))), value, "list", None

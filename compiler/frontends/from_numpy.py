@@ -316,12 +316,12 @@ def _example_inputs(call: _Call, substitution: Mapping[str, DimLike]) -> tuple[l
     inputs: list[Input] = []
     for index, (leaf, label) in enumerate(zip(call.leaves, call.labels)):
         if is_array(leaf.value):
-            found = as_array(leaf.value)
+            example = as_array(leaf.value)
             try:
-                kind = dtype_of(found.dtype)
+                kind = dtype_of(example.dtype)
             except CompileError as error:
                 raise ArgumentError(f"argument {label}: {error.message}") from None
-            inputs.append(Input(label, TensorType(kind, found.shape), index, isinstance(leaf.value, np.generic)))
+            inputs.append(Input(label, TensorType(kind, example.shape), index, isinstance(leaf.value, np.generic)))
     _make_distinct(inputs)
     observed: dict[str, int] = {}
     symbolic = []
@@ -360,11 +360,12 @@ def _follow(function: Callable[..., Any], call: _Call, inputs: Sequence[Input], 
         leaves, structure = flatten(returned)
         results = [_result_node(tracer, leaf, loc, title) for leaf in leaves]
     except Exception as error:
-        if not tracer.learned:
-            ours = behind(error)
-            if ours is None:
-                raise
-            raise ours from None
+        if tracer.learned:  # it may come from going on leniently; a true one comes again
+            raise Restart(tracer.learned) from None
+        ours = behind(error)
+        if ours is None:
+            raise
+        raise ours from None
     if tracer.learned:
         raise Restart(tracer.learned)
     graph = Graph(title, params, results, _result_names(leaves))
@@ -401,7 +402,7 @@ def _result_names(leaves: Sequence[Leaf]) -> list[str]:
 
 
 def _graph_name(function: Callable[..., Any], name: str | None) -> str:
-    found = name or getattr(function, "__name__", type(function).__name__)
+    found = name or str(getattr(function, "__name__", type(function).__name__))
     return found if found.isidentifier() else "function"
 
 

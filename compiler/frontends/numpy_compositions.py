@@ -30,7 +30,7 @@ def shape(t: Tracer, a: Any) -> Any:
 
 
 def ndim(t: Tracer, a: Any) -> int:
-    return t.as_array(a).ndim
+    return int(t.as_array(a).ndim)
 
 
 def size(t: Tracer, a: Any, axis: Any = None) -> Any:
@@ -45,7 +45,7 @@ def result_type(t: Tracer, *values: Any) -> Any:
     return np.result_type(*(known(v) for v in values))
 
 
-def can_cast(t: Tracer, from_: Any, to: Any, casting: str = "safe") -> bool:
+def can_cast(t: Tracer, from_: Any, to: Any, casting: Any = "safe") -> bool:
     return np.can_cast(from_.dtype if isinstance(from_, TracedArray) else from_, to, casting)
 
 
@@ -76,7 +76,7 @@ def round_to(t: Tracer, a: Any, decimals: int = 0, out: Any = None) -> Any:
     if array.dtype.kind in "iu":
         if decimals >= 0:
             return store(t, np.positive(array), out)
-        scale = 10 ** -decimals
+        scale = 10**-decimals
         return store(t, (np.rint(array / scale) * scale).astype(array.dtype), out)
     if not decimals:
         return np.rint(array, out=out)
@@ -285,10 +285,10 @@ def _convolved(t: Tracer, x: Any, kernel: Any, mode: str) -> Any:
     kind = np.result_type(x.dtype, kernel.dtype)
     length = x.shape[0] + (taps - 1)
     padded = np.pad(x.astype(kind), (taps - 1, taps - 1))
-    total = None
+    total: Any = 0
     for tap in range(taps):
         part = padded[taps - 1 - tap :][:length] * kernel[tap].astype(kind)
-        total = part if total is None else total + part
+        total = total + part if tap else part
     if mode == "full":
         return total
     if mode == "same":
@@ -338,7 +338,7 @@ def bincount(t: Tracer, x: Any, /, weights: Any = None, minlength: int = 0) -> A
                          hint="give a fixed size: counts = np.zeros(n, np.int64, like=x); np.add.at(counts, x, 1)")  # fmt: skip
 
 
-def copyto(t: Tracer, dst: Any, src: Any, casting: str = "same_kind", where: Any = True) -> None:
+def copyto(t: Tracer, dst: Any, src: Any, casting: Any = "same_kind", where: Any = True) -> None:
     if not isinstance(dst, TracedArray):
         raise TraceTypeError("copyto into a concrete array", hint="make the array with np.zeros_like(x)")
     source = t.as_array(src)
@@ -362,7 +362,7 @@ def put(t: Tracer, a: Any, ind: Any, v: Any, mode: str = "raise") -> None:
 def apply_along_axis(t: Tracer, func1d: Any, axis: int, arr: Any, *args: Any, **kwargs: Any) -> Any:
     array = t.as_array(arr)
     moved = np.moveaxis(array, axis, -1)
-    rows = np.reshape(moved, (-1, moved.shape[-1]))
+    rows: Any = np.reshape(moved, (-1, moved.shape[-1]))
     if not isinstance(rows.dims[0], int):
         raise TraceTypeError(f"apply_along_axis over {rows.dims[0]} rows, which is not known at compile time", hint="use tw.scan")
     made = [t.as_array(t.in_user_code(partial(func1d, **kwargs), rows[i], *args)) for i in range(rows.dims[0])]
@@ -380,7 +380,7 @@ def apply_over_axes(t: Tracer, func: Any, a: Any, axes: Any) -> Any:
 
 
 def resize(t: Tracer, a: Any, new_shape: Any) -> Any:
-    array = np.ravel(t.as_array(a))
+    array: Any = np.ravel(t.as_array(a))
     dims = shaping.dims_of(t, new_shape)
     total, have = product(dims), array.dims[0]
     if not isinstance(total, int) or not isinstance(have, int) or not have:
@@ -431,5 +431,3 @@ def cumulative(t: Tracer, ufunc: np.ufunc, x: Any, axis: Any, dtype: Any, out: A
         first = np.full(edge, ufunc.identity, dtype=value.dtype, like=value)
         value = np.concatenate([first, value], axis=place)
     return store(t, value, out)
-
-

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def _owned(value: Any) -> Any:
 class _Value:
     """A leaf that enters a body: its type, and the Python type where it is a weak scalar."""
 
-    type: TensorType
+    tensor: TensorType
     weak: type | None
 
 
@@ -82,7 +83,7 @@ def _follow(t: Tracer, function: Callable[..., Any], structure: Structure, value
     try:
         params, arguments = [], []
         for index, value in enumerate(values):
-            param = scope.builder.add(Param(f"value{index}", value.type.dtype, value.type.shape))
+            param = scope.builder.add(Param(f"value{index}", value.tensor.dtype, value.tensor.shape))
             params.append(param)
             arguments.append(TracedArray(t, Storage(scope, param)) if value.weak is None else t.weak(param, value.weak))
         returned = t.in_user_code(function, *structure.rebuild(iter(arguments)))
@@ -158,7 +159,7 @@ def _agree(t: Tracer, then: _Body, other: _Body, index: int) -> type | None:
         t.unify(m, n, complaint)
     if left.dtype != right.dtype:
         for side, target in ((then, right), (other, left)):
-            if side.weak[index] in (int, float) and (side.weak[index] is int or target.dtype.is_float):
+            if side.weak[index] is int or side.weak[index] is float and target.dtype.is_float:
                 side.results[index] = library.cast(side.scope.builder, side.results[index], target.dtype)
                 return None
         raise TraceTypeError(complaint, loc=t.loc, hint=f"convert one of them with astype({left.dtype.numpy})")
@@ -190,7 +191,7 @@ def _traced_while(t: Tracer, condition: Callable[[Any], Any], body: Callable[[An
     leaves, structure = flatten((state,))
     nodes, values = _split(t, leaves)
     followed = _settled_state(t, "while_loop", body, structure, structure.children[0], leaves, values, 0)
-    nodes = [library.cast(t.b, n, v.type.dtype) for n, v in zip(nodes, values)]
+    nodes = [library.cast(t.b, n, v.tensor.dtype) for n, v in zip(nodes, values)]
     test = _follow(t, condition, structure, values)
     if len(test.results) != 1:
         raise TraceTypeError(f"while_loop: the condition must return one truth value, found {test.structure}", loc=t.loc)
@@ -244,30 +245,31 @@ def _next_state(t: Tracer, name: str, followed: _Body, index: int, leaves: Seque
     """Compares one leaf of the next state with this one; True where the body must be followed again."""
     value, result, weak = values[index], followed.results[index], followed.weak[index]
     where = joined(leaves[index].path[1:]).lstrip("_") or "the state"
-    complaint = f"{name}: the body turns {where} from {value.type} into {result.tensor}"
-    if len(value.type.shape) != result.rank:
+    complaint = f"{name}: the body turns {where} from {value.tensor} into {result.tensor}"
+    if len(value.tensor.shape) != result.rank:
         raise TraceTypeError(complaint, loc=t.loc, hint="a state keeps its shape")
-    for m, n in zip(value.type.shape, result.shape):
+    for m, n in zip(value.tensor.shape, result.shape):
         t.unify(m, n, complaint)
-    if value.type.dtype == result.dtype:
+    if value.tensor.dtype == result.dtype:
         if value.weak is not None and weak is None:
-            values[index] = _Value(value.type, None)
+            values[index] = _Value(value.tensor, None)
             return True
         return False
     if value.weak is not None:
-        values[index] = _Value(TensorType(result.dtype, value.type.shape), weak)
+        values[index] = _Value(TensorType(result.dtype, value.tensor.shape), weak)
         return True
-    if weak is int and not value.type.dtype.is_bool or weak is float and value.type.dtype.is_float:
-        followed.results[index] = library.cast(followed.scope.builder, result, value.type.dtype)
+    if weak is int and not value.tensor.dtype.is_bool or weak is float and value.tensor.dtype.is_float:
+        followed.results[index] = library.cast(followed.scope.builder, result, value.tensor.dtype)
         return False
-    raise TraceTypeError(complaint, loc=t.loc, hint=f"convert it in the body with astype({value.type.dtype.numpy}), or start with {result.dtype.numpy}")
+    hint = f"convert it in the body with astype({value.tensor.dtype.numpy}), or start with {result.dtype.numpy}"
+    raise TraceTypeError(complaint, loc=t.loc, hint=hint)
 
 
 # --- scan ------------------------------------------------------------------------------------------------------------
 
 
 def scan(function: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any = None, length: Any = None,
-         reverse: bool = False) -> tuple[Any, Any]:  # fmt: skip
+         reverse: bool = False) -> Any:  # fmt: skip
     """state, y = function(state, x) for each x along the first axis of `xs`: the last state and the stacked ys.
 
     `xs` may be nested (each array gives its slice) or None with a `length`. `reverse` goes from the last x to the first;
@@ -280,15 +282,15 @@ def scan(function: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any = N
     return _built(t, lambda: _traced_scan(t, function, init, xs, length, reverse))
 
 
-def _plain_scan(function: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any, length: Any, reverse: bool) -> tuple[Any, Any]:
+def _plain_scan(function: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any, length: Any, reverse: bool) -> Any:
     sizes = {len(leaf.value) for leaf in flatten(xs)[0]} | ({int(length)} if length is not None else set())
     if len(sizes) != 1:
-        raise TraceValueError(f"scan: the arrays differ in length: {sorted(sizes)}" if sizes else "scan: xs is empty and there is no length",
-                              loc=caller_loc())  # fmt: skip
+        complaint = f"the arrays differ in length: {sorted(sizes)}" if sizes else "xs is empty and there is no length"
+        raise TraceValueError(f"scan: {complaint}", loc=caller_loc())
     steps = range(sizes.pop())
     state, results = _owned(init), []
     for step in reversed(steps) if reverse else steps:
-        state, y = function(state, _owned(map_leaves(xs, lambda leaf, step=step: leaf[step])))
+        state, y = function(state, _owned(map_leaves(xs, itemgetter(step))))
         results.append(_owned(y))
     if reverse:
         results.reverse()
@@ -299,7 +301,7 @@ def _plain_scan(function: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: 
     return state, flatten(results[0])[1].rebuild(iter(stacked))
 
 
-def _traced_scan(t: Tracer, function: Any, init: Any, xs: Any, length: Any, reverse: bool) -> tuple[Any, Any]:
+def _traced_scan(t: Tracer, function: Any, init: Any, xs: Any, length: Any, reverse: bool) -> Any:
     leaves, structure = flatten((init, xs))
     count = structure.children[0].leaf_count
     nodes, values = _split(t, leaves)
@@ -307,14 +309,14 @@ def _traced_scan(t: Tracer, function: Any, init: Any, xs: Any, length: Any, reve
     for index in range(count, len(values)):
         values[index] = _Value(TensorType(nodes[index].dtype, nodes[index].shape[1:]), None)
     followed = _settled_state(t, "scan", function, structure, structure.children[0], leaves, values, len(values) - count)
-    nodes[:count] = [library.cast(t.b, n, v.type.dtype) for n, v in zip(nodes[:count], values)]
+    nodes[:count] = [library.cast(t.b, n, v.tensor.dtype) for n, v in zip(nodes[:count], values)]
     outside = _outside(followed)
     if not followed.results:
-        return followed.structure.rebuild(iter(()))  # type: ignore[no-any-return]
+        return followed.structure.rebuild(iter(()))
     op = Scan(followed.graph("step", outside), count, len(values) - count, steps, reverse)
     made = t.b.add(op, *nodes, *outside)
     weak = [v.weak for v in values[:count]] + [None] * (len(followed.results) - count)
-    return followed.structure.rebuild(iter(_results(t, made, weak)))  # type: ignore[no-any-return]
+    return followed.structure.rebuild(iter(_results(t, made, weak)))
 
 
 def _scan_length(t: Tracer, scanned: Sequence[Node], length: Any) -> DimLike:

@@ -12,11 +12,10 @@ from ..ir.dims import DimLike, dim_min
 from ..ir.ops.shape import Iota, Take
 from ..ir.types import I64, dtype_of
 from .numpy_errors import TraceTypeError, TraceValueError
+from .numpy_joining import pad, stack
+from .numpy_shaping import astype, broadcast_arrays, broadcast_to, copy_of, dims_of, ravel, reshape
 from .numpy_tracer import TracedArray, Tracer, as_dim
 from .numpy_ufuncs import check_integer, normalize_axes, promotion_type
-from .numpy_shaping import broadcast_arrays, broadcast_to, copy_of, dims_of, ravel, reshape, astype
-from .numpy_joining import pad, stack
-
 
 # --- diagonals and triangles -----------------------------------------------------------------------------------------
 
@@ -87,7 +86,7 @@ def triu(t: Tracer, m: Any, k: int = 0) -> Any:
     return np.where(_triangle(t, array, k - 1), np.zeros((), dtype=array.dtype), array)
 
 
-def _as_matrix(t: Tracer, m: Any) -> TracedArray:
+def _as_matrix(t: Tracer, m: Any) -> Any:
     array = t.as_array(m)
     return array if array.ndim >= 2 else broadcast_to(t, array, (array.shape[0], array.shape[0]))
 
@@ -97,14 +96,10 @@ def fill_diagonal(t: Tracer, a: Any, val: Any, wrap: bool = False) -> None:
         raise TraceValueError("array must be at least 2-d (and traced: make it with np.zeros_like(x))")
     if wrap or a.ndim > 2:
         raise TraceTypeError("fill_diagonal: wrap and more than two dimensions are not supported")
-    size = _diagonal_size(*a.dims, (0, 0))
-    values = t.as_array(val)
-    if values.ndim:
-        values = np.resize(values, t.sizes((size,))) if False else values
-        count = values.shape[0]
-        values = values[: t.sizes((size,))[0]] if isinstance(count, int) and isinstance(size, int) and count >= size else values
+    size = _diagonal_size(a.dims[0], a.dims[1], (0, 0))
     places = np.arange(t.sizes((size,))[0], like=a)
-    a[places, places] = values
+    values = np.ravel(t.as_array(val))
+    a[places, places] = np.take(values, np.remainder(places, values.shape[0]))
 
 
 # --- creation --------------------------------------------------------------------------------------------------------
@@ -150,8 +145,8 @@ def full(t: Tracer, shape: Any, fill_value: Any, dtype: Any = None, order: str =
 def arange(t: Tracer, *args: Any, dtype: Any = None, device: Any = None, start: Any = None, stop: Any = None, step: Any = None) -> Any:
     """np.arange with like=: integer bounds, which may be sizes."""
     listed = [*args] if stop is None else [0 if start is None else start, stop, *([] if step is None else [step])]
-    dims = [as_dim(v) for v in listed]
-    if any(d is None for d in dims):
+    dims = [d for d in map(as_dim, listed) if d is not None]
+    if len(dims) < len(listed):
         if any(isinstance(v, TracedArray) for v in listed):
             raise TraceTypeError("arange with traced bounds: the size of the result is data", hint="use sizes and numbers")
         return t.as_array(np.arange(*listed, dtype=dtype))
@@ -221,5 +216,3 @@ def meshgrid(t: Tracer, *xi: Any, copy: bool = True, sparse: bool = False, index
     if not sparse:
         grids = list(broadcast_arrays(t, *grids))
     return tuple(copy_of(t, g) for g in grids) if copy else tuple(grids)
-
-

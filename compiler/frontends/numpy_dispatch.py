@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import CodeType, FunctionType
 from typing import Any
 
-import numpy as np
+from numpy._core import fromnumeric  # type: ignore[import-not-found, unused-ignore]
 
 
 def _relevant_arguments(a: Any, indices: Any, axis: Any = None, out: Any = None, mode: Any = None) -> tuple[Any, ...]:
@@ -28,7 +28,7 @@ _active: list[CodeType] = []  # NumPy's own code of the dispatcher, once for eac
 @contextmanager
 def take_dispatches_on_indices() -> Iterator[None]:
     """While active, np.take(array, traced) reaches the tracer."""
-    dispatcher = getattr(np._core.fromnumeric, "_take_dispatcher", None)
+    dispatcher = getattr(fromnumeric, "_take_dispatcher", None)
     if not isinstance(dispatcher, FunctionType):  # another NumPy: the user gets the error that names the working form
         yield
         return

@@ -124,7 +124,7 @@ def _converting_call(tree: ast.stmt) -> str | None:
 def _subscript_under(loc: Loc, tree: ast.stmt) -> ast.Subscript | None:
     """The subscript that the marked columns of the line show."""
     text = linecache.getline(loc.file, loc.line)
-    shown = text[loc.column:loc.end_column].strip() if loc.column >= 0 else ""
+    shown = text[loc.column : loc.end_column].strip() if loc.column >= 0 else ""
     for node in ast.walk(tree):
         if isinstance(node, ast.Subscript) and ast.get_source_segment(text.strip(), node) == shown:
             return node

@@ -71,7 +71,7 @@ def _parse_item(t: Tracer, item: Any) -> list[Entry]:
         _check_index_dtype(item.dtype)
         return [Entry("picked" if not item.ndim else "array", t.node(item))]
     if isinstance(item, (list, tuple)) and _has_traced(item):
-        return _parse_item(t, np.stack([t.as_array(v) for v in item]))  # type: ignore[call-overload]
+        return _parse_item(t, np.stack([t.as_array(v) for v in item]))
     return _parse_concrete(np.asarray(item), item)
 
 

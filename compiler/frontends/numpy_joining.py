@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from .. import library
 from ..ir.dims import dim_min, exact_quotient, product
-from ..ir.ops.shape import Concat
+from ..ir.ops.shape import Concat, Pad
 from ..ir.types import dtype_of
 from .numpy_errors import TraceError, TraceTypeError, TraceValueError
+from .numpy_shaping import atleast, broadcast_to, copy_of, dims_of, moveaxis, ravel, reshape, swapaxes
 from .numpy_tracer import Size, TracedArray, Tracer, as_dim, shape_text
 from .numpy_ufuncs import check_integer, normalize_axes, promotion_type, store
-from .numpy_shaping import atleast, broadcast_to, copy_of, dims_of, moveaxis, ravel, reshape, swapaxes
-
 
 # --- joining and splitting -------------------------------------------------------------------------------------------
 
 
-def joined_dtype(values: Sequence[Any], dtype: Any, casting: str = "same_kind") -> Any:
+def joined_dtype(values: Sequence[Any], dtype: Any, casting: Any = "same_kind") -> Any:
     kinds = [promotion_type(v) for v in values]
     if dtype is not None:
         for kind in kinds:
@@ -34,7 +34,10 @@ def as_sequence(t: Tracer, arrays: Any) -> list[Any]:
     return list(arrays)
 
 
-def concatenate(t: Tracer, arrays: Any, /, axis: Any = 0, out: Any = None, *, dtype: Any = None, casting: str = "same_kind") -> Any:
+_MISMATCH = "all the input array dimensions except for the concatenation axis must match exactly"
+
+
+def concatenate(t: Tracer, arrays: Any, /, axis: Any = 0, out: Any = None, *, dtype: Any = None, casting: Any = "same_kind") -> Any:
     values = as_sequence(t, arrays)
     if not values:
         raise TraceValueError("need at least one array to concatenate")
@@ -48,16 +51,16 @@ def concatenate(t: Tracer, arrays: Any, /, axis: Any = 0, out: Any = None, *, dt
     place = normalize_axes(axis, nodes[0].rank)[0]
     for i, node in enumerate(nodes[1:], 1):
         if node.rank != nodes[0].rank:
-            raise TraceValueError("all the input array dimensions except for the concatenation axis must match exactly, but the "
-                                  f"array at index 0 has {nodes[0].rank} dimension(s) and the array at index {i} has {node.rank}")  # fmt: skip
+            raise TraceValueError(f"{_MISMATCH}, but the array at index 0 has {nodes[0].rank} dimension(s) and the array at "
+                                  f"index {i} has {node.rank}")  # fmt: skip
         for a, (m, n) in enumerate(zip(nodes[0].shape, node.shape)):
             if a != place:
-                t.unify(m, n, "all the input array dimensions except for the concatenation axis must match exactly, but along "
-                        f"dimension {a}, the array at index 0 has size {m} and the array at index {i} has size {n}")  # fmt: skip
+                where = f"along dimension {a}, the array at index 0 has size {m} and the array at index {i} has size {n}"
+                t.unify(m, n, f"{_MISMATCH}, but {where}")
     return store(t, t.array(nodes[0] if len(nodes) == 1 else t.b.add(Concat(place), *nodes)), out)
 
 
-def stack(t: Tracer, arrays: Any, axis: int = 0, out: Any = None, *, dtype: Any = None, casting: str = "same_kind") -> Any:
+def stack(t: Tracer, arrays: Any, axis: int = 0, out: Any = None, *, dtype: Any = None, casting: Any = "same_kind") -> Any:
     values = as_sequence(t, arrays)
     if not values:
         raise TraceValueError("need at least one array to stack")
@@ -74,11 +77,11 @@ def stack(t: Tracer, arrays: Any, axis: int = 0, out: Any = None, *, dtype: Any 
     return store(t, t.array(made[0] if len(made) == 1 else t.b.add(Concat(place), *made)), out)
 
 
-def vstack(t: Tracer, tup: Any, *, dtype: Any = None, casting: str = "same_kind") -> Any:
+def vstack(t: Tracer, tup: Any, *, dtype: Any = None, casting: Any = "same_kind") -> Any:
     return concatenate(t, [atleast(2)(t, a) for a in tup], 0, dtype=dtype, casting=casting)
 
 
-def hstack(t: Tracer, tup: Any, *, dtype: Any = None, casting: str = "same_kind") -> Any:
+def hstack(t: Tracer, tup: Any, *, dtype: Any = None, casting: Any = "same_kind") -> Any:
     values = [atleast(1)(t, a) for a in tup]
     return concatenate(t, values, 0 if values and values[0].ndim == 1 else 1, dtype=dtype, casting=casting)
 
@@ -143,7 +146,7 @@ def _split(t: Tracer, array: TracedArray, parts: Any, axis: int, even: bool) -> 
             each, extra = divmod(size, count)
             edges = [each * i + min(i, extra) for i in range(count + 1)]
     lead = (slice(None),) * place
-    return [array[(*lead, slice(low, high))] for low, high in zip(edges, edges[1:])]
+    return [array[(*lead, slice(low, high))] for low, high in pairwise(edges)]
 
 
 def split_along(axis: int) -> Callable[..., Any]:
@@ -193,9 +196,9 @@ def roll(t: Tracer, a: Any, shift: Any, axis: Any = None) -> Any:
     return copy_of(t, array)
 
 
-def _roll_one(t: Tracer, array: TracedArray, by: Any, axis: int) -> TracedArray:
+def _roll_one(t: Tracer, array: Any, by: Any, axis: int) -> Any:
     size, lead = array.shape[axis], (slice(None),) * axis
-    if isinstance(by, TracedArray) or isinstance(size, Size) and not (isinstance(by, (int, np.integer)) and _within(t, by, size)):
+    if isinstance(by, TracedArray) or isinstance(size, Size) and not (isinstance(by, (int, np.integer)) and _within(int(by), size)):
         places = np.remainder(np.arange(size, like=array) - by, size)
         return np.take(array, places, axis=axis)
     by = int(by) % size if isinstance(size, int) and size else by
@@ -205,15 +208,15 @@ def _roll_one(t: Tracer, array: TracedArray, by: Any, axis: int) -> TracedArray:
     return concatenate(t, [array[(*lead, slice(edge, None))], array[(*lead, slice(None, edge))]], axis)
 
 
-def _within(t: Tracer, by: int, size: Size) -> bool:
+def _within(by: int, size: Size) -> bool:
     """Whether a shift by so much needs no modulo for any size."""
-    return bool(by) and dim_min(abs(int(by)), size.dim) == abs(int(by))
+    return bool(by) and dim_min(abs(by), size.dim) == abs(by)
 
 
 def tile(t: Tracer, A: Any, reps: Any) -> Any:
     array = t.as_array(A)
-    counts = list(dims_of(t, reps))
-    counts = [1] * (array.ndim - len(counts)) + counts
+    counts = dims_of(t, reps)
+    counts = (*(1,) * (array.ndim - len(counts)), *counts)
     array = reshape(t, array, (*(1,) * (len(counts) - array.ndim), *array.shape))
     wide = reshape(t, array, tuple(n for size in array.shape for n in (1, size)))
     spread = tuple(n for count, size in zip(t.sizes(counts), array.shape) for n in (count, size))
@@ -279,7 +282,7 @@ def _pad_constant(t: Tracer, source: TracedArray, widths: list[tuple[int, int]],
         low, high = [w[0] for w in widths], [w[1] for w in widths]
         if not any(low) and not any(high):
             return copy_of(t, source)
-        return t.array(t.b.add(library.Pad(tuple(low), tuple(high)), t.node(source), node))
+        return t.array(t.b.add(Pad(tuple(low), tuple(high)), t.node(source), node))
     edges = np.broadcast_to(np.asarray(values), (source.ndim, 2))
     node = t.node(source)
     for axis, pair in enumerate(widths):
@@ -287,17 +290,17 @@ def _pad_constant(t: Tracer, source: TracedArray, widths: list[tuple[int, int]],
             if pair[side]:
                 low, high = [0] * source.ndim, [0] * source.ndim
                 (low, high)[side][axis] = pair[side]
-                node = t.b.add(library.Pad(tuple(low), tuple(high)), node, t.node(edges[axis, side], kind))
+                node = t.b.add(Pad(tuple(low), tuple(high)), node, t.node(edges[axis, side], kind))
     return t.array(node)
 
 
-def _pad_places(t: Tracer, source: TracedArray, axis: int, low: int, high: int, mode: str) -> Any:
+def _pad_places(t: Tracer, source: TracedArray, axis: int, low: int, high: int, mode: Any) -> Any:
     """For each place of the padded axis the place it shows."""
     size = source.shape[axis]
     if size == 0:
         raise TraceValueError(f"can't extend empty axis {axis} using modes other than 'constant' or 'empty'")
     if isinstance(size, int):
-        return np.pad(np.arange(size), (low, high), mode=mode)  # type: ignore[call-overload]
+        return np.pad(np.arange(size), (low, high), mode=mode)
     places = np.arange(size + (low + high), like=source) - low
     if mode == "edge":
         return np.clip(places, 0, t.array(t.node(size)) - 1)
@@ -309,5 +312,3 @@ def _pad_places(t: Tracer, source: TracedArray, axis: int, low: int, high: int, 
     period = np.maximum(t.array(t.node(2 * size - 2)), 1)
     turned = np.remainder(places, period)
     return np.where(turned < size, turned, period - turned)
-
-

@@ -52,7 +52,7 @@ def _match(t: Tracer, name: str, x: TracedArray, i: int, y: TracedArray, j: int)
 
 
 def vdot(t: Tracer, a: Any, b: Any) -> Any:
-    return dot(t, np.ravel(t.as_array(a)), np.ravel(t.as_array(b)))  # type: ignore[call-overload]
+    return dot(t, np.ravel(t.as_array(a)), np.ravel(t.as_array(b)))
 
 
 def inner(t: Tracer, a: Any, b: Any) -> Any:
@@ -65,7 +65,7 @@ def inner(t: Tracer, a: Any, b: Any) -> Any:
 
 
 def outer(t: Tracer, a: Any, b: Any, out: Any = None) -> Any:
-    x, y = np.ravel(t.as_array(a)), np.ravel(t.as_array(b))  # type: ignore[call-overload]
+    x, y = np.ravel(t.as_array(a)), np.ravel(t.as_array(b))
     return np.multiply(x[:, None], y[None, :], out=out)
 
 
@@ -112,7 +112,7 @@ def cross(t: Tracer, a: Any, b: Any, axisa: int = -1, axisb: int = -1, axisc: in
 # --- einsum ----------------------------------------------------------------------------------------------------------
 
 
-def einsum(t: Tracer, *operands: Any, out: Any = None, dtype: Any = None, order: str = "K", casting: str = "safe",
+def einsum(t: Tracer, *operands: Any, out: Any = None, dtype: Any = None, order: str = "K", casting: Any = "safe",
            optimize: Any = False) -> Any:  # fmt: skip
     """np.einsum: letters, '...', implicit and explicit results, repeated letters (diagonals), the list form."""
     if isinstance(operands[0], str):
@@ -286,7 +286,7 @@ def _vector_norm(array: Any, ord: Any, axis: Any, keep: bool) -> Any:
     return np.sum(size**ord, axis=axis, keepdims=keep) ** (1.0 / ord)
 
 
-def _matrix_norm(array: Any, ord: Any, axes: tuple[int, int], keep: bool) -> Any:
+def _matrix_norm(array: Any, ord: Any, axes: tuple[int, ...], keep: bool) -> Any:
     if ord in (None, "fro", "f"):
         return np.sqrt(np.sum(np.square(array), axis=axes, keepdims=keep))
     if ord in (1, -1, np.inf, -np.inf):

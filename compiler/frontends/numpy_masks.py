@@ -18,11 +18,16 @@ from ..ir.graph import Node
 from .numpy_errors import TraceTypeError
 from .numpy_tracer import TracedArray, Tracer
 
-_HINT = (
-    "choose elementwise with np.where(mask, x, other); reduce with x.sum(where=mask); write with x[mask] = v, x[mask] += v"
-)
+_HINT = "choose elementwise with np.where(mask, x, other); reduce with x.sum(where=mask); write with x[mask] = v, x[mask] += v"
 _REDUCTIONS: dict[Callable[..., Any], str] = {
     getattr(np, name): name for name in ("sum", "prod", "mean", "std", "var", "any", "all", "max", "min", "amax", "amin")
+}
+
+_BY_UFUNC: dict[np.ufunc, Callable[..., Any]] = {
+    np.add: np.sum,
+    np.multiply: np.prod,
+    np.maximum: np.max,
+    np.minimum: np.min,
 }
 
 
@@ -65,10 +70,12 @@ class MaskedSelection(np.lib.mixins.NDArrayOperatorsMixin):
         return value
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        kwargs.pop("out", None) if kwargs.get("out") == (self,) else None
-        if method == "reduce" and ufunc in (np.add, np.multiply, np.maximum, np.minimum) and not kwargs.get("axis"):
-            return self._reduce({np.add: np.sum, np.multiply: np.prod, np.maximum: np.max, np.minimum: np.min}[ufunc], {})
-        if method != "__call__" or ufunc.nout != 1 or ufunc.signature is not None or "out" in kwargs:
+        out = kwargs.pop("out", None)
+        if out is not None and not (len(out) == 1 and out[0] is self):
+            raise refusal(f"np.{ufunc.__name__} with out= a selection")
+        if method == "reduce" and ufunc in _BY_UFUNC and not kwargs.get("axis"):
+            return self._reduce(_BY_UFUNC[ufunc], {})
+        if method != "__call__" or ufunc.nout != 1 or ufunc.signature is not None:
             raise refusal(f"np.{ufunc.__name__} of a selection")
         made = ufunc(*(self._operand(v) for v in inputs), **kwargs)
         return MaskedSelection(self.tracer, made, self.mask)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy._core import umath  # the ufunc behind np.clip has no public name
 
 from .. import library
 from ..ir.dims import DimLike, product
@@ -68,7 +69,7 @@ def running(ufunc: np.ufunc) -> Callable[..., Any]:
     def rule(t: Tracer, a: Any, axis: Any = None, dtype: Any = None, out: Any = None) -> Any:
         array = t.as_array(a)
         if axis is None:
-            array, axis = np.ravel(array), 0  # type: ignore[call-overload]
+            array, axis = np.ravel(array), 0
         return accumulate_ufunc(t, ufunc, array, axis, dtype, out)
 
     return rule
@@ -87,7 +88,7 @@ def _count(t: Tracer, node: Node, axes: tuple[int, ...], where: Any, keep: bool)
     """How many elements each result counts: a size, or a value where a mask decides."""
     if where is True or where is NOTHING:
         return product(node.shape[a] for a in axes)
-    condition = np.broadcast_to(t.as_array(where), t.sizes(node.shape))  # type: ignore[call-overload]
+    condition = np.broadcast_to(t.as_array(where), t.sizes(node.shape))
     return np.sum(condition, axis=axes, keepdims=keep, dtype=np.int64)
 
 
@@ -153,7 +154,7 @@ def arg_extremum(kind: str) -> Callable[..., Any]:
     def rule(t: Tracer, a: Any, axis: Any = None, out: Any = None, *, keepdims: Any = False) -> Any:
         array = t.as_array(a)
         rank, keep = array.ndim, keepdims is not NOTHING and bool(keepdims)
-        flat = array if axis is not None and rank else np.reshape(array, -1)  # type: ignore[call-overload]
+        flat = array if axis is not None and rank else np.reshape(array, -1)
         (place,) = normalize_axes(axis, rank) if axis is not None and rank else (0,)
         node = t.node(flat)
         if node.shape[place] == 0:
@@ -189,7 +190,7 @@ def average(t: Tracer, a: Any, axis: Any = None, weights: Any = None, returned: 
         if shares.ndim != 1:
             raise TraceTypeError("average: weights must be 1-D or of the array's shape")
         shares = np.reshape(shares, (-1, *(1,) * (array.ndim - 1 - place)))
-    shares = np.broadcast_to(shares, array.shape).astype(dtype)  # type: ignore[attr-defined]
+    shares = np.broadcast_to(shares, array.shape).astype(dtype)
     scale = np.sum(shares, axis=axis, keepdims=keep)
     value = np.sum(array * shares, axis=axis, dtype=dtype, keepdims=keep) / scale
     return (value, scale) if returned else value
@@ -268,10 +269,10 @@ def nan_arg_extremum(function: Callable[..., Any], fill: float) -> Callable[...,
 # --- order -----------------------------------------------------------------------------------------------------------
 
 
-def _flat_or_axis(t: Tracer, a: Any, axis: Any) -> tuple[TracedArray, int]:
+def _flat_or_axis(t: Tracer, a: Any, axis: Any) -> tuple[Any, int]:
     array = t.as_array(a)
     if axis is None:
-        return np.reshape(array, -1), 0  # type: ignore[call-overload]
+        return np.reshape(array, -1), 0
     return array, normalize_axes(axis, array.ndim)[0]
 
 
@@ -343,7 +344,7 @@ def digitize(t: Tracer, x: Any, bins: Any, right: bool = False) -> Any:
 
 
 def median(t: Tracer, a: Any, axis: Any = None, out: Any = None, overwrite_input: bool = False, keepdims: bool = False) -> Any:
-    array, place, restore = _one_axis(t, a, axis)
+    array, restore = _one_axis(t, a, axis)
     ordered = np.sort(array, axis=-1)
     size = array.shape[-1]
     low, high = (size - 1) // 2, size // 2
@@ -356,7 +357,7 @@ def median(t: Tracer, a: Any, axis: Any = None, out: Any = None, overwrite_input
     return store(t, restore(value, bool(keepdims)), out)
 
 
-def _one_axis(t: Tracer, a: Any, axis: Any) -> tuple[Any, int, Callable[[Any, bool], Any]]:
+def _one_axis(t: Tracer, a: Any, axis: Any) -> tuple[Any, Callable[..., Any]]:
     """The array with the axes moved to the end and merged, and what puts them back with size 1."""
     array = t.as_array(a)
     axes = normalize_axes(axis, array.ndim)
@@ -368,7 +369,7 @@ def _one_axis(t: Tracer, a: Any, axis: Any) -> tuple[Any, int, Callable[[Any, bo
     def restore(value: Any, keep: bool, leading: int = 0) -> Any:
         return np.expand_dims(value, tuple(i + leading for i in axes)) if keep else value
 
-    return merged, array.ndim, restore
+    return merged, restore
 
 
 def quantile(t: Tracer, a: Any, q: Any, axis: Any = None, out: Any = None, overwrite_input: bool = False,
@@ -377,7 +378,7 @@ def quantile(t: Tracer, a: Any, q: Any, axis: Any = None, out: Any = None, overw
         raise TraceTypeError("quantile: weights are not supported on traced arrays")
     if method not in _QUANTILE_METHODS:
         raise TraceValueError(f"quantile: method {method!r} is not supported", hint=f"use {', '.join(_QUANTILE_METHODS)}")
-    array, _, restore = _one_axis(t, a, axis)
+    array, restore = _one_axis(t, a, axis)
     if type(q) in (int, float) and array.dtype.kind == "f":
         q = np.asarray(q, dtype=array.dtype)
     points = q if isinstance(q, TracedArray) else np.asarray(q)
@@ -448,4 +449,4 @@ def clip(t: Tracer, a: Any, a_min: Any = NOTHING, a_max: Any = NOTHING, out: Any
 
 
 # the ufunc whose loop NumPy takes, by the number of operands
-_CLIPPING = {2: np.minimum, 3: np._core.umath.clip}
+_CLIPPING: dict[int, np.ufunc] = {2: np.minimum, 3: getattr(umath, "clip")}  # noqa: B009 (its stub lacks it)

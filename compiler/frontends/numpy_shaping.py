@@ -1,4 +1,4 @@
-"""NumPy's functions that move elements: reshape, transpose, join, split, pad, take, repeat, diagonals, creation `like`.
+"""NumPy's functions that change shape, order of axes and dtype, on traced arrays.
 
 What NumPy returns as a view is a view here too (see numpy_views); what it copies is a copy. Each rule has the parameters of
 the NumPy function it stands for, after the tracer.
@@ -154,7 +154,7 @@ def squeeze(t: Tracer, a: Any, axis: Any = None) -> Any:
         for i in gone:
             t.unify(array.dims[i], 1, f"cannot select an axis to squeeze out which has size not equal to one: axis {i} has "
                     f"size {array.dims[i]}")  # fmt: skip
-    view = array[tuple(0 if i in gone else slice(None) for i in range(array.ndim)) + (Ellipsis,)]
+    view = array[(*(0 if i in gone else slice(None) for i in range(array.ndim)), Ellipsis)]
     return view if gone else array
 
 
@@ -212,7 +212,7 @@ def method_copy(t: Tracer, a: TracedArray, order: str = "C") -> Any:
     return t.array(t.node(a))
 
 
-def astype(t: Tracer, x: Any, dtype: Any, /, order: str = "K", casting: str = "unsafe", subok: bool = True, *, copy: bool = True,
+def astype(t: Tracer, x: Any, dtype: Any, /, order: str = "K", casting: Any = "unsafe", subok: bool = True, *, copy: bool = True,
            device: Any = None) -> Any:  # fmt: skip
     array = t.as_array(x)
     target = dtype_of(dtype)

@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-
 from ..ir.dims import Dim, DimLike, Symbol, bounds, compare, evaluate, exact_quotient, substitute, symbol, symbols_of
-from ..ir.errors import Loc, caller_loc
+from ..ir.errors import UNKNOWN, Loc, caller_loc
 from ..ir.graph import Builder, Node, Op, attribute_names
 from ..ir.types import TensorType, TupleType
 from .numpy_errors import (
@@ -46,7 +45,7 @@ class LenientBuilder(Builder):
     what it makes is thrown away, since the trace starts again with these sizes.
     """
 
-    def __init__(self, learned: dict[str, DimLike], loc: Loc = Loc()) -> None:  # noqa: B008 (immutable)
+    def __init__(self, learned: dict[str, DimLike], loc: Loc = UNKNOWN) -> None:
         super().__init__(loc)
         self.learned = learned
 
@@ -254,5 +253,3 @@ def _decided(relation: str, left: DimLike, right: DimLike) -> bool | None:
     if relation == "<=" and low > 0 or relation == "<" and low >= 0:
         return False
     return None
-
-

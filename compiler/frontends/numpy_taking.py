@@ -14,11 +14,10 @@ from ..ir.ops.shape import Take, TakeAlong
 from ..ir.types import BOOL, I64, dtype_of
 from .numpy_errors import TraceTypeError, TraceValueError
 from .numpy_indexing import concrete_indices
+from .numpy_joining import stack
+from .numpy_shaping import broadcast_to, ravel, reshape
 from .numpy_tracer import Size, TracedArray, Tracer
 from .numpy_ufuncs import check_integer, normalize_axes, promotion_type, store, weak_sample
-from .numpy_shaping import broadcast_to, ravel, reshape
-from .numpy_joining import stack
-
 
 # --- taking ----------------------------------------------------------------------------------------------------------
 
@@ -37,7 +36,7 @@ def take(t: Tracer, a: Any, indices: Any, axis: Any = None, out: Any = None, mod
 
 def _indices(t: Tracer, indices: Any, size: DimLike, axis: int, mode: str) -> Node:
     if isinstance(indices, (list, tuple)) and any(isinstance(i, (TracedArray, Size)) for i in indices):
-        indices = np.stack([t.as_array(i) for i in indices])  # type: ignore[call-overload]
+        indices = np.stack([t.as_array(i) for i in indices])
     if isinstance(indices, Size):
         indices = t.array(t.node(indices))
     if not isinstance(indices, TracedArray):

@@ -33,8 +33,8 @@ from .numpy_errors import (
     conversion_error,
     translated,
 )
-from .numpy_views import C_LAYOUT, UNKNOWN_LAYOUT, Layout, Repeated, Step, read_through, write_through
 from .numpy_sizes import Guard, LenientBuilder, Restart, SizeKnowledge, Substitution, composed, shape_text
+from .numpy_views import C_LAYOUT, UNKNOWN_LAYOUT, Layout, Repeated, Step, read_through, write_through
 
 
 @dataclass
@@ -190,7 +190,7 @@ class Tracer(SizeKnowledge):
         """A fresh array that holds the node's value; `scalar`: NumPy would give an immutable scalar."""
         return TracedArray(self, Storage(self.scope, node), scalar=scalar)
 
-    def as_array(self, value: Any) -> TracedArray:
+    def as_array(self, value: Any) -> Any:
         return value if isinstance(value, TracedArray) else self.array(self.node(value))
 
     def weak(self, node: Node, kind: type) -> WeakScalar:
@@ -228,6 +228,7 @@ class Tracer(SizeKnowledge):
     def sizes(self, shape: Sequence[DimLike]) -> tuple[Any, ...]:
         """A shape as user code sees it."""
         return tuple(n if isinstance(n, int) else Size(self, n) for n in shape)
+
 
 def _same_bytes(array: np.ndarray, copy: np.ndarray) -> bool:
     if not array.flags.writeable:
@@ -435,8 +436,7 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
         if self._version != self.storage.version:
             if self.uncertain:
                 raise TraceError(
-                    "an array was written after it was reshaped, and whether the reshaped one sees the write depends "
-                    "on the memory layout",
+                    "an array was written after it was reshaped, and whether the reshaped one sees the write depends on the memory layout",
                     hint="make the reshaped array one of its own: x.reshape(shape).copy()",
                 )
             self._node = read_through(self.storage.scope.builder, self.storage.node, self.path)
@@ -482,20 +482,20 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
         return self.size * self.itemsize
 
     @property
-    def T(self) -> TracedArray:
-        return np.transpose(self)  # type: ignore[call-overload, no-any-return]
+    def T(self) -> Any:
+        return np.transpose(self)
 
     @property
-    def mT(self) -> TracedArray:
-        return np.swapaxes(self, -1, -2)  # type: ignore[call-overload, no-any-return]
+    def mT(self) -> Any:
+        return np.swapaxes(self, -1, -2)
 
     @property
     def real(self) -> TracedArray:
         return self
 
     @property
-    def imag(self) -> TracedArray:
-        return np.zeros_like(self)  # type: ignore[call-overload, no-any-return]
+    def imag(self) -> Any:
+        return np.zeros_like(self)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         return self.tracer.call(self.tracer.rules.ufunc, ufunc, method, inputs, kwargs)
@@ -524,13 +524,13 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
     def __pow__(self, other: Any) -> Any:
         """With NumPy's short cuts for Python scalars, which differ from `power` in -0.0 and infinities."""
         short = _POWER_SHORT_CUTS.get(other) if type(other) in (int, float) and self._short_power(other) else None
-        return short(self) if short is not None else np.power(self, other)  # type: ignore[call-overload]
+        return short(self) if short is not None else np.power(self, other)
 
     def _short_power(self, other: float) -> bool:
         return not self.scalar and self.dtype.kind in "fV" and self.dtype.itemsize >= 2
 
     def __round__(self, digits: int | None = None) -> Any:
-        return np.round(self, digits or 0)  # type: ignore[call-overload]
+        return np.round(self, digits or 0)
 
     def __len__(self) -> int:
         if not self.ndim:
@@ -551,9 +551,7 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
     def __bool__(self) -> bool:
         loc = caller_loc()
         if 0 not in self.dims and self.type.elements != 1:
-            raise TraceValueError(
-                "The truth value of an array with more than one element is ambiguous. Use a.any() or a.all()", loc=loc
-            )
+            raise TraceValueError("The truth value of an array with more than one element is ambiguous. Use a.any() or a.all()", loc=loc)
         raise TraceTypeError(
             f"Python control flow asks for the truth of a traced value: {NO_VALUES}",
             loc=loc,

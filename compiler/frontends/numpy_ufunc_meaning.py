@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -17,10 +17,7 @@ from ..ir.ops.compute import Bitcast
 from ..ir.ops.control import Param, While
 from ..ir.types import BOOL, F64, I32, I64, U64, DType, dtype_of
 
-Emit = Callable[..., Any]
-DTYPES_BY_BITS = {16: dtype_of("i16"), 32: I32, 64: I64}
-
-Emit = Callable[..., Any]
+Emit: TypeAlias = Callable[..., Any]
 DTYPES_BY_BITS = {16: dtype_of("i16"), 32: I32, 64: I64}
 
 

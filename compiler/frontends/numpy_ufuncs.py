@@ -25,6 +25,7 @@ from ..ir.types import BOOL, I32, I64, DType, dtype_of
 from .numpy_errors import TraceOverflowError, TraceTypeError, TraceValueError
 from .numpy_indexing import scatter
 from .numpy_tracer import Size, TracedArray, Tracer, WeakScalar, settle, shape_text
+from .numpy_ufunc_meaning import EMIT
 
 # --- dtypes ----------------------------------------------------------------------------------------------------------
 
@@ -58,7 +59,7 @@ def _check_supported(dtypes: Sequence[Any], name: str) -> None:
             )
 
 
-def resolve_loop(ufunc: np.ufunc, types: Sequence[Any], dtype: Any, casting: str, signature: Any) -> list[DType]:
+def resolve_loop(ufunc: np.ufunc, types: Sequence[Any], dtype: Any, casting: Any, signature: Any) -> list[DType]:
     """The loop's dtypes: operands, then results."""
     _check_supported(types, ufunc.__name__)
     if all(k is int or k is float for k in types):
@@ -96,14 +97,14 @@ def ufunc_rule(t: Tracer, ufunc: np.ufunc, method: str, inputs: tuple[Any, ...],
     """What `__array_ufunc__` asks for: the call itself or one of the ufunc's methods."""
     if method == "__call__":
         return settle(t, _call(t, ufunc, inputs, **kwargs), inputs)
-    rules = {"reduce": reduce_ufunc, "accumulate": accumulate_ufunc, "outer": _outer, "at": _at}
+    rules: dict[str, Callable[..., Any]] = {"reduce": reduce_ufunc, "accumulate": accumulate_ufunc, "outer": _outer, "at": _at}
     if method not in rules:
         raise TraceTypeError(f"np.{ufunc.__name__}.{method} is not supported on traced arrays", hint="use reduce on slices")
     return settle(t, rules[method](t, ufunc, *inputs, **kwargs), inputs)
 
 
 def _call(t: Tracer, ufunc: np.ufunc, inputs: tuple[Any, ...], out: Any = None, where: Any = True, dtype: Any = None,
-          casting: str = "same_kind", signature: Any = None, sig: Any = None, order: str = "K", subok: bool = True,
+          casting: Any = "same_kind", signature: Any = None, sig: Any = None, order: str = "K", subok: bool = True,
           axes: Any = None, axis: Any = None, keepdims: bool = False) -> Any:  # fmt: skip
     if ufunc in (np.matmul, *PRODUCTS) and (axes is not None or keepdims):
         raise TraceTypeError(f"np.{ufunc.__name__}: axes= and keepdims= are not supported", hint="use np.einsum")
@@ -122,7 +123,7 @@ def _call(t: Tracer, ufunc: np.ufunc, inputs: tuple[Any, ...], out: Any = None, 
         raise TraceTypeError(f"np.{ufunc.__name__} is not supported on traced arrays")
     shape = t.broadcast_shapes(*(n.shape for n in nodes))
     made = emit(t.b, *(library.broadcast(t.b, n, shape) for n in nodes))
-    results = [library.cast(t.b, n, d) for n, d in zip(made if isinstance(made, tuple) else (made,), loop[ufunc.nin:])]
+    results = [library.cast(t.b, n, d) for n, d in zip(made if isinstance(made, tuple) else (made,), loop[ufunc.nin :])]
     arrays = [t.array(n, scalar=not n.rank) for n in results]
     if where is not True:
         arrays = [_select_where(t, where, a, o) for a, o in zip(arrays, out or (None,) * len(arrays))]
@@ -154,7 +155,7 @@ def _compare_with_distant_integer(t: Tracer, ufunc: np.ufunc, inputs: Sequence[A
 
 
 # the signs of `right - left` for which the comparison holds
-_ORDERS = {np.less: (1,), np.less_equal: (0, 1), np.greater: (-1,), np.greater_equal: (-1, 0), np.equal: (0,),
+_ORDERS: dict[np.ufunc, tuple[int, ...]] = {np.less: (1,), np.less_equal: (0, 1), np.greater: (-1,), np.greater_equal: (-1, 0), np.equal: (0,),
            np.not_equal: (-1, 1)}  # fmt: skip
 
 
@@ -168,7 +169,7 @@ def _select_where(t: Tracer, where: Any, value: TracedArray, out: Any) -> Traced
     return t.array(chosen, scalar=value.scalar and not shape)
 
 
-def store(t: Tracer, value: Any, out: Any, casting: str = "same_kind") -> Any:
+def store(t: Tracer, value: Any, out: Any, casting: Any = "same_kind") -> Any:
     """The result, or `out` with the result written into it by NumPy's rules for casts and shapes."""
     if isinstance(out, tuple) and len(out) == 1:
         out = out[0]
@@ -194,7 +195,7 @@ def store(t: Tracer, value: Any, out: Any, casting: str = "same_kind") -> Any:
 
 # --- methods of ufuncs -----------------------------------------------------------------------------------------------
 
-_KINDS = {np.add: "sum", np.multiply: "prod", np.maximum: "max", np.minimum: "min", np.logical_and: "and",
+_KINDS: dict[np.ufunc, str] = {np.add: "sum", np.multiply: "prod", np.maximum: "max", np.minimum: "min", np.logical_and: "and",
           np.logical_or: "or"}  # fmt: skip
 
 
@@ -217,14 +218,18 @@ def reduce_ufunc(t: Tracer, ufunc: np.ufunc, array: Any, axis: Any = 0, dtype: A
     if where is not True and where is not np._NoValue:
         node = _mask_reduction(t, ufunc, node, where, initial)
     if initial is np._NoValue and ufunc in (np.maximum, np.minimum, np.fmax, np.fmin):
-        if any(node.shape[a] == 0 for a in axes) and 0 not in (n for a, n in enumerate(node.shape) if a not in axes):
-            raise TraceValueError(f"zero-size array to reduction operation {ufunc.__name__} which has no identity",
-                                  hint="give initial=")  # fmt: skip
+        _refuse_empty(ufunc, node, axes)
     value = _reduce_node(t, ufunc, node, axes, keep)
     if initial is not np._NoValue and initial is not None:
         check_integer(initial, value.dtype)
         value = t.node(ufunc(t.array(value), t.array(t.node(initial, value.dtype))))
     return store(t, t.array(value, scalar=not value.rank), out)
+
+
+def _refuse_empty(ufunc: np.ufunc, node: Node, axes: tuple[int, ...]) -> None:
+    if any(node.shape[a] == 0 for a in axes) and 0 not in (n for a, n in enumerate(node.shape) if a not in axes):
+        complaint = f"zero-size array to reduction operation {ufunc.__name__} which has no identity"
+        raise TraceValueError(complaint, hint="give initial=")
 
 
 def _reduction_dtype(ufunc: np.ufunc, dtype: DType, asked: Any) -> DType:
@@ -339,7 +344,7 @@ def _outer(t: Tracer, ufunc: np.ufunc, left: Any, right: Any, **kwargs: Any) -> 
     return _call(t, ufunc, (np.reshape(x, (*x.shape, *(1,) * y.ndim)), y), **kwargs)
 
 
-_SCATTERS = {np.add: "add", np.multiply: "mul", np.maximum: "max", np.minimum: "min"}
+_SCATTERS: dict[np.ufunc, str] = {np.add: "add", np.multiply: "mul", np.maximum: "max", np.minimum: "min"}
 
 
 def _at(t: Tracer, ufunc: np.ufunc, target: Any, key: Any, *values: Any) -> None:
@@ -395,7 +400,5 @@ def _vecmat(x: Any, y: Any) -> Any:
 
 
 PRODUCTS: dict[np.ufunc, Callable[[Any, Any], Any]] = {
-    getattr(np, name): rule
-    for name, rule in (("vecdot", _vecdot), ("matvec", _matvec), ("vecmat", _vecmat))
-    if hasattr(np, name)
+    getattr(np, name): rule for name, rule in (("vecdot", _vecdot), ("matvec", _matvec), ("vecmat", _vecmat)) if hasattr(np, name)
 }

@@ -187,7 +187,7 @@ def reshaped_layout(layout: Layout, before: Sequence[DimLike], after: Sequence[D
                 return None
         inner = old[last_old - 1][1]
         group = after[first_new:last_new]
-        strides.extend(inner * product(group[k + 1:]) for k in range(len(group)))
+        strides.extend(inner * product(group[k + 1 :]) for k in range(len(group)))
         first_old, first_new = last_old, last_new
     strides.extend([1] * (len(after) - len(strides)))
     return layout_of(after, tuple(strides))

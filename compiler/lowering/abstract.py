@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..ir.dims import Composed, Dim, DimLike, Symbol, bounds, substitute, symbol
+from ..ir.dims import Composed, Dim, DimLike, bounds, substitute, symbol
 from ..ir.graph import Graph, Node, Op, attribute_names
 from ..ir.types import TensorType, TupleType, Type
 

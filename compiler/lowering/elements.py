@@ -7,12 +7,13 @@ Adjacent axes that every access walks contiguously become one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..ir.dims import Dim, DimLike, Symbol, bounds, ceildiv, dim_min, product, substitute, symbols_of
 from ..ir.graph import Builder, Node
-from ..ir.loop import (Buffer, Check, For, If, IndexValue, Let, Load, Stmt, Store, While, expression_nodes)
+from ..ir.loop import Buffer, Check, For, If, IndexValue, Let, Load, Stmt, Store, While, expression_nodes
 from ..ir.ops.shape import Concat, Pad, UpdateSlice
 from .inline import Index, Inliner, Names, flatten_index, loop_symbol, unflatten_index
 
@@ -117,7 +118,7 @@ def merge_axes(loops: Loops, body: tuple[Stmt, ...], names: Names) -> tuple[Loop
             if isinstance(node.op, Load):
                 accesses.append(node.op.index[0])
     groups: list[Loops] = [[loops[0]]]
-    for before, after in zip(loops, loops[1:]):
+    for before, after in itertools.pairwise(loops):
         joined = all(_contiguous(a, before[0], after[0], after[1]) for a in accesses)
         groups[-1].append(after) if joined else groups.append([after])
     merged: Loops = []

@@ -18,11 +18,22 @@ import numpy as np
 from ..ir.dims import Dim, DimLike, Symbol, bounds, product
 from ..ir.errors import CompileError
 from ..ir.graph import Builder, Node
-from ..ir.loop import Alloc, Buffer, Check, For, IndexValue, Let, Literal, Load, Local, Stmt, Store, SPACES
-from ..ir.ops.compute import (COMBINE, ArgReduce, Bitcast, Cast, Conv, Dot, Elementwise, Reduce, ReduceWindow,
-                              accumulator_dtype, reduction_identity)
+from ..ir.loop import SPACES, Alloc, Buffer, Check, For, IndexValue, Let, Literal, Load, Local, Stmt, Store
+from ..ir.ops.compute import (
+    COMBINE,
+    ArgReduce,
+    Bitcast,
+    Cast,
+    Conv,
+    Dot,
+    Elementwise,
+    Reduce,
+    ReduceWindow,
+    accumulator_dtype,
+    reduction_identity,
+)
 from ..ir.ops.control import Const
-from ..ir.ops.shape import (Broadcast, GatherND, Iota, Reshape, SizeOf, Slice, Take, TakeAlong, Transpose)
+from ..ir.ops.shape import Broadcast, GatherND, Iota, Reshape, SizeOf, Slice, Take, TakeAlong, Transpose
 from ..ir.types import I64, INDEX, DType
 
 Index = tuple[DimLike, ...]

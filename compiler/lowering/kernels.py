@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Union
 
+from ..ir.caps import Caps
 from ..ir.dims import DimLike, Symbol, product, symbols_of
 from ..ir.errors import UNKNOWN, InternalError, Loc
 from ..ir.graph import Builder, Graph, Node, encode, encode_op
-from ..ir.loop import (Alloc, Buffer, Check, For, IndexValue, Kernel, Let, Load, Stmt, Store, expression_nodes, expressions_of,
-                       walk)
+from ..ir.loop import Alloc, Buffer, Check, For, IndexValue, Kernel, Let, Load, Stmt, Store, expression_nodes, expressions_of, walk
 from ..ir.ops.compute import ArgSort, Cumulative, PackedConv, PackedDot, Sort
 from ..ir.ops.control import Fusion, Param
-from ..ir.ops.shape import (Broadcast, Concat, Pad, ScatterAlong, ScatterND, Slice, UpdateSlice, unproved_windows)
+from ..ir.ops.shape import Broadcast, Concat, Pad, ScatterAlong, ScatterND, Slice, UpdateSlice, unproved_windows
 from ..ir.types import INDEX, TensorType
-from ..target import Caps
 from ..tiles import choose_tile
 from .contraction import lower_contraction
 from .elements import lower_region, regions_of
@@ -23,7 +21,7 @@ from .rows import RowKernel
 from .special import lower_argsort, lower_cumulative, lower_scatter, lower_take_sorted
 
 # a buffer of a launch: its position among the node's operands, results and scratch so far, or the type of new scratch
-Entry = Union[int, TensorType]
+Entry = int | TensorType
 Launches = list[tuple[Kernel, tuple[Entry, ...]]]
 
 
@@ -100,7 +98,7 @@ class KernelMaker:
 
     def _fresh_names(self, body: Graph) -> Names:
         taken = [s.name for n in body.nodes() if isinstance(n.type, TensorType) for s in symbols_of(*n.type.shape)]
-        return Names({name: 1 for name in taken})
+        return Names(dict.fromkeys(taken, 1))
 
     def _contraction(self, body: Graph, inputs: dict[Node, Buffer], out: Buffer, names: Names) -> Stmt:
         core = next(n for n in body.nodes() if isinstance(n.op, (PackedDot, PackedConv)))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from ..ir.caps import Caps
 from ..ir.dims import Dim, DimLike, Symbol, product
 from ..ir.errors import UNKNOWN, InternalError, Loc
 from ..ir.graph import Constant, Graph, Node
@@ -20,7 +21,6 @@ from ..ir.ops.control import Const, Get, If, MakeTuple, Param, Scan, While
 from ..ir.ops.shape import Reshape
 from ..ir.program import Branch, Launch, Loop, Place, Program, Repeat, Step
 from ..ir.types import TensorType
-from ..target import Caps
 from .abstract import Sizes, abstract_graph
 from .kernels import KernelMaker
 from .memory import ALIGNMENT, Storage, assign_offsets

@@ -74,7 +74,7 @@ def _sum_cancels_nothing(match: Match) -> bool:
         return True
     first, second = (float(match.value(n)) for n in ("k1", "k2"))
     with np.errstate(all="ignore"):
-        total = np.asarray(match.value("k1") + match.value("k2")).astype(np.float64)
+        total = np.add(match.value("k1"), match.value("k2")).astype(np.float64)
     return first * second >= 0 and bool(np.isfinite(total))
 
 
@@ -105,7 +105,7 @@ _ARITHMETIC = (
     Rule("sub_from_negative_zero", "exact", lambda x: (-0.0 - x, -x), "f"),
     Rule("sub_neg", "exact", lambda x, y: (x - (-y), x + y)),
     Rule("add_neg", "exact", lambda x, y: (x + (-y), x - y)),
-    Rule("neg_neg", "exact", lambda x: (-(-x), x)),
+    Rule("neg_neg", "exact", lambda x: (call("neg", -x), x)),
     Rule("neg_sub", "reassoc", lambda x, y: (-(x - y), y - x)),  # -(x - x) is -0.0
     Rule("add_constants", "reassoc", lambda x, k1, k2: ((x + k1) + k2, x + (k1 + k2)), when=_sum_cancels_nothing),
     Rule("mul_one", "exact", lambda x: (x * 1, x)),

@@ -11,6 +11,7 @@ Contract: exact. Cost: one transpose at each border of a convolutional region, i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..ir.dims import DimLike
 from ..ir.graph import Builder, Graph, Node
@@ -73,9 +74,9 @@ class _Layout:
     def _channels_last(self, node: Node) -> Node | None:
         b = self.b
         if isinstance(node.op, Conv) and not node.op.channels_last:
-            op = node.op
+            old = node.op
             kernel = move_axes(b, self.as_plain(node.inputs[1]), [*range(2, node.rank), 1, 0])
-            conv = Conv(op.strides, op.padding, op.dilation, op.input_dilation, op.groups, True)
+            conv = Conv(old.strides, old.padding, old.dilation, old.input_dilation, old.groups, True)
             return b.add(conv, self.as_last(node.inputs[0]), kernel, loc=node.loc)
         if not any(i in self.last for i in node.inputs):
             return None
@@ -96,9 +97,9 @@ class _Layout:
             case Slice(start, size, step):
                 return b.add(Slice(_permuted(start, order), _permuted(size, order), _permuted(step, order)),
                              self.as_last(node.inputs[0]), loc=node.loc)
-            case ReduceWindow() as op:
-                window = ReduceWindow(op.kind, _permuted(op.window, order), _permuted(op.strides, order),
-                                      _permuted(op.padding, order), _permuted(op.dilation, order))
+            case ReduceWindow(kind, sizes, strides, padding, dilation):
+                window = ReduceWindow(kind, _permuted(sizes, order), _permuted(strides, order),
+                                      _permuted(padding, order), _permuted(dilation, order))
                 return b.add(window, self.as_last(node.inputs[0]), loc=node.loc)
             case Take(axis) if node.inputs[1].rank == 1:
                 return b.add(Take(order.index(axis)), self.as_last(node.inputs[0]), self.as_plain(node.inputs[1]),
@@ -121,7 +122,7 @@ class _Layout:
         return None
 
 
-def _permuted(values: Sequence, order: Sequence[int]) -> tuple:
+def _permuted(values: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
     return tuple(values[a] for a in order)
 
 

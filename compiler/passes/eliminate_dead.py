@@ -32,7 +32,7 @@ def _visit(builder: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | Non
     if len(keep) == len(inputs) - skipped:
         return None
     changed = {name: _with_params(body, keep) for name, body in bodies.items()}
-    return builder.add(replace(op, **changed), *inputs[:skipped], *(inputs[skipped + i] for i in keep))  # type: ignore[arg-type]
+    return builder.add(replace(op, **changed), *inputs[:skipped], *(inputs[skipped + i] for i in keep))
 
 
 def _first_capture(op: Op) -> int | None:

@@ -22,11 +22,38 @@ from dataclasses import dataclass, field
 
 from ..ir.dims import DimLike, bounds, product
 from ..ir.graph import Builder, Graph, Node
-from ..ir.ops.compute import (ArgReduce, ArgSort, Bitcast, Cast, Conv, Cumulative, Dot, Elementwise, PackedConv,
-                              PackedDot, Reduce, ReduceWindow, Sort)
+from ..ir.ops.compute import (
+    ArgReduce,
+    ArgSort,
+    Bitcast,
+    Cast,
+    Conv,
+    Cumulative,
+    Dot,
+    Elementwise,
+    PackedConv,
+    PackedDot,
+    Reduce,
+    ReduceWindow,
+    Sort,
+)
 from ..ir.ops.control import Const, Fusion, Get, If, MakeTuple, Param, Scan, While
-from ..ir.ops.shape import (Broadcast, Concat, GatherND, Iota, Pad, Reshape, ScatterAlong, ScatterND, SizeOf, Slice, Take,
-                            TakeAlong, Transpose, UpdateSlice)
+from ..ir.ops.shape import (
+    Broadcast,
+    Concat,
+    GatherND,
+    Iota,
+    Pad,
+    Reshape,
+    ScatterAlong,
+    ScatterND,
+    SizeOf,
+    Slice,
+    Take,
+    TakeAlong,
+    Transpose,
+    UpdateSlice,
+)
 from ..ir.types import TensorType
 from ..options import Options
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..ir.graph import Builder, Graph, Node
-from ..ir.ops.control import Const, Param, Scan, While
 from ..ir.ops.compute import PackedConv, PackedDot
+from ..ir.ops.control import Const, Param, Scan, While
 from ..ir.ops.shape import Broadcast, GatherND, Iota, Pad, Reshape, SizeOf, Slice, Take, TakeAlong, Transpose
 from ..ir.rewrite import rewrite_graph
 from ..ir.types import TensorType

@@ -11,6 +11,7 @@ Contract: reassoc. Afterwards no conv or reduce_window has padding or input dila
 
 from __future__ import annotations
 
+from ..ir.caps import Caps
 from ..ir.dims import DimLike, ceildiv, product
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot, ReduceWindow, accumulator_dtype, reduction_identity
@@ -18,7 +19,6 @@ from ..ir.ops.shape import UpdateSlice
 from ..ir.rewrite import rewrite_graph
 from ..library import apply, broadcast, full, pad, reduce, reshape, transpose
 from ..options import Options
-from ..target import Caps
 from ..tiles import panel_columns
 
 

@@ -43,7 +43,8 @@ class Elementwise(Op):
         return TensorType(dtype, parts[0].shape)
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
-        return evaluate_scalar(self.function, inputs)
+        value: Array = evaluate_scalar(self.function, inputs)
+        return value
 
     @classmethod
     def samples(cls) -> tuple[Sample, ...]:
@@ -86,7 +87,7 @@ def cast_array(array: Array, dtype: DType) -> Array:
     is_float = array.dtype.kind not in "biu"
     with np.errstate(all="ignore"):
         if dtype.is_bool:
-            return array != 0
+            return np.asarray(array != 0)
         if not (is_float and dtype.is_integer):
             return array.astype(target)
         limits = np.iinfo(target)
@@ -240,7 +241,7 @@ class Cumulative(Op):
         if self.exclusive and x.shape[self.axis]:
             first = np.full_like(np.take(value, [0], self.axis), reduction_identity(self.kind, dtype_of(wide.dtype)))
             value = np.concatenate([first, np.take(value, range(x.shape[self.axis] - 1), self.axis)], self.axis)
-        return (np.flip(value, self.axis) if self.reverse else value).astype(x.dtype)
+        return np.asarray(np.flip(value, self.axis) if self.reverse else value).astype(x.dtype)
 
     @classmethod
     def samples(cls) -> tuple[Sample, ...]:
@@ -298,7 +299,7 @@ def _sort_places(x: Array, axis: int, descending: bool) -> Array:
         return np.argsort(x, axis=axis, kind="stable").astype(np.int64)
     flipped = np.flip(x, axis)
     places = np.flip(np.argsort(flipped, axis=axis, kind="stable"), axis)
-    return (x.shape[axis] - 1 - places).astype(np.int64)
+    return np.asarray(x.shape[axis] - 1 - places).astype(np.int64)
 
 
 def matmul_arrays(subscripts: str, left: Array, right: Array) -> Array:

@@ -1,0 +1,31 @@
+"""What a target offers, as far as passes and lowering may know it: a handful of numbers, no names of backends.
+
+The one value that backends hand up and the compiler chooses schedules from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .types import DType
+
+
+@dataclass(frozen=True)
+class Caps:
+    """What a target offers. Sizes are in bytes; `level1_bytes` and `level2_bytes` are of one core, `level3_bytes` is shared (0: none)."""
+
+    vector_bits: int = 256
+    vector_registers: int = 16
+    has_fma: bool = True
+    has_masked_memory: bool = True      # loads and stores of 32- and 64-bit lanes under a mask are instructions
+    has_mask_registers: bool = False
+    has_vnni: bool = False              # 8-bit dot products into int32
+    has_bf16: bool = False              # dot products of bfloat16 pairs into float32
+    level1_bytes: int = 32768
+    level2_bytes: int = 524288
+    level3_bytes: int = 0
+
+    def lanes(self, dtype: DType) -> int:
+        """Elements of a vector register. float16 and bfloat16 compute in float32, so they count as that."""
+        bits = 32 if dtype.is_float and dtype.bits == 16 else dtype.bits
+        return max(1, self.vector_bits // bits)
