@@ -46,6 +46,7 @@ from .version import __version__
 
 ALIGNMENT = 64
 SAMPLE_SIZES = (3, 4, 32, 64)
+LARGEST_LEADING = 4
 OBJECT_PREFIX = "tw"  # of the symbols of object code; saving replaces it with the artifact's name
 
 
@@ -282,13 +283,16 @@ def describe_tensors(entries: Sequence[tuple[str, TensorType]]) -> list[Any]:
 
 def sample_shapes(graph: Graph) -> list[list[list[int]]]:
     """Shapes that the program's types admit, small ones first: for a self-test, and for random inputs. (A model may refuse
-    small sizes that its types admit: an image that five layers halve.)"""
+    small sizes that its types admit: an image that five layers halve. The first axis of an input is most often a number of
+    samples, which may stay small.)"""
+    leading = {str(param.shape[0]) for param in graph.params if param.rank > 1}
     found = []
     for wanted in SAMPLE_SIZES:
         binding = {}
         for symbol in graph.symbols:
             step = symbol.multiple_of
-            size = -(-max(symbol.lower, wanted) // step) * step
+            least = max(symbol.lower, min(wanted, LARGEST_LEADING) if symbol.name in leading else wanted)
+            size = -(-least // step) * step
             binding[symbol.name] = size if symbol.upper is None else min(size, symbol.upper // step * step)
         found.append([[evaluate(size, binding) for size in param.shape] for param in graph.params])
     return [shapes for index, shapes in enumerate(found) if shapes not in found[:index]]

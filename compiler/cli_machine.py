@@ -26,11 +26,9 @@ from .version import __version__
 # package -> what it is for, and how it is installed
 OPTIONAL = {
     "onnx": ("reads ONNX models", "pip install tilewright[onnx]"),
-    "torch": ("reads PyTorch programs", "pip install tilewright[torch]"),
-    "ortools": ("exact operator order and addresses", "pip install tilewright[schedule]"),
     "ziglang": ("a linker where the system has none", "pip install tilewright[cross]"),
 }
-REQUIRED = ("llvmlite", "ml_dtypes", "networkx", "numpy")
+REQUIRED = ("click", "llvmlite", "ml_dtypes", "numpy")
 
 
 # --- targets ---------------------------------------------------------------------------------------------------------

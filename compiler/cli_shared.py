@@ -14,7 +14,6 @@ import click
 import numpy as np
 
 from .driver import compile_graph, load_model
-from .ir.dims import symbol
 from .ir.errors import ArgumentError, RuntimeFailure, TilewrightError
 from .loading import load
 from .options import PRECISIONS, Options
@@ -103,7 +102,7 @@ def load_graph(path: Path, dims: Sequence[str]) -> Any:
     """The graph of a model file."""
     sizes = read_sizes(dims, "--dims")
     with progress(f"reading {path.name}"):
-        return load_model(path, {name: symbol(name, size, size) for name, size in sizes.items()} if sizes else None)
+        return load_model(path, sizes or None)
 
 
 def load_executable(path: Path, *, dims: Sequence[str], target: str, threads: int, precision: str, no_cache: bool) -> Any:

@@ -42,7 +42,7 @@ from .version import __version__
 
 OBJECT_PREFIX = "tw"
 ALIGNMENT = 64
-LARGEST_GOLDEN = 16 << 20  # a self-test that would add more than this is left out
+LARGEST_GOLDEN = 4 << 20  # a self-test that would add more than this is left out
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ WEIGHT = np.arange(5000, dtype=np.float32).reshape(50, 100) / 1000
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TILEWRIGHT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("tilewright.driver.sources_changed", lambda: False)  # whatever an editor does meanwhile
     return tmp_path / "cache"
 
 
@@ -80,6 +81,14 @@ def test_the_source_of_tilewright_matters(folder: Path, monkeypatch: pytest.Monk
     assert not compiled()
     newest = max(Cache(folder).entries(), key=lambda entry: entry.created)
     assert newest.reason == "tilewright itself changed"
+
+
+def test_code_of_changed_sources_is_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tilewright.driver.sources_changed", cache_module.sources_changed)
+    monkeypatch.setattr(cache_module, "STARTED", 0.0)  # so that every file is newer
+    assert [compiled(), compiled()] == [False, False] and entries(folder) == []
+    monkeypatch.setattr(cache_module, "STARTED", time.time() + 1000)
+    assert [compiled(), compiled()] == [False, True]
 
 
 def test_explain_says_nothing_of_a_hit(folder: Path) -> None:

@@ -89,8 +89,13 @@ def _make_quotient(t: Tracer, total: DimLike, known: DimLike, complaint: str) ->
 
 
 def ravel(t: Tracer, a: Any, order: str = "C") -> Any:
+    """A view of a contiguous array, else a copy: unlike reshape(-1), NumPy's ravel gives no strided view."""
     array = t.as_array(a)
-    return reshape(t, array, -1 if array.type.elements != 0 else 0, "C" if order == "K" else order)
+    return reshape(t, array, -1, "C" if order == "K" else order, copy=None if array.layout.contiguous or _unknown(array) else True)
+
+
+def _unknown(array: TracedArray) -> bool:
+    return array.layout.strides is None and not array.layout.contiguous
 
 
 def flatten(t: Tracer, a: TracedArray, order: str = "C") -> Any:

@@ -155,8 +155,14 @@ def _compare_with_distant_integer(t: Tracer, ufunc: np.ufunc, inputs: Sequence[A
 
 
 # the signs of `right - left` for which the comparison holds
-_ORDERS: dict[np.ufunc, tuple[int, ...]] = {np.less: (1,), np.less_equal: (0, 1), np.greater: (-1,), np.greater_equal: (-1, 0), np.equal: (0,),
-           np.not_equal: (-1, 1)}  # fmt: skip
+_ORDERS: dict[np.ufunc, tuple[int, ...]] = {
+    np.less: (1,),
+    np.less_equal: (0, 1),
+    np.greater: (-1,),
+    np.greater_equal: (-1, 0),
+    np.equal: (0,),
+    np.not_equal: (-1, 1),
+}
 
 
 def _select_where(t: Tracer, where: Any, value: TracedArray, out: Any) -> TracedArray:

@@ -17,6 +17,7 @@ from ..ir.dims import DimLike
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.compute import Bitcast, Cast, Conv, Elementwise, Reduce, ReduceWindow
 from ..ir.ops.shape import Broadcast, Concat, Pad, Slice, Take, Transpose
+from ..ir.types import TensorType
 from ..library import broadcast, reshape, transpose
 from ..options import Options
 
@@ -78,7 +79,7 @@ class _Layout:
             kernel = move_axes(b, self.as_plain(node.inputs[1]), [*range(2, node.rank), 1, 0])
             conv = Conv(old.strides, old.padding, old.dilation, old.input_dilation, old.groups, True)
             return b.add(conv, self.as_last(node.inputs[0]), kernel, loc=node.loc)
-        if not any(i in self.last for i in node.inputs):
+        if not any(i in self.last for i in node.inputs) or not isinstance(node.type, TensorType):
             return None
         match node.op:
             case Elementwise() | Cast() | Bitcast() if self._wanted(node):
