@@ -16,6 +16,8 @@ _PUBLIC = {
     "from_onnx": "driver", "load": "loading", "parse": "ir.parser", "Options": "options",
     "cond": "frontends.from_numpy", "while_loop": "frontends.from_numpy", "scan": "frontends.from_numpy",
     "Graph": "ir.graph", "Dim": "ir.dims", "symbol": "ir.dims",
+    **dict.fromkeys(("erf", "gelu", "layer_norm", "log_softmax", "logsumexp", "one_hot", "relu", "rms_norm", "sigmoid", "silu",
+                     "softmax"), "frontends.from_numpy"),
     "Executable": "runtime.executable",
     "TilewrightError": "ir.errors", "CompileError": "ir.errors", "UnsupportedError": "ir.errors",
     "ArgumentError": "ir.errors", "RuntimeFailure": "ir.errors", "ArtifactError": "ir.errors",

@@ -163,7 +163,7 @@ def symbol(name: str, lower: int = 0, upper: int | None = None, multiple_of: int
     """A named size, `lower <= size <= upper` and divisible by `multiple_of`. Raises CompileError on empty bounds."""
     declared = Symbol(name, lower, upper, multiple_of)
     least, most = declared.tight
-    return least if least == most else _atom(declared)
+    return least if least == most else size_of(declared)
 
 
 def is_static(size: DimLike) -> bool:
@@ -431,7 +431,8 @@ def _recombine(total: dict[Monomial, int]) -> list[tuple[Monomial, int]] | None:
     return None
 
 
-def _atom(atom: Atom) -> Dim:
+def size_of(atom: Atom) -> Dim:
+    """The atom as a size."""
     return Dim(((((atom, 1),), 1),))
 
 
@@ -448,7 +449,7 @@ def _compose(kind: str, left: DimLike, right: DimLike) -> DimLike:
     if provably_at_most(right, left):
         return right
     first, second = sorted((left, right), key=format_dim)
-    return _atom(Composed("min", first, second))
+    return size_of(Composed("min", first, second))
 
 
 def _split_by(size: Dim, divisor: int) -> tuple[DimLike, DimLike]:
@@ -495,7 +496,7 @@ def _floordiv(left: DimLike, right: DimLike) -> DimLike:
             return exact
         if bounds(left)[0] >= 0 and compare(left, right) == -1:
             return 0
-        return _atom(Composed("floordiv", left, right))
+        return size_of(Composed("floordiv", left, right))
     if isinstance(left, int):
         return left // right
     if right == 1:
@@ -512,7 +513,7 @@ def _floordiv(left: DimLike, right: DimLike) -> DimLike:
     inner = _single_atom(rest)
     if isinstance(inner, Composed) and inner.kind == "floordiv" and isinstance(inner.right, int):
         return whole + _floordiv(inner.left, inner.right * right)
-    return whole + _atom(Composed("floordiv", rest, right))
+    return whole + size_of(Composed("floordiv", rest, right))
 
 
 @lru_cache(maxsize=CACHED)
@@ -530,12 +531,12 @@ def _mod(left: DimLike, right: DimLike) -> DimLike:
         low, high = bounds(rest)
         if low >= 0 and high < right:
             return rest
-        return _atom(Composed("mod", rest, right))
+        return size_of(Composed("mod", rest, right))
     if bounds(right)[0] > 0 and _exact_quotient(left, right) is not None:
         return 0
     if bounds(left)[0] >= 0 and compare(left, right) == -1:
         return left
-    return _atom(Composed("mod", left, right))
+    return size_of(Composed("mod", left, right))
 
 
 def _single_atom(size: DimLike) -> Atom | None:

@@ -29,7 +29,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .dims import Atom, Dim, DimLike, Symbol
+from .dims import Atom, DimLike, Symbol, size_of
 from .errors import UNKNOWN, CompileError
 from .graph import Constant, Node, Op
 from .lexer import Lexer, Token
@@ -414,7 +414,7 @@ class _LoopParser(GraphParser):
         if name in self.symbols or name in self.names.lets:
             self.fail(f"{name} is declared twice", token)
         # as it is, even where its bounds leave one value: text that names it was printed from a size that does
-        self.symbols[name] = Dim(((((symbol, 1),), 1),))
+        self.symbols[name] = size_of(symbol)
         return symbol
 
     def buffer(self, name: str, space: str, token: Token) -> Buffer:

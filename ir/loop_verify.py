@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
-from .dims import INFINITY, Composed, Dim, DimLike, Monomial, Symbol, bounds, product, substitute, symbols_of
+from .dims import INFINITY, Composed, Dim, DimLike, Monomial, Symbol, bounds, product, size_of, substitute, symbols_of
 from .errors import CompileError, VerifyError
 from .graph import Node
 from .loop import (
@@ -433,7 +433,7 @@ def _unproved(body: Sequence[Stmt], known: Known, outer: Mapping[str, Buffer], o
             case Alloc(buffer=buffer):
                 buffers[buffer.name] = buffer
             case Let(name=name, symbol=symbol) if symbol is not None:
-                lets[name] = Dim(((((symbol, 1),), 1),))
+                lets[name] = size_of(symbol)
 
 
 def condition_facts(condition: Node, lets: Mapping[str, DimLike]) -> list[DimLike]:
@@ -484,7 +484,7 @@ def prove_nonnegative(size: DimLike, known: Known = Known(), depth: int = 4) -> 
     if any(_least(size - factor * fact, known.loops, 6) for fact in known.facts for factor in _scales(size, fact)):
         return True
     # a statement in a loop runs only where the loop's extent is past its variable
-    return any(_least(size - (extent - 1 - Dim(((((s, 1),), 1),))), known.loops, 6) for s, extent in known.loops)
+    return any(_least(size - (extent - 1 - size_of(s)), known.loops, 6) for s, extent in known.loops)
 
 
 def _scales(size: DimLike, fact: DimLike) -> list[int]:

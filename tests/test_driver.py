@@ -240,7 +240,7 @@ def test_an_unknown_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     (lambda: tw.Options(precision="sloppy"), "precision 'sloppy'"),
     (lambda: tw.Options(threads=-1), "threads must be 0 or more"),
     (lambda: tw.Options(cache_bytes=-1), "cache_bytes must be 0 or more"),
-], ids=str)
+])
 def test_errors(call, message: str) -> None:
     with pytest.raises(tw.TilewrightError, match=message):
         call()

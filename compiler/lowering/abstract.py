@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..ir.dims import Composed, Dim, DimLike, bounds, substitute, symbol
+from ..ir.dims import Composed, Dim, DimLike, bounds, size_of, substitute, symbol
 from ..ir.graph import Graph, Node, Op, attribute_names
 from ..ir.types import TensorType, TupleType, Type
 
@@ -34,7 +34,7 @@ class Sizes:
         for monomial, coefficient in size.terms:
             product: DimLike = coefficient
             for atom, power in monomial:
-                factor = self._named(atom) if isinstance(atom, Composed) else Dim(((((atom, 1),), 1),))
+                factor = self._named(atom) if isinstance(atom, Composed) else size_of(atom)
                 for _ in range(power):
                     product = product * factor
             total = total + product
@@ -42,7 +42,7 @@ class Sizes:
 
     def _named(self, atom: Composed) -> DimLike:
         if atom not in self.names:
-            value = Dim(((((atom, 1),), 1),))
+            value = size_of(atom)
             low, high = bounds(value)
             name = self._fresh()
             self.names[atom] = symbol(name, max(int(low), 0) if low != -float("inf") else 0,

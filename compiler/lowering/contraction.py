@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..ir.dims import Dim, DimLike, Symbol, bounds, ceildiv, dim_min, divides, product
+from ..ir.dims import DimLike, Symbol, ceildiv, dim_min, divides, product, size_of
 from ..ir.graph import Node
-from ..ir.loop import Alloc, Buffer, For, If, Let, Stmt, Store
+from ..ir.loop import Alloc, Buffer, For, If, Let, Stmt, Store, loop_variable
 from ..ir.ops.compute import PackedConv, PackedDot, accumulator_dtype
 from ..ir.types import INDEX
 from ..tiles import Tile
@@ -106,10 +106,9 @@ def _named_parts(inliner: Inliner, labels: Sequence[str], index: Index) -> tuple
         if isinstance(size, int):
             parts.append(size)
             continue
-        high = bounds(size)[1]
-        found = Symbol(inliner.names.fresh(label), 0, None if high == float("inf") else int(high))
+        found = loop_variable(inliner.names.fresh(label), size + 1)
         lets.append(Let(found.name, inliner.index(size), found))
-        parts.append(Dim(((((found, 1),), 1),)))
+        parts.append(size_of(found))
     return lets, parts
 
 

@@ -8,12 +8,12 @@ Adjacent axes that every access walks contiguously become one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from ..ir.dims import Dim, DimLike, Symbol, bounds, ceildiv, dim_min, product, substitute, symbols_of
-from ..ir.graph import Builder, Node
-from ..ir.loop import Buffer, Check, For, If, IndexValue, Let, Load, Stmt, Store, While, expression_nodes
+from ..ir.dims import Dim, DimLike, Symbol, bounds, ceildiv, dim_min, product, symbols_of
+from ..ir.graph import Node
+from ..ir.loop import Buffer, For, IndexValue, Load, Stmt, Store, expression_nodes, substitute_statements
 from ..ir.ops.shape import Concat, Pad, UpdateSlice
 from .inline import Index, Inliner, Names, flatten_index, loop_symbol, unflatten_index
 
@@ -155,46 +155,6 @@ def coefficient_of(size: DimLike, symbol: Symbol) -> DimLike | None:
             rest = tuple((a, p) for a, p in monomial if a != symbol)
             total = total + (Dim(((rest, coefficient),)) if rest else coefficient)
     return total
-
-
-def substitute_statements(body: Sequence[Stmt], binding: dict[str, DimLike]) -> tuple[Stmt, ...]:
-    """The statements with loop variables replaced in every index and expression."""
-    if not binding:
-        return tuple(body)
-    builder = Builder()
-    done: dict[int, Node] = {}
-
-    def expression(root: Node) -> Node:
-        for node in expression_nodes(root):
-            if id(node) in done:
-                continue
-            op = node.op
-            if isinstance(op, Load):
-                op = Load(op.buffer, tuple(substitute(i, binding) for i in op.index), op.dtype)
-            elif isinstance(op, IndexValue):
-                op = IndexValue(substitute(op.size, binding))
-            done[id(node)] = builder.add(op, *(done[id(i)] for i in node.inputs))
-        return done[id(root)]
-
-    def statement(s: Stmt) -> Stmt:
-        match s:
-            case Store():
-                return replace(s, index=tuple(substitute(i, binding) for i in s.index), value=expression(s.value))
-            case Let():
-                return replace(s, value=expression(s.value))
-            case Check():
-                return replace(s, condition=expression(s.condition), found=expression(s.found),
-                               expected=expression(s.expected))
-            case For():
-                return replace(s, extent=substitute(s.extent, binding), body=tuple(map(statement, s.body)))
-            case If():
-                return replace(s, condition=expression(s.condition), then=tuple(map(statement, s.then)),
-                               otherwise=tuple(map(statement, s.otherwise)))
-            case While():
-                return replace(s, condition=expression(s.condition), body=tuple(map(statement, s.body)))
-        return s
-
-    return tuple(map(statement, body))
 
 
 def nest(loops: Loops, body: tuple[Stmt, ...], lanes: int, names: Names) -> Stmt:

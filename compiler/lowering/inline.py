@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..ir.dims import Dim, DimLike, Symbol, bounds, product
+from ..ir.dims import DimLike, Symbol, bounds, product, size_of
 from ..ir.errors import CompileError
 from ..ir.graph import Builder, Node
-from ..ir.loop import SPACES, Alloc, Buffer, Check, For, IndexValue, Let, Literal, Load, Local, Stmt, Store
+from ..ir.loop import SPACES, Alloc, Buffer, Check, For, IndexValue, Let, Literal, Load, Local, Stmt, Store, loop_variable
 from ..ir.ops.compute import (
     COMBINE,
     ArgReduce,
@@ -44,12 +44,8 @@ UNROLL_LIMIT = 32  # taps of a window that are spelled out rather than looped ov
 def loop_symbol(name: str, extent: DimLike) -> tuple[Symbol, DimLike]:
     """A loop variable: its symbol with bounds, and the size that stands for it in index expressions (0 where the loop
     has one iteration)."""
-    high = bounds(extent)[1]
-    upper = max(int(high) - 1, 0) if high != float("inf") else None
-    found = Symbol(name, 0, upper)
-    if upper == 0:
-        return found, 0
-    return found, Dim(((((found, 1),), 1),))
+    found = loop_variable(name, extent)
+    return found, 0 if found.upper == 0 else size_of(found)
 
 
 def without_unit_axes(index: Sequence[DimLike], shape: Sequence[DimLike]) -> Index:
@@ -66,7 +62,9 @@ def flatten_index(index: Sequence[DimLike], shape: Sequence[DimLike]) -> DimLike
 
 
 def unflatten_index(flat: DimLike, shape: Sequence[DimLike]) -> Index:
-    """The index in C order; sizes of 1 give 0."""
+    """The index in C order; sizes of 1 give 0, and so does every axis of a shape without elements."""
+    if any(n == 0 for n in shape):
+        return (0,) * len(shape)
     index: list[DimLike] = []
     rest = flat
     for axis in range(len(shape) - 1, 0, -1):
@@ -240,17 +238,18 @@ class Inliner:
 
     def _data_index(self, node: Node, indices: Node, at: Index, size: DimLike) -> DimLike:
         """A checked index that data decides, as a size for index expressions."""
-        value = self.cast(self.value(indices, at), INDEX)
-        name = self.names.fresh("at")
-        high = bounds(size)[1]
-        found = Symbol(name, 0, None if high == float("inf") else max(int(high) - 1, 0))
-        local = self.builder.add(Local(name, INDEX))
+        return self.checked(node, self.value(indices, at), size)
+
+    def checked(self, node: Node, value: Node, size: DimLike) -> DimLike:
+        """A value as an index into an axis of `size`, behind a check that it is one."""
+        found = loop_variable(self.names.fresh("at"), size)
+        local = self.builder.add(Local(found.name, INDEX))
         inside = self.scalar("and", self.scalar("ge", local, self.literal(0, INDEX)),
                              self.scalar("lt", local, self.index(size)))
-        self.block.append(Let(name, value, found))
+        self.block.append(Let(found.name, self.cast(value, INDEX), found))
         message = f"{node.op.spelling}: index out of range at {node.loc}"
         self.block.append(Check(inside, ERROR_INDEX, message, local, self.index(size)))
-        return Dim(((((found, 1),), 1),))
+        return size_of(found)
 
     # --- inner loops -------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..ir.caps import Caps
-from ..ir.dims import Dim, DimLike, Symbol, product
+from ..ir.dims import DimLike, Symbol, product, size_of
 from ..ir.errors import UNKNOWN, InternalError, Loc
 from ..ir.graph import Constant, Graph, Node
 from ..ir.loop import Kernel
@@ -181,7 +181,7 @@ class _Lowering:
 
     def _kernel_sizes(self, kernel: Kernel) -> tuple[DimLike, ...]:
         """What a launch passes for the kernel's symbols, in the program's own."""
-        return tuple(self.sizes.concrete(Dim(((((s, 1),), 1),))) for s in kernel.symbols)
+        return tuple(self.sizes.concrete(size_of(s)) for s in kernel.symbols)
 
     def _copy(self, source: Spot, target: Spot, type: TensorType, drafts: Drafts, loc: Loc = UNKNOWN) -> None:
         if source == target:
@@ -235,7 +235,7 @@ class _Lowering:
         types = _result_types(node)
         self.loop_count += 1
         counter = Symbol(f"step{self.loop_count}", 0, None)
-        at = Dim(((((counter, 1),), 1),))
+        at = size_of(counter)
         states, middle = targets[:op.states], op.states + op.scanned
         for source, target, type in zip(operands, states, types):
             self._copy(source, target, type, drafts)

@@ -6,14 +6,14 @@ values are compared with NaN as the greatest.
 
 from __future__ import annotations
 
-from ..ir.dims import Dim, DimLike, Symbol, bounds, ceildiv, dim_min, product
+from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_min, product, size_of
 from ..ir.graph import Node
-from ..ir.loop import Alloc, Buffer, Check, For, Let, Local, Stmt, Store, While
+from ..ir.loop import Alloc, Buffer, For, Let, Stmt, Store, While, loop_variable
 from ..ir.ops.compute import COMBINE, Cumulative, accumulator_dtype, reduction_identity
 from ..ir.ops.shape import ScatterAlong, ScatterND
 from ..ir.types import I64, INDEX
 from .elements import Loops, around, nest
-from .inline import ERROR_INDEX, Index, Inliner, flatten_index, loop_symbol
+from .inline import Index, Inliner, flatten_index, loop_symbol
 
 SCATTER = {"set": "", "add": "add", "mul": "mul", "min": "min", "max": "max"}
 
@@ -77,7 +77,7 @@ class _Registers:
         """A let of the variable, as a size with these bounds."""
         high = bounds(upper)[1]
         found = Symbol(self.inliner.names.fresh(name + "_"), lower, None if high == float("inf") else max(int(high), lower))
-        return Let(found.name, self.load(name), found), Dim(((((found, 1),), 1),))
+        return Let(found.name, self.load(name), found), size_of(found)
 
 
 def lower_argsort(axis: int, descending: bool, x: Buffer, out: Buffer, spare: Buffer, inliner: Inliner) -> Stmt:
@@ -145,10 +145,9 @@ def _merge_runs(p: DimLike, width: DimLike, size: DimLike, at: object, descendin
 
 def _value_at(inliner: Inliner, x: Buffer, place: Node, at: object, size: DimLike) -> Node:
     assert callable(at)
-    high = bounds(size)[1]
-    found = Symbol(inliner.names.fresh("place"), 0, None if high == float("inf") else max(int(high) - 1, 0))
+    found = loop_variable(inliner.names.fresh("place"), size)
     inliner.block.append(Let(found.name, inliner.cast(place, INDEX), found))
-    return inliner.latch(_flat(inliner, x, at(Dim(((((found, 1),), 1),)))))
+    return inliner.latch(_flat(inliner, x, at(size_of(found))))
 
 
 def _less(inliner: Inliner, a: Node, b: Node) -> Node:
@@ -189,10 +188,10 @@ def lower_scatter(node: Node, indices: Buffer, updates: Buffer, target: Buffer, 
     if isinstance(op, ScatterND):
         depth = int(indices.shape[-1])  # type: ignore[arg-type]
         grid = index[:len(indices.shape) - 1]
-        places = [_checked(inside, node, indices, (*grid, k), target.shape[k]) for k in range(depth)]
+        places = [inside.checked(node, inside.load(indices, (*grid, k)), target.shape[k]) for k in range(depth)]
         place: Index = (*places, *index[len(grid):])
     else:
-        found = _checked(inside, node, indices, index, target.shape[op.axis])
+        found = inside.checked(node, inside.load(indices, index), target.shape[op.axis])
         place = (*index[:op.axis], found, *index[op.axis + 1:])
     combine = SCATTER[op.kind]
     inside.block.append(Store(target.name, (flatten_index(place, target.shape),), inside.load(updates, index), combine))
@@ -200,15 +199,3 @@ def lower_scatter(node: Node, indices: Buffer, updates: Buffer, target: Buffer, 
     for symbol, _, size in reversed(axes):
         body = (For(symbol, size, "serial", body),)
     return around([], body, inliner.names)
-
-
-def _checked(inliner: Inliner, node: Node, indices: Buffer, at: Index, size: DimLike) -> DimLike:
-    high = bounds(size)[1]
-    found = Symbol(inliner.names.fresh("at"), 0, None if high == float("inf") else max(int(high) - 1, 0))
-    inliner.block.append(Let(found.name, inliner.cast(inliner.load(indices, at), INDEX), found))
-    local = inliner.builder.add(Local(found.name, INDEX))
-    inside = inliner.scalar("and", inliner.scalar("ge", local, inliner.literal(0, INDEX)),
-                            inliner.scalar("lt", local, inliner.index(size)))
-    message = f"{node.op.spelling}: index out of range at {node.loc}"
-    inliner.block.append(Check(inside, ERROR_INDEX, message, local, inliner.index(size)))
-    return Dim(((((found, 1),), 1),))

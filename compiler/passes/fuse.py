@@ -169,14 +169,23 @@ class _Fuser:
         return Group("rows", members, self._row_exits(members))
 
     def _row_exits(self, members: set[Node]) -> list[Node]:
-        """The values a row group stores. A reshape or broadcast of the group that is used outside is made there anew
-        from what it reads."""
+        """The values a row group stores. A reshape of the group that is used outside is a view there; a broadcast is made
+        there anew from what it reads, unless a reader needs it in memory."""
         found: set[Node] = set()
         for node in self._exits(members):
+            viewed = False
             while isinstance(node.op, (Reshape, Broadcast)) and node.inputs[0] in members:
+                if isinstance(node.op, Broadcast) and (viewed or self._read_from_memory(node)):
+                    break
+                viewed = viewed or isinstance(node.op, Reshape)
                 node = node.inputs[0]
             found.add(node)
         return sorted(found, key=self.order.__getitem__)
+
+    def _read_from_memory(self, node: Node) -> bool:
+        """Whether a reader cannot compute the value in place, or is a view that such a reader may look at."""
+        return node in self.results or any(isinstance(u.op, (*OWN_LOWERING, *CONTRACTION, Reshape, MakeTuple))
+                                           for u in self.users[node])
 
     # --- which values are kept ---------------------------------------------------------------------------------------
 
