@@ -1,1 +1,3 @@
+"""The version of the package: artifacts and the cache carry it."""
+
 __version__ = "0.1.0"

@@ -83,10 +83,12 @@ LATE_IMPORTS = {
 }
 DYNAMIC_IMPORTS = {
     "__init__": "PEP 562: public names are handed on when they are asked for",
+    "ir.graph": "str(graph) is the printer's text, and the printer knows the ops, which know graphs",
 }
 # module -> why it reads the environment
 ENVIRONMENT = {
     "options": "the knobs, and where the user's cache folder is",
+    "runtime.artifact": "hands the environment on to the linker, with a fixed locale and date",
 }
 KNOBS = {"TILEWRIGHT_DEBUG", "TILEWRIGHT_IR_DUMP", "TILEWRIGHT_VERIFY", "TILEWRIGHT_BACKEND", "TILEWRIGHT_CACHE_DIR"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "misc", "common"}
@@ -310,17 +312,18 @@ def test_the_environment_is_read_in_one_place() -> None:
 
 
 def knobs_in(text: str) -> set[str]:
-    """The environment variables of ours that a text names. What the preprocessor guards or defines ends otherwise."""
+    """The environment variables of ours that a text names."""
     words = "".join(c if c.isalnum() or c == "_" else " " for c in text).split()
     return {word for word in words if word.startswith("TILEWRIGHT_") and word == word.upper()}
 
 
 def test_there_is_no_sixth_knob() -> None:
     """Strings of the Python sources; C++ must not read the environment at all."""
+    guards = {"TILEWRIGHT_MODEL_"}  # the beginning of an include guard
     for module, path in modules().items():
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                assert knobs_in(node.value) <= KNOBS | {"TILEWRIGHT_"}, f"{module}: {knobs_in(node.value) - KNOBS}"
+                assert knobs_in(node.value) <= KNOBS | guards, f"{module}: {knobs_in(node.value) - KNOBS}"
     for path in sorted((ROOT / "csrc").rglob("*")):
         if path.suffix in (".cpp", ".h", ".c"):
             assert "getenv" not in path.read_text(encoding="utf-8"), path

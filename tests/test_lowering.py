@@ -282,6 +282,30 @@ def test_zero_size() -> None:
     agree(one((0, 4), lambda b, x: lib.softmax(b, x, 1)), [np.zeros((0, 4), np.float32)])
 
 
+def test_elementwise_kernels_write_over_a_dying_operand() -> None:
+    """relu of a running sum lies where the sum lay; the value that is still needed is not overwritten."""
+    def build(b, x):
+        first = b.add(Cumulative("sum", 0), x)
+        second = b.add(Cumulative("sum", 1), lib.scalar(b, "exp", first))
+        return b.add(Cumulative("max", 0), lib.scalar(b, "mul", second, lib.scalar(b, "neg", first)))
+
+    graph = one((16, 16), build)
+    program = lowered(graph)
+    assert program.workspace_bytes == 3 * 16 * 16 * 4
+    assert any(b.space == "inout" for k in program.kernels() for b in k.buffers)
+    agree(graph, [values(F32, (16, 16), np.random.default_rng(15), (0, 1))])
+
+
+def test_a_captured_value_is_not_overwritten_in_a_loop() -> None:
+    body = body_of("step", (VECTOR, VECTOR), lambda b, h, c: lib.scalar(b, "add", h, lib.scalar(b, "exp", c)))
+    less = body_of("less", (VECTOR, VECTOR), lambda b, h, c: lib.apply(b, "lt", lib.reduce(b, "max", h, (0,)), lib.constant(b, 9.0, F32)))
+    b = Builder()
+    x = b.add(Param("x", F32, (4,)))
+    c = b.add(Cumulative("sum", 0), x)
+    graph = Graph("loop", [x], [b.add(While(less, body, 1), x, c)])
+    agree(graph, [np.array([0.5, 0.25, 0.125, 0], dtype=np.float32)])
+
+
 def test_static_arena_is_tight() -> None:
     """A chain needs two buffers at a time, whatever its length."""
     def build(b, x):

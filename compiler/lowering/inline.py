@@ -62,8 +62,8 @@ def flatten_index(index: Sequence[DimLike], shape: Sequence[DimLike]) -> DimLike
 
 
 def unflatten_index(flat: DimLike, shape: Sequence[DimLike]) -> Index:
-    """The index in C order; sizes of 1 give 0, and so does every axis of a shape without elements."""
-    if any(n == 0 for n in shape):
+    """The index in C order; sizes of 1 give 0, and so do several axes without elements."""
+    if len(shape) > 1 and any(n == 0 for n in shape):
         return (0,) * len(shape)
     index: list[DimLike] = []
     rest = flat
@@ -91,6 +91,8 @@ def reshape_index(index: Sequence[DimLike], after: Sequence[DimLike], before: Se
             right, j = before[j], j + 1
         while left != right:
             if i >= len(after) and j >= len(before):
+                if 0 in after and 0 in before:  # nothing is read: any index does
+                    return (0,) * len(before)
                 raise CompileError(f"reshape: {after} and {before} do not match")
             if j >= len(before) or i < len(after) and _grows_first(left, right):
                 left, i = left * after[i], i + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, Symbol, product, symbols_of
@@ -13,16 +14,19 @@ from ..ir.ops.compute import ArgSort, Cumulative, PackedConv, PackedDot, Sort
 from ..ir.ops.control import Fusion, Param
 from ..ir.ops.shape import Broadcast, Concat, Pad, ScatterAlong, ScatterND, Slice, UpdateSlice, unproved_windows
 from ..ir.types import INDEX, TensorType
-from ..tiles import choose_tile
+from ..tiles import Tile, choose_tile
 from .contraction import lower_contraction
 from .elements import lower_region, regions_of
+from .generalize import generalize
+from .in_place import writes_over
 from .inline import ERROR_INDEX, Inliner, Names
 from .rows import RowKernel
 from .special import lower_argsort, lower_cumulative, lower_scatter, lower_take_sorted
 
 # a buffer of a launch: its position among the node's operands, results and scratch so far, or the type of new scratch
 Entry = int | TensorType
-Launches = list[tuple[Kernel, tuple[Entry, ...]]]
+# a kernel, its buffers, and what those of its symbols stand for that are not the program's own
+Launches = list[tuple[Kernel, tuple[Entry, ...], dict[str, DimLike]]]
 
 
 class KernelMaker:
@@ -32,6 +36,8 @@ class KernelMaker:
         self.caps = caps
         self._known: dict[bytes, Launches] = {}
         self._names: dict[str, int] = {}
+        self._contractions: dict[tuple[str, Tile], Kernel] = {}
+        self._in_place: dict[tuple[int, int], Kernel | None] = {}
 
     def make(self, node: Node) -> Launches:
         """The launches that compute a node, in order."""
@@ -42,18 +48,35 @@ class KernelMaker:
             self._known[key] = known
         return known
 
-    def copy(self, type: TensorType, loc: Loc = UNKNOWN) -> Kernel:
-        """A kernel that copies a tensor."""
+    def make_in_place(self, node: Node, position: int) -> tuple[Kernel, dict[str, DimLike]] | None:
+        """The node's kernel with its result in the memory of an operand, or None where that is not possible."""
+        made = self.make(node)
+        if len(made) != 1 or not isinstance(node.type, TensorType):
+            return None
+        kernel, _, values = made[0]
+        key = (id(kernel), position)
+        if key not in self._in_place:
+            operand, result = kernel.buffers[position], kernel.buffers[-1]
+            fits = operand.dtype == result.dtype and operand.shape == result.shape
+            over = writes_over(kernel, operand.name, result.name, f"{kernel.name}_in_place") if fits else None
+            self._in_place[key] = None if over is None else replace(over, name=self._label(over.name))
+        in_place = self._in_place[key]
+        return None if in_place is None else (in_place, values)
+
+    def copy(self, type: TensorType, loc: Loc = UNKNOWN) -> tuple[Kernel, ...]:
+        """A kernel that copies a tensor; none for one without elements."""
         b = Builder(loc)
         x = b.add(Param("x0", type.dtype, type.shape))
         same = b.add(Broadcast(type.shape), x)
         fused = b.add(Fusion("elements", Graph("copy", [x], [same])), x)
-        return self.make(fused)[0][0]
+        return tuple(launch[0] for launch in self.make(fused))
 
     def _make(self, node: Node) -> Launches:
         match node.op:
             case Fusion(strategy, body):
-                return [*self._window_checks(node, body), *self._fusion(node, strategy, body)]
+                checks = self._window_checks(node, body)
+                empty = all(0 in result.shape for result in body.results)
+                return checks if empty else [*checks, *self._fusion(node, strategy, body)]
             case Sort() | ArgSort() | Cumulative() | ScatterND() | ScatterAlong():
                 return self._special(node)
         raise InternalError(f"lowering: no kernel for {node.op.spelling}", loc=node.loc)
@@ -67,13 +90,12 @@ class KernelMaker:
         order = tuple(range(len(inputs) + len(outputs)))
         buffers = [*inputs.values(), *outputs]
         if strategy == "contraction":
-            statement = self._contraction(body, inputs, outputs[0], names)
-            return [(self._kernel(body.name, buffers, [statement], node.loc), order)]
+            return self._contraction(body, node.loc, order)
         if strategy == "rows":
             pairs = list(zip(body.results, outputs))
             lanes = self._lanes(body)
             statement = RowKernel(Inliner(inputs, names), body.nodes(), pairs, lanes).lower()
-            return [(self._kernel(body.name, buffers, [statement], node.loc), order)]
+            return [(self._kernel(body.name, buffers, [statement], node.loc), order, {})]
         return self._elements(body, inputs, outputs, names, node.loc, order)
 
     def _window_checks(self, node: Node, body: Graph) -> Launches:
@@ -94,22 +116,32 @@ class KernelMaker:
         if not statements:
             return []
         once = For(Symbol(inliner.names.fresh("once"), 0, 0), 1, "parallel", tuple(statements))
-        return [(self._kernel("check_windows", [], [once], node.loc), ())]
+        return [(self._kernel("check_windows", [], [once], node.loc), (), {})]
 
     def _fresh_names(self, body: Graph) -> Names:
         taken = [s.name for n in body.nodes() if isinstance(n.type, TensorType) for s in symbols_of(*n.type.shape)]
         return Names(dict.fromkeys(taken, 1))
 
-    def _contraction(self, body: Graph, inputs: dict[Node, Buffer], out: Buffer, names: Names) -> Stmt:
-        core = next(n for n in body.nodes() if isinstance(n.op, (PackedDot, PackedConv)))
-        lhs, rhs = core.inputs
+    def _contraction(self, body: Graph, loc: Loc, order: tuple[int, ...]) -> Launches:
+        """One kernel for each tile and epilogue, whatever the sizes, where the epilogue allows it."""
+        core = _core_of(body)
         count = core.op.batch if isinstance(core.op, PackedDot) else 0
-        rows = product(core.shape[count:-1])
-        columns = rhs.shape[-1]
+        columns = core.inputs[1].shape[-1]
         assert isinstance(columns, int)
-        dtype = core.dtype
-        tile = choose_tile(columns, rows, dtype, self.caps)
-        return lower_contraction(core, body.results[0], out, inputs[lhs], inputs[rhs], Inliner(inputs, names), tile)
+        tile = choose_tile(columns, product(core.shape[count:-1]), core.dtype, self.caps)
+        general = generalize(body, core, tile)
+        values: dict[str, DimLike] = {}
+        if general is not None:
+            body, values = general
+        key = (body.fingerprint, tile)
+        if key not in self._contractions:
+            inputs = {p: Buffer(f"x{i}", p.dtype, p.shape, "in") for i, p in enumerate(body.params)}
+            out = Buffer("y0", body.results[0].dtype, body.results[0].shape, "out")
+            core = _core_of(body)
+            statement = lower_contraction(core, body.results[0], out, inputs[core.inputs[0]], inputs[core.inputs[1]],
+                                          Inliner(inputs, self._fresh_names(body)), tile)
+            self._contractions[key] = self._kernel(body.name, [*inputs.values(), out], [statement], loc)
+        return [(self._contractions[key], order, values)]
 
     def _elements(self, body: Graph, inputs: dict[Node, Buffer], outputs: list[Buffer], names: Names, loc: Loc,
                   order: tuple[int, ...]) -> Launches:
@@ -120,9 +152,9 @@ class KernelMaker:
         statements = [lower_region(region, Inliner(inputs, names), lanes) for region in regions]
         if isinstance(root.op, UpdateSlice):
             # the second loop overwrites what the first one copied: a barrier must stand between them
-            return [(self._kernel(body.name, buffers, [s], loc), order) for s in statements]
+            return [(self._kernel(body.name, buffers, [s], loc), order, {}) for s in statements]
         assert len(outputs) == 1 and (len(regions) == 1 or isinstance(root.op, (Concat, Pad)))
-        return [(self._kernel(body.name, buffers, statements, loc), order)]
+        return [(self._kernel(body.name, buffers, statements, loc), order, {})]
 
     def _lanes(self, body: Graph) -> int:
         """Lanes of the vector loops: one register of the widest type that is computed with."""
@@ -143,12 +175,12 @@ class KernelMaker:
         match node.op:
             case Cumulative() as op:
                 statement = lower_cumulative(op, inputs[0], out, Inliner({}, names), self.caps.lanes(node.dtype))
-                return [(self._kernel(op.name, [*inputs, out], [statement], node.loc), (0, 1))]
+                return [(self._kernel(op.name, [*inputs, out], [statement], node.loc), (0, 1), {})]
             case ArgSort(axis, descending):
                 spare = Buffer("spare", out.dtype, out.shape, "out")
                 statement = lower_argsort(axis, descending, inputs[0], out, spare, Inliner({}, names))
                 scratch = TensorType(out.dtype, out.shape)
-                return [(self._kernel("arg_sort", [inputs[0], out, spare], [statement], node.loc), (0, 1, scratch))]
+                return [(self._kernel("arg_sort", [inputs[0], out, spare], [statement], node.loc), (0, 1, scratch), {})]
             case Sort() as op:
                 return self._sort(op, inputs[0], out, names, node.loc)
             case ScatterND() | ScatterAlong():
@@ -156,7 +188,7 @@ class KernelMaker:
                 target = Buffer("y0", out.dtype, out.shape, "inout")
                 statement = lower_scatter(node, inputs[1], inputs[2], target, Inliner({}, names))
                 kernel = self._kernel(node.op.name, [inputs[1], inputs[2], target], [statement], node.loc)
-                return [(copied, (0, count)), (kernel, (1, 2, count))]
+                return [*((copy, (0, count), {}) for copy in copied), (kernel, (1, 2, count), {})]
         raise InternalError(f"lowering: no kernel for {node.op.spelling}", loc=node.loc)
 
     def _sort(self, op: Sort, x: Buffer, out: Buffer, names: Names, loc: Loc) -> Launches:
@@ -168,16 +200,24 @@ class KernelMaker:
         read = Buffer("places", places_type.dtype, x.shape, "in")
         second = lower_take_sorted(op.axis, x, read, out, Inliner({}, names))
         taker = self._kernel("sort_take", [x, read, out], [second], loc)
-        return [(sorter, (0, places_type, places_type)), (taker, (0, 2, 1))]
+        return [(sorter, (0, places_type, places_type), {}), (taker, (0, 2, 1), {})]
 
     # --- assembly ----------------------------------------------------------------------------------------------------
 
     def _kernel(self, name: str, buffers: Sequence[Buffer], body: Sequence[Stmt], loc: Loc) -> Kernel:
         flat = tuple(Buffer(b.name, b.dtype, (product(b.shape),), b.space) for b in buffers)
+        return Kernel(self._label(name), flat, free_symbols(flat, body), tuple(body), loc)
+
+    def _label(self, name: str) -> str:
+        """The name, with a number where it was given before."""
         count = self._names.get(name, 0)
         self._names[name] = count + 1
-        label = f"{name}_{count}" if count else name
-        return Kernel(label, flat, free_symbols(flat, body), tuple(body), loc)
+        return f"{name}_{count}" if count else name
+
+
+def _core_of(body: Graph) -> Node:
+    """The contraction of a group."""
+    return next(n for n in body.nodes() if isinstance(n.op, (PackedDot, PackedConv)))
 
 
 def _window_check(inliner: Inliner, node: Node, low: DimLike, high: DimLike, count: DimLike, extent: DimLike) -> Check:

@@ -17,7 +17,7 @@ from ..ir.dims import DimLike, Symbol, product, size_of
 from ..ir.errors import UNKNOWN, InternalError, Loc
 from ..ir.graph import Constant, Graph, Node
 from ..ir.loop import Kernel
-from ..ir.ops.control import Const, Get, If, MakeTuple, Param, Scan, While
+from ..ir.ops.control import Const, Fusion, Get, If, MakeTuple, Param, Scan, While
 from ..ir.ops.shape import Reshape
 from ..ir.program import Branch, Launch, Loop, Place, Program, Repeat, Step
 from ..ir.types import TensorType
@@ -115,9 +115,11 @@ class _Lowering:
             else:
                 copies.append((result, target))
         last_use = _last_uses(graph)
+        lasting = {*spots, *(_base(result) for result, _ in copies)}
         for node in graph.nodes():
             if node not in spots:
-                spots[node] = self._node(node, spots, direct, drafts)
+                dying = {n for n in last_use.get(node, ()) if n not in lasting}
+                spots[node] = self._node(node, spots, direct, drafts, dying)
             for dead in last_use.get(node, ()):
                 self._alive(spots[dead])
             self.clock += 1
@@ -130,7 +132,8 @@ class _Lowering:
         return drafts
 
     def _node(self, node: Node, spots: dict[Node, tuple[Spot, ...]], direct: dict[tuple[Node, int], Spot],
-              drafts: Drafts) -> tuple[Spot, ...]:
+              drafts: Drafts, dying: set[Node]) -> tuple[Spot, ...]:
+        """The spots of a node's results. `dying`: values made in this graph that only this node still reads."""
         match node.op:
             case Const(value):
                 return (self._constant(value),)
@@ -140,10 +143,14 @@ class _Lowering:
                 return (spots[node.inputs[0]][index],)
             case MakeTuple():
                 return tuple(spots[i][0] for i in node.inputs)
+        operands = [spots[i][0] for i in node.inputs]
+        if isinstance(node.op, Fusion) and (node, 0) not in direct:
+            over = self._write_over(node, operands, dying, drafts)
+            if over is not None:
+                return (over,)
         types = _result_types(node)
         targets = tuple(direct[(node, i)] if (node, i) in direct else self._new(f"{node.op.spelling}.{i}", t)
                         for i, t in enumerate(types))
-        operands = [spots[i][0] for i in node.inputs]
         match node.op:
             case If() as op:
                 drafts.append(self._if(op, operands, targets))
@@ -169,7 +176,7 @@ class _Lowering:
 
     def _launch(self, node: Node, operands: Sequence[Spot], targets: Sequence[Spot], drafts: Drafts) -> None:
         everything = [*operands, *targets]
-        for kernel, order in self.kernels.make(node):
+        for kernel, order, values in self.kernels.make(node):
             spots = []
             for entry in order:
                 if isinstance(entry, int):
@@ -177,17 +184,31 @@ class _Lowering:
                 else:
                     spots.append(self._new("scratch", entry))
                     everything.append(spots[-1])
-            drafts.append(Draft(kernel, tuple(spots), self._kernel_sizes(kernel)))
+            drafts.append(Draft(kernel, tuple(spots), self._kernel_sizes(kernel, values)))
 
-    def _kernel_sizes(self, kernel: Kernel) -> tuple[DimLike, ...]:
-        """What a launch passes for the kernel's symbols, in the program's own."""
-        return tuple(self.sizes.concrete(size_of(s)) for s in kernel.symbols)
+    def _write_over(self, node: Node, operands: Sequence[Spot], dying: set[Node], drafts: Drafts) -> Spot | None:
+        """Launches the node's kernel in place of a dying operand, where that is possible; the operand's spot then."""
+        for position, value in enumerate(node.inputs):
+            spot = operands[position]
+            if spot.storage is None or _base(value) not in dying or operands.count(spot) != 1:
+                continue
+            made = self.kernels.make_in_place(node, position)
+            if made is not None:
+                kernel, values = made
+                others = [o for i, o in enumerate(operands) if i != position]
+                drafts.append(Draft(kernel, (*others, spot), self._kernel_sizes(kernel, values)))
+                return spot
+        return None
+
+    def _kernel_sizes(self, kernel: Kernel, values: dict[str, DimLike]) -> tuple[DimLike, ...]:
+        """What a launch passes for the kernel's symbols, in the program's own: `values` of the kernel's private ones."""
+        return tuple(self.sizes.concrete(values.get(s.name, size_of(s))) for s in kernel.symbols)
 
     def _copy(self, source: Spot, target: Spot, type: TensorType, drafts: Drafts, loc: Loc = UNKNOWN) -> None:
         if source == target:
             return
-        kernel = self.kernels.copy(type, loc)
-        drafts.append(Draft(kernel, (source, target), self._kernel_sizes(kernel)))
+        for kernel in self.kernels.copy(type, loc):
+            drafts.append(Draft(kernel, (source, target), self._kernel_sizes(kernel, {})))
 
     # --- control flow ------------------------------------------------------------------------------------------------
 
@@ -270,6 +291,13 @@ class _Lowering:
                 condition = None if draft.condition is None else _place(draft.condition)
                 steps.append(draft.make(tuple(self._finish(part) for part in draft.parts), condition))
         return tuple(steps)
+
+
+def _base(value: Node) -> Node:
+    """The node whose memory a view looks at."""
+    while isinstance(value.op, (Reshape, Get)):
+        value = value.inputs[0]
+    return value
 
 
 def _place(spot: Spot) -> Place:

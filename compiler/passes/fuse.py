@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..ir.dims import DimLike, bounds, product
+from ..ir.errors import merge_locs
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.compute import (
     ArgReduce,
@@ -379,7 +380,8 @@ def _build_group(b: Builder, group: Group, needs: Iterable[Node], done: dict[Nod
         stack.pop()
         inside[node] = inner.add(node.op, *(inside[i] for i in node.inputs), loc=node.loc)
     body = Graph(_group_name(group), list(params.values()), [inside[e] for e in group.exits])
-    fused = b.add(Fusion(group.strategy, body), *(done[n] for n in params), loc=group.exits[-1].loc)
+    loc = merge_locs(group.exits[-1].loc, *(n.loc for n in body.nodes() if not isinstance(n.op, Param)))
+    fused = b.add(Fusion(group.strategy, body), *(done[n] for n in params), loc=loc)
     if len(group.exits) == 1:
         return {group.exits[0]: fused}
     return {e: b.add(Get(i), fused, loc=e.loc) for i, e in enumerate(group.exits)}

@@ -498,6 +498,9 @@ def window_view(x: Array, window: Sequence[int], strides: Sequence[int], dilatio
     """[N, C, *spatial] -> [N, C, *out, *window], without a copy."""
     rank = len(window)
     spans = tuple((k - 1) * d + 1 for k, d in zip(window, dilation))
+    out = [(n - span) // s + 1 for n, span, s in zip(x.shape[2:], spans, strides)]
+    if 0 in out:  # NumPy's view wants room for one window at least
+        return np.zeros((*x.shape[:2], *out, *window), x.dtype)
     view = np.lib.stride_tricks.sliding_window_view(x, spans, axis=tuple(range(2, 2 + rank)))
     steps = tuple(slice(None, None, s) for s in strides)
     spread = tuple(slice(None, None, d) for d in dilation)
