@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -21,7 +21,7 @@ QUIET = Environment(debug=0, dump=None, verify=1, backend="llvm", cache_director
 TOLERANCE = {"f64": 1e-9, "f32": 1e-4, "f16": 2e-2, "bf16": 1e-1}
 
 
-@lru_cache(maxsize=None)
+@cache
 def target_of(name: str) -> Target:
     return resolve_target(name)
 

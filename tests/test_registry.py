@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
-
-from compiled import assert_near, compiled, run_compiled, runs_here, tolerance_of
 from comparing import assert_identical
+from compiled import assert_near, compiled, run_compiled, runs_here, tolerance_of
+
 from tilewright import library as lib
 from tilewright.fuzz.generate import DEFAULT_DTYPES, random_graph, random_inputs, sample_graph
 from tilewright.ir.dims import DimLike, evaluate, product, symbol

@@ -313,7 +313,9 @@ class _Fuser:
                 continue
             seen.add(node)
             if node not in own and self._is_stored(node):
-                if not _scalar_constant(node):
+                # Scalars are part of the code, but for contractions: there they are operands, so that layers which
+                # differ only in learned numbers share one microkernel.
+                if group.strategy == "contraction" or not _scalar_constant(node):
                     found[node] = None
                 continue
             stack.extend(reversed(node.inputs))
