@@ -34,10 +34,10 @@ class Options:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise CompileError(f"options: precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
-        if not isinstance(self.threads, int) or self.threads < 0:
-            raise CompileError(f"options: threads must be 0 or more, found {self.threads!r}")
-        if not isinstance(self.cache_bytes, int) or self.cache_bytes < 0:
-            raise CompileError(f"options: cache_bytes must be 0 or more, found {self.cache_bytes!r}")
+        for name in ("threads", "cache_bytes"):
+            value: object = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise CompileError(f"options: {name} must be 0 or more, found {value!r}")
 
     def code_key(self) -> str:
         """The options that change generated code, as canonical text."""

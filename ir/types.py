@@ -156,7 +156,7 @@ class TensorType:
         for size in self.shape:
             if not isinstance(size, int):
                 raise CompileError(f"a static shape is needed here, found {self}")
-        return tuple(int(d) for d in self.shape)  # type: ignore[arg-type]
+        return tuple(int(d) for d in self.shape)
 
     @property
     def elements(self) -> DimLike:

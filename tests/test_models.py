@@ -15,10 +15,10 @@ import pytest
 
 pytest.importorskip("onnxruntime", reason="the models are compared with ONNX Runtime (the test extra installs it)")
 
-import onnxruntime  # noqa: E402
+import onnxruntime
 
-import tilewright as tw  # noqa: E402
-from benchmarks.models import MODELS, Model  # noqa: E402
+import tilewright as tw
+from benchmarks.models import MODELS, Model
 
 pytestmark = pytest.mark.slow
 WITHOUT_CACHE = tw.Options(cache=False)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..ir.dims import DimLike, bounds, ceildiv, divides, symbol
-from ..ir.graph import Builder, Graph, Node
+from ..ir.graph import Builder, Graph, Node, Op
 from ..ir.ops.compute import Bitcast, Cast, Elementwise, PackedDot
 from ..ir.ops.control import Const, Param
 from ..ir.ops.shape import Broadcast, Reshape
@@ -34,13 +34,12 @@ def generalize(body: Graph, core: Node, tile: Tile) -> tuple[Graph, dict[str, Di
     made: dict[Node, Node] = {}
     for node in body.nodes():
         shape = shapes[node]
+        op: Op = node.op
         match node.op:
             case Param() | Broadcast() | Reshape():
                 op = replace(node.op, shape=shape)
             case PackedDot():
                 op = replace(node.op, columns=shape[-1])
-            case _:
-                op = node.op
         made[node] = b.add(op, *(made[i] for i in node.inputs), loc=node.loc)
         if made[node].shape != shape:
             return None

@@ -233,7 +233,7 @@ class Inliner:
             case GatherND(batch):
                 x, indices = node.inputs
                 grid = index[:indices.rank - 1]
-                depth = int(indices.shape[-1])  # type: ignore[arg-type]
+                depth = int(indices.shape[-1])
                 places = [self._data_index(node, indices, (*grid, k), x.shape[batch + k]) for k in range(depth)]
                 return (*index[:batch], *places, *index[len(grid):])
         return None
@@ -263,7 +263,7 @@ class Inliner:
         inside = self.inner()
         extents, make = term_of(node, index)
         symbols = [loop_symbol(self.names.fresh("k"), n) for n in extents]
-        unrolled = all(isinstance(n, int) for n in extents) and int(product(extents)) <= UNROLL_LIMIT  # type: ignore[arg-type]
+        unrolled = all(isinstance(n, int) for n in extents) and int(product(extents)) <= UNROLL_LIMIT
         # a long sum is a sum of sums, one of each round of the outermost loop: fewer roundings meet one total
         nested = len(extents) > 1 and not unrolled
         partial = Buffer(self.names.fresh("part"), dtype, (), "register") if nested else accumulator

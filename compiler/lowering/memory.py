@@ -44,11 +44,11 @@ def assign_offsets(storages: Sequence[Storage]) -> DimLike:
 def _pack_static(storages: Sequence[Storage]) -> int:
     placed: list[Storage] = []
     total = 0
-    order = sorted(range(len(storages)), key=lambda i: (-int(storages[i].size), storages[i].first, i))  # type: ignore[arg-type]
+    order = sorted(range(len(storages)), key=lambda i: (-int(storages[i].size), storages[i].first, i))
     for position in order:
         storage = storages[position]
-        size = int(aligned(storage.size))  # type: ignore[arg-type]
-        busy = sorted((int(o.offset), int(o.offset) + int(aligned(o.size))) for o in placed if o.overlaps(storage))  # type: ignore[arg-type]
+        size = int(aligned(storage.size))
+        busy = sorted((int(o.offset), int(o.offset) + int(aligned(o.size))) for o in placed if o.overlaps(storage))
         best, best_gap, end = None, None, 0
         for start, stop in busy:
             gap = start - end
@@ -85,4 +85,4 @@ def _pack_symbolic(storages: Sequence[Storage]) -> DimLike:
 def lower_bound(storages: Sequence[Storage]) -> int:
     """The most bytes alive at any one step: no arena can be smaller. Static sizes only."""
     steps = sorted({s.first for s in storages})
-    return max((sum(int(aligned(s.size)) for s in storages if s.first <= at <= s.last) for at in steps), default=0)  # type: ignore[arg-type]
+    return max((sum(int(aligned(s.size)) for s in storages if s.first <= at <= s.last) for at in steps), default=0)

@@ -186,7 +186,7 @@ def lower_scatter(node: Node, indices: Buffer, updates: Buffer, target: Buffer, 
     index = tuple(at for _, at, _ in axes)
     inside = inliner.inner()
     if isinstance(op, ScatterND):
-        depth = int(indices.shape[-1])  # type: ignore[arg-type]
+        depth = int(indices.shape[-1])
         grid = index[:len(indices.shape) - 1]
         places = [inside.checked(node, inside.load(indices, (*grid, k)), target.shape[k]) for k in range(depth)]
         place: Index = (*places, *index[len(grid):])

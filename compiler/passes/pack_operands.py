@@ -98,7 +98,7 @@ def _pack_conv(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> Node | Non
         return _pack_dot(b, Dot((x.rank - 1,), (0,)), x, reshape(b, w, (channels, out)), caps)
     tile = panel_columns(out, product(x.shape[:-1]), accumulator_dtype(x.dtype), caps)
     packed = pack_columns(b, reshape(b, w, (taps * channels, out)), 0, tile)
-    sizes = tuple(int(k) for k in kernel)  # type: ignore[arg-type]
+    sizes = tuple(int(k) for k in kernel)
     return b.add(PackedConv(sizes, op.strides, op.dilation, out), x, packed)
 
 

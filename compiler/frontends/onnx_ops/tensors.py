@@ -133,6 +133,6 @@ def _typed_elements(tensor: Any, dtype: DType, shape: tuple[int, ...], count: in
         bits = np.array(values, dtype=np.int64).astype(np.uint16)
         return bits.view(dtype.numpy).reshape(shape)
     if dtype.is_bool:
-        return np.array(values, dtype=np.int64).reshape(shape) != 0
+        return np.asarray(np.array(values, dtype=np.int64).reshape(shape) != 0)
     wide = np.array(values, dtype=dtype.numpy if dtype.is_float or dtype.bits == 64 else np.int64)
     return wide.astype(dtype.numpy).reshape(shape)
