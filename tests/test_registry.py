@@ -453,6 +453,34 @@ def test_ops_without_elements() -> None:
         agree(one(shape, make), [whole(shape, F32, rng)], label=str(shape))
 
 
+def test_a_result_of_a_body_is_not_written_over() -> None:
+    """The new state is read once more after it was made; that reader must not store its own result in the same place."""
+    vector = TensorType(F32, (40,))
+
+    def step(b: Builder, state: Node, x: Node) -> tuple[Node, ...]:
+        total = lib.apply(b, "add", state, x)
+        return total, b.add(Sort(0), lib.scalar(b, "abs", total))
+
+    body = body_of([vector, vector], step)
+    graph = one((3, 40), lambda b, x: lib.results_of(b, b.add(Scan(body, 1, 1, 3), lib.full(b, 0, F32, (40,)), x)))
+    agree(graph, [whole((3, 40), F32, np.random.default_rng(15))])
+
+
+def test_memory_that_is_written_over() -> None:
+    """Chains of stored values whose operands die, through views and tuples, some of them read again later."""
+    def make(b: Builder, x: Node) -> tuple[Node, ...]:
+        first = b.add(Cumulative("sum", 1), x)
+        second = lib.apply(b, "add", first, lib.like(b, 1.0, first))
+        third = b.add(Cumulative("max", 0), second)
+        flat = lib.scalar(b, "neg", lib.reshape(b, third, (40,)))
+        pair = b.add(MakeTuple(), flat, second)
+        fourth = b.add(Sort(0), b.add(Get(0), pair))
+        last = lib.apply(b, "add", lib.reshape(b, fourth, (5, 8)), b.add(Get(1), pair))
+        return b.add(ArgSort(1), last), b.add(Cumulative("sum", 0), lib.apply(b, "mul", last, second))
+
+    agree(one((5, 8), make), [whole((5, 8), F32, np.random.default_rng(16))])
+
+
 def test_updates_of_one_place_many_times() -> None:
     """Order decides when two updates meet: the same with any number of threads."""
     places = np.array([[0], [2], [0], [1], [2], [0]])

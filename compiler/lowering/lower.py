@@ -115,7 +115,8 @@ class _Lowering:
             else:
                 copies.append((result, target))
         last_use = _last_uses(graph)
-        lasting = {*spots, *(_base(result) for result, _ in copies)}
+        # also results that are written straight into their targets: in a body these are memory like any other
+        lasting = {*spots, *map(_base, graph.results)}
         for node in graph.nodes():
             if node not in spots:
                 dying = {n for n in last_use.get(node, ()) if n not in lasting}
@@ -296,7 +297,10 @@ class _Lowering:
 def _base(value: Node) -> Node:
     """The node whose memory a view looks at."""
     while isinstance(value.op, (Reshape, Get)):
-        value = value.inputs[0]
+        source = value.inputs[0]
+        if isinstance(value.op, Get) and isinstance(source.op, MakeTuple):
+            source = source.inputs[value.op.index]
+        value = source
     return value
 
 
