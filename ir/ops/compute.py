@@ -95,7 +95,9 @@ def cast_array(array: Array, dtype: DType) -> Array:
         whole = np.trunc(np.where(np.isnan(wide), 0.0, wide))
         inside = (whole > float(limits.min)) & (whole < float(limits.max))
         plain = np.where(inside, whole, 0.0).astype(target)
-        return np.where(inside, plain, np.where(whole <= limits.min, limits.min, limits.max)).astype(target)
+        # as arrays of the target: a Python integer past int64 is no scalar that every NumPy takes
+        lowest, highest = np.array(limits.min, dtype=target), np.array(limits.max, dtype=target)
+        return np.where(inside, plain, np.where(whole <= float(limits.min), lowest, highest)).astype(target)
 
 
 @dataclass(frozen=True)
