@@ -1,8 +1,16 @@
-"""`python -m tilewright` is the command line."""
+"""`tilewright`, and `python -m tilewright`: the command line. Ctrl-C while its modules are being read ends it quietly too."""
 
 from __future__ import annotations
 
-from .cli import main
+import sys
+
+try:
+    from .cli import INTERRUPTED, main
+except KeyboardInterrupt:
+    print("tilewright: interrupted", file=sys.stderr)
+    sys.exit(130)  # INTERRUPTED, which was not read
+
+__all__ = ["INTERRUPTED", "main"]
 
 if __name__ == "__main__":
     main()

@@ -42,10 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The entry point of the `tilewright` program; ends the process with the status."""
     signal.signal(signal.SIGTERM, _terminate)
     status = run(arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and said: Ctrl-C would only turn it into a failure
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: the program was started with it closed
+            sys.stdout.flush()
     except BrokenPipeError:
         _forget_stdout()
+    except OSError as error:
+        click.echo(f"tilewright: stdout: {error.strerror or error}", err=True)
+        status = status or 1
     sys.exit(status)
 
 

@@ -29,6 +29,7 @@ from .ir.errors import ArgumentError, ArtifactError
 from .options import Options
 from .runtime.artifact import replacing
 from .runtime.cache import DEFAULT_LIMIT
+from .saving import check_library_path
 
 MODEL = click.Path(dir_okay=True, path_type=Path)
 DROPPED_CALLS = 3
@@ -55,6 +56,7 @@ def compile_command(model: Path, output: Path | None, dims: Sequence[str], targe
     """Compile MODEL (.onnx, or .ir) to a C library with a header, and a file of weights."""
     place = output or Path(model.stem.replace("-", "_") + (".a" if static else ".so"))
     check_writable(place)
+    check_library_path(place, static or place.suffix == ".a")
     graph = load_graph(model, dims)
     options = Options(threads=threads, precision=precision, cache=not no_cache, cache_bytes=cache_bytes)
     with progress(f"compiling {model.name}"):
@@ -72,7 +74,9 @@ def compile_command(model: Path, output: Path | None, dims: Sequence[str], targe
 
 
 def check_writable(output: Path) -> None:
-    """Fails before the work rather than after it."""
+    """Fails before the work rather than after it, and never puts a file where something else stands."""
+    if output.exists() and not output.is_dir() and not output.is_file():
+        raise ArtifactError(f"{output}: is a device or a pipe, expected the path of a file to write")
     if output.is_dir():
         raise ArtifactError(f"{output}: is a folder, expected the path of the library to write")
     if not output.absolute().parent.is_dir():
@@ -155,8 +159,8 @@ def read_array(name: str, path: Path) -> np.ndarray[Any, Any]:
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ArgumentError(f"--input {name}: {path}: {getattr(error, 'strerror', None) or error}",
-                            hint="expected a file that numpy.save wrote") from None
+        problem = getattr(error, "strerror", None) or ("it holds Python objects, or is no array file" if "pickle" in str(error) else error)
+        raise ArgumentError(f"--input {name}: {path}: {problem}", hint="expected a file that numpy.save wrote") from None
     if not isinstance(array, np.ndarray):
         raise ArgumentError(f"--input {name}: {path}: holds several arrays, expected one (.npy)")
     return array

@@ -16,15 +16,18 @@ from .ir.graph import Graph
 from .ir.parser import parse
 from .ir.printer import constants_of, dump, format_graph
 from .ir.program import Program
+from .ir.verify import verify
 from .options import Options
 from .runtime.artifact import write_bytes
 
+LOWER = "lower"  # where programs are made of graphs that went through all passes
 FORMS = ("graph", "loop", "llvm", "optimized", "asm")
 
 
 @click.command("opt")
 @click.argument("model", required=False)
-@click.option("--from", "start", default="", metavar="PASS", help="Begin with this pass: MODEL is what stands before it.")
+@click.option("--from", "start", default="", metavar="PASS",
+              help=f"Begin with this pass: MODEL is what stands before it. {LOWER}: behind them all.")
 @click.option("--until", default="", metavar="PASS", help="End after this pass.")
 @click.option("--emit", type=click.Choice(FORMS), help="What to write.  [default: graph]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write, with large constants in FILE.npz.  [default: stdout]")
@@ -53,8 +56,14 @@ def opt_command(model: str | None, start: str, until: str, emit: str | None, out
             raise click.UsageError(f"{model} is past all passes; --emit loop, llvm, optimized or asm")
         write_program(stage, form, target, output)
         return
-    with progress("running passes"):
-        graph = compile_half().enter(stage, start, until, target, Options(precision=precision))
+    if start == LOWER and form == "graph":
+        raise click.UsageError(f"--from {LOWER} is past all passes; --emit loop, llvm, optimized or asm")
+    if start == LOWER:
+        verify(stage)
+        graph = stage
+    else:
+        with progress("running passes"):
+            graph = compile_half().enter(stage, start, until, target, Options(precision=precision))
     if form == "graph":
         write_graph(graph, output, locations)
     else:

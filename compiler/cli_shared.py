@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +18,11 @@ from .driver import compile_graph, load_model
 from .ir.errors import ArgumentError, RuntimeFailure, TilewrightError
 from .loading import load
 from .options import PRECISIONS, Options
+from .runtime import _native
 from .runtime.buffer import TensorInfo
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+LARGEST_SIZE = 2**48  # of an axis; more bytes than a machine can address
 SIZES_TO_TRY = (1, 2, 4, 8, 16, 32, 64, 128, 224, 256, 320)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer as JSON.")
@@ -56,8 +59,8 @@ def read_pairs(pairs: Sequence[str], what: str) -> dict[str, str]:
 def read_sizes(pairs: Sequence[str], what: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for name, value in read_pairs(pairs, what).items():
-        if not value.isdigit():
-            raise click.UsageError(f"{what}: found {name}={value}, expected a number")
+        if not value.isascii() or not value.isdigit() or len(value) > 18 or int(value) > LARGEST_SIZE:
+            raise click.UsageError(f"{what}: found {name}={value}, expected a number from 0 to {LARGEST_SIZE}")
         sizes[name] = int(value)
     return sizes
 
@@ -135,7 +138,8 @@ def random_inputs(executable: Any, sizes: Mapping[str, int], seed: int,
             continue
         return inputs
     if refused is not None:
-        refused.hint = "random inputs of the sizes tried do not suit the model; say them: --size NAME=SIZE"
+        if symbolic_names(executable):
+            refused.hint = "random inputs of the sizes tried do not suit the model; say them: --size NAME=SIZE"
         raise refused
     names = ", ".join(symbolic_names(executable))
     raise ArgumentError(f"{executable.name}: found no sizes that it accepts for {names}", hint="say them: --size NAME=SIZE, for each")
@@ -144,6 +148,11 @@ def random_inputs(executable: Any, sizes: Mapping[str, int], seed: int,
 def random_values(executable: Any, shapes: Sequence[Sequence[int]], seed: int) -> dict[str, np.ndarray[Any, Any]]:
     generator = np.random.default_rng(seed)
     inputs = {}
+    needed = sum(math.prod(shape) * max(info.dtype.itemsize, 8) for info, shape in zip(executable.inputs, shapes))  # drawn in 8 bytes
+    available = _native.available_memory()
+    if needed > available:
+        raise ArgumentError(f"{executable.name}: random inputs of these sizes need {needed} bytes, but only {available} bytes of memory "
+                            "are available", hint="use smaller sizes")
     for info, shape in zip(executable.inputs, shapes):
         if info.dtype.kind in "biu":
             inputs[info.name] = generator.integers(0, 2, tuple(shape)).astype(info.dtype)

@@ -8,6 +8,8 @@ them compiles, the others wait for that. Holds on to static arguments, never to 
 
 from __future__ import annotations
 
+import inspect
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import numpy as np
 
 from .frontends.argument_trees import flatten
 from .frontends.from_numpy import Traced, call_key, is_array, trace_call
+from .ir.errors import ArgumentError
 from .ir.graph import Graph
 
 MOST_SHORTCUTS = 4096
@@ -30,14 +33,15 @@ class Version:
     executable: Any
     held: tuple[Any, ...]
 
-    def __call__(self, arrays: Sequence[Any]) -> Any:
-        results = self.executable(*arrays)
+    def __call__(self, arrays: Sequence[Any], out: Any = None) -> Any:
+        results = self.executable(*arrays) if out is None else self.executable(*arrays, out=out)
         leaves = results if isinstance(results, tuple) else (results,)
-        return self.traced.pack([leaf if leaf.ndim else leaf[()] for leaf in leaves])
+        return self.traced.pack([leaf if leaf.ndim or out is not None else leaf[()] for leaf in leaves])
 
 
 class CompiledFunction:
-    """Call it like the function. `graph_for(*args)` shows the graph behind a call, `executables` what was compiled."""
+    """Call it like the function; `out=` gives arrays for the results, unless the function has an `out` of its own.
+    `graph_for(*args)` shows the graph behind a call, `executables` what was compiled."""
 
     def __init__(self, function: Callable[..., Any], compile_graph: Callable[[Graph], Any], name: str | None = None) -> None:
         self.function = function
@@ -46,6 +50,7 @@ class CompiledFunction:
         self.__doc__ = getattr(function, "__doc__", None)
         self._compile_graph = compile_graph
         self._name = name
+        self._takes_out = _takes(function, "out")
         self._lock = threading.Lock()
         self._versions: dict[tuple[Any, ...], list[Version]] = {}
         # Exact dtypes and shapes of plain arrays given by position -> their version: no tracing key to be formed.
@@ -56,12 +61,33 @@ class CompiledFunction:
         version = self._shortcuts.get(shortcut) if shortcut is not None else None
         if version is not None:
             return version(args)
+        out = kwargs.pop("out", None) if not self._takes_out else None
         version = self._version(args, kwargs)
+        if out is not None:
+            return version(version.traced.arrays(args, kwargs), out)
         if shortcut is not None:
             if len(self._shortcuts) >= MOST_SHORTCUTS:
                 self._shortcuts.clear()
             self._shortcuts[shortcut] = version
         return version(version.traced.arrays(args, kwargs))
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """One call by names: {argument: value} to {output: array}."""
+        if not isinstance(inputs, Mapping):
+            raise ArgumentError(f"{self.__name__}: run: found {type(inputs).__name__}, expected a dict of values by argument name")
+        version = self._version((), inputs)
+        results = version.executable(*version.traced.arrays((), inputs))
+        leaves = results if isinstance(results, tuple) else (results,)
+        return {info.name: leaf for info, leaf in zip(version.executable.outputs, leaves)}
+
+    def save(self, path: str | os.PathLike[str], **options: Any) -> Any:
+        """Write what was compiled as an ahead-of-time artifact; see `Executable.save`. It must be one program."""
+        found = self.executables
+        if len(found) != 1:
+            raise ArgumentError(
+                f"{self.__name__}: save: compiled {len(found)} times so far, once for each dtype and rank that it was called with; "
+                "an artifact holds one program", hint="give the inputs: tw.compile(function, args=(tw.spec(shape, dtype), ...))")
+        return found[0].save(path, **options)
 
     def graph_for(self, *args: Any, **kwargs: Any) -> Graph:
         """The graph that serves such a call."""
@@ -96,6 +122,15 @@ class CompiledFunction:
 
     def __repr__(self) -> str:
         return f"<CompiledFunction {self.__name__}, {len(self.executables)} compiled>"
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether the function has an argument of this name, or takes any."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _shortcut(args: tuple[Any, ...]) -> tuple[Any, ...] | None:

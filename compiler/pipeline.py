@@ -95,6 +95,8 @@ def run_passes(graph: Graph, options: Options, caps: Caps, environment: Environm
     for name in (until, start):
         if name and name not in names:
             raise CompileError(f"unknown pass {name!r}; passes are {', '.join(names)}")
+    if start and until and names.index(start) > names.index(until):
+        raise CompileError(f"{start} comes after {until}: there is nothing to run; passes are {', '.join(names)}")
     report = PipelineReport()
     dump_stage(environment, 0, "input", graph, "")
     begun = not start

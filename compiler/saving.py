@@ -118,8 +118,7 @@ def save(program: Saveable, path: str | PathLike[str], *, name: str | None = Non
     target = Path(path)
     static = target.suffix == ".a" if static is None else static
     name = check_prefix(name or target.stem)
-    if target.is_dir():
-        raise ArtifactError(f"{target}: is a folder, expected the path of the library to write")
+    check_library_path(target, static)
     _check_architecture(program)
     golden = _golden(program) if selftest else b""
     description, segment = _describe(program, name, golden, embed)
@@ -136,6 +135,18 @@ def save(program: Saveable, path: str | PathLike[str], *, name: str | None = Non
             link_shared(code, folder / target.name, public_symbols(name))
     weights = target.with_name(name + WEIGHTS_SUFFIX) if segment is not None and description.embedded is None else None
     return Saved(target, target.with_name(f"{name}.h"), weights, bool(golden))
+
+
+def check_library_path(target: Path, static: bool) -> None:
+    """Refuses a path that no library should be written to: whatever else lies there must not be lost."""
+    suffix = ".a" if static else ".so"
+    if target.is_dir():
+        raise ArtifactError(f"{target}: is a folder, expected the path of the library to write")
+    if target.exists() and not target.is_file():
+        raise ArtifactError(f"{target}: is a device or a pipe, expected the path of the library to write")
+    if suffix not in target.suffixes:
+        raise ArtifactError(f"{target}: found the suffix {target.suffix!r}, expected {suffix}",
+                            hint=f"{target.with_suffix(suffix).name}")
 
 
 def _check_architecture(program: Saveable) -> None:
@@ -227,8 +238,9 @@ def _staged(target: Path) -> Iterator[Path]:
         yield folder
         for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
             os.replace(file, target.with_name(file.name))
-    except ArtifactError:
-        raise
+    except ArtifactError as error:
+        place = str(target.parent / "_")[:-1]  # name the file that was to be, not the one it grew in
+        raise ArtifactError(error.message.replace(f"{folder}{os.sep}", place), notes=error.notes, hint=error.hint) from None
     except OSError as error:
         raise ArtifactError(f"{target}: cannot be written: {error.strerror or error}",
                             hint="is the disk full, or the folder read only?") from error

@@ -24,6 +24,7 @@ from .errors import CompileError
 INFINITY = math.inf
 CACHED = 1 << 16  # results kept of each of the pure functions below: the same sizes come back all the time
 MOST_TERMS = 4096
+MOST_SEEN_THROUGH = 1024  # terms that bounds look at behind the atoms of one size
 RESERVED = frozenset({"min", "inf", "nan", "true", "false", "none"})
 Bound = int | float
 
@@ -237,6 +238,12 @@ def _lower(size: DimLike, depth: int) -> Bound:
     """A lower bound that sees through atoms: x - min(a, b) is at least x - a, and x - x // 3 at least 2 * x / 3."""
     best = _interval(size)[0]
     if isinstance(size, int) or depth == 0:
+        return best
+    # Each atom is seen through in every order: what would take too long is left at a weaker bound.
+    atoms = sum(len(monomial) == 1 and isinstance(monomial[0][0], Composed) for monomial, _ in size.terms)
+    while depth > 0 and atoms ** depth * len(size.terms) > MOST_SEEN_THROUGH:
+        depth -= 1
+    if depth == 0:
         return best
     for monomial, coefficient in size.terms:
         atom = monomial[0][0] if len(monomial) == 1 and monomial[0][1] == 1 else None

@@ -26,19 +26,21 @@ from .lexer import Lexer, Token
 from .ops.compute import Elementwise
 from .ops.control import Const, Param
 from .ops.table import OPS, SPELLINGS
-from .printer import SPELLED_ELEMENTS, quiet_nan_bits, quote, sidecar_path
+from .printer import SPELLED_ELEMENTS, constants_of, quiet_nan_bits, quote, sidecar_path
 from .types import DTYPES, DType, TensorType, TupleType, Type
 
 MAX_NESTING = 64
 Constants = Mapping[str, Constant]
 
 
-def parse(text: str, constants: Constants | None = None, file: str = "<text>") -> Graph:
-    """The graph that the text describes. `constants` holds, by digest, those that the text names by digest.
+def parse(text: str, constants: Constants | Graph | None = None, file: str = "<text>") -> Graph:
+    """The graph that the text describes. `constants` holds those that the text names by digest: by digest, or as the
+    graph that was printed.
 
     Each node's location is its line in `file`. Raises ParseError.
     """
-    parser = GraphParser(Lexer(text), constants or {}, file)
+    known = constants_of(constants) if isinstance(constants, Graph) else constants or {}
+    parser = GraphParser(Lexer(text), known, file)
     graph = parser.graph()
     if parser.lexer.token.kind != "end":
         parser.fail(f"the graph ends before {parser.lexer.describe()}; one text holds one graph")
@@ -541,7 +543,8 @@ class GraphParser:
         if len(found) != 1:
             state = "is not among the constants given" if not found else "names several constants"
             self.fail(f"constant #{token.text} {state}", token,
-                      hint="a dumped graph is read with load_text(path), which opens the .npz beside it")
+                      hint="parse(text, graph) takes them from the graph that was printed; a dumped one is read with "
+                           "load_text(path), which opens the .npz beside it")
         stored = TensorType(found[0].dtype, tuple(int(n) for n in found[0].array.shape))
         if stored != type:
             self.fail(f"constant #{token.text} is {stored}, written as {type}", token)

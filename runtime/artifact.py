@@ -83,6 +83,8 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
         os.umask(umask)
         os.chmod(temporary, (0o777 if target.suffix == ".so" else 0o666) & ~umask)
         os.replace(temporary, target)
+    except ArtifactError:
+        raise
     except OSError as error:
         raise ArtifactError(
             f"{target}: cannot be written: {error.strerror or error}", hint="is the disk full, or the folder read only?"

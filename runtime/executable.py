@@ -147,6 +147,9 @@ class Executable:
 
     def run(self, inputs: Mapping[str, object]) -> dict[str, Array]:
         """One call by names: {input: array} to {output: array}."""
+        if not isinstance(inputs, Mapping):
+            raise ArgumentError(f"{self.name}: run: found {type(inputs).__name__}, expected a dict of arrays by input name",
+                                hint="call the executable itself with arrays by position")
         result = self._run(self._merge((), inputs), None, self._threads)
         results = result if isinstance(result, tuple) else (result,)
         return {info.name: array for info, array in zip(self.outputs, results)}

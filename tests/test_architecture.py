@@ -53,13 +53,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "loading": ("runtime",),
     "saving": ("ir", "ir.errors", "runtime", "version"),
     "key": ("ir", "options", "machine", "runtime"),
-    "compiled_function": ("ir", "frontends"),
+    "compiled_function": ("ir", "ir.errors", "frontends"),
     "driver": ("ir", "ir.errors", "options", "machine", "key", "compiled_function", "saving", "frontends", "frontends.onnx",
                "build", "runtime"),
     # what executes programs sits above the driver
     "tools": ("ir", "ir.errors", "options", "driver", "loading", "runtime"),
     "fuzz": ("ir", "ir.errors", "library"),
-    "cli": ("ir", "ir.errors", "options", "machine", "key", "loading", "driver", "runtime", "version", "tools", "fuzz"),
+    "cli": ("ir", "ir.errors", "options", "machine", "key", "loading", "saving", "driver", "runtime", "version", "tools", "fuzz"),
     "": ("version", "cli"),  # __init__ and __main__
 }
 # the first segment of a module's name, where its layer is called otherwise

@@ -300,7 +300,7 @@ def test_external_data_of_wrong_length(tmp_path: Path) -> None:
 
 def test_external_data_with_a_negative_offset(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(b"\0" * 12)
-    refused(external(tmp_path, "weights.bin", offset="-4"), "not a number")
+    refused(external(tmp_path, "weights.bin", offset="-4"), "is no number of bytes")
 
 
 def test_external_data_of_a_model_in_memory(tmp_path: Path) -> None:

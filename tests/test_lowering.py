@@ -15,7 +15,7 @@ from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop_interp import run_program
 from tilewright.ir.ops.compute import Conv, Cumulative, Dot, ReduceWindow, Sort
 from tilewright.ir.ops.control import If, Param, Scan, While
-from tilewright.ir.ops.shape import Concat, ScatterND, Slice, Take
+from tilewright.ir.ops.shape import Concat, GatherND, ScatterND, Slice, Take
 from tilewright.ir.ops.table import ALL_OPS
 from tilewright.ir.program import Repeat
 from tilewright.ir.types import BOOL, F32, I64, DType, TensorType
@@ -317,3 +317,41 @@ def test_static_arena_is_tight() -> None:
     assert lowered(graph).workspace_bytes == 2 * 16 * 16 * 4
 
 
+# --- what fusion keeps -----------------------------------------------------------------------------------------------
+
+
+def test_gathers_read_columns_of_indices_where_they_are() -> None:
+    b = Builder()
+    n = symbol("n", 1, 9)
+    x = b.add(Param("x", F32, (4, 5)))
+    row, column = (b.add(Param(name, I64, (n, 1))) for name in ("row", "column"))
+    places = b.add(Concat(1), lib.scalar(b, "abs", row), column)
+    graph = Graph("g", [x, row, column], [b.add(GatherND(0), x, places)])
+    assert len(lowered(graph).kernels()) == 1
+    inputs = [np.arange(20, dtype=np.float32).reshape(4, 5), np.array([[0], [2], [1]]), np.array([[4], [0], [3]])]
+    agree(graph, inputs)
+    with pytest.raises(IndexFailure):
+        run_program(lowered(graph), [inputs[0], inputs[1] + 2, inputs[2]])
+
+
+def test_columns_of_indices_that_are_also_a_result_are_stored() -> None:
+    b = Builder()
+    x = b.add(Param("x", F32, (4, 5)))
+    row, column = (b.add(Param(name, I64, (3, 1))) for name in ("row", "column"))
+    places = b.add(Concat(1), row, column)
+    graph = Graph("g", [x, row, column], [b.add(GatherND(0), x, places), places])
+    agree(graph, [np.arange(20, dtype=np.float32).reshape(4, 5), np.array([[0], [2], [1]]), np.array([[4], [0], [3]])])
+
+
+def test_a_costly_value_read_at_several_places_is_computed_once() -> None:
+    b = Builder()
+    n = symbol("n", 8, None)
+    x = b.add(Param("x", F32, (n,)))
+    root = lib.scalar(b, "exp", x)
+    parts = [b.add(Slice((k,), (n - 4,), (1,)), root) for k in range(4)]
+    total = parts[0]
+    for part in parts[1:]:
+        total = lib.scalar(b, "add", total, part)
+    graph = Graph("g", [x], [total])
+    assert len(lowered(graph).kernels()) == 2
+    agree(graph, [np.linspace(-1, 1, 11, dtype=np.float32)])

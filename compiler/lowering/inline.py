@@ -33,7 +33,7 @@ from ..ir.ops.compute import (
     reduction_identity,
 )
 from ..ir.ops.control import Const
-from ..ir.ops.shape import Broadcast, GatherND, Iota, Reshape, SizeOf, Slice, Take, TakeAlong, Transpose
+from ..ir.ops.shape import Broadcast, Concat, GatherND, Iota, Reshape, SizeOf, Slice, Take, TakeAlong, Transpose
 from ..ir.types import I64, INDEX, DType
 
 Index = tuple[DimLike, ...]
@@ -195,6 +195,8 @@ class Inliner:
         if moved is not None:
             return self.value(node.inputs[0], moved)
         match node.op:
+            case Concat() if isinstance(index[-1], int):  # columns of indices, see `fuse`
+                return self.value(node.inputs[index[-1]], (*index[:-1], 0))
             case Iota(dtype, _, axis):
                 return self.cast(self.index(index[axis]), dtype)
             case SizeOf(size):

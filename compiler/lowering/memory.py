@@ -64,12 +64,13 @@ def _pack_static(storages: Sequence[Storage]) -> int:
 def _pack_symbolic(storages: Sequence[Storage]) -> DimLike:
     slots: list[tuple[DimLike, list[Storage]]] = []
     for storage in sorted(storages, key=lambda s: s.first):
-        size = aligned(storage.size)
+        size = storage.size  # compared as it is: alignment keeps the order, and its bounds cost far more
         for position, (room, tenants) in enumerate(slots):
             if any(t.overlaps(storage) for t in tenants):
                 continue
-            if provably_at_most(size, room) or provably_at_most(room, size):
-                larger = room if provably_at_most(size, room) else size
+            fits = provably_at_most(size, room)
+            if fits or provably_at_most(room, size):
+                larger = room if fits else size
                 slots[position] = (larger, [*tenants, storage])
                 break
         else:
@@ -78,7 +79,7 @@ def _pack_symbolic(storages: Sequence[Storage]) -> DimLike:
     for room, tenants in slots:
         for tenant in tenants:
             tenant.offset = offset
-        offset = offset + room
+        offset = offset + aligned(room)
     return offset
 
 

@@ -59,6 +59,7 @@ from ..ir.types import TensorType
 from ..options import Options
 
 CHEAP = 3          # weighted operations that may be computed again in another kernel
+REPEATED = 16      # weighted operations that may be computed again for an element that one kernel reads at several places
 GROUP_LIMIT = 96   # nodes a group may grow to (bounds the depth of expressions)
 SMALL_ROW = 16     # rows shorter than this are reduced element by element
 
@@ -70,6 +71,9 @@ OWN_LOWERING = (Sort, ArgSort, Cumulative, ScatterND, ScatterAlong, If, While, S
 # ops whose operands are read more than once an element
 REREADING = (ReduceWindow, Conv, Dot, Broadcast)
 WEIGHTS = {"exp": 8, "log": 8, "pow": 16, "tanh": 12, "erf": 12, "sigmoid": 12, "sin": 12, "cos": 12, "div": 4, "sqrt": 4}
+
+MOST_PLACES = 32   # of one value in a kernel that are told apart
+Place = tuple[int, ...]  # the nodes that change the index between what a kernel stores and a value
 
 
 @dataclass(eq=False)
@@ -105,11 +109,17 @@ class _Fuser:
             if isinstance(node.op, Reduce) and node not in self.group_of and _row_space(node) is not None:
                 self._claim(self._grow_rows(node))
         for node in self.nodes:
-            if isinstance(node.op, (*INNER_LOOP, *REGION)) and node not in self.group_of:
+            if isinstance(node.op, (*INNER_LOOP, *REGION)) and node not in self.group_of and not self._only_indices(node):
                 self._claim(self._grow("elements", node) if isinstance(node.op, INNER_LOOP)
                             else Group("elements", {node}, [node]))
         self._choose_kept()
         return self._assemble()
+
+    def _only_indices(self, node: Node) -> bool:
+        """Whether the node only puts columns of indices side by side for gathers, which then read each where it is."""
+        return (isinstance(node.op, Concat) and node.op.axis == node.rank - 1 and node not in self.results
+                and all(part.shape[-1] == 1 for part in node.inputs) and bool(self.users[node])
+                and all(isinstance(u.op, GatherND) and u.inputs[0] is not node for u in self.users[node]))
 
     # --- growing groups ----------------------------------------------------------------------------------------------
 
@@ -193,6 +203,7 @@ class _Fuser:
     def _choose_kept(self) -> None:
         """Decides, users first, for every node outside the groups whether it is stored; such nodes become groups."""
         kernels: dict[Node, set[int]] = {}
+        places: dict[Node, set[Place]] = {}
         exit_groups = {e: g for g in self.groups for e in g.exits}
         self.kept: set[Node] = set(exit_groups)
         self.views: set[Node] = set()
@@ -214,14 +225,35 @@ class _Fuser:
             if isinstance(node.op, OWN_LOWERING):
                 self.kept.add(node)
                 continue
-            if self._must_keep(node) or self._better_kept(node, kernels, cost):
+            places[node] = self._places(node, places)
+            repeated = cost[node] * (len(places[node]) - 1) > REPEATED
+            if self._must_keep(node) or repeated or self._better_kept(node, kernels, cost):
                 self._keep(node)
+                places.pop(node)
                 kernels[node] = {id(node)}
             else:
                 found: set[int] = set()
                 for user in self.users[node]:
                     found |= kernels.get(user, {id(user)})
                 kernels[node] = found
+
+    def _places(self, node: Node, places: dict[Node, set[Place]]) -> set[Place]:
+        """Where its kernels compute the value, relative to what they store: once for each way of indexing that leads there
+        (the slices of a stencil). At most MOST_PLACES."""
+        found: set[Place] = set()
+        for user in self.users[node]:
+            if user in self.group_of or user not in places:
+                place: Place = (self.order[self.group_of[user].exits[0] if user in self.group_of else user],)
+                if isinstance(user.op, REGION):
+                    place += (user.inputs.index(node),)
+                found.add(place)
+            elif isinstance(user.op, (Elementwise, Cast, Bitcast)):
+                found |= places[user]
+            else:
+                found |= {(self.order[user], *place) for place in places[user]}
+            if len(found) >= MOST_PLACES:
+                break
+        return set(sorted(found)[:MOST_PLACES])
 
     def _keep(self, node: Node) -> None:
         if isinstance(node.op, Reshape):

@@ -26,6 +26,8 @@ def pack_operands(graph: Graph, options: Options, caps: Caps) -> Graph:
     """See the module's text."""
     def visit(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
         match node.op:
+            case Dot() as op if 0 in (*node.shape, *(inputs[0].shape[a] for a in op.lhs_contract)):
+                return full(b, 0, node.dtype, node.shape)  # nothing to sum, or nowhere to put it
             case Dot() as op:
                 return _pack_dot(b, op, inputs[0], inputs[1], caps)
             case Conv() as op:

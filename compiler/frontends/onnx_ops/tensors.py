@@ -117,7 +117,7 @@ def _external_bytes(tensor: Any, folder: Folder, needed: int, what: str) -> byte
     for key, default in (("offset", 0), ("length", needed)):
         text = entries.get(key, str(default))
         if not text.isascii() or not text.isdigit() or len(text) > 18:
-            raise CompileError(f"{what}: the external {key} {text[:40]!r} is not a number")
+            raise CompileError(f"{what}: the external {key} {text[:40]!r} is no number of bytes that a file has")
         numbers[key] = int(text)
     if numbers["length"] != needed:
         raise CompileError(f"{what}: dtype and shape need {needed} bytes, the external data has {numbers['length']}")
