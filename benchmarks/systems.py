@@ -48,7 +48,7 @@ class Tilewright:
         return self.tw.compile(graph, target="cpu", options=self.tw.Options(threads=job.threads))
 
     def save(self, compiled: Any, path: Path, job: Job) -> None:
-        compiled.save(str(path))
+        compiled.save(str(path), name=path.stem.replace("-", "_"))
 
     def load(self, path: Path, job: Job) -> Any:
         return self.tw.load(str(path)).with_threads(job.threads)

@@ -14,8 +14,8 @@ from tilewright.ir.graph import Builder, Graph, Sample
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop_interp import run_program
 from tilewright.ir.ops.compute import Conv, Cumulative, Dot, ReduceWindow, Sort
-from tilewright.ir.ops.control import If, Param, Scan, While
-from tilewright.ir.ops.shape import Concat, GatherND, ScatterND, Slice, Take
+from tilewright.ir.ops.control import Fusion, If, Param, Scan, While
+from tilewright.ir.ops.shape import Concat, GatherND, ScatterND, Slice, Take, Transpose
 from tilewright.ir.ops.table import ALL_OPS
 from tilewright.ir.program import Repeat
 from tilewright.ir.types import BOOL, F32, I64, DType, TensorType
@@ -355,3 +355,15 @@ def test_a_costly_value_read_at_several_places_is_computed_once() -> None:
     graph = Graph("g", [x], [total])
     assert len(lowered(graph).kernels()) == 2
     agree(graph, [np.linspace(-1, 1, 11, dtype=np.float32)])
+
+
+def test_rows_that_lie_across_memory_are_reduced_side_by_side() -> None:
+    """x.T @ v reads x along its rows: the vector loop runs over the results."""
+    b = Builder()
+    x, v = b.add(Param("x", F32, (40, 24))), b.add(Param("v", F32, (40,)))
+    turned = b.add(Transpose((1, 0)), x)
+    graph = Graph("g", [x, v], [b.add(Dot((1,), (0,)), turned, v)])
+    fused, _ = run_passes(graph, Options(), CAPS, QUIET)
+    assert [n.op.strategy for n in fused.nodes() if isinstance(n.op, Fusion)] == ["elements"]
+    rng = np.random.default_rng(3)
+    agree(graph, [values(F32, (40, 24), rng), values(F32, (40,), rng)])

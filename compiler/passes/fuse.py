@@ -106,7 +106,8 @@ class _Fuser:
             if isinstance(node.op, CONTRACTION):
                 self._claim(self._grow("contraction", node))
         for node in self.nodes:
-            if isinstance(node.op, Reduce) and node not in self.group_of and _row_space(node) is not None:
+            if isinstance(node.op, Reduce) and node not in self.group_of and _row_space(node) is not None \
+                    and not self._across(node):
                 self._claim(self._grow_rows(node))
         for node in self.nodes:
             if isinstance(node.op, (*INNER_LOOP, *REGION)) and node not in self.group_of and not self._only_indices(node):
@@ -114,6 +115,27 @@ class _Fuser:
                             else Group("elements", {node}, [node]))
         self._choose_kept()
         return self._assemble()
+
+    def _across(self, reduction: Node) -> bool:
+        """Whether the rows lie across memory: all large values that the reduction reads are transposed, so that neighbouring
+        results, not neighbouring terms, are neighbours in memory."""
+        full = reduction.inputs[0].shape
+        outer = len(full) - len(reduction.op.axes) if isinstance(reduction.op, Reduce) else 0
+        crossed = False
+        seen: set[Node] = set()
+        stack = [reduction.inputs[0]]
+        while stack and outer > 0 and bounds(full[outer - 1])[1] >= SMALL_ROW:
+            node = stack.pop()
+            if node in seen or node.shape != full:
+                continue
+            seen.add(node)
+            if isinstance(node.op, (Elementwise, Cast)) and node not in self.group_of:
+                stack.extend(node.inputs)
+            elif isinstance(node.op, Transpose) and node.op.perm[outer - 1] == node.rank - 1:
+                crossed = True
+            elif not (isinstance(node.op, Broadcast) and node.inputs[0].shape != full):
+                return False
+        return crossed
 
     def _only_indices(self, node: Node) -> bool:
         """Whether the node only puts columns of indices side by side for gathers, which then read each where it is."""
