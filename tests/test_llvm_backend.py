@@ -823,6 +823,7 @@ def test_every_function_compiles_for_other_cpus(name: str) -> None:
 # ---- what lowering makes ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", ALL_OPS, ids=lambda op: op.__name__)
 def test_samples_of_every_op_through_lowering(op: type[Op]) -> None:
     """Each sample as a graph of one node: native code against the graph's interpreter, on one and on two threads."""

@@ -28,6 +28,8 @@ AMPLIFIED = {
     "n_body": 4,              # the power -1.5 of a small distance
 }
 
+pytestmark = pytest.mark.slow
+
 
 def specialized(program: Program, inputs: Sequence[np.ndarray]) -> Any:
     return tw.compile(program.function, args=[tw.spec(a.shape, str(a.dtype)) for a in inputs], options=OPTIONS)

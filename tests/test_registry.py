@@ -322,6 +322,7 @@ DOT_SIZES = [(1, 3, 7), (1, 64, 200), (2, 16, 1), (5, 1, 49), (6, 65, 48), (7, 3
              (64, 65, 130), (1, 1, 1), (3, 0, 4), (0, 3, 4), (3, 4, 0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [F32, F64, F16, BF16, I32, I8], ids=str)
 @pytest.mark.parametrize("target", ["cpu", *OTHER_TARGETS])
 def test_dots_at_the_edges_of_tiles(dtype: DType, target: str) -> None:
@@ -368,6 +369,7 @@ CONVOLUTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("target", ["cpu", "cpu:x86-64"])
 def test_convolutions(channels_last: bool, target: str) -> None:
