@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 try:
     from .cli import INTERRUPTED, main
 except KeyboardInterrupt:
-    print("tilewright: interrupted", file=sys.stderr)
-    sys.exit(130)  # INTERRUPTED, which was not read
+    print("tilewright: interrupted", file=sys.stderr, flush=True)
+    os._exit(130)  # INTERRUPTED, which was not read; for `_exit` see `cli.main`
 
 __all__ = ["INTERRUPTED", "main"]
 

@@ -51,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         click.echo(f"tilewright: stdout: {error.strerror or error}", err=True)
         status = status or 1
+    if status == INTERRUPTED:  # where Ctrl-C fell into `exec` of a string (dataclasses), Python would end by the signal instead
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 

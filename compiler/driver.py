@@ -22,7 +22,9 @@ from .compiled_function import CompiledFunction
 from .frontends.from_numpy import Traced, trace_specs
 from .ir.errors import ArgumentError, CompileError, UnsupportedError
 from .ir.graph import Graph
+from .ir.ops.control import Param
 from .ir.parser import load_text
+from .ir.types import TensorType
 from .ir.verify import verify
 from .key import add_facts, make_key
 from .machine import check_platform, llvm_version, machine_text
@@ -112,12 +114,21 @@ def compile_graph(graph: Graph, target: str, options: Options, *, pack: Any = No
         if entry is not None:
             metadata = {**entry.metadata, "cached": True}
             return _executable(entry.object_code, entry.constants, metadata, options, pack)
+    _refuse_index(graph)
     verify(graph)  # a graph that was found above was verified when it was compiled: its key is the digest of all it says
     built = compile_half().build(graph, target, options, environment)
     metadata = {**built.metadata, "cached": False}
     if cache is not None and key is not None and not sources_changed():
         cache.store(add_facts(key, graph), built.object_code, built.constants, built.constants_digest, built.metadata)
     return _executable(built.object_code, built.constants, metadata, options, pack)
+
+
+def _refuse_index(graph: Graph) -> None:
+    """Callers have no arrays of `index`, which is a dtype of programs."""
+    for what, name, node in (*(("input", p.op.label, p) for p in graph.params if isinstance(p.op, Param)),
+                             *(("output", name, node) for name, node in zip(graph.result_names, graph.results))):
+        if isinstance(node.type, TensorType) and node.type.dtype.kind == "x":
+            raise CompileError(f"{graph.name}: {what} '{name}' is {node.type}; index is a dtype within programs only", hint="use i64")
 
 
 def _executable(code: bytes, constants: Any, metadata: dict[str, Any], options: Options, pack: Any) -> Any:
