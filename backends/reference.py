@@ -149,6 +149,7 @@ class ReferenceModel:
             for position, target in enumerate(given):
                 if target is not None:
                     self._check_out(position, target, results[position])
+                    self._check_shared(position, target, given[:position])
             for position, target in enumerate(given):
                 if target is not None:
                     target[...] = results[position]
@@ -166,6 +167,13 @@ class ReferenceModel:
             raise ArgumentError(f"{self.name}: out for output '{name}': found {found}, expected {wanted}")
         if not target.flags.writeable:
             raise ArgumentError(f"{self.name}: out for output '{name}': the array is read only, expected a writable {wanted}")
+
+    def _check_shared(self, position: int, target: Array, before: Sequence[Array | None]) -> None:
+        for other, array in enumerate(before):
+            if array is not None and np.shares_memory(target, array):
+                names = [name for name, _ in self._output_types]
+                raise ArgumentError(f"{self.name}: out for output '{names[position]}': found memory of the array for output "
+                                    f"'{names[other]}', expected an array of its own for each output")
 
 
 def _signature(source: Graph | Program) -> tuple[list[tuple[str, TensorType]], list[tuple[str, TensorType]]]:

@@ -13,7 +13,8 @@ from .version import __version__
 # public name -> module that defines it
 _PUBLIC = {
     "compile": "driver", "trace": "frontends.from_numpy", "spec": "frontends.from_numpy",
-    "from_onnx": "driver", "load": "loading", "parse": "ir.parser", "Options": "options",
+    "from_onnx": "driver", "load": "loading", "parse": "ir.parser", "load_text": "ir.parser", "save_text": "ir.printer",
+    "Options": "options",
     "cond": "frontends.from_numpy", "while_loop": "frontends.from_numpy", "scan": "frontends.from_numpy",
     "Graph": "ir.graph", "Dim": "ir.dims", "symbol": "ir.dims",
     **dict.fromkeys(("erf", "gelu", "layer_norm", "log_softmax", "logsumexp", "one_hot", "relu", "rms_norm", "sigmoid", "silu",

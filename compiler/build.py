@@ -9,17 +9,17 @@ about caches, files of artifacts or arguments of calls.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
+from msgspec import Struct
 
 from .backends.llvm.backend import capabilities_of
 from .backends.llvm.compile import CompiledObject, compile_program
@@ -37,10 +37,11 @@ from .ir.printer import SPELLED_ELEMENTS, constants_of, save_constants, sidecar_
 from .ir.program import Program
 from .ir.types import TensorType
 from .ir.verify import verify
+from .key_facts import add_facts as add_facts  # for the driver, which imports this half late
 from .lowering.lower import Statistics, lower_program
 from .lowering.memory import lower_bound
 from .options import Environment, Options, read_environment
-from .pipeline import run_passes, stage_names, write_dump
+from .pipeline import make_dump_folder, run_passes, stage_names, write_dump
 from .runtime import _native
 from .version import __version__
 
@@ -50,8 +51,7 @@ LARGEST_LEADING = 4
 OBJECT_PREFIX = "tw"  # of the symbols of object code; saving replaces it with the artifact's name
 
 
-@dataclass(frozen=True)
-class Built:
+class Built(Struct, frozen=True):
     """A compiled program. `constants` is the segment, aligned to 64 bytes, or None; `metadata` is for people and JSON."""
 
     object_code: bytes
@@ -222,7 +222,7 @@ def describe_targets() -> list[dict[str, Any]]:
 
 def segment_digest(program: Program) -> str:
     """A digest of the segment's content: of the places, and the digests, of its constants."""
-    state = hashlib.sha256(f"{program.constants_bytes}\n".encode())
+    state = blake3(f"{program.constants_bytes}\n".encode())
     for offset, constant in program.constants:
         state.update(f"{offset} {constant.digest}\n".encode())
     return state.hexdigest()
@@ -302,7 +302,7 @@ def dump_constants(environment: Environment, graph: Graph) -> None:
     """The large constants of the first stage beside its text, so that it can be read back."""
     constants = constants_of(graph)
     if environment.dump is not None and constants:
-        environment.dump.mkdir(parents=True, exist_ok=True)
+        make_dump_folder(environment.dump)
         save_constants(environment.dump / "00_input.ir.npz", constants.values())
 
 
@@ -342,9 +342,8 @@ _REPRO = '''\
 from pathlib import Path
 
 import tilewright as tw
-from tilewright.ir.parser import load_text
 
-graph = load_text(Path(__file__).with_name("00_input.ir"))
+graph = tw.load_text(Path(__file__).with_name("00_input.ir"))
 options = tw.Options(precision={precision!r}, threads={threads}, cache=False)
 print(tw.compile(graph, target={target!r}, options=options))
 '''

@@ -11,9 +11,10 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import click
 
@@ -60,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: Sequence[str] | None = None) -> int:
     """One command; returns its exit status. Every error is explained on stderr."""
     try:
-        cli.main(args=None if arguments is None else list(arguments), prog_name="tilewright", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            cli.main(args=None if arguments is None else list(arguments), prog_name="tilewright", standalone_mode=False)
         return 0
     except click.exceptions.Exit as end:
         return end.exit_code
@@ -83,6 +86,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         _report_fault(error)
     return 1
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+                  line: str | None = None) -> None:
+    """In one line: a place in Python says nothing here."""
+    del category, filename, lineno, file, line
+    click.echo(f"tilewright: warning: {message}", err=True)
 
 
 def _report_fault(error: Exception) -> None:

@@ -15,12 +15,12 @@ import click
 from .cli_shared import answer, byte_text, dims_option, json_option, load_graph, precision_option, target_option
 from .driver import compile_half, key_of, open_cache
 from .ir.errors import ArtifactError, CompileError
-from .key import add_facts
+from .key_facts import add_facts
 from .machine import cpu_name, llvm_version
 from .options import Options, read_environment
 from .runtime import _native
-from .runtime.artifact import RUNTIME_OBJECT, find_linker
 from .runtime.cache import Cache
+from .runtime.linking import RUNTIME_OBJECT, find_linker
 from .version import __version__
 
 # package -> what it is for, and how it is installed
@@ -115,7 +115,7 @@ def cache_why(model: Path | None, target: str, dims: Sequence[str], precision: s
         answer(as_json, data, lines or ["the cache is empty"])
         return
     graph = load_graph(model, dims)
-    key = add_facts(key_of(graph, target, Options(precision=precision), cache), graph)
+    key = add_facts(key_of(graph.name, graph.fingerprint, target, Options(precision=precision), cache), graph)
     reasons = cache.explain(key)
     data = {"key": key.digest, "name": graph.name, "hit": not reasons, "reasons": reasons, "parts": dict((*key.parts, *key.facts))}
     answer(as_json, data, [f"miss: {reason}" for reason in reasons] or [f"hit: {key.digest[:12]}"])
@@ -198,6 +198,6 @@ def check_cache() -> Check:
         return ("cache", "optional", "turned off (TILEWRIGHT_CACHE_DIR is empty)", "")
     entries = cache.entries()
     nearest = next(folder for folder in (cache.directory, *cache.directory.parents) if folder.exists())
-    writable = os.access(nearest, os.W_OK)
+    problem = "no folder" if not nearest.is_dir() else "" if os.access(nearest, os.W_OK) else "not writable"
     text = f"{cache.directory}: {len(entries)} entries, {byte_text(sum(entry.bytes for entry in entries))}"
-    return ("cache", "good" if writable else "optional", text, f"{nearest} is not writable: every compile starts anew")
+    return ("cache", "optional" if problem else "good", text, f"{nearest} is {problem}: every compile starts anew")

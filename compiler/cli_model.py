@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -169,7 +170,8 @@ def read_array(name: str, path: Path) -> np.ndarray[Any, Any]:
 def write_array(path: Path, array: np.ndarray[Any, Any]) -> None:
     """A .npy file, whole or not at all."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.lib.format.write_array(file, array, allow_pickle=False)
+        # Not the file itself: NumPy would open it a second time in C and lose sight of a write that fails at the end.
+        np.lib.format.write_array(SimpleNamespace(write=file.write), array, allow_pickle=False)
 
 
 def output_places(pairs: Sequence[str], names: Sequence[str]) -> dict[str, Path]:

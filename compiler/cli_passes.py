@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from .cli_shared import dims_option, load_graph, precision_option, progress, target_option
+from .cli_shared import dims_option, load_graph, precision_option, progress, target_option, write_out
 from .driver import compile_half
 from .ir.errors import CompileError
 from .ir.graph import Graph
 from .ir.parser import parse
-from .ir.printer import constants_of, dump, format_graph
+from .ir.printer import constants_of, format_graph, save_text
 from .ir.program import Program
 from .ir.verify import verify
 from .options import Options
@@ -43,7 +43,7 @@ def opt_command(model: str | None, start: str, until: str, emit: str | None, out
     Large constants are named by digest in text; with -o they go to a file beside it, from which they are read again.
     """
     if list_passes:
-        click.echo("\n".join(compile_half().stages_of(target)))
+        write_out("\n".join(compile_half().stages_of(target)) + "\n")
         return
     if model is None:
         raise click.UsageError("missing argument MODEL")
@@ -74,6 +74,8 @@ def opt_command(model: str | None, start: str, until: str, emit: str | None, out
 
 def read_stage(model: str, dims: Sequence[str]) -> Graph | Program:
     """A graph, or from a .loop file a program."""
+    if dims and (model == "-" or model.endswith(".loop")):
+        raise click.UsageError(f"--dims is for reading an ONNX model, but {model} is text of the IR, which declares its own sizes")
     if model == "-":
         return parse(sys.stdin.read(), file="stdin")
     path = Path(model)
@@ -88,9 +90,9 @@ def read_stage(model: str, dims: Sequence[str]) -> Graph | Program:
 
 def write_graph(graph: Graph, output: Path | None, locations: bool) -> None:
     if output is not None:
-        dump(graph, output, locations)
+        save_text(graph, output, locations)
         return
-    click.echo(format_graph(graph, locations), nl=False)
+    write_out(format_graph(graph, locations))
     if constants_of(graph):
         click.echo("tilewright: large constants are named by digest only; -o FILE also writes their values", err=True)
 
@@ -98,7 +100,7 @@ def write_graph(graph: Graph, output: Path | None, locations: bool) -> None:
 def write_program(program: Program, form: str, target: str, output: Path | None) -> None:
     text: Any = compile_half().program_text(program, form, target)
     if output is None:
-        click.echo(text, nl=False)
+        write_out(text)
         return
     if form == "loop":
         compile_half().save_program_constants(program, output)

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 import click
 import numpy as np
+from click.core import ParameterSource
 
-from .driver import compile_graph, load_model
+from .driver import compile_file, load_model
 from .ir.errors import ArgumentError, RuntimeFailure, TilewrightError
 from .loading import load
 from .options import PRECISIONS, Options
@@ -83,7 +84,17 @@ def progress(message: str) -> Iterator[None]:
 
 def answer(as_json: bool, data: Any, lines: Sequence[str]) -> None:
     """The command's answer on stdout."""
-    click.echo(json.dumps(data, indent=2) if as_json else "\n".join(lines))
+    write_out((json.dumps(data, indent=2) if as_json else "\n".join(lines)) + "\n")
+
+
+def write_out(text: str) -> None:
+    """Text to stdout; an error says that it was there."""
+    try:
+        click.echo(text, nl=False)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "stdout") from None
 
 
 def byte_text(count: float) -> str:
@@ -111,14 +122,22 @@ def load_graph(path: Path, dims: Sequence[str]) -> Any:
 def load_executable(path: Path, *, dims: Sequence[str], target: str, threads: int, precision: str, no_cache: bool) -> Any:
     """Something to call: a saved library loaded, or a model compiled."""
     if is_library(path):
-        if dims:
-            raise ArgumentError(f"{path}: --dims fixes sizes while a model is compiled; this is a library",
-                                hint="--size says which sizes random inputs have")
+        refuse_compile_options(path)
         return load(path, threads=threads)
-    graph = load_graph(path, dims)
     options = Options(threads=threads, precision=precision, cache=not no_cache)
+    sizes = read_sizes(dims, "--dims")
     with progress(f"compiling {path.name}"):
-        return compile_graph(graph, target, options)
+        return compile_file(path, target, options, dims=sizes or None)
+
+
+def refuse_compile_options(path: Path) -> None:
+    """A library is compiled already: what only a compilation heeds must not be given with it."""
+    context = click.get_current_context()
+    for option in ("dims", "target", "precision", "no_cache"):
+        if context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
+            sizes = "; --size says which sizes random inputs have" * (option == "dims")
+            raise click.UsageError(f"--{option.replace('_', '-')} is for compiling a model, but {path} is a compiled library: "
+                                   f"leave it out, or give the model{sizes}")
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------

@@ -12,10 +12,10 @@ import inspect
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from .frontends.argument_trees import flatten
 from .frontends.from_numpy import Traced, call_key, is_array, trace_call
@@ -25,8 +25,7 @@ from .ir.graph import Graph
 MOST_SHORTCUTS = 4096
 
 
-@dataclass(frozen=True, eq=False)
-class Version:
+class Version(Struct, frozen=True, eq=False):
     """One trace of the function. `held`: its static arguments, whose identity the key may use."""
 
     traced: Traced
@@ -43,7 +42,7 @@ class CompiledFunction:
     """Call it like the function; `out=` gives arrays for the results, unless the function has an `out` of its own.
     `graph_for(*args)` shows the graph behind a call, `executables` what was compiled."""
 
-    def __init__(self, function: Callable[..., Any], compile_graph: Callable[[Graph], Any], name: str | None = None) -> None:
+    def __init__(self, function: Callable[..., Any], compile_graph: Callable[..., Any], name: str | None = None) -> None:
         self.function = function
         self.__wrapped__ = function
         self.__name__ = name or getattr(function, "__name__", type(function).__name__)
@@ -91,7 +90,7 @@ class CompiledFunction:
 
     def graph_for(self, *args: Any, **kwargs: Any) -> Graph:
         """The graph that serves such a call."""
-        return self._version(args, kwargs).traced.graph
+        return self._version(args, kwargs).traced.settle()
 
     @property
     def executables(self) -> tuple[Any, ...]:
@@ -109,7 +108,7 @@ class CompiledFunction:
             if version is None:
                 traced = trace_call(self.function, args, kwargs, self._name)
                 held = tuple(leaf.value for leaf in flatten((args, dict(kwargs)))[0] if not is_array(leaf.value))
-                version = Version(traced, self._compile_graph(traced.graph), held)
+                version = Version(traced, self._compile_graph(traced.graph, settle=traced.settle), held)
                 self._versions.setdefault(key, []).append(version)
             return version
 

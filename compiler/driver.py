@@ -18,21 +18,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from blake3 import blake3
+
 from .compiled_function import CompiledFunction
 from .frontends.from_numpy import Traced, trace_specs
 from .ir.errors import ArgumentError, CompileError, UnsupportedError
 from .ir.graph import Graph
 from .ir.ops.control import Param
-from .ir.parser import load_text
 from .ir.types import TensorType
 from .ir.verify import verify
-from .key import add_facts, make_key
 from .machine import check_platform, llvm_version, machine_text
 from .options import Environment, Options, read_environment
 from .runtime import _native
 from .runtime.cache import Cache, Key, source_digest, sources_changed
 from .runtime.executable import Executable
-from .saving import ForeignExecutable, Saveable, save
 
 PathText = str | os.PathLike[str]
 Source = Callable[..., Any] | Graph | PathText
@@ -63,14 +62,14 @@ def compile(
         return compile_graph(source, target, options, name=name)
     if isinstance(source, (str, os.PathLike)):
         _refuse_arguments("a model file", args, kwargs)
-        return compile_graph(load_model(source), target, options, name=name)
+        return compile_file(source, target, options, name=name)
     if not callable(source):
         raise ArgumentError(f"compile: found a {type(source).__name__}, expected a function, a graph, or the path of a model",
                             hint="tw.compile(function), tw.compile(tw.from_onnx(path))")
     if args is None and kwargs is None:
         return CompiledFunction(source, partial(compile_graph, target=target, options=options), name)
     traced = trace_specs(source, _as_tuple(args), dict(kwargs or {}), name)
-    return compile_graph(traced.graph, target, options, pack=None if _is_plain(traced) else traced.pack)
+    return compile_graph(traced.graph, target, options, settle=traced.settle, pack=None if _is_plain(traced) else traced.pack)
 
 
 def from_onnx(source: Any, dims: Mapping[str, Any] | None = None, outputs: Sequence[str] | None = None) -> Graph:
@@ -88,39 +87,79 @@ def load_model(path: PathText, dims: Mapping[str, Any] | None = None) -> Graph:
     if place.suffix == ".ir":
         if dims:
             raise ArgumentError(f"{place}: dims are bound while importing an ONNX model; a graph in text declares its own")
-        return load_text(place)
+        graph: Graph = _text_front_end().load_text(place)
+        return graph
     if place.suffix == ".onnx":
         return from_onnx(place, dims)
     raise CompileError(f"{place}: found the suffix {place.suffix!r}, expected .onnx or .ir")
 
 
-def compile_graph(graph: Graph, target: str, options: Options, *, pack: Any = None, name: str | None = None) -> Any:
-    """The executable of a graph; for a target that this machine cannot run, what saves it."""
+def compile_file(path: PathText, target: str, options: Options, *, dims: Mapping[str, Any] | None = None,
+                 name: str | None = None) -> Any:
+    """The executable of a model file. An ONNX file that was compiled before is found by its bytes, without reading it as a
+    model; not one with constants in files beside it, whose bytes are not all."""
+    environment = read_environment()
+    place = Path(path)
+    cache = open_cache(environment, options) if options.cache and name is None else None
+    if cache is None or place.suffix != ".onnx" or not place.is_file() or environment.backend in INTERPRETERS:
+        return compile_graph(load_model(path, dims), target, options, name=name)
+    data = place.read_bytes()
+    bound = sorted((size, str(value)) for size, value in (dims or {}).items())
+    subject = f"onnx {source_digest()} {blake3(data).hexdigest()} {bound}"
+    fingerprint, _, title = (cache.recall(subject) or "").partition(" ")
+    if fingerprint:
+        key = key_of(title, fingerprint, target, options, cache)
+        found = _find(cache, key, environment, options, None)
+        if found is not None:
+            return found
+    graph = load_model(path, dims)
+    executable = compile_graph(graph, target, options)
+    if b"location" not in data:  # the key of what lies in another file
+        cache.note(subject, f"{graph.fingerprint} {graph.name}")
+    return executable
+
+
+def compile_graph(graph: Graph, target: str, options: Options, *, settle: Callable[[], Graph] | None = None, pack: Any = None,
+                  name: str | None = None) -> Any:
+    """The executable of a graph; for a target that this machine cannot run, what saves it. `settle` gives the graph to
+    compile where this one only serves to look into the cache (`Traced.settle`)."""
     if name is not None:
         graph = Graph(name, graph.params, graph.results, graph.result_names)
     environment = read_environment()
     if environment.backend not in BACKENDS:
         raise CompileError(f"TILEWRIGHT_BACKEND={environment.backend!r} is not one of {', '.join(BACKENDS)}")
     if environment.backend in INTERPRETERS:
+        graph = graph if settle is None else settle()
         verify(graph)
         model = compile_half().interpreted(graph, environment.backend, options, environment)
         return Executable(model, threads=options.threads, metadata=dict(INTERPRETED, backend=environment.backend),
                           save_with=_refuse_saving, pack=pack)
     cache = open_cache(environment, options) if options.cache else None
-    key = key_of(graph, target, options, cache) if cache is not None else None
-    # Whoever asks for dumps or checks wants the passes to run.
-    if cache is not None and key is not None and environment.dump is None and environment.verify == 0:
-        entry = cache.find(key)
-        if entry is not None:
-            metadata = {**entry.metadata, "cached": True}
-            return _executable(entry.object_code, entry.constants, metadata, options, pack)
+    key = key_of(graph.name, graph.fingerprint, target, options, cache) if cache is not None else None
+    if cache is not None and key is not None:
+        found = _find(cache, key, environment, options, pack)
+        if found is not None:
+            return found
+    settled = graph if settle is None else settle()
+    if settled is not graph:
+        return compile_graph(settled, target, options, pack=pack)
     _refuse_index(graph)
     verify(graph)  # a graph that was found above was verified when it was compiled: its key is the digest of all it says
     built = compile_half().build(graph, target, options, environment)
     metadata = {**built.metadata, "cached": False}
     if cache is not None and key is not None and not sources_changed():
-        cache.store(add_facts(key, graph), built.object_code, built.constants, built.constants_digest, built.metadata)
+        cache.store(compile_half().add_facts(key, graph), built.object_code, built.constants, built.constants_digest, built.metadata)
     return _executable(built.object_code, built.constants, metadata, options, pack)
+
+
+def _find(cache: Cache, key: Key, environment: Environment, options: Options, pack: Any) -> Any:
+    """The executable from the cache, or None; whoever asks for dumps or checks wants the passes to run."""
+    if environment.dump is not None or environment.verify:
+        return None
+    entry = cache.find(key)
+    if entry is None:
+        return None
+    return _executable(entry.object_code, entry.constants, {**entry.metadata, "cached": True}, options, pack)
 
 
 def _refuse_index(graph: Graph) -> None:
@@ -134,7 +173,7 @@ def _refuse_index(graph: Graph) -> None:
 def _executable(code: bytes, constants: Any, metadata: dict[str, Any], options: Options, pack: Any) -> Any:
     """Loads object code; what this machine cannot run can still be saved."""
     if metadata["architecture"] != os.uname().machine or _native.missing_feature(",".join(metadata["features"])) is not None:
-        return ForeignExecutable(code, constants, metadata)
+        return _saving().ForeignExecutable(code, constants, metadata)
     return Executable.from_object(code, constants, symbol=SYMBOL, threads=options.threads, metadata=metadata,
                                   save_with=_save, pack=pack)
 
@@ -142,8 +181,8 @@ def _executable(code: bytes, constants: Any, metadata: dict[str, Any], options: 
 def _save(executable: Executable, path: str, **options: Any) -> Any:
     """What stands behind `executable.save`."""
     assert executable.object_code is not None
-    saveable = Saveable(executable.object_code, executable.constants, executable.metadata, executable)
-    return save(saveable, path, **options)
+    saveable = _saving().Saveable(executable.object_code, executable.constants, executable.metadata, executable)
+    return _saving().save(saveable, path, **options)
 
 
 def _refuse_saving(executable: Executable, path: str, **options: Any) -> Any:
@@ -174,9 +213,15 @@ def _report(debug: int, message: str) -> None:
         print(f"tilewright: {message}", file=sys.stderr)
 
 
-def key_of(graph: Graph, target: str, options: Options, cache: Cache | None) -> Key:
-    """Everything that the code of a graph depends on."""
-    return make_key(graph, resolved_text(target, cache), options)
+def key_of(name: str, fingerprint: str, target: str, options: Options, cache: Cache | None) -> Key:
+    """Everything that the code of a graph depends on, without the facts that explain a miss: they take longer than a hit."""
+    return Key(name, (
+        ("source", source_digest()),
+        ("llvm", llvm_version()),
+        ("options", options.code_key()),
+        ("target", resolved_text(target, cache)),
+        ("graph", fingerprint),
+    ))
 
 
 def resolved_text(target: str, cache: Cache | None) -> str:
@@ -204,6 +249,20 @@ def compile_half() -> ModuleType:
     from . import build
 
     return build
+
+
+def _saving() -> ModuleType:
+    """Headers, linking and the like: imported only when something is saved."""
+    from . import saving
+
+    return saving
+
+
+def _text_front_end() -> ModuleType:
+    """The parser of the IR's text: imported only when a file of it is read."""
+    from .ir import parser
+
+    return parser
 
 
 def _onnx_front_end() -> ModuleType:

@@ -8,16 +8,16 @@ TILEWRIGHT_BACKEND=name, TILEWRIGHT_CACHE_DIR=dir (empty: no cache on disk).
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
 from pathlib import Path
+
+from msgspec import Struct
 
 from .ir.errors import CompileError
 
 PRECISIONS = ("default", "strict")
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Struct, frozen=True):
     """How to compile. Frozen; everything that changes the code is part of the cache key.
 
     threads     threads of a call; 0: as many as the process may use. Not part of the code.
@@ -44,8 +44,7 @@ class Options:
         return f"precision={self.precision}"
 
 
-@dataclass(frozen=True, slots=True)
-class Environment:
+class Environment(Struct, frozen=True):
     """The knobs, read once a compilation."""
 
     debug: int
@@ -73,4 +72,4 @@ def read_environment() -> Environment:
 
 
 def option_names() -> tuple[str, ...]:
-    return tuple(f.name for f in fields(Options))
+    return Options.__struct_fields__

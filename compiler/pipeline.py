@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from .ir.caps import Caps
 from .ir.dims import evaluate
-from .ir.errors import CompileError, InternalError, TilewrightError
+from .ir.errors import CompileError, InternalError, TilewrightError, cannot_write
 from .ir.graph import Builder, Graph, Node, attribute_names
 from .ir.interp import evaluate_graph
 from .ir.ops.control import If, Scan, While
@@ -27,6 +28,7 @@ from .options import Environment, Options
 from .passes.canonicalize import canonicalize
 from .passes.choose_layout import choose_layout
 from .passes.decompose import decompose
+from .passes.eliminate_dead import eliminate_dead
 from .passes.fold_constants import fold_constants
 from .passes.fuse import fuse
 from .passes.hoist_invariants import hoist_invariants
@@ -44,7 +46,7 @@ def in_bodies(function: Pass) -> Pass:
                 return None
             bodies = {name: apply(getattr(node.op, name), options) for name in attribute_names(type(node.op))
                       if isinstance(getattr(node.op, name), Graph)}
-            return b.add(replace(node.op, **bodies), *inputs)  # type: ignore[arg-type]
+            return b.add(replace(node.op, **bodies), *inputs)
 
         return function(rewrite_graph(graph, visit, "in_bodies"), options)
 
@@ -61,14 +63,14 @@ def passes_for(caps: Caps) -> tuple[tuple[str, Pass], ...]:
         ("choose_layout", in_bodies(choose_layout)),                        # every convolution is channels-last
         ("pack_operands", partial(pack_operands, caps=caps)),    # contractions have packed operands, no padding inside
         ("hoist_invariants", hoist_invariants),                  # loops compute nothing twice that only captures decide
+        ("eliminate_dead", eliminate_dead),                      # control flow is given nothing that its bodies do not read
         ("canonicalize_packed", canonicalize),                   # what layout and packing brought in is simplified
         ("fold_packed", fold_constants),                         # weights are packed; the originals are dropped
         ("fuse", in_bodies(fuse)),                                          # every node is one kernel, a view, or control flow
     )
 
 
-@dataclass
-class StageReport:
+class StageReport(Struct):
     """What one pass did."""
 
     name: str
@@ -77,8 +79,7 @@ class StageReport:
     nodes_after: int
 
 
-@dataclass
-class PipelineReport:
+class PipelineReport(Struct):
     """What all passes did, in order."""
 
     stages: list[StageReport] = field(default_factory=list)
@@ -138,8 +139,18 @@ def dump_stage(environment: Environment, number: int, name: str, graph: Graph, h
 
 
 def write_dump(folder: Path, name: str, text: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(text + "\n")
+    make_dump_folder(folder)
+    try:
+        (folder / name).write_text(text + "\n")
+    except OSError as error:
+        raise cannot_write(folder / name, error) from None
+
+
+def make_dump_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(f"TILEWRIGHT_IR_DUMP={folder}", error) from None
 
 
 def check_meaning(name: str, before: Graph, after: Graph) -> None:

@@ -9,26 +9,24 @@ Guarantees: the same program gives the same bytes; the files appear together, ea
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
+from msgspec import Struct
 
-from .ir.errors import ArtifactError, TilewrightError
+from .ir.errors import ArtifactError, TilewrightError, cannot_write
 from .ir.types import DTYPES
 from .runtime.artifact import (
     WEIGHTS_SUFFIX,
     check_prefix,
-    link_shared,
-    make_archive,
     make_golden,
     make_header,
     public_symbols,
@@ -37,6 +35,7 @@ from .runtime.artifact import (
 )
 from .runtime.buffer import TensorInfo
 from .runtime.executable import Executable
+from .runtime.linking import link_shared, make_archive
 from .runtime.relocatable import Description, specialize
 from .version import __version__
 
@@ -45,8 +44,7 @@ ALIGNMENT = 64
 LARGEST_GOLDEN = 4 << 20  # a self-test that would add more than this is left out
 
 
-@dataclass(frozen=True, eq=False)
-class Saveable:
+class Saveable(Struct, frozen=True, eq=False):
     """What saving needs of a compiled program. `constants`: the segment (buffer) or None; `runner`: for the golden call."""
 
     object_code: bytes
@@ -63,8 +61,7 @@ class Saveable:
         return _infos(self.metadata["outputs"])
 
 
-@dataclass(frozen=True)
-class Saved:
+class Saved(Struct, frozen=True):
     """The files of an artifact. `weights` is None when the constants are inside the library or there are none."""
 
     library: Path
@@ -176,7 +173,7 @@ def _describe(program: Saveable, name: str, golden: bytes, embed: bool) -> tuple
         segment = np.zeros(offset + len(golden), np.uint8)
         segment[:own.size] = own
         segment[offset:] = np.frombuffer(golden, np.uint8)
-        digest = hashlib.sha256(digest.encode() + golden).hexdigest()
+        digest = blake3(digest.encode() + golden).hexdigest()
     if segment.size == 0:
         return Description(name, 0, ""), None
     inside = segment.data if embed or own.size == 0 else None
@@ -232,8 +229,7 @@ def _staged(target: Path) -> Iterator[Path]:
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     except OSError as error:
-        raise ArtifactError(f"{target}: cannot be written: {error.strerror or error}",
-                            hint="choose a folder that exists and is writable") from error
+        raise cannot_write(target, error) from error
     try:
         yield folder
         for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
@@ -242,7 +238,6 @@ def _staged(target: Path) -> Iterator[Path]:
         place = str(target.parent / "_")[:-1]  # name the file that was to be, not the one it grew in
         raise ArtifactError(error.message.replace(f"{folder}{os.sep}", place), notes=error.notes, hint=error.hint) from None
     except OSError as error:
-        raise ArtifactError(f"{target}: cannot be written: {error.strerror or error}",
-                            hint="is the disk full, or the folder read only?") from error
+        raise cannot_write(target, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,16 +3,16 @@ fits into the vector registers and hides the latency of the multiply-add."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
+
+from msgspec import Struct
 
 from .ir.caps import Caps
 from .ir.dims import DimLike
 from .ir.types import DType
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(Struct, frozen=True):
     """A register tile: `rows` x `columns` accumulators in vectors of `lanes`."""
 
     rows: int
@@ -20,19 +20,37 @@ class Tile:
     lanes: int
 
 
-LATENCY_TILES = 10  # independent accumulators that hide the latency of two multiply-add units (4 cycles each)
+LATENCY_TILES = 10   # independent accumulators that hide the latency of two multiply-add units (4 cycles each)
+USUAL_VECTORS = 2    # of a panel's columns; kernels of one width are shared, so another one must be worth its code
+WORTH = 1.06
 
 
 def panel_columns(columns: DimLike, rows: DimLike, dtype: DType, caps: Caps) -> int:
-    """Columns of a packed panel, which the right operand is laid out for: two vectors, or what a narrow matrix fills."""
+    """Columns of a packed panel, which the right operand is laid out for: two vectors, or what a narrow matrix fills, or
+    another number of vectors that leaves less of the last panel empty."""
     lanes = caps.lanes(dtype)
-    vectors = 3 if caps.vector_registers >= 32 else 2
-    if isinstance(columns, int):
-        needed = max(1, -(-columns // lanes))
-        if rows == 1 and needed >= 4:
-            vectors = 8 if needed >= 8 else 4
-        return lanes * min(needed, vectors)
-    return lanes * vectors
+    usual = 3 if caps.vector_registers >= 32 else USUAL_VECTORS
+    if not isinstance(columns, int):
+        return lanes * usual
+    needed = max(1, -(-columns // lanes))
+    if rows == 1 and needed >= 4:
+        return lanes * (8 if needed >= 8 else 4)
+    if needed <= usual:
+        return lanes * needed
+    best = max(range(1, usual + 2), key=lambda vectors: _share(columns, vectors, lanes, caps))
+    worth = _share(columns, best, lanes, caps) > WORTH * _share(columns, usual, lanes, caps)
+    return lanes * (best if worth else usual)
+
+
+def _share(columns: int, vectors: int, lanes: int, caps: Caps) -> float:
+    """The share of the peak that panels of so many vectors reach, empty columns counted out."""
+    panels = -(-columns // (vectors * lanes))
+    return columns / (panels * vectors * lanes) * _rate(_most_rows(vectors, caps), vectors)
+
+
+def _most_rows(vectors: int, caps: Caps) -> int:
+    """Rows of accumulators beside one register that broadcasts the left operand and those of the panel's row."""
+    return max(1, (caps.vector_registers - 1 - vectors) // vectors)
 
 
 @lru_cache(maxsize=1024)
@@ -40,20 +58,21 @@ def choose_tile(columns: int, rows: DimLike, dtype: DType, caps: Caps) -> Tile:
     """The tile for a panel of `columns` columns and a matrix of `rows` rows."""
     lanes = caps.lanes(dtype)
     vectors = columns // lanes
-    # one register broadcasts the left operand, `vectors` hold the row of the panel
-    most = max(1, (caps.vector_registers - 1 - vectors) // vectors)
+    most = _most_rows(vectors, caps)
     if not isinstance(rows, int):
         return Tile(most, columns, lanes)
     if rows <= most:
         return Tile(max(rows, 1), columns, lanes)
-    return Tile(max(range(1, most + 1), key=lambda r: _score(r, rows, vectors)), columns, lanes)
+
+    def score(tile_rows: int) -> float:
+        """Useful share of the work times the share of issue slots that multiply-adds get."""
+        return rows / (-(-rows // tile_rows) * tile_rows) * _rate(tile_rows, vectors)
+
+    return Tile(max(range(1, most + 1), key=score), columns, lanes)
 
 
-def _score(tile_rows: int, rows: int, vectors: int) -> float:
-    """Useful share of the work times the share of issue slots that multiply-adds get."""
-    tiles = -(-rows // tile_rows)
-    useful = rows / (tiles * tile_rows)
-    products = tile_rows * vectors
-    # two multiply-adds and two loads a cycle; too few accumulators wait for their own results
-    cycles = max(products / 2, (vectors + tile_rows) / 2, LATENCY_TILES / 2)
-    return useful * products / 2 / cycles
+def _rate(rows: int, vectors: int) -> float:
+    """The share of issue slots that multiply-adds get: two of them and two loads a cycle; too few accumulators wait for
+    their own results."""
+    products = rows * vectors
+    return products / 2 / max(products / 2, (vectors + rows) / 2, LATENCY_TILES / 2)

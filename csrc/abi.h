@@ -30,8 +30,12 @@ enum tw_status {
   TW_ERROR_VERSION = -5,      /* the artifact needs another ABI version */
   TW_ERROR_CPU = -6,          /* this CPU lacks a feature the artifact was compiled for */
   TW_ERROR_FILE = -7,         /* a file is missing, truncated or corrupt */
-  TW_ERROR_ASSERT = -8        /* a runtime check of the program failed */
+  TW_ERROR_ASSERT = -8,       /* a runtime check of the program failed */
+  TW_ERROR_INDEX_UNSIGNED = -9 /* what generated code says of an index of type uint64; callers get TW_ERROR_INDEX */
 };
+
+/* What a size was expected to be, given the number in detail[1] of tw_plan_function. */
+enum tw_relation { TW_EXACTLY = 0, TW_AT_LEAST = 1, TW_AT_MOST = 2, TW_MULTIPLE_OF = 3 };
 
 /* The team: one per call of `run`, shared by its threads. Generated code sees exactly these fields, by offset. */
 typedef struct tw_team {
@@ -52,7 +56,7 @@ typedef struct tw_team {
  * shapes: for every input in order, each of its dims (so rank 2 then rank 1 gives 3 numbers).
  * tw_plan checks the dims against the declared bounds and each other (same name, same size; constants; divisibility),
  * writes every output's dims in order, and the bytes of workspace `tw_thread` needs. On TW_ERROR_SHAPE, `where` gets
- * the position in `shapes`, `detail[0]` the size found and `detail[1]` the size expected. */
+ * the position in `shapes`, `detail[0]` the size found, `detail[1]` the size expected and `detail[2]` a tw_relation. */
 typedef int32_t (*tw_plan_function)(const int64_t *shapes, int64_t *output_shapes, int64_t *workspace_bytes,
                                     int64_t *where, int64_t *detail);
 /* One thread's share of the whole program: called once on every thread of the team with its number. All buffers are

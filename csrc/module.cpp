@@ -405,6 +405,31 @@ class Model {
     return true;
   }
 
+  /* From the first byte of an array to behind its last, whatever its strides. */
+  static std::pair<uintptr_t, uintptr_t> byte_range(const py::object &value, int64_t element_bytes) {
+    auto *array = py::detail::array_proxy(value.ptr());
+    auto first = reinterpret_cast<uintptr_t>(array->data), last = first; /* unsigned: steps back wrap */
+    for (int axis = 0; axis < array->nd; axis++) {
+      if (array->dimensions[axis] == 0) return {first, first};
+      const auto reach = static_cast<uintptr_t>((array->dimensions[axis] - 1) * array->strides[axis]);
+      (array->strides[axis] < 0 ? first : last) += reach;
+    }
+    return {first, last + static_cast<uintptr_t>(element_bytes)};
+  }
+
+  /* Refuses an array of out= (checked to be one) that shares memory with one before: one of the results would be lost. */
+  void check_shared(const py::object &array, size_t index, const std::vector<py::object> &before) const {
+    for (size_t other = 0; other < index; other++) {
+      const auto one = byte_range(array, tw_dtype_bytes(model_->outputs[index].dtype));
+      const auto two = byte_range(before[other], tw_dtype_bytes(model_->outputs[other].dtype));
+      if (one.second <= two.first || two.second <= one.first || one.first == one.second || two.first == two.second) continue;
+      if (!py::module_::import("numpy").attr("shares_memory")(array, before[other]).cast<bool>()) continue; /* interleaved */
+      raise("ArgumentError", std::string(model_->name) + ": out for output '" + model_->outputs[index].name +
+                                 "': found memory of the array for output '" + model_->outputs[other].name +
+                                 "', expected an array of its own for each output");
+    }
+  }
+
   /* What the model writes to, and what the caller gets: they differ where out= cannot be written to directly. */
   struct result_arrays {
     std::vector<void *> data;
@@ -426,7 +451,9 @@ class Model {
     for (size_t index = 0; index < count; shape += model_->outputs[index++].rank) {
       py::object target = given ? py::reinterpret_steal<py::object>(PySequence_GetItem(given.ptr(), static_cast<Py_ssize_t>(index))) : py::none();
       py::object written;
-      if (!target.is_none() && check_out(target.ptr(), index, shape)) {
+      const bool direct = !target.is_none() && check_out(target.ptr(), index, shape);
+      if (!target.is_none()) check_shared(target, index, results.returned);
+      if (direct) {
         void *data = py::detail::array_proxy(target.ptr())->data;
         if (is_apart(data, array_bytes(shape, model_->outputs[index]), inputs, dims, results.data, output_dims)) written = target;
       }

@@ -34,16 +34,6 @@ struct alignas(64) running_team {
   int64_t last_mark;
 };
 
-__attribute__((format(printf, 3, 4))) int32_t fail_call(const tw_context *context, int32_t code, const char *format, ...) {
-  if (context != nullptr && context->error != nullptr && context->error_capacity > 0) {
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(context->error, context->error_capacity, format, arguments);
-    va_end(arguments);
-  }
-  return code;
-}
-
 int64_t now() {
   struct timespec time;
   clock_gettime(CLOCK_MONOTONIC, &time);
@@ -112,15 +102,18 @@ int32_t report_failure(const running_team *team, const tw_context *context) {
   long long found = (long long)team->found, expected = (long long)team->expected;
   switch (code) {
     case TW_ERROR_INDEX:
-      return fail_call(context, code, "%s: index %lld is out of bounds for axis with size %lld", site, found, expected);
+      return tw_report(context, code, "%s: index %lld is out of bounds for axis with size %lld", site, found, expected);
+    case TW_ERROR_INDEX_UNSIGNED:
+      return tw_report(context, TW_ERROR_INDEX, "%s: index %llu is out of bounds for axis with size %lld", site,
+                       (unsigned long long)found, expected);
     case TW_ERROR_SHAPE:
-      return fail_call(context, code, "%s: found size %lld, expected %lld", site, found, expected);
+      return tw_report(context, code, "%s: found size %lld, expected %lld", site, found, expected);
     case TW_ERROR_MEMORY:
-      return fail_call(context, code, "%s: could not allocate %lld bytes", site, found);
+      return tw_report(context, code, "%s: could not allocate %lld bytes", site, found);
     case TW_ERROR_ASSERT:
-      return fail_call(context, code, "%s: check failed: found %lld, expected %lld", site, found, expected);
+      return tw_report(context, code, "%s: check failed: found %lld, expected %lld", site, found, expected);
     default:
-      return fail_call(context, code, "%s: failed with status %d: found %lld, expected %lld", site, code, found, expected);
+      return tw_report(context, code, "%s: failed with status %d: found %lld, expected %lld", site, code, found, expected);
   }
 }
 
@@ -140,23 +133,23 @@ void release(const tw_context *context, void *memory) {
 /* Memory for a run. The kernel promises more than it has and kills later, so large sizes are compared first. */
 int32_t allocate_workspace(const tw_model *model, const tw_context *context, int64_t bytes, void **workspace) {
   if (bytes >= large_workspace && bytes > tw_available_memory())
-    return fail_call(context, TW_ERROR_MEMORY, "%s: needs %lld bytes of workspace, but only %lld bytes of memory are available; "
+    return tw_report(context, TW_ERROR_MEMORY, "%s: needs %lld bytes of workspace, but only %lld bytes of memory are available; "
                      "use smaller sizes", model->name, (long long)bytes, (long long)tw_available_memory());
   *workspace = allocate(context, (size_t)bytes);
   if (*workspace == nullptr)
-    return fail_call(context, TW_ERROR_MEMORY, "%s: could not allocate %lld bytes of workspace", model->name, (long long)bytes);
+    return tw_report(context, TW_ERROR_MEMORY, "%s: could not allocate %lld bytes of workspace", model->name, (long long)bytes);
   return TW_OK;
 }
 
 int32_t check_buffers(const tw_model *model, const tw_context *context, const void *const *inputs, void *const *outputs,
                       const uint8_t *constants) {
   if ((inputs == nullptr && model->input_count > 0) || (outputs == nullptr && model->output_count > 0))
-    return fail_call(context, TW_ERROR_ARGUMENT, "%s: the list of inputs or outputs is null", model->name);
+    return tw_report(context, TW_ERROR_ARGUMENT, "%s: the list of inputs or outputs is null", model->name);
   if (constants == nullptr && model->constants_bytes > 0)
-    return fail_call(context, TW_ERROR_ARGUMENT, "%s: its constants (%lld bytes) are not given; open them first", model->name,
+    return tw_report(context, TW_ERROR_ARGUMENT, "%s: its constants (%lld bytes) are not given; open them first", model->name,
                      (long long)model->constants_bytes);
   if (((uintptr_t)constants & 63) != 0)
-    return fail_call(context, TW_ERROR_ARGUMENT, "%s: the constants must be aligned to 64 bytes", model->name);
+    return tw_report(context, TW_ERROR_ARGUMENT, "%s: the constants must be aligned to 64 bytes", model->name);
   return TW_OK;
 }
 
@@ -166,13 +159,13 @@ int32_t run_team(running_team *team, const tw_context *context, int32_t threads)
   } else if (context != nullptr && context->parallel != nullptr) {
     int32_t status = context->parallel(context->user, threads, run_thread, team);
     if (status != TW_OK)
-      return fail_call(context, status, "%s: the host's parallel function failed with %d", team->model->name, status);
+      return tw_report(context, status, "%s: the host's parallel function failed with %d", team->model->name, status);
   } else {
     int32_t status = tw_pool_run(threads, run_thread, team);
     if (status == TW_ERROR_MEMORY)
-      return fail_call(context, status, "%s: could not start %d threads", team->model->name, threads);
+      return tw_report(context, status, "%s: could not start %d threads", team->model->name, threads);
     if (status != TW_OK)
-      return fail_call(context, status, "%s: cannot run on %d threads: at most %d, and not from inside a running model",
+      return tw_report(context, status, "%s: cannot run on %d threads: at most %d, and not from inside a running model",
                        team->model->name, threads, TW_POOL_MAXIMUM);
   }
   return team->head.status == TW_OK ? TW_OK : report_failure(team, context);
@@ -186,23 +179,33 @@ int64_t count_output_dims(const tw_model *model) {
 
 }  // namespace
 
+extern "C" int32_t tw_report(const tw_context *context, int32_t code, const char *format, ...) {
+  if (context != nullptr && context->error != nullptr && context->error_capacity > 0) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(context->error, context->error_capacity, format, arguments);
+    va_end(arguments);
+  }
+  return code;
+}
+
 extern "C" int32_t tw_dtype_bytes(int32_t dtype) {
   static const int8_t bytes[] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8};
   return dtype >= 0 && dtype < (int32_t)sizeof bytes ? bytes[dtype] : 0;
 }
 
 extern "C" int32_t tw_check_model(const tw_model *model, const tw_context *context) {
-  if (model == nullptr) return fail_call(context, TW_ERROR_ARGUMENT, "the model is null");
+  if (model == nullptr) return tw_report(context, TW_ERROR_ARGUMENT, "the model is null");
   if (context != nullptr && context->abi_version != TW_ABI_VERSION)
-    return fail_call(context, TW_ERROR_VERSION, "the context has ABI version %u, expected %d: set context.abi_version to TW_ABI_VERSION",
+    return tw_report(context, TW_ERROR_VERSION, "the context has ABI version %u, expected %d: set context.abi_version to TW_ABI_VERSION",
                      context->abi_version, TW_ABI_VERSION);
   if (model->abi_version != TW_ABI_VERSION)
-    return fail_call(context, TW_ERROR_VERSION, "the artifact has ABI version %u, this runtime expects %d; compile the model again",
+    return tw_report(context, TW_ERROR_VERSION, "the artifact has ABI version %u, this runtime expects %d; compile the model again",
                      model->abi_version, TW_ABI_VERSION);
   if (features_known(model, false)) return TW_OK;
   char name[64];
   if (tw_missing_feature(model->features, name, sizeof name))
-    return fail_call(context, TW_ERROR_CPU, "%s: compiled for a CPU with %s, which this one lacks; compile it for this CPU", model->name, name);
+    return tw_report(context, TW_ERROR_CPU, "%s: compiled for a CPU with %s, which this one lacks; compile it for this CPU", model->name, name);
   features_known(model, true);
   return TW_OK;
 }
@@ -211,17 +214,19 @@ extern "C" int32_t tw_plan_model(const tw_model *model, const tw_context *contex
                                  int64_t *workspace_bytes) {
   int32_t status = tw_check_model(model, context);
   if (status != TW_OK) return status;
-  int64_t no_shape = 0, bytes = 0, where = -1, detail[2] = {0, 0};
+  int64_t no_shape = 0, bytes = 0, where = -1, detail[3] = {0, 0, TW_EXACTLY};
   if (shapes == nullptr) shapes = &no_shape; /* allowed when all inputs are scalars */
   if (output_shapes == nullptr) output_shapes = (int64_t *)__builtin_alloca(sizeof(int64_t) * (size_t)(count_output_dims(model) + 1));
   status = model->plan(shapes, output_shapes, &bytes, &where, detail);
   if (workspace_bytes != nullptr) *workspace_bytes = bytes;
-  if (status == TW_OK && bytes < 0) return fail_call(context, TW_ERROR_MEMORY, "%s: the workspace for these sizes overflows", model->name);
+  if (status == TW_OK && bytes < 0) return tw_report(context, TW_ERROR_MEMORY, "%s: the workspace for these sizes overflows", model->name);
   if (status == TW_OK) return status;
-  if (status != TW_ERROR_SHAPE) return fail_call(context, status, "%s: planning failed with status %d", model->name, status);
+  if (status != TW_ERROR_SHAPE) return tw_report(context, status, "%s: planning failed with status %d", model->name, status);
   char dim[256];
   name_dim(model, where, dim, sizeof dim);
-  return fail_call(context, status, "%s: %s: found size %lld, expected %lld", model->name, dim, (long long)detail[0],
+  static const char *const relations[] = {"", "at least ", "at most ", "a multiple of "};
+  const char *relation = detail[2] >= TW_EXACTLY && detail[2] <= TW_MULTIPLE_OF ? relations[detail[2]] : "";
+  return tw_report(context, status, "%s: %s: found size %lld, expected %s%lld", model->name, dim, (long long)detail[0], relation,
                    (long long)detail[1]);
 }
 
@@ -274,7 +279,7 @@ extern "C" int32_t tw_run_model(const tw_model *model, const tw_context *context
 }
 
 extern "C" int32_t tw_open_model(const tw_model *model, const tw_context *context, const char *path, tw_constants *constants) {
-  if (constants == nullptr) return fail_call(context, TW_ERROR_ARGUMENT, "the place for the constants is null");
+  if (constants == nullptr) return tw_report(context, TW_ERROR_ARGUMENT, "the place for the constants is null");
   memset(constants, 0, sizeof *constants);
   int32_t status = tw_check_model(model, context);
   if (status != TW_OK) return status;
@@ -286,12 +291,12 @@ extern "C" int32_t tw_open_model(const tw_model *model, const tw_context *contex
   char beside[6000];
   if (path == nullptr) {
     if (tw_constants_default_path(model, beside, sizeof beside) != 0)
-      return fail_call(context, TW_ERROR_FILE, "%s: cannot find the folder of the library; give the path of the .weights file", model->name);
+      return tw_report(context, TW_ERROR_FILE, "%s: cannot find the folder of the library; give the path of the .weights file", model->name);
     path = beside;
   }
   char error[1024];
   status = tw_constants_open(path, model->constants_bytes, model->constants_digest, 1, constants, error, sizeof error);
-  return status == TW_OK ? status : fail_call(context, status, "%s", error);
+  return status == TW_OK ? status : tw_report(context, status, "%s", error);
 }
 
 extern "C" void tw_close_model(const tw_model *, tw_constants *constants) { tw_constants_close(constants); }

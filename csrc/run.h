@@ -72,6 +72,9 @@ void tw_close_model(const tw_model *model, tw_constants *constants);
 /* Runs the recorded golden call (abi.h) and compares. TW_OK also when the model carries none, which the message says. */
 int32_t tw_selftest_model(const tw_model *model, const tw_context *context, const uint8_t *constants);
 
+/* Leaves a message where the context has room for one; returns the code. */
+__attribute__((format(printf, 3, 4))) int32_t tw_report(const tw_context *context, int32_t code, const char *format, ...);
+
 /* Bytes of one element of a dtype code, 0 for an unknown code. */
 int32_t tw_dtype_bytes(int32_t dtype);
 

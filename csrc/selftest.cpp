@@ -3,8 +3,6 @@
  * The section is data from a file, so every offset in it is checked before use. No state, owns what it allocates for the
  * time of the call, safe from any thread. C library only.
  */
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,16 +17,6 @@ struct golden {
   const int64_t *shapes;
   const int64_t *places; /* (offset, bytes) for every input, then every output */
 };
-
-__attribute__((format(printf, 3, 4))) int32_t fail_test(const tw_context *context, int32_t code, const char *format, ...) {
-  if (context != nullptr && context->error != nullptr && context->error_capacity > 0) {
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(context->error, context->error_capacity, format, arguments);
-    va_end(arguments);
-  }
-  return code;
-}
 
 double half_to_double(uint16_t bits) {
   int exponent = (bits >> 10) & 31, mantissa = bits & 1023;
@@ -133,7 +121,7 @@ int32_t run_golden(const tw_model *model, const tw_context *context, const uint8
   for (int32_t index = 0; index < model->output_count; index++)
     if (posix_memalign(&outputs[index], 64, (size_t)output_places[2 * index + 1] + 1) != 0) {
       outputs[index] = nullptr;
-      return fail_test(context, TW_ERROR_MEMORY, "%s: selftest: no memory for output %d", model->name, index);
+      return tw_report(context, TW_ERROR_MEMORY, "%s: selftest: no memory for output %d", model->name, index);
     }
   int32_t status = tw_run_model(model, context, inputs, outputs, test->shapes, constants, nullptr);
   for (int32_t index = 0; status == TW_OK && index < model->output_count; index++) {
@@ -141,7 +129,7 @@ int32_t run_golden(const tw_model *model, const tw_context *context, const uint8
     int64_t where = find_difference(output->dtype, (const uint8_t *)outputs[index], test->base + output_places[2 * index],
                                     output_places[2 * index + 1]);
     if (where >= 0)
-      status = fail_test(context, TW_ERROR_ASSERT, "%s: selftest: output '%s' differs from the recorded one at element %lld",
+      status = tw_report(context, TW_ERROR_ASSERT, "%s: selftest: output '%s' differs from the recorded one at element %lld",
                          model->name, output->name, (long long)where);
   }
   return status;
@@ -152,22 +140,22 @@ int32_t run_golden(const tw_model *model, const tw_context *context, const uint8
 extern "C" int32_t tw_selftest_model(const tw_model *model, const tw_context *context, const uint8_t *constants) {
   int32_t status = tw_check_model(model, context);
   if (status != TW_OK) return status;
-  if (model->golden_bytes == 0) return fail_test(context, TW_OK, "%s: the model carries no recorded call to compare with", model->name);
+  if (model->golden_bytes == 0) return tw_report(context, TW_OK, "%s: the model carries no recorded call to compare with", model->name);
   if (constants == nullptr) constants = model->constants;
-  if (constants == nullptr) return fail_test(context, TW_ERROR_ARGUMENT, "%s: selftest needs the constants; open them first", model->name);
+  if (constants == nullptr) return tw_report(context, TW_ERROR_ARGUMENT, "%s: selftest needs the constants; open them first", model->name);
   golden test;
-  if (!parse_golden(model, constants, &test)) return fail_test(context, TW_ERROR_FILE, "%s: the recorded call is damaged", model->name);
+  if (!parse_golden(model, constants, &test)) return tw_report(context, TW_ERROR_FILE, "%s: the recorded call is damaged", model->name);
   int64_t dims = 0;
   for (int32_t index = 0; index < model->output_count; index++) dims += model->outputs[index].rank;
   size_t inputs = (size_t)model->input_count, outputs = (size_t)model->output_count;
   uint8_t *memory = (uint8_t *)calloc(inputs + outputs + (size_t)dims + 1, 8);
-  if (memory == nullptr) return fail_test(context, TW_ERROR_MEMORY, "%s: selftest: no memory", model->name);
+  if (memory == nullptr) return tw_report(context, TW_ERROR_MEMORY, "%s: selftest: no memory", model->name);
   void **output_list = (void **)(memory + inputs * 8);
   int64_t *output_dims = (int64_t *)(memory + (inputs + outputs) * 8);
   status = tw_plan_model(model, context, test.shapes, output_dims, nullptr);
   if (status == TW_OK && (!sizes_agree(model->inputs, model->input_count, test.shapes, test.places) ||
                           !sizes_agree(model->outputs, model->output_count, output_dims, test.places + 2 * inputs)))
-    status = fail_test(context, TW_ERROR_FILE, "%s: the recorded call is damaged (sizes)", model->name);
+    status = tw_report(context, TW_ERROR_FILE, "%s: the recorded call is damaged (sizes)", model->name);
   if (status == TW_OK) status = run_golden(model, context, constants, &test, (const void **)memory, output_list);
   for (size_t index = 0; index < outputs; index++) free(output_list[index]);
   free(memory);

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+from msgspec import Struct
 
 from .. import library
 from ..ir.dims import Dim, DimLike, bounds, evaluate, symbol, symbols_of
@@ -36,8 +36,7 @@ MOST_ELEMENTS = 4096
 PARAM_LIMIT = {"f": 4, "i": 8, "u": 8, "b": 1, "x": 8}
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(Struct, frozen=True):
     """A node, whether it holds exact whole numbers, and a bound of their magnitude (floats only)."""
 
     node: Node

@@ -5,13 +5,12 @@ The one value that backends hand up and the compiler chooses schedules from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from .types import DType
 
 
-@dataclass(frozen=True)
-class Caps:
+class Caps(Struct, frozen=True):
     """What a target offers. Sizes are in bytes; `level1_bytes` and `level2_bytes` are of one core, `level3_bytes` is shared (0: none)."""
 
     vector_bits: int = 256

@@ -15,9 +15,10 @@ from __future__ import annotations
 import ast
 import keyword
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+
+from msgspec import Struct
 
 from .errors import CompileError
 
@@ -29,8 +30,7 @@ RESERVED = frozenset({"min", "inf", "nan", "true", "false", "none"})
 Bound = int | float
 
 
-@dataclass(frozen=True, slots=True)
-class Symbol:
+class Symbol(Struct, frozen=True, cache_hash=True):
     """A named size with bounds (inclusive; `upper` None: unbounded) and a known divisor."""
 
     name: str
@@ -59,23 +59,16 @@ class Symbol:
         step = "" if self.multiple_of == 1 else f" % {self.multiple_of}"
         return f"{self.name}: {self.lower}..{upper}{step}"
 
-    def __hash__(self) -> int:
-        return hash(self.name)
-
     def text(self) -> str:
         return self.name
 
 
-@dataclass(frozen=True, slots=True)
-class Composed:
+class Composed(Struct, frozen=True, cache_hash=True):
     """An atom that is not a symbol: `kind` is 'floordiv', 'mod' or 'min' of two sizes."""
 
     kind: str
     left: DimLike
     right: DimLike
-
-    def __hash__(self) -> int:
-        return hash((self.kind, self.left, self.right))
 
     def text(self) -> str:
         if self.kind == "min":
@@ -318,6 +311,7 @@ def provably_equal(left: DimLike, right: DimLike) -> bool:
     return left == right
 
 
+@lru_cache(maxsize=CACHED)
 def provably_at_most(left: DimLike, right: DimLike) -> bool:
     """True when left <= right for all bindings."""
     return bounds(right - left)[0] >= 0
@@ -340,6 +334,24 @@ def product(sizes: Iterable[DimLike]) -> DimLike:
     for size in sizes:
         total = total * size
     return total
+
+
+def row_major_strides(shape: Sequence[DimLike]) -> tuple[DimLike, ...]:
+    """How many elements a step along each axis passes, in C order."""
+    strides: list[DimLike] = []
+    total: DimLike = 1
+    for size in reversed(shape):
+        strides.append(total)
+        total = total * size
+    return tuple(reversed(strides))
+
+
+def add_all(sizes: Iterable[DimLike]) -> DimLike:
+    """The sum, put into normal form once."""
+    sizes = list(sizes)
+    if all(isinstance(size, int) for size in sizes):
+        return sum(sizes)  # type: ignore[arg-type]
+    return _from_terms([term for size in sizes for term in _terms(size)])
 
 
 def exact_quotient(left: DimLike, right: DimLike) -> DimLike | None:
@@ -397,20 +409,25 @@ def _from_terms(terms: Iterable[tuple[Monomial, int]]) -> DimLike:
     for monomial, coefficient in terms:
         total[monomial] = total.get(monomial, 0) + coefficient
     kept = [(m, c) for m, c in total.items() if c]
-    for monomial, coefficient in kept:
-        undone = _undo_exact_division(monomial, coefficient)
-        if undone is not None:
-            return _from_terms([*((m, c) for m, c in kept if m != monomial), *_terms(undone)])
-    if len(kept) > 1:
-        whole = _recombine(dict(kept))
-        if whole is not None:
-            return _from_terms(whole)
     if not kept:
         return 0
-    if len(kept) == 1 and not kept[0][0]:
+    if Composed in [type(atom) for monomial, _ in kept for atom, _ in monomial]:
+        for monomial, coefficient in kept:
+            undone = _undo_exact_division(monomial, coefficient)
+            if undone is not None:
+                return _from_terms([*((m, c) for m, c in kept if m != monomial), *_terms(undone)])
+        whole = _recombine(dict(kept)) if len(kept) > 1 else None
+        if whole is not None:
+            return _from_terms(whole)
+    if len(kept) > 1:
+        kept.sort(key=_term_key)
+    elif not kept[0][0]:
         return kept[0][1]
-    kept.sort(key=lambda item: _monomial_key(item[0]))
     return Dim(tuple(kept))
+
+
+def _term_key(term: tuple[Monomial, int]) -> tuple[int, list[tuple[tuple[int, str], int]]]:
+    return _monomial_key(term[0])
 
 
 def _undo_exact_division(monomial: Monomial, coefficient: int) -> DimLike | None:

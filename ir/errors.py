@@ -7,18 +7,19 @@ of another type and say which pass and which dump to attach.
 
 from __future__ import annotations
 
+import errno
 import linecache
 import sys
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from types import CodeType, FrameType
 
+from msgspec import Struct
+
 PACKAGE_PREFIXES = ("tilewright.",)
 
 
-@dataclass(frozen=True, slots=True)
-class Loc:
+class Loc(Struct, frozen=True):
     """Where a node came from: a line and expression of a user's file, or the name of a node in a model file.
 
     `column` and `end_column` are UTF-8 byte offsets as CPython reports them (-1: unknown). `merged` holds the
@@ -172,9 +173,16 @@ class IndexFailure(RuntimeFailure, IndexError):
 
 
 class ArtifactError(TilewrightError, OSError):
-    """A saved artifact that is corrupt, of another version or for another CPU."""
+    """A saved artifact that is corrupt, of another version or for another CPU; a file that cannot be written."""
 
     def __init__(self, message: str, *, loc: Loc = UNKNOWN, notes: tuple[str, ...] = (), hint: str = "") -> None:
         TilewrightError.__init__(self, message, loc=loc, notes=notes, hint=hint)
 
     __str__ = TilewrightError.__str__
+
+
+def cannot_write(path: object, error: OSError) -> ArtifactError:
+    """The error of a file or folder that could not be written: which one, and why."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return ArtifactError(f"{path}: cannot be written: {error.strerror or error}",
+                         hint="make room there, or choose another folder" if full else "choose a folder that exists and is writable")

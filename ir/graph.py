@@ -1,7 +1,7 @@
 """Ops, nodes, graphs and the builder.
 
 A value is the node that defines it: `Node(op, inputs, type, loc)`, immutable, compared by identity. A node has one
-value; several results are a tuple with projections (`Get`). Ops are frozen dataclasses whose fields are the attributes;
+value; several results are a tuple with projections (`Get`). Ops are frozen structs whose fields are the attributes;
 the builder merges equal nodes by the type-tagged canonical encoding of op and inputs (never by `==`: 0.0 == -0.0 and
 1 == True), except ops with an `effect`.
 
@@ -10,16 +10,15 @@ All walks are iterative: depth is never limited by the interpreter's stack.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+from blake3 import blake3
+from msgspec import Struct
 
 from .dims import Dim, DimLike, Symbol, symbols_of
 from .errors import UNKNOWN, CompileError, Loc
@@ -29,8 +28,7 @@ Array = np.ndarray
 Binding = Mapping[str, int]
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(Struct, frozen=True):
     """An op with types to try it on; `ranges` bounds the values of an input (inclusive) where not any will do."""
 
     op: Op
@@ -38,8 +36,7 @@ class Sample:
     ranges: tuple[tuple[int, int] | None, ...] = ()
 
 
-@dataclass(frozen=True)
-class Op:
+class Op(Struct, frozen=True, dict=True):
     """What a node does. Fields are attributes: int, float, bool, str, None, DType, Dim, Constant, Graph, tuples of them.
 
     `name`     its spelling in text (an op class may spell itself by an attribute, see Elementwise)
@@ -69,16 +66,18 @@ class Op:
         return ()
 
 
-_names: dict[type, tuple[str, ...]] = {}
 _hints: dict[type, dict[str, Any]] = {}
 
 
 def attribute_names(op_class: type[Op]) -> tuple[str, ...]:
     """The attributes of an op, in the order of its fields."""
-    known = _names.get(op_class)
-    if known is None:
-        known = _names[op_class] = tuple(f.name for f in fields(op_class))
-    return known
+    return op_class.__struct_fields__
+
+
+def attribute_defaults(op_class: type[Op]) -> dict[str, Any]:
+    """Those attributes that need not be given, with what they are then."""
+    defaults = op_class.__struct_defaults__
+    return dict(zip(attribute_names(op_class)[len(attribute_names(op_class)) - len(defaults):], defaults))
 
 
 def _attribute_hints(op_class: type[Op]) -> dict[str, Any]:
@@ -119,12 +118,20 @@ def _is_of(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
+DIGEST_THREADS = 2
+LARGE = 4 << 20  # bytes from which a second thread helps to digest
+
+
 class Constant:
-    """An immutable array, identified by the digest of its dtype, shape and bytes (taken when first asked for)."""
+    """An immutable array, identified by the digest of its dtype, shape and bytes (taken when first asked for).
 
-    __slots__ = ("array", "dtype", "_digest")
+    `borrowed`: the memory is someone else's, who may write to it: `own` takes a copy and says whether the bytes are still
+    those of the digest, which must have been asked for before anyone could write.
+    """
 
-    def __init__(self, array: Array, dtype: DType | None = None) -> None:
+    __slots__ = ("array", "dtype", "borrowed", "_digest")
+
+    def __init__(self, array: Array, dtype: DType | None = None, borrowed: bool = False) -> None:
         array = np.asarray(array)
         if array.dtype.byteorder not in "=|":
             array = array.astype(array.dtype.newbyteorder("="))
@@ -135,17 +142,29 @@ class Constant:
             array = array.copy(order="C")
         self.array = array.view()
         self.array.flags.writeable = False
+        self.borrowed = borrowed
         self._digest: str | None = None
 
     @property
     def digest(self) -> str:
         if self._digest is None:
             header = f"{self.dtype}{self.array.shape}".encode()
-            state = hashlib.sha256(header)
+            # a pool of its own, not the library's: that one would not survive a fork
+            state = blake3(header, max_threads=DIGEST_THREADS if self.array.nbytes >= LARGE else 1)
             if self.array.size:
                 state.update(self.array.reshape(-1).view(np.uint8).data)
             self._digest = state.hexdigest()
         return self._digest
+
+    def own(self) -> bool:
+        """Takes a copy of borrowed memory; False, and nothing is taken, where it changed since its digest was."""
+        if not self.borrowed:
+            return True
+        copy = Constant(self.array.copy(), self.dtype)
+        if copy.digest != self.digest:
+            return False
+        self.array, self.borrowed = copy.array, False
+        return True
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Constant) and (self.array is other.array or self.digest == other.digest)
@@ -202,6 +221,7 @@ class Graph:
     """A function from `params` to `results`. Immutable; everything reachable from the results belongs to it."""
 
     __slots__ = ("name", "params", "results", "result_names", "_nodes", "_fingerprint")
+    text: ClassVar[Callable[[Graph], str]] = repr  # that of ir/printer.py, which sets it: ir/ops/ brings it in
 
     def __init__(self, name: str, params: Sequence[Node], results: Sequence[Node],
                  result_names: Sequence[str] | None = None) -> None:
@@ -247,9 +267,7 @@ class Graph:
         return hash(self.fingerprint)
 
     def __str__(self) -> str:
-        # The printer is a layer above, since it knows the ops: found by name when a graph is first printed.
-        text: str = importlib.import_module(f"{__package__}.printer").format_graph(self)
-        return text
+        return Graph.text(self)
 
     def __repr__(self) -> str:
         return f"<graph {self.name}: {len(self.nodes())} nodes>"
@@ -320,17 +338,16 @@ def encode_op(op: Op) -> bytes:
     parts.extend(encode(getattr(op, name)) for name in attribute_names(type(op)))
     parts.append(b"}")
     encoded = b"".join(parts)
-    object.__setattr__(op, "_encoded", encoded)
+    op.__dict__["_encoded"] = encoded
     return encoded
 
 
 def _fingerprint(graph: Graph) -> str:
-    state = hashlib.sha256()
+    state = blake3()
     number: dict[int, int] = {}
     for node in graph.nodes():
         number[id(node)] = len(number)
-        state.update(encode_op(node.op))
-        state.update(encode(node.type))
+        state.update(encode_op(node.op))  # types follow from ops and operands
         state.update(str([number[id(i)] for i in node.inputs]).encode())
     ends = [number[id(r)] for r in graph.results]
     state.update(f"{graph.name} {[number[id(p)] for p in graph.params]} {ends} {graph.result_names}".encode())

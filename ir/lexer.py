@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from .errors import ParseError
 
@@ -32,8 +33,7 @@ _TOKEN = re.compile(r"""
 _SKIPPED = frozenset({"space", "newline", "comment"})
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(Struct, frozen=True):
     """`kind` is a group of the pattern or 'end'; `text` is as written, without the mark of names and quotes."""
 
     kind: str

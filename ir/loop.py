@@ -38,8 +38,10 @@ uninitialised until stored to.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import ClassVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from .dims import DimLike, Symbol, bounds, substitute, symbol
 from .errors import UNKNOWN, CompileError, Loc
@@ -53,8 +55,7 @@ LOOP_KINDS = ("serial", "parallel", "vector", "unrolled")
 COMBINES = ("add", "mul", "max", "min", "and", "or")
 
 
-@dataclass(frozen=True)
-class Literal(Op):
+class Literal(Op, frozen=True):
     """A number or truth value of the given dtype (index included)."""
 
     name: ClassVar[str] = "literal"
@@ -65,8 +66,7 @@ class Literal(Op):
         return TensorType(self.dtype, ())
 
 
-@dataclass(frozen=True)
-class Load(Op):
+class Load(Op, frozen=True):
     """The element of a buffer at an index."""
 
     name: ClassVar[str] = "load"
@@ -78,8 +78,7 @@ class Load(Op):
         return TensorType(self.dtype, ())
 
 
-@dataclass(frozen=True)
-class Local(Op):
+class Local(Op, frozen=True):
     """The value of a `let`."""
 
     name: ClassVar[str] = "local"
@@ -90,8 +89,7 @@ class Local(Op):
         return TensorType(self.dtype, ())
 
 
-@dataclass(frozen=True)
-class IndexValue(Op):
+class IndexValue(Op, frozen=True):
     """A size or index expression as a scalar of dtype index."""
 
     name: ClassVar[str] = "index"
@@ -101,8 +99,7 @@ class IndexValue(Op):
         return TensorType(INDEX, ())
 
 
-@dataclass(frozen=True)
-class Buffer:
+class Buffer(Struct, frozen=True):
     """Memory with a dtype and a C-contiguous shape. `space`: 'in', 'out', 'inout' of a kernel's parameter, or that of
     an alloc: 'register' or 'local'."""
 
@@ -112,8 +109,7 @@ class Buffer:
     space: str
 
 
-@dataclass(frozen=True, eq=False)
-class For:
+class For(Struct, frozen=True, eq=False):
     """`symbol` runs over 0 .. extent - 1; its bounds are declared in the symbol itself. `lanes`: of a vector loop."""
 
     symbol: Symbol
@@ -123,16 +119,14 @@ class For:
     lanes: int = 0
 
 
-@dataclass(frozen=True, eq=False)
-class While:
+class While(Struct, frozen=True, eq=False):
     """Runs while the condition, evaluated before each round, is true."""
 
     condition: Node
     body: tuple[Stmt, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class If:
+class If(Struct, frozen=True, eq=False):
     """One of two blocks. In a vector loop the condition must not depend on the loop's variable."""
 
     condition: Node
@@ -140,8 +134,7 @@ class If:
     otherwise: tuple[Stmt, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class Let:
+class Let(Struct, frozen=True, eq=False):
     """A name for a value; one of dtype index may stand in index expressions as `symbol`, whose bounds are proved by a
     check before its first use."""
 
@@ -150,15 +143,13 @@ class Let:
     symbol: Symbol | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Alloc:
+class Alloc(Struct, frozen=True, eq=False):
     """Memory for the rest of the block."""
 
     buffer: Buffer
 
 
-@dataclass(frozen=True, eq=False)
-class Store:
+class Store(Struct, frozen=True, eq=False):
     """Writes, or combines with, the element at the index."""
 
     buffer: str
@@ -167,8 +158,7 @@ class Store:
     combine: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class Check:
+class Check(Struct, frozen=True, eq=False):
     """Ends the kernel with `code` (csrc/abi.h) when the condition is false; `message` says what and where."""
 
     condition: Node
@@ -181,8 +171,7 @@ class Check:
 Stmt = For | While | If | Let | Alloc | Store | Check
 
 
-@dataclass(frozen=True, eq=False)
-class Kernel:
+class Kernel(Struct, frozen=True, eq=False, weakref=True):
     """Statements over parameters. `symbols` are the sizes passed at each launch; `origin` the nodes it stands for."""
 
     name: str
@@ -306,9 +295,11 @@ def map_statements(body: Sequence[Stmt], size: Callable[[DimLike], DimLike], cha
 def substitute_statements(body: Sequence[Stmt], binding: Mapping[str, DimLike]) -> tuple[Stmt, ...]:
     """The statements with symbols replaced in every size, index and expression. The caller sees to it that what is put
     in names nothing that the body binds itself."""
-    def size(s: DimLike) -> DimLike:
-        return substitute(s, binding)
+    return map_sizes(body, lambda size: substitute(size, binding))
 
+
+def map_sizes(body: Sequence[Stmt], size: Callable[[DimLike], DimLike]) -> tuple[Stmt, ...]:
+    """The statements with every size replaced, also where it is an index or a value."""
     def change(op: Op) -> Op:
         match op:
             case Load(index=index):

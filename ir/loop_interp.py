@@ -21,11 +21,11 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from msgspec import Struct, field
 
 from .dims import Atom, DimLike, Symbol, evaluate, product, symbols_of
 from .errors import ArgumentError, CompileError, IndexFailure, RuntimeFailure, VerifyError
@@ -58,7 +58,7 @@ from .ops.scalar import SCALARS, evaluate_scalar
 from .program import Branch, Launch, Loop, Place, Program, Repeat, Step
 from .types import DTYPES, INDEX, DType
 
-ERROR_INDEX = -1       # TW_ERROR_INDEX of csrc/abi.h
+INDEX_ERRORS = (-1, -9)  # TW_ERROR_INDEX and TW_ERROR_INDEX_UNSIGNED of csrc/abi.h
 MAX_THREADS = 62       # threads are bits of a 64-bit mask
 MAX_PYTHON_NESTING = 14  # CPython refuses more than 20 nested loops in one function
 
@@ -144,8 +144,7 @@ def bitcast_caller(source: DType, target: DType) -> Callable[[Any], Any]:
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Faults:
+class _Faults(Struct, frozen=True):
     """Raises what a running kernel finds. `places`: the statement's line at each number that generated code passes."""
 
     kernel: Kernel
@@ -175,15 +174,14 @@ class _Faults:
 
     def check(self, number: int, found: Any, expected: Any) -> NoReturn:
         check = self.checks[number]
-        error = IndexFailure if check.code == ERROR_INDEX else RuntimeFailure
+        error = IndexFailure if check.code in INDEX_ERRORS else RuntimeFailure
         raise error(f"{check.message}: found {int(found)}, expected {int(expected)}", loc=self.kernel.loc)
 
 
 # --- translation -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Mode:
+class _Mode(Struct, frozen=True):
     """What generated code checks. `unset`: for each parameter, whether elements may be uninitialised at the start."""
 
     checked: bool
@@ -191,8 +189,7 @@ class _Mode:
     unset: tuple[bool, ...]
 
 
-@dataclass
-class _Open:
+class _Open(Struct):
     """A parallel or vector loop around the statement being translated."""
 
     number: int
@@ -200,8 +197,7 @@ class _Open:
     stored: frozenset[str]
 
 
-@dataclass
-class _Memory:
+class _Memory(Struct):
     """A buffer in scope: `name` in generated code, and how deep in `open` loops it was allocated."""
 
     buffer: Buffer
@@ -463,13 +459,17 @@ class _Translator:
         """The parallel and vector loops whose iterations share the buffer and which store to it."""
         return [o for o in self.open[memory.level:] if memory.buffer.name in o.stored]
 
+    def race(self, memory: _Memory, element: str, o: _Open) -> str:
+        """The complaint of two iterations of a loop; `{0}` is the other one."""
+        place, n = len(self.faults.places) - 1, o.number
+        return f"faults.race({place}, {memory.buffer.name!r}, {element}, {o.loop.symbol.name!r}, {{0}} - b{n}, s{n} - b{n})"
+
     def check_load(self, memory: _Memory, element: str) -> None:
         if not self.mode.checked:
             return
         place, label = len(self.faults.places) - 1, memory.buffer.name
         for o in self.levels(memory):
-            n, key = o.number, f"{memory.name}_{o.number}"
-            race = f"faults.race({place}, {label!r}, {element}, {o.loop.symbol.name!r}, {{0}} - b{n}, s{n} - b{n})"
+            n, key, race = o.number, f"{memory.name}_{o.number}", self.race(memory, element, o)
             store = f"{'a' if self.private(memory, o.loop) else 'w'}{key}[{element}]"
             self.emit(f"if b{n} <= {store} < s{n}: {race.format(store)}")
             if not self.private(memory, o.loop):
@@ -486,8 +486,7 @@ class _Translator:
             return
         place, label = len(self.faults.places) - 1, memory.buffer.name
         for o in self.levels(memory):
-            n, key = o.number, f"{memory.name}_{o.number}"
-            race = f"faults.race({place}, {label!r}, {element}, {o.loop.symbol.name!r}, {{0}} - b{n}, s{n} - b{n})"
+            n, key, race = o.number, f"{memory.name}_{o.number}", self.race(memory, element, o)
             if self.private(memory, o.loop):
                 last = f"a{key}[{element}]"
                 if combine:
@@ -601,8 +600,7 @@ def _stored(body: Sequence[Stmt]) -> set[str]:
 _TRANSLATED: WeakKeyDictionary[Kernel, dict[_Mode, Callable[..., None]]] = WeakKeyDictionary()
 
 
-@dataclass
-class _Argument:
+class _Argument(Struct):
     """A buffer's memory in one run: `flat` elements, which of them are `known` (set), and the threads that stored to
     and loaded each (empty for one thread)."""
 
@@ -669,8 +667,7 @@ def run_kernel(kernel: Kernel, arrays: Sequence[np.ndarray], sizes: Mapping[str,
 # --- programs --------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Segment:
+class _Segment(Struct):
     """Bytes of an input, an output, the constants or the workspace. `writer`: for each byte the number of the buffer
     that was stored there last (0: none); `spans`: where that buffer lay; `stored_by`, `loaded_by`: threads since the last barrier."""
 

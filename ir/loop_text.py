@@ -24,10 +24,11 @@ parsing any text gives a value or a ParseError with line and column; deep expres
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+
+from blake3 import blake3
+from msgspec import Struct, field
 
 from .dims import Atom, DimLike, Symbol, size_of
 from .errors import UNKNOWN, CompileError
@@ -92,7 +93,7 @@ def kernel_key(kernel: Kernel) -> str:
     """A digest that kernels share when they differ at most in their own name, their locations, and the names of buffers,
     variables and symbols. Bounds of symbols and the messages of checks count."""
     lines = _KeyWriter().kernel(kernel, False)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return blake3("\n".join(lines).encode()).hexdigest()
 
 
 class _KernelWriter:
@@ -333,16 +334,14 @@ def parse_program(text: str, constants: Mapping[str, Constant] | Iterable[Consta
     return program
 
 
-@dataclass
-class _Names:
+class _Names(Struct):
     """What a statement sees: dtypes of buffers, and of lets (None for a variable that only sizes may use)."""
 
     buffers: dict[str, DType] = field(default_factory=dict)
     lets: dict[str, DType] = field(default_factory=dict)
 
 
-@dataclass
-class _Call:
+class _Call(Struct):
     """An expression of which some operands have been read."""
 
     token: Token
@@ -807,8 +806,7 @@ class _LoopParser(GraphParser):
         return Place(space, 0, self.size())
 
 
-@dataclass(frozen=True)
-class _Shared(Op):
+class _Shared(Op, frozen=True):
     """Stands for `!number` until its definition has been read."""
 
     number: int

@@ -17,8 +17,10 @@ What it does not check, since data may decide it: indices within buffers, initia
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import NoReturn
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from .dims import INFINITY, Composed, Dim, DimLike, Monomial, Symbol, bounds, product, size_of, substitute, symbols_of
 from .errors import CompileError, VerifyError
@@ -62,8 +64,7 @@ def verify_kernel(kernel: Kernel) -> None:
     _KernelVerifier(kernel).verify()
 
 
-@dataclass(frozen=True)
-class _Variable:
+class _Variable(Struct, frozen=True):
     """A name that expressions or sizes may use. `symbol`: as sizes name it; `node_type`: as a let's value."""
 
     what: str
@@ -72,8 +73,7 @@ class _Variable:
     loop_kind: str = ""
 
 
-@dataclass
-class _Scope:
+class _Scope(Struct):
     """What a statement sees. `lanes`: in a vector loop, the variables and buffers that differ between its iterations."""
 
     buffers: dict[str, Buffer]
@@ -376,16 +376,17 @@ def _loads(body: Sequence[Stmt]) -> Iterator[tuple[str, tuple[DimLike, ...]]]:
 # --- what bounds and guards prove ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Known:
+class Known(Struct, frozen=True):
     """What holds at a statement: `loops` around it (variable, extent), outer first; `facts`: sizes that are >= 0."""
 
     loops: tuple[tuple[Symbol, DimLike], ...] = ()
     facts: tuple[DimLike, ...] = ()
 
 
-@dataclass(frozen=True)
-class UnprovedIndex:
+NOTHING = Known()
+
+
+class UnprovedIndex(Struct, frozen=True):
     """An access whose index is not shown to lie in 0 .. size - 1 of the axis; `statement` is its line."""
 
     buffer: str
@@ -469,7 +470,7 @@ def _as_size(node: Node, lets: Mapping[str, DimLike]) -> DimLike | None:
     return None
 
 
-def prove_nonnegative(size: DimLike, known: Known = Known(), depth: int = 4) -> bool:
+def prove_nonnegative(size: DimLike, known: Known = NOTHING, depth: int = 4) -> bool:
     """True when the size is shown to be >= 0 wherever `known` holds. Sound, incomplete, of bounded cost."""
     if bounds(size)[0] >= 0:
         return True
@@ -609,8 +610,7 @@ def verify_program(program: Program) -> None:
     _ProgramVerifier(program).verify()
 
 
-@dataclass
-class _ProgramVerifier:
+class _ProgramVerifier(Struct):
     """One program. Recursion follows the nesting of steps, which is limited."""
 
     program: Program

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from .dims import DimLike, bounds, dim_min, symbol
 from .errors import CompileError, Loc, ParseError
-from .graph import Constant, Graph, Node, Op, attribute_problem
+from .graph import Constant, Graph, Node, Op, attribute_defaults, attribute_names, attribute_problem
 from .lexer import Lexer, Token
 from .ops.compute import Elementwise
 from .ops.control import Const, Param
@@ -47,8 +47,8 @@ def parse(text: str, constants: Constants | Graph | None = None, file: str = "<t
     return graph
 
 
-def load_text(path: str | Path) -> Graph:
-    """Reads what `printer.dump` wrote: the text, and the sidecar file with constants where there is one."""
+def load_text(path: str | PathLike[str]) -> Graph:
+    """The graph that `save_text` wrote: the text, and the file of constants beside it where there is one."""
     path = Path(path)
     sidecar = sidecar_path(path)
     constants = load_constants(sidecar) if sidecar.exists() else {}
@@ -230,11 +230,12 @@ class GraphParser:
             if given:
                 self.fail(f"{spelling} takes no attributes, found {', '.join(given)}", spelled)
             return Elementwise(spelling)
-        known = {f.name: f for f in fields(op_class)}
+        known = attribute_names(op_class)
         unknown = [name for name in given if name not in known]
         if unknown:
             self.fail(f"{spelling} has no attribute {unknown[0]!r}; it has {', '.join(known) or 'none'}", spelled)
-        missing = [n for n, f in known.items() if n not in given and f.default is MISSING]
+        defaults = attribute_defaults(op_class)
+        missing = [name for name in known if name not in given and name not in defaults]
         if missing:
             self.fail(f"{spelling} lacks attribute {', '.join(missing)}", spelled)
         op = op_class(**given)
@@ -541,10 +542,10 @@ class GraphParser:
     def _stored(self, token: Token, type: TensorType) -> Constant:
         found = [c for digest, c in self.constants.items() if digest.startswith(token.text)]
         if len(found) != 1:
-            state = "is not among the constants given" if not found else "names several constants"
-            self.fail(f"constant #{token.text} {state}", token,
-                      hint="parse(text, graph) takes them from the graph that was printed; a dumped one is read with "
-                           "load_text(path), which opens the .npz beside it")
+            state = "names several of the constants given" if found else "is not among the constants given"
+            self.fail(f"constant #{token.text} {state}: text names one of more than {SPELLED_ELEMENTS} elements by its digest", token,
+                      hint="tw.parse(text, graph) takes constants from the graph that was printed; tw.save_text(graph, path) writes them "
+                           "beside the text, and tw.load_text(path) reads both")
         stored = TensorType(found[0].dtype, tuple(int(n) for n in found[0].array.shape))
         if stored != type:
             self.fail(f"constant #{token.text} is {stored}, written as {type}", token)

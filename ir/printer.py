@@ -6,7 +6,7 @@ other nodes by number in the order of first need. Constants of up to 16 elements
 back to the same bits); larger ones are named by the first 16 digits of their digest and live in a sidecar file.
 
 Assumes nothing of the graph's validity beyond being free of cycles: what `verify` rejects still prints.
-Guarantees: files appear whole or not at all (written beside and renamed).
+Guarantees: files appear whole or not at all (written beside and renamed), and one that cannot be written is named.
 """
 
 from __future__ import annotations
@@ -18,17 +18,15 @@ import re
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, fields
+from os import PathLike
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from .dims import Dim, Symbol, symbols_of
-from .errors import UNKNOWN, CompileError
-from .graph import Constant, Graph, Node, Op, encode
-from .ops.compute import Elementwise
-from .ops.control import Const, Param
+from .errors import UNKNOWN, ArtifactError, CompileError, cannot_write
+from .graph import Constant, Graph, Node, Op, attribute_defaults, attribute_names, encode
 from .types import DTYPES, DType, TensorType, TupleType
 
 SPELLED_ELEMENTS = 16
@@ -47,6 +45,9 @@ def format_graph(graph: Graph, locations: bool = False) -> str:
     return writer.graph(graph, "", f"[{declared}]" if declared else "") + "\n"
 
 
+Graph.text = format_graph
+
+
 def format_node(node: Node) -> str:
     """One node as the line that a graph would show, with `%0`, `%1`, ... for its operands: for messages."""
     writer = _Writer(frozenset(), False)
@@ -55,7 +56,17 @@ def format_node(node: Node) -> str:
 
 
 def _operand_name(position: int, operand: Node) -> str:
-    return f"%{quote(operand.op.label)}" if isinstance(operand.op, Param) else f"%{position}"
+    label = _label(operand)
+    return f"%{position}" if label is None else f"%{quote(label)}"
+
+
+def _label(node: Node) -> str | None:
+    """What a param is called; None for other nodes. (Ops are a layer above: text knows two of them by name.)"""
+    return getattr(node.op, "label", None) if node.op.name == "param" else None
+
+
+def _literal(node: Node) -> Constant | None:
+    return getattr(node.op, "value", None) if node.op.name == "const" else None
 
 
 def graph_symbols(graph: Graph) -> dict[str, Symbol]:
@@ -93,7 +104,7 @@ def attribute_values(graph: Graph) -> Iterator[Any]:
             case tuple():
                 stack.extend(value)
             case Op():
-                stack.extend(getattr(value, f.name) for f in fields(value))
+                stack.extend(getattr(value, name) for name in attribute_names(type(value)))
             case _:
                 yield value
 
@@ -127,8 +138,9 @@ class _Writer:
 
     def node(self, node: Node, names: Mapping[int, str], indent: str) -> str:
         head = f"%{names[id(node)]}: {node.type} = {node.op.spelling}"
-        if isinstance(node.op, Const):
-            text = f"{head} {format_elements(node.op.value)}"
+        literal = _literal(node)
+        if literal is not None:
+            text = f"{head} {format_elements(literal)}"
         else:
             operands = ", ".join(f"%{names[id(i)]}" for i in node.inputs)
             text = f"{head} {operands}".rstrip() + self.attributes(node.op, indent)
@@ -139,13 +151,14 @@ class _Writer:
     def attributes(self, op: Op, indent: str) -> str:
         """` {name=value, ...}`, without those that have their default value; empty where none is left."""
         parts = []
-        for field in fields(op):
-            value = getattr(op, field.name)
-            if isinstance(op, Elementwise) and field.name == "function":
+        defaults = attribute_defaults(type(op))
+        for name in attribute_names(type(op)):
+            value = getattr(op, name)
+            if isinstance(value, str) and value == op.spelling != op.name:  # an op that is spelled by an attribute
                 continue
-            if field.default is not MISSING and encode(field.default) == encode(value):
+            if name in defaults and encode(defaults[name]) == encode(value):
                 continue
-            parts.append(f"{field.name}={self.value(value, indent)}")
+            parts.append(f"{name}={self.value(value, indent)}")
         return f" {{{', '.join(parts)}}}" if parts else ""
 
     def value(self, value: Any, indent: str) -> str:
@@ -188,7 +201,8 @@ def _node_names(graph: Graph) -> dict[int, str]:
     names: dict[int, str] = {}
     taken: set[str] = set()
     for position, node in enumerate(graph.params):
-        label = node.op.label if isinstance(node.op, Param) else f"param{position}"
+        label = _label(node)
+        label = f"param{position}" if label is None else label
         name = quote(label)
         while name in taken:  # only in graphs that `verify` rejects; they must still be readable
             label += "_"
@@ -251,12 +265,13 @@ def sidecar_path(path: str | Path) -> Path:
     return Path(f"{path}.npz")
 
 
-def dump(graph: Graph, path: str | Path, locations: bool = False) -> None:
-    """Writes the text to `path` and, where it names constants by digest, those to `path`.npz."""
+def save_text(graph: Graph, path: str | PathLike[str], locations: bool = False) -> None:
+    """Writes the text to `path` and, where it names constants by digest, those to `path`.npz; `load_text` reads both."""
+    path = Path(path)
     constants = constants_of(graph)
     if constants:
         save_constants(sidecar_path(path), constants.values())
-    write_whole(Path(path), lambda file: file.write(format_graph(graph, locations).encode()))
+    write_whole(path, lambda file: file.write(format_graph(graph, locations).encode()))
 
 
 def save_constants(path: str | Path, constants: Iterable[Constant]) -> None:
@@ -269,16 +284,23 @@ def save_constants(path: str | Path, constants: Iterable[Constant]) -> None:
 
 
 def write_whole(path: Path, write: Any) -> None:
-    """Calls `write(file)` on a temporary file beside `path`, then renames it; nothing is left behind on failure."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Calls `write(file)` on a temporary file beside `path`, then renames it; ArtifactError where that fails, and nothing is
+    left behind."""
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"{path}: is {'a folder' if path.is_dir() else 'a device or a pipe'}, expected the path of a file to write")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise cannot_write(path, error) from None
     try:
         with os.fdopen(handle, "wb") as file:
             _write_to(file, write)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
         Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _write_to(file: IO[bytes], write: Any) -> None:

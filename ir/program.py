@@ -6,7 +6,7 @@ meet at a barrier, unless `barrier` is false. Offsets and sizes are in bytes and
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 from .dims import DimLike, Symbol
 from .graph import Constant
@@ -14,8 +14,7 @@ from .loop import Kernel
 from .types import TensorType
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(Struct, frozen=True):
     """A buffer's memory: `space` is 'input', 'output', 'constant' or 'workspace'; `number` counts inputs or outputs;
     `offset` is in bytes from the start of that input or output, of the constants segment or of the workspace."""
 
@@ -24,8 +23,7 @@ class Place:
     offset: DimLike = 0
 
 
-@dataclass(frozen=True, eq=False)
-class Launch:
+class Launch(Struct, frozen=True, eq=False):
     """Runs a kernel on all threads. `places` in the order of its buffers; `sizes` gives each of its symbols."""
 
     kernel: Kernel
@@ -34,8 +32,7 @@ class Launch:
     barrier: bool = True
 
 
-@dataclass(frozen=True, eq=False)
-class Repeat:
+class Repeat(Struct, frozen=True, eq=False):
     """Runs the steps with `symbol` = 0 .. extent - 1 (downwards if `reverse`), as offsets of their places may use it."""
 
     symbol: Symbol
@@ -44,8 +41,7 @@ class Repeat:
     reverse: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class Loop:
+class Loop(Struct, frozen=True, eq=False):
     """Runs `condition_steps`; while the bool at `condition` is true runs `steps` and the condition again."""
 
     condition_steps: tuple[Step, ...]
@@ -53,8 +49,7 @@ class Loop:
     steps: tuple[Step, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Branch:
+class Branch(Struct, frozen=True, eq=False):
     """Runs `then` where the bool at `condition` is true, else `otherwise`."""
 
     condition: Place
@@ -65,8 +60,7 @@ class Branch:
 Step = Launch | Repeat | Loop | Branch
 
 
-@dataclass(frozen=True, eq=False)
-class Program:
+class Program(Struct, frozen=True, eq=False):
     """`inputs` and `outputs`: (name, type). `constants`: (offset in the segment, value), offsets multiples of 64."""
 
     name: str

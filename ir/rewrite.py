@@ -23,11 +23,12 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Union
 
 import numpy as np
+from msgspec.structs import replace
 
 from .dims import DimLike
 from .errors import CompileError, InternalError
@@ -40,6 +41,8 @@ from .types import BOOL, DType, TensorType
 
 Visit = Callable[[Builder, Node, tuple[Node, ...]], Node | tuple[Node, ...] | None]
 MAX_ROUNDS = 100
+MOVES = (Broadcast, Reshape, Transpose)
+KNOWING = (Elementwise, *MOVES)
 
 
 def rewrite_graph(graph: Graph, visit: Visit, name: str, bodies: bool = False) -> Graph:
@@ -49,13 +52,15 @@ def rewrite_graph(graph: Graph, visit: Visit, name: str, bodies: bool = False) -
     a tuple stands for a node with several results. With `bodies`, the bodies of kept nodes are rewritten too. `name` is
     the pass, for errors: InternalError where a replacement has another type.
     """
-    return _Rewriting(visit, name, bodies).graph(graph)
+    return _Rewriting(visit, name, bodies, {}).graph(graph)
 
 
 def rewrite_until_stable(graph: Graph, visit: Visit, name: str, bodies: bool = False) -> Graph:
-    """`rewrite_graph` again and again until nothing changes; InternalError where that does not end."""
+    """`rewrite_graph` again and again until nothing changes; InternalError where that does not end. What `visit` makes of a
+    node must follow from the node and its operands alone: it sees those that stayed once only."""
+    settled: dict[int, Node] = {}
     for _ in range(MAX_ROUNDS):
-        rewritten = rewrite_graph(graph, visit, name, bodies)
+        rewritten = _Rewriting(visit, name, bodies, settled).graph(graph)
         if rewritten is graph:
             return graph
         graph = rewritten
@@ -64,10 +69,13 @@ def rewrite_until_stable(graph: Graph, visit: Visit, name: str, bodies: bool = F
 
 
 class _Rewriting:
-    def __init__(self, visit: Visit, name: str, bodies: bool) -> None:
+    """One round. `settled`: nodes that stayed in this round or one before, by id."""
+
+    def __init__(self, visit: Visit, name: str, bodies: bool, settled: dict[int, Node]) -> None:
         self.visit = visit
         self.name = name
         self.bodies = bodies
+        self.settled = settled
         self.rewritten: dict[int, tuple[Graph, Graph]] = {}  # the old graph is held so that its id stays taken
 
     def graph(self, graph: Graph) -> Graph:
@@ -77,7 +85,10 @@ class _Rewriting:
         for node in graph.nodes():
             if id(node) in values:
                 continue
-            inputs = tuple(values[id(i)] for i in node.inputs)
+            inputs = tuple([values[id(i)] for i in node.inputs])
+            if id(node) in self.settled and inputs == node.inputs:
+                values[id(node)] = builder.keep(node)
+                continue
             builder.loc = node.loc
             made = self.forwarded(node, inputs) or self.visit(builder, node, inputs)
             if made is None:
@@ -89,6 +100,8 @@ class _Rewriting:
                                     f"{made.op.spelling} of type {made.type}", loc=node.loc,
                                     hint="please report this with the graph's text")
             values[id(node)] = made
+            if made is node:
+                self.settled[id(node)] = node
         results = tuple(values[id(r)] for r in graph.results)
         if all(new is old for new, old in zip(results, graph.results)):
             return graph
@@ -102,7 +115,7 @@ class _Rewriting:
 
     def kept(self, builder: Builder, node: Node, inputs: tuple[Node, ...]) -> Node:
         op = self.with_bodies(node.op) if self.bodies else node.op
-        if op is node.op and all(new is old for new, old in zip(inputs, node.inputs)):
+        if op is node.op and inputs == node.inputs:
             return builder.keep(node)
         return builder.add(op, *inputs, loc=node.loc)
 
@@ -304,6 +317,8 @@ class Rule:
     bound: float = 0
     before: Call = field(init=False)
     after: Pattern = field(init=False)
+    functions: frozenset[str] = field(init=False)  # that operands must have
+    needs_constant: bool = field(init=False)       # among its operands
 
     def __post_init__(self) -> None:
         if self.contract not in CONTRACTS or (self.contract == "bounded") != (self.bound > 0):
@@ -316,15 +331,17 @@ class Rule:
             raise CompileError(f"rule {self.name}: {after} is no cheaper than {before}")
         object.__setattr__(self, "before", before)
         object.__setattr__(self, "after", after)
+        object.__setattr__(self, "functions", frozenset(a.function for a in before.arguments if isinstance(a, Call)))
+        object.__setattr__(self, "needs_constant", any(
+            isinstance(a, Literal) or isinstance(a, Variable) and a.is_constant for a in before.arguments))
 
     def allows(self, dtype: DType, precision: str) -> bool:
         """Whether the rule may be applied to operands of this dtype."""
         return dtype.kind in self.kinds and (not dtype.is_float or self.contract in ALLOWED[precision])
 
     def apply(self, builder: Builder, op: Op, inputs: Sequence[Node], precision: str) -> Node | None:
-        """The right side, built on what the left side matched; None where it does not match."""
-        if not isinstance(op, Elementwise) or op.function != self.before.function or is_known(inputs):
-            return None
+        """The right side, built on what the left side matched; None where it does not match. `op` is the rule's function, and
+        the operands are no constants."""
         for nodes in _match_arguments(self.before, inputs, {}):
             dtypes = [x.dtype for name, x in nodes.items() if not Variable(name).is_condition]
             found = Match(dtypes[-1] if dtypes else BOOL, nodes)
@@ -353,9 +370,14 @@ class RuleSet:
     def apply(self, builder: Builder, op: Op, inputs: Sequence[Node], precision: str,
               fired: Counter[str] | None = None) -> Node | None:
         """What the first rule that matches makes; `fired` counts rules by name."""
-        if not isinstance(op, Elementwise):
+        rules = self._by_function.get(op.function, ()) if isinstance(op, Elementwise) else ()
+        if not rules or is_known(inputs):
             return None
-        for rule in self._by_function.get(op.function, ()):
+        functions = {x.op.function for x in inputs if isinstance(x.op, Elementwise)}
+        has_constant = any(uniform_value(x) is not None for x in inputs)
+        for rule in rules:
+            if not rule.functions <= functions or rule.needs_constant and not has_constant:
+                continue
             made = rule.apply(builder, op, inputs, precision)
             if made is not None:
                 if fired is not None:
@@ -366,7 +388,7 @@ class RuleSet:
 
 def uniform_value(node: Node) -> np.generic | None:
     """The element that a constant consists of throughout, also through broadcasts, reshapes and transposes."""
-    while isinstance(node.op, Broadcast | Reshape | Transpose):
+    while isinstance(node.op, MOVES):
         node = node.inputs[0]
     if not isinstance(node.op, Const) or not node.op.value.array.size:
         return None
@@ -390,7 +412,7 @@ def is_known(nodes: Sequence[Node]) -> bool:
         node = stack.pop()
         if id(node) in seen or isinstance(node.op, Const):
             continue
-        if not node.inputs or not isinstance(node.op, Elementwise | Broadcast | Reshape | Transpose):
+        if not node.inputs or not isinstance(node.op, KNOWING):
             return False
         seen.add(id(node))
         stack.extend(node.inputs)

@@ -4,7 +4,9 @@
     argument := integer | true | false | word | "text" | "[" argument, ... "]"
 
     split(i, 8)                 i becomes i_outer over blocks of 8 and i_inner within one; a third argument says how the
-                                last block ends: `min` (a shorter inner loop, the default) or `guard` (an if around the body)
+                                last block ends: `min` (a shorter inner loop, the default) or `guard` (an if around the body),
+                                a fourth what the inner loop is called
+    fuse(i, j, ...)             loops, each perfectly inside the one before, become one that is called i
     reorder(i, j)               i and j, the one perfectly inside the other, change places
     vectorize(i, 8)             a serial loop runs in vectors of 8 lanes
     unroll(i)                   a serial loop of static extent is spelled out
@@ -17,9 +19,14 @@ A loop is named by its variable; where several have the same one, `"i@1"` is the
 `vectorize` take a last argument true to allow that float sums are reassociated.
 
 Each primitive is a function from kernel to kernel that raises ScheduleError, saying why, where it cannot show that the
-meaning stays: exactly the same elements are stored with the same values (up to reassociation where allowed). The test
-of dependence is conservative: two accesses are taken to meet unless bounds of their indices show that they do not.
-Which of several failing checks ends a kernel may change, as may what is in outputs then.
+meaning stays: exactly the same elements are stored with the same values (up to reassociation where allowed). That what
+comes out also keeps the rules of the loop IR is checked once, by `apply_schedule`, at the end.
+
+The test of dependence is conservative: two accesses are taken to meet unless their indices are shown to differ. Linear
+indices are compared by the range of their difference, whole and modulo one of its factors (Banerjee's test and that of
+remainders: rows lie apart, and so do columns of any rows); what is not linear goes to the prover of `loop_verify`.
+Memory that a loop's body allocates belongs to one iteration. Which of several failing checks ends a kernel may change,
+as may what is in outputs then.
 """
 
 from __future__ import annotations
@@ -27,10 +34,30 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
-from .dims import DimLike, Symbol, bounds, ceildiv, dim_min, divides, parse_dim, substitute, symbol, symbols_of
+from msgspec import Struct
+from msgspec.structs import replace
+
+from .dims import (
+    Atom,
+    Dim,
+    DimLike,
+    Monomial,
+    Symbol,
+    add_all,
+    bounds,
+    ceildiv,
+    dim_min,
+    divides,
+    exact_quotient,
+    parse_dim,
+    product,
+    substitute,
+    symbol,
+    symbols_of,
+)
 from .errors import CompileError, ScheduleError, VerifyError
 from .graph import Node, Op
 from .lexer import Lexer
@@ -51,20 +78,20 @@ from .loop import (
     expression_nodes,
     expressions_of,
     loop_variable,
+    map_sizes,
     map_statements,
     substitute_statements,
     variable_size,
     walk,
 )
-from .loop_verify import Known, condition_facts, prove_nonnegative, verify_kernel
+from .loop_verify import Known, condition_facts, linear_factor, prove_nonnegative, verify_kernel
 from .ops.compute import Elementwise
 from .types import BOOL, INDEX, TensorType
 
 Argument = int | str | bool | tuple["Argument", ...]
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(Struct, frozen=True):
     """One primitive with its arguments."""
 
     primitive: str
@@ -78,18 +105,48 @@ Schedule = tuple[Step, ...]
 
 
 def apply_schedule(kernel: Kernel, schedule: Schedule) -> Kernel:
-    """The kernel after all steps. ScheduleError names the step that is not legal."""
+    """The kernel after all steps, verified. ScheduleError names the step that is not legal."""
+    versions = [kernel]
     for number, step in enumerate(schedule):
         if step.primitive not in PRIMITIVES:
             raise ScheduleError(f"step {number + 1}: unknown primitive {step.primitive!r}; known are {', '.join(PRIMITIVES)}")
         try:
-            kernel = PRIMITIVES[step.primitive](kernel, *step.arguments)
+            versions.append(PRIMITIVES[step.primitive](versions[-1], *step.arguments))
         except (AttributeError, TypeError):
             raise ScheduleError(f"step {number + 1}: {step} has the wrong number or kind of arguments") from None
         except ScheduleError as error:
             error.notes = (*error.notes, f"in step {number + 1}: {step}")
             raise
-    return kernel
+    if schedule and _broken_rule(versions[-1]) is not None:
+        for number, step in enumerate(schedule):
+            broken = _broken_rule(versions[number + 1])
+            if broken is not None:
+                raise ScheduleError(f"{broken.message} (after the change)", loc=kernel.loc, hint=broken.hint,
+                                    notes=(*broken.notes, f"in step {number + 1}: {step}"))
+    return versions[-1]
+
+
+def apply_legal(kernel: Kernel, schedule: Schedule) -> tuple[Kernel, Schedule]:
+    """The kernel after those steps that are shown to be legal, and these: what is left out costs time, not meaning."""
+    try:
+        return apply_schedule(kernel, schedule), schedule
+    except ScheduleError:
+        taken: list[Step] = []
+    for step in schedule:
+        try:
+            kernel = apply_schedule(kernel, (step,))
+        except ScheduleError:
+            continue
+        taken.append(step)
+    return kernel, tuple(taken)
+
+
+def _broken_rule(kernel: Kernel) -> VerifyError | None:
+    try:
+        verify_kernel(kernel)
+    except VerifyError as error:
+        return error
+    return None
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
@@ -148,25 +205,69 @@ def _parse_arguments(lexer: Lexer, end: str, depth: int) -> tuple[Argument, ...]
 # --- places in a kernel ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A loop and what is around it: `outer` loops, outermost first, and what is known where it stands."""
+class _Place(Struct, frozen=True):
+    """A loop of a kernel. `above`: the statements around it, outermost first, each with the number of its block that
+    leads on to the loop."""
 
+    kernel: Kernel
     loop: For
-    outer: tuple[For, ...]
-    known: Known
-    sizes: Mapping[str, DimLike]
-    outermost: bool
+    above: tuple[tuple[Stmt, int], ...]
+
+    def inside(self) -> _Place:
+        """The place of the loop that is all that this one holds."""
+        loop, = self.loop.body
+        assert isinstance(loop, For)
+        return _Place(self.kernel, loop, (*self.above, (self.loop, 0)))
+
+    def outer(self) -> list[For]:
+        return [s for s, _ in self.above if isinstance(s, For)]
+
+    def lets(self) -> dict[str, DimLike]:
+        """The index lets around, whose names may stand in sizes."""
+        blocks = [self.kernel.body, *(blocks_of(statement)[number] for statement, number in self.above)]
+        found: dict[str, DimLike] = {}
+        for block, end in zip(blocks, [*(s for s, _ in self.above), self.loop]):
+            for statement in block:
+                if statement is end:
+                    break
+                if isinstance(statement, Let) and statement.symbol is not None:
+                    found[statement.name] = variable_size(statement.symbol)
+        return found
+
+    def known(self) -> Known:
+        """What holds where the loop stands."""
+        facts = [fact for s, number in self.above if isinstance(s, If) and number == 0
+                 for fact in condition_facts(s.condition, self.lets())]
+        return Known(tuple((f.symbol, f.extent) for f in self.outer()), tuple(facts))
+
+    def replaced(self, new: tuple[Stmt, ...]) -> Kernel:
+        """The kernel with other statements instead of the loop."""
+        old: Stmt = self.loop
+        for statement, number in reversed(self.above):
+            blocks = [tuple(_exchanged(b, old, new)) if n == number else b for n, b in enumerate(blocks_of(statement))]
+            old = statement
+            match statement:
+                case If(condition=condition):
+                    new = (If(condition, *blocks),)
+                case While(condition=condition):
+                    new = (While(condition, *blocks),)
+                case For(symbol=variable, extent=extent, kind=kind, lanes=lanes):
+                    new = (For(variable, extent, kind, blocks[0], lanes),)
+        return replace(self.kernel, body=tuple(_exchanged(self.kernel.body, old, new)))
+
+
+def _exchanged(block: Sequence[Stmt], old: Stmt, new: Sequence[Stmt]) -> Iterator[Stmt]:
+    for statement in block:
+        if statement is old:
+            yield from new
+        else:
+            yield statement
 
 
 def _find(kernel: Kernel, name: str) -> _Place:
     """The loop of that name; ScheduleError where there is none or several."""
     stem, _, number = name.partition("@")
-    reserved = [n for n in _names(kernel) if n.endswith(("__", LATE))]
-    if reserved:
-        raise ScheduleError(f"kernel {kernel.name}: the name {reserved[0]} is reserved for the test of dependence")
-    start = {s.name: variable_size(s) for s in kernel.symbols}
-    found = list(_places(kernel.body, stem, (), Known(), start, {}, True))
+    found = _places(kernel, stem)
     if not found:
         names = ", ".join(dict.fromkeys(s.symbol.name for s in walk(kernel.body) if isinstance(s, For)))
         raise ScheduleError(f"kernel {kernel.name}: no loop {stem}; its loops are {names or 'none'}")
@@ -177,54 +278,19 @@ def _find(kernel: Kernel, name: str) -> _Place:
     return found[int(number or 0)]
 
 
-def _places(body: Sequence[Stmt], name: str, outer: tuple[For, ...], known: Known, outer_sizes: Mapping[str, DimLike],
-            outer_lets: Mapping[str, DimLike], outermost: bool) -> Iterator[_Place]:
-    sizes, lets = dict(outer_sizes), dict(outer_lets)
-    for statement in body:
-        match statement:
-            case For(symbol=variable, body=inner):
-                if variable.name == name:
-                    yield _Place(statement, outer, known, dict(sizes), outermost)
-                inside = Known((*known.loops, (variable, statement.extent)), known.facts)
-                yield from _places(inner, name, (*outer, statement), inside,
-                                   {**sizes, variable.name: variable_size(variable)}, lets, False)
-            case If(condition=condition, then=then, otherwise=otherwise):
-                holds = Known(known.loops, (*known.facts, *condition_facts(condition, lets)))
-                yield from _places(then, name, outer, holds, sizes, lets, False)
-                yield from _places(otherwise, name, outer, known, sizes, lets, False)
-            case Let(symbol=variable) if variable is not None:
-                sizes[variable.name] = lets[variable.name] = variable_size(variable)
-            case _:
-                for block in blocks_of(statement):
-                    yield from _places(block, name, outer, known, sizes, lets, False)
+def _places(kernel: Kernel, name: str) -> list[_Place]:
+    """The loops of that name, in order of text."""
+    found: list[_Place] = []
 
+    def search(block: Sequence[Stmt], above: tuple[tuple[Stmt, int], ...]) -> None:
+        for statement in block:
+            if isinstance(statement, For) and statement.symbol.name == name:
+                found.append(_Place(kernel, statement, above))
+            for number, inner in enumerate(blocks_of(statement)):
+                search(inner, (*above, (statement, number)))
 
-def _replace(body: Sequence[Stmt], old: Stmt, new: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
-    result: list[Stmt] = []
-    for statement in body:
-        if statement is old:
-            result.extend(new)
-            continue
-        match statement:
-            case If(then=then, otherwise=otherwise):
-                result.append(replace(statement, then=_replace(then, old, new), otherwise=_replace(otherwise, old, new)))
-            case For(body=inner):
-                result.append(replace(statement, body=_replace(inner, old, new)))
-            case While(body=inner):
-                result.append(replace(statement, body=_replace(inner, old, new)))
-            case _:
-                result.append(statement)
-    return tuple(result)
-
-
-def _rebuilt(kernel: Kernel, old: For, new: Sequence[Stmt]) -> Kernel:
-    """The kernel with the loop replaced, verified."""
-    changed = replace(kernel, body=_replace(kernel.body, old, tuple(new)))
-    try:
-        verify_kernel(changed)
-    except VerifyError as error:
-        raise ScheduleError(f"{error.message} (after the change)", loc=kernel.loc, notes=error.notes, hint=error.hint) from None
-    return changed
+    search(kernel.body, ())
+    return found
 
 
 def _fail(kernel: Kernel, message: str, hint: str = "") -> ScheduleError:
@@ -249,20 +315,18 @@ def _names(kernel: Kernel) -> set[str]:
     return taken
 
 
-def _fresh(kernel: Kernel, stem: str) -> str:
-    """A name that nothing in the kernel has."""
-    taken = _names(kernel)
+def _fresh(stem: str, taken: set[str]) -> str:
+    """A name that is not taken."""
     return next(n for n in itertools.chain([stem], (f"{stem}{k}" for k in itertools.count(2))) if n not in taken)
 
 
 # --- dependence ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Access:
-    """A load (`how` 'load'), a store ('store') or a combining store (the function's name)."""
+class _Access(Struct, frozen=True):
+    """A load (`how` 'load'), a store ('store') or a combining store (the function's name) of the buffer of that name."""
 
-    buffer: Buffer
+    buffer: str
     index: tuple[DimLike, ...]
     how: str
 
@@ -276,19 +340,212 @@ def _buffers(kernel: Kernel) -> dict[str, Buffer]:
     return found
 
 
-def _accesses(kernel: Kernel, body: Sequence[Stmt]) -> list[_Access]:
-    """Accesses to memory that lives longer than one run of the body."""
-    buffers = _buffers(kernel)
-    own = {s.buffer.name for s in walk(body) if isinstance(s, Alloc)}
+def _accesses(body: Sequence[Stmt], stored: set[str] | None = None) -> list[_Access]:
+    """Accesses to memory that lives longer than one run of the body and that is stored to: by the body, or `stored`."""
+    statements = list(walk(body))
+    own = {s.buffer.name for s in statements if isinstance(s, Alloc)}
+    shared = (_stored(statements) if stored is None else stored) - own
     found: list[_Access] = []
-    for statement in walk(body):
+    for statement in statements:
         for root in expressions_of(statement):
-            for node in expression_nodes(root):
-                if isinstance(node.op, Load) and node.op.buffer not in own:
-                    found.append(_Access(buffers[node.op.buffer], node.op.index, "load"))
-        if isinstance(statement, Store) and statement.buffer not in own:
-            found.append(_Access(buffers[statement.buffer], statement.index, statement.combine or "store"))
+            found.extend(access for access in _loads(root) if access.buffer in shared)
+        if isinstance(statement, Store) and statement.buffer in shared:
+            found.append(_Access(statement.buffer, statement.index, statement.combine or "store"))
     return found
+
+
+@lru_cache(maxsize=1024)  # one schedule asks for the same expressions again and again
+def _loads(root: Node) -> tuple[_Access, ...]:
+    return tuple(_Access(node.op.buffer, node.op.index, "load") for node in expression_nodes(root) if isinstance(node.op, Load))
+
+
+def _stored(statements: Iterable[Stmt]) -> set[str]:
+    return {s.buffer for s in statements if isinstance(s, Store)}
+
+
+def _conflicts(accesses: Sequence[_Access], others: Sequence[_Access]) -> Iterator[tuple[_Access, _Access]]:
+    """Pairs of accesses to one buffer where one of them stores."""
+    for first, second in itertools.product(accesses, others):
+        if first.buffer == second.buffer and not first.how == second.how == "load":
+            yield first, second
+
+
+# Linear indices. A difference of two is a rest plus terms (factor, least, greatest), each factor times a number of its own
+# between these; `greatest` is None where it is not known.
+_Term = tuple[DimLike, int, DimLike | None]
+_Ranges = dict[str, tuple[int, DimLike | None]]
+
+
+def _ranges(body: Sequence[Stmt], varying: Sequence[str] = ()) -> _Ranges:
+    """Least and greatest value of the loop variables and index lets that the body binds, fixed but for `varying`."""
+    bound = _inner_variables(body)
+    names = {*varying, *(variable.name for variable, _ in bound)}
+    found: _Ranges = {}
+    for variable, extent in bound:
+        least = variable.lower if extent is None else 0
+        fixed = isinstance(extent, int) or extent is not None and not any(s.name in names for s in symbols_of(extent))
+        greatest = extent - 1 if fixed else variable.upper  # type: ignore[operator]
+        other = found.get(variable.name, (least, greatest))
+        found[variable.name] = (min(least, other[0]), greatest if greatest == other[1] else None)
+    return found
+
+
+def _linear(size: DimLike, variables: _Ranges) -> tuple[DimLike, dict[str, DimLike]] | None:
+    """The rest and the factor of each variable; None where the size is not linear in them."""
+    if isinstance(size, int):
+        return size, {}
+    rest: list[tuple[Monomial, int]] = []
+    parts: dict[str, list[tuple[Monomial, int]]] = {}
+    for monomial, coefficient in size.terms:
+        name = ""
+        for atom, power in monomial:
+            if isinstance(atom, Symbol):
+                if atom.name in variables:
+                    if name or power > 1:
+                        return None
+                    name = atom.name
+            elif any(s.name in variables for s in symbols_of(atom.left, atom.right)):
+                return None
+        if not name:
+            rest.append((monomial, coefficient))
+        else:
+            others = tuple((a, p) for a, p in monomial if not (isinstance(a, Symbol) and a.name == name))
+            parts.setdefault(name, []).append((others, coefficient))
+    return _size(rest), {name: _size(terms) for name, terms in parts.items()}
+
+
+def _size(terms: Sequence[tuple[Monomial, int]]) -> DimLike:
+    """The sum of terms that stand in the order of a size in normal form."""
+    if not terms:
+        return 0
+    return terms[0][1] if len(terms) == 1 and not terms[0][0] else Dim(tuple(terms))
+
+
+def _never_zero(rest: DimLike, terms: Sequence[_Term]) -> bool:
+    """Whether the sum is shown to differ from 0: by its range, or by the range of what is left of it modulo a factor."""
+    static = isinstance(rest, int) and all(isinstance(n, int) for factor, _, most in terms for n in (factor, most))
+    moduli = dict.fromkeys([0, *(factor if _sign(factor) > 0 else 0 - factor for factor, _, _ in terms)])
+    for side, parts in ((rest, terms), (0 - rest, _negated(terms))):
+        # what does not hold for one choice of sizes need not be tried for all
+        some = [] if static else [(_some(f), least, None if most is None else _some(most)) for f, least, most in parts]
+        for modulus in moduli:
+            if (static or _between(_some(side), some, _some(modulus))) and _between(side, parts, modulus):
+                return True
+    return False
+
+
+def _between(rest: DimLike, terms: Sequence[_Term], modulus: DimLike) -> bool:
+    """Whether the sum, or what is left of it modulo the modulus, is shown to lie between 0 and the modulus (0: none)."""
+    if modulus == 0:
+        return _positive(_least(rest, terms))
+    if isinstance(rest, int) and isinstance(modulus, int):
+        rest = rest % modulus
+    kept = [term for term in terms if not _multiple(term[0], modulus)]
+    return _positive(_least(rest, kept)) and _positive(_least(modulus - rest, _negated(kept)))
+
+
+def _negated(terms: Sequence[_Term]) -> list[_Term]:
+    return [(0 - factor, least, most) for factor, least, most in terms]
+
+
+def _least(rest: DimLike, terms: Sequence[_Term]) -> DimLike | None:
+    """The least value of the sum, None where it is not known."""
+    parts = [rest]
+    for factor, least, most in terms:
+        sign = _sign(factor)
+        end = least if sign > 0 else most
+        if sign == 0 or end is None:
+            return None
+        parts.append(factor * end)
+    return add_all(parts)
+
+
+def _some(size: DimLike) -> int:
+    """The size for a certain choice of its symbols."""
+    if isinstance(size, int):
+        return size
+    total = 0
+    for monomial, coefficient in size.terms:
+        for atom, power in monomial:
+            coefficient *= _some_atom(atom) ** power
+        total += coefficient
+    return total
+
+
+def _some_atom(atom: Atom) -> int:
+    if isinstance(atom, Symbol):
+        least, most = atom.tight
+        some = least + 3 * atom.multiple_of
+        return some if some <= most else least
+    left, right = _some(atom.left), _some(atom.right)
+    if atom.kind == "min":
+        return min(left, right)
+    return left // max(right, 1) if atom.kind == "floordiv" else left % max(right, 1)
+
+
+def _positive(size: DimLike | None) -> bool:
+    """Whether the size is shown to be at least 1."""
+    if size is None or isinstance(size, int):
+        return size is not None and size >= 1
+    if bounds(size)[0] >= 1:
+        return True
+    # m*n - n with m >= 1 is (m' + 1)*n - n with m' >= 0, whose bounds show more
+    from_least = {s.name: symbol(s.name) + s.tight[0] for s in symbols_of(size) if s.tight[0] > 0}
+    return prove_nonnegative(substitute(size, from_least) - 1)
+
+
+def _sign(size: DimLike) -> int:
+    """1 where the size is shown not to be negative, -1 where it is shown not to be positive, else 0."""
+    if isinstance(size, int):
+        return 1 if size >= 0 else -1
+    low, high = bounds(size)
+    if low >= 0 or _positive(size):
+        return 1
+    return -1 if high <= 0 or _positive(0 - size) else 0
+
+
+def _multiple(size: DimLike, modulus: DimLike) -> bool:
+    """Whether the size is shown to be a multiple of the modulus."""
+    if isinstance(modulus, int):
+        return divides(modulus, size)
+    for _ in range(8):  # long division by the leading term
+        if isinstance(size, int):
+            return size == 0
+        quotient = exact_quotient(Dim(size.terms[:1]), Dim(modulus.terms[:1]))
+        if quotient is None:
+            return False
+        size = size - quotient * modulus
+    return False
+
+
+def _terms_of(factors: Mapping[str, DimLike], ranges: _Ranges, sign: int) -> list[_Term]:
+    return [(sign * factor, *ranges[name]) for name, factor in factors.items()]
+
+
+def _apart(first: _Access, ranges: _Ranges, second: _Access, other: _Ranges) -> bool:
+    """Whether two accesses never meet, each at any value of its own variables."""
+    for a, b in zip(first.index, second.index) if len(first.index) == len(second.index) else ():
+        left, right = _linear(a, ranges), _linear(b, other)
+        if left is not None and right is not None and _never_zero(
+                right[0] - left[0], [*_terms_of(left[1], ranges, -1), *_terms_of(right[1], other, 1)]):
+            return True
+    return False
+
+
+def _apart_later(first: _Access, second: _Access, loop: For, ranges: _Ranges) -> bool:
+    """Whether an access in one iteration never meets another in a later one; `ranges` of what the body binds."""
+    name, most = loop.symbol.name, loop.extent - 1
+    known: _Ranges = {**ranges, name: (0, most)}
+    for a, b in zip(first.index, second.index) if len(first.index) == len(second.index) else ():
+        left, right = _linear(a, known), _linear(b, known)
+        if left is None or right is None:
+            continue
+        early, late = left[1].pop(name, 0), right[1].pop(name, 0)
+        steps: list[_Term] = [(late, 1, most), (late - early, 0, most)]
+        if _never_zero(right[0] - left[0], [*(t for t in steps if t[0] != 0), *_terms_of(left[1], ranges, -1),
+                                            *_terms_of(right[1], ranges, 1)]):
+            return True
+    return False
 
 
 def _inner_variables(body: Sequence[Stmt]) -> list[tuple[Symbol, DimLike | None]]:
@@ -303,7 +560,7 @@ def _inner_variables(body: Sequence[Stmt]) -> list[tuple[Symbol, DimLike | None]
     return found
 
 
-LATE = "__late"  # ends the name of a variable of the later of two iterations
+LATE = "__late"  # ends the name of a variable of the later of two iterations, and of the distance between them
 
 
 class _Meeting:
@@ -313,8 +570,13 @@ class _Meeting:
     between the two, so that those of the late one are renamed.
     """
 
-    def __init__(self, known: Known, early: Mapping[str, DimLike], late: Mapping[str, DimLike],
+    def __init__(self, place: _Place, early: Mapping[str, DimLike], late: Mapping[str, DimLike],
                  loops: Sequence[tuple[Symbol, DimLike]], body: Sequence[Stmt]) -> None:
+        for name in _names(place.kernel):
+            if name.endswith(LATE):
+                raise _fail(place.kernel, f"the name {name} is reserved for the test of dependence")
+        self.kernel = place.kernel
+        known = place.known()
         inner = _inner_variables(body)
         renamed = {v.name: symbol(v.name + LATE, v.lower, v.upper, v.multiple_of) for v, _ in inner}
         self.early = dict(early)
@@ -330,7 +592,8 @@ class _Meeting:
     def possible(self, first: _Access, second: _Access) -> bool:
         left, right = first.index, second.index
         if len(left) != len(right):
-            left, right = (_flat(i, first.buffer.shape) for i in (left, right))
+            shape = _buffers(self.kernel)[first.buffer].shape
+            left, right = (_flat(i, shape) for i in (left, right))
         for a, b in zip(left, right):
             difference = substitute(a, self.early) - substitute(b, self.late)
             if prove_nonnegative(difference - 1, self.known) or prove_nonnegative(-difference - 1, self.known):
@@ -347,31 +610,27 @@ def _flat(index: tuple[DimLike, ...], shape: tuple[DimLike, ...]) -> tuple[DimLi
     return (position,)
 
 
-def _conflicts(kernel: Kernel, body: Sequence[Stmt], meeting: _Meeting) -> Iterator[tuple[_Access, _Access]]:
-    """Pairs that may touch one element in the two iterations, where one of them stores."""
-    accesses = _accesses(kernel, body)
-    for first, second in itertools.product(accesses, accesses):
-        if first.buffer.name != second.buffer.name or first.how == second.how == "load":
+def _carried(place: _Place) -> Iterator[tuple[_Access, _Access]]:
+    """Pairs of accesses that may meet in two iterations of the loop."""
+    loop = place.loop
+    if loop.extent in (0, 1):
+        return
+    accesses, ranges = _accesses(loop.body), _ranges(loop.body, [loop.symbol.name])
+    meeting: _Meeting | None = None
+    for first, second in _conflicts(accesses, accesses):
+        if _apart_later(first, second, loop, ranges):
             continue
+        if meeting is None:
+            later = variable_size(loop.symbol) + 1 + symbol("distance" + LATE, 0)
+            meeting = _Meeting(place, {}, {loop.symbol.name: later}, [(loop.symbol, loop.extent)], loop.body)
         if meeting.possible(first, second):
             yield first, second
 
 
-def _carried(kernel: Kernel, place: _Place) -> Iterator[tuple[_Access, _Access]]:
-    """Pairs of accesses that may meet in two iterations of the loop."""
-    variable = place.loop.symbol
-    distance = symbol("distance__", 0)
-    now = symbol(variable.name, variable.lower, variable.upper, variable.multiple_of)
-    meeting = _Meeting(place.known, {}, {variable.name: now + 1 + distance}, [(variable, place.loop.extent)], place.loop.body)
-    if place.loop.extent in (0, 1):
-        return
-    yield from _conflicts(kernel, place.loop.body, meeting)
-
-
-def _need_independent(kernel: Kernel, place: _Place, what: str, combining: bool, reassociate: bool) -> None:
+def _need_independent(place: _Place, what: str, combining: bool = False, reassociate: bool = False) -> None:
     """ScheduleError unless no iteration depends on another; `combining`: stores that combine alike may meet."""
-    name = place.loop.symbol.name
-    for first, second in _carried(kernel, place):
+    kernel, name = place.kernel, place.loop.symbol.name
+    for first, second in _carried(place):
         if combining and first.how == second.how != "store":
             _need_reassociation(kernel, first, f"{what} {name}", reassociate)
             continue
@@ -379,38 +638,41 @@ def _need_independent(kernel: Kernel, place: _Place, what: str, combining: bool,
 
 
 def _need_reassociation(kernel: Kernel, access: _Access, what: str, allowed: bool) -> None:
-    if access.buffer.dtype.is_float and not allowed:
+    if _buffers(kernel)[access.buffer].dtype.is_float and not allowed:
         raise _fail(kernel, f"{what} would change the order in which {_show(access)} combines floats",
                     hint="allow it by a last argument true (reassociation)")
 
 
 def _show(access: _Access) -> str:
     index = ", ".join(map(str, access.index))
-    return f"{'load' if access.how == 'load' else 'store' if access.how == 'store' else access.how} %{access.buffer.name}[{index}]"
+    return f"{'load' if access.how == 'load' else 'store' if access.how == 'store' else access.how} %{access.buffer}[{index}]"
 
 
 # --- primitives ------------------------------------------------------------------------------------------------------
 
 
-def split(kernel: Kernel, loop: str, factor: int, tail: str = "min") -> Kernel:
+def split(kernel: Kernel, loop: str, factor: int, tail: str = "min", inner_name: str = "") -> Kernel:
     """Blocks of `factor` iterations: an outer loop over blocks around an inner one within a block. Always legal for
     serial and parallel loops; an unrolled loop must divide evenly, a vector loop is split before it is vectorized."""
     place = _find(kernel, loop)
     old, name = place.loop, place.loop.symbol.name
     _check_split(kernel, old, factor, tail)
+    taken = _names(kernel)
+    if inner_name in taken:
+        raise _fail(kernel, f"split {name}: the name {inner_name} is taken")
     even = divides(factor, old.extent)
     count = old.extent // factor if even else ceildiv(old.extent, factor)
-    outer = loop_variable(_fresh(kernel, f"{name}_outer"), count)
+    outer = loop_variable(_fresh(f"{name}_outer", taken | {inner_name}), count)
     start = variable_size(outer) * factor
     rest: DimLike = factor if even or tail == "guard" else dim_min(factor, old.extent - start)
-    inner = loop_variable(_fresh(kernel, f"{name}_inner"), factor)
+    inner = loop_variable(inner_name or _fresh(f"{name}_inner", taken), rest if bounds(rest)[1] >= 1 else 1)
     position = start + variable_size(inner)
     body = substitute_statements(old.body, {name: position})
     if not even and tail == "guard":
         operands = tuple(Node(IndexValue(n), (), TensorType(INDEX, ())) for n in (position, old.extent))
         body = (If(Node(Elementwise("lt"), operands, TensorType(BOOL, ())), body),)
     inside = For(inner, rest, "unrolled" if old.kind == "unrolled" else "serial", body)
-    return _rebuilt(kernel, old, (For(outer, count, old.kind, (inside,)),))
+    return place.replaced((For(outer, count, old.kind, (inside,)),))
 
 
 def _check_split(kernel: Kernel, loop: For, factor: int, tail: str) -> None:
@@ -425,30 +687,85 @@ def _check_split(kernel: Kernel, loop: For, factor: int, tail: str) -> None:
         raise _fail(kernel, f"split {name}: the extent {loop.extent} of an unrolled loop is no multiple of {factor}")
 
 
+def fuse(kernel: Kernel, outer: str, *inner: str) -> Kernel:
+    """Makes one loop of several, each being all that the one before holds; it is called as the outer one. Legal for
+    serial loops, and for serial loops in a parallel one whose iterations do not depend on one another either."""
+    place = first = _find(kernel, outer)
+    loops = [first.loop]
+    for name in inner:
+        loops.append(_only_loop(kernel, "fuse", place.loop, name))
+        place = place.inside()
+        _check_fuse(first.loop, place)
+    total = product(loop.extent for loop in loops)
+    fused = loop_variable(loops[0].symbol.name, total)
+    position: DimLike = variable_size(fused)
+    joined: dict[str, DimLike] = {**{loop.symbol.name: 0 for loop in loops[:-1]}, loops[-1].symbol.name: position}
+    apart: dict[str, DimLike] = {}
+    for loop in reversed(loops[1:]):
+        apart[loop.symbol.name] = position % loop.extent if loop.extent != 0 else 0
+        position = position // loop.extent if loop.extent != 0 else 0
+    apart[loops[0].symbol.name] = position
+
+    def place_of(size: DimLike) -> DimLike:
+        # a size that walks all loops as one takes the number of the iteration as it is: t for n*(t // n) + t % n
+        return substitute(size, joined if _walks_as_one(size, loops) else apart)
+
+    body = map_sizes(place.loop.body, place_of)
+    return first.replaced((replace(first.loop, symbol=fused, extent=total, body=body),))
+
+
+def _walks_as_one(size: DimLike, loops: Sequence[For]) -> bool:
+    """Whether a step of each loop is worth as much as all of the next one."""
+    factors = [linear_factor(size, loop.symbol) for loop in loops]
+    return all(a is not None and b is not None and a == b * inner.extent
+               for a, b, inner in zip(factors, factors[1:], loops[1:]))
+
+
+def _only_loop(kernel: Kernel, what: str, outer: For, inner: str) -> For:
+    """The loop of that name when it is all that the outer one holds and its extent does not depend on it."""
+    name = outer.symbol.name
+    if len(outer.body) != 1 or not isinstance(outer.body[0], For) or outer.body[0].symbol.name != inner.partition("@")[0]:
+        held = ", ".join(type(s).__name__ for s in outer.body)
+        raise _fail(kernel, f"{what} {name}, {inner}: {name} must hold {inner} and nothing else, found {held}")
+    loop = outer.body[0]
+    if any(s.name == name for s in symbols_of(loop.extent)):
+        raise _fail(kernel, f"{what} {name}, {inner}: the extent {loop.extent} of {inner} depends on {name}")
+    return loop
+
+
+def _check_fuse(first: For, place: _Place) -> None:
+    names = f"fuse {first.symbol.name}, {place.loop.symbol.name}"
+    if first.kind not in ("serial", "parallel") or place.loop.kind != "serial":
+        raise _fail(place.kernel, f"{names}: they are {first.kind} and {place.loop.kind}, expected serial loops, of which the "
+                    "outermost may be parallel")
+    if any(s.name == first.symbol.name for s in symbols_of(place.loop.extent)):
+        raise _fail(place.kernel, f"{names}: the extent {place.loop.extent} depends on {first.symbol.name}")
+    if first.kind == "parallel":
+        _need_independent(place, "fuse")
+
+
 def reorder(kernel: Kernel, outer: str, inner: str, reassociate: bool = False) -> Kernel:
     """Exchanges two loops, the inner one being all that the outer one holds. Legal where no element is touched in an
     iteration (o, i) and again in (o', i') with o < o' and i > i', one of the two storing."""
     place = _find(kernel, outer)
     first = place.loop
-    if len(first.body) != 1 or not isinstance(first.body[0], For) or first.body[0].symbol.name != inner.partition("@")[0]:
-        held = ", ".join(type(s).__name__ for s in first.body)
-        raise _fail(kernel, f"reorder {outer}, {inner}: {outer} must hold {inner} and nothing else, found {held}")
-    second = first.body[0]
-    if any(s.name == first.symbol.name for s in symbols_of(second.extent)):
-        raise _fail(kernel, f"reorder {outer}, {inner}: the extent {second.extent} of {inner} depends on {outer}")
+    second = _only_loop(kernel, "reorder", first, inner)
     # a promise of the inner loop holds within one iteration of the outer one only
     if first.kind not in ("parallel", "vector"):
-        _check_exchange(kernel, place, first, second, reassociate)
-    return _rebuilt(kernel, first, (replace(second, body=(replace(first, body=second.body),)),))
+        _check_exchange(place, first, second, reassociate)
+    return place.replaced((replace(second, body=(replace(first, body=second.body),)),))
 
 
-def _check_exchange(kernel: Kernel, place: _Place, first: For, second: For, reassociate: bool) -> None:
-    a, b = first.symbol, second.symbol
-    late = symbol(a.name, a.lower, a.upper, a.multiple_of) + 1 + symbol("distance__", 0)
-    early = symbol(b.name, b.lower, b.upper, b.multiple_of) + 1 + symbol("back__", 0)
+def _check_exchange(place: _Place, first: For, second: For, reassociate: bool) -> None:
+    kernel, a, b = place.kernel, first.symbol, second.symbol
+    late = variable_size(a) + 1 + symbol("distance" + LATE, 0)
+    early = variable_size(b) + 1 + symbol("back" + LATE, 0)
     loops = [(a, first.extent), (b, second.extent)]
-    meeting = _Meeting(place.known, {b.name: early}, {a.name: late}, loops, second.body)
-    for x, y in _conflicts(kernel, second.body, meeting):
+    meeting = _Meeting(place, {b.name: early}, {a.name: late}, loops, second.body)
+    accesses = _accesses(second.body)
+    for x, y in _conflicts(accesses, accesses):
+        if not meeting.possible(x, y):
+            continue
         if x.how == y.how and x.how not in ("load", "store"):
             _need_reassociation(kernel, x, f"reorder {a.name}, {b.name}", reassociate)
             continue
@@ -459,15 +776,15 @@ def vectorize(kernel: Kernel, loop: str, lanes: int, reassociate: bool = False) 
     """Runs a serial loop in vectors. Legal where no iteration depends on another, apart from combining stores."""
     place = _find(kernel, loop)
     _need_kind(kernel, place.loop, "serial", "vectorize")
-    _need_independent(kernel, place, "vectorize", True, reassociate)
-    return _rebuilt(kernel, place.loop, (replace(place.loop, kind="vector", lanes=lanes),))
+    _need_independent(place, "vectorize", True, reassociate)
+    return place.replaced((replace(place.loop, kind="vector", lanes=lanes),))
 
 
 def unroll(kernel: Kernel, loop: str) -> Kernel:
     """Spells a serial loop of static extent out, in order. Always legal."""
     place = _find(kernel, loop)
     _need_kind(kernel, place.loop, "serial", "unroll")
-    return _rebuilt(kernel, place.loop, (replace(place.loop, kind="unrolled"),))
+    return place.replaced((replace(place.loop, kind="unrolled"),))
 
 
 def parallelize(kernel: Kernel, loop: str) -> Kernel:
@@ -476,26 +793,29 @@ def parallelize(kernel: Kernel, loop: str) -> Kernel:
     place = _find(kernel, loop)
     old = place.loop
     _need_kind(kernel, old, "serial", "parallelize")
-    if not place.outermost:
+    if place.above:
         raise _fail(kernel, f"parallelize {loop}: it stands inside another statement; only outermost loops may be parallel")
-    _need_independent(kernel, place, "parallelize", False, False)
+    _need_independent(place, "parallelize")
     parameters = {b.name for b in kernel.buffers}
-    own = _accesses(kernel, [old])
-    others = [a for s in kernel.body if s is not old for a in _accesses(kernel, [s])]
-    for a, b in itertools.product(own, others):
-        # local memory that other statements have stored to may be read: every thread runs those statements
-        harmless = a.how == "load" and (b.how == "load" or a.buffer.name not in parameters)
-        if a.buffer.name == b.buffer.name and not harmless:
-            raise _fail(kernel, f"parallelize {loop}: there is no barrier between {_show(a)} and {_show(b)} in another "
-                        "outermost statement")
-    return _rebuilt(kernel, old, (replace(old, kind="parallel"),))
+    # what is parallel already promises to touch nothing that another statement stores to
+    others = [s for s in kernel.body if s is not old and not (isinstance(s, For) and s.kind == "parallel")]
+    stored = _stored(walk(kernel.body)) if others else set()
+    own, ranges = _accesses([old], stored), _ranges([old])
+    for statement in others:
+        theirs, other = _accesses([statement], stored), _ranges([statement])
+        for a, b in _conflicts(own, theirs):
+            # local memory that other statements have stored to may be read: every thread runs those statements
+            harmless = a.how == "load" and a.buffer not in parameters
+            if not harmless and not _apart(a, ranges, b, other):
+                raise _fail(kernel, f"parallelize {loop}: there is no barrier between {_show(a)} and {_show(b)} in another "
+                            "outermost statement")
+    return place.replaced((replace(old, kind="parallel"),))
 
 
 # --- staging ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Tile:
+class _Tile(Struct, frozen=True):
     """The part of `buffer` from `start` on, of `shape`, worked on as `name` in the body of a loop. `inside`: for each
     axis, whether it lies within the buffer for certain."""
 
@@ -519,7 +839,7 @@ def stage(kernel: Kernel, loop: str, buffer: str, start: tuple[Argument, ...], s
         raise _fail(kernel, f"stage %{buffer}: {loop} is a vector loop", hint="stage in a loop around it")
     tile = _make_tile(kernel, place, buffer, start, shape, name, space)
     _check_within(kernel, place, tile)
-    accesses = [a for a in _accesses(kernel, old.body) if a.buffer.name == buffer]
+    accesses = [a for a in _accesses(old.body) if a.buffer == buffer]
     stores = any(a.how != "load" for a in accesses)
     defined = _defines(old.body, tile)
     if not defined and tile.buffer.space not in ("in", "inout"):
@@ -529,7 +849,7 @@ def stage(kernel: Kernel, loop: str, buffer: str, start: tuple[Argument, ...], s
         raise _fail(kernel, f"stage %{buffer}: the part may reach past the end of the buffer, where there is nothing to store to")
     body = (Alloc(tile.memory), *(() if defined else _copy(kernel, tile, True)), *_redirected(old.body, tile),
             *(_copy(kernel, tile, False) if stores else ()))
-    changed = _rebuilt(kernel, old, (replace(old, body=body),))
+    changed = place.replaced((replace(old, body=body),))
     _check_marked_loops(changed, place, buffer)
     return changed
 
@@ -546,13 +866,14 @@ def _make_tile(kernel: Kernel, place: _Place, buffer: str, start: tuple[Argument
         raise _fail(kernel, f"stage %{buffer}: start and shape need {len(whole.shape)} sizes each, one an axis")
     if space not in SPACES:
         raise _fail(kernel, f"stage %{buffer}: memory is {' or '.join(SPACES)}, found {space!r}")
-    if name != _fresh(kernel, name):
+    if name in _names(kernel):
         raise _fail(kernel, f"stage %{buffer}: the name {name} is taken")
     variable = place.loop.symbol
-    sizes = {**place.sizes, variable.name: variable_size(variable)}
+    around = [*kernel.symbols, *(f.symbol for f in place.outer()), variable]
+    sizes = {**{s.name: variable_size(s) for s in around}, **place.lets()}
     origin = tuple(_read_size(kernel, n, sizes) for n in start)
     extent = tuple(_read_size(kernel, n, sizes) for n in shape)
-    at = Known((*place.known.loops, (variable, place.loop.extent)), place.known.facts)
+    at = _known_inside(place)
     for i in origin:
         if not prove_nonnegative(i, at):
             raise _fail(kernel, f"stage %{buffer}: the start {i} is not shown to be 0 or more")
@@ -569,10 +890,14 @@ def _read_size(kernel: Kernel, text: Argument, sizes: Mapping[str, DimLike]) -> 
         raise _fail(kernel, f"stage: {error.message}") from None
 
 
+def _known_inside(place: _Place) -> Known:
+    known = place.known()
+    return Known((*known.loops, (place.loop.symbol, place.loop.extent)), known.facts)
+
+
 def _check_within(kernel: Kernel, place: _Place, tile: _Tile) -> None:
     """Every access in the body lies within the part."""
-    at = Known((*place.known.loops, (place.loop.symbol, place.loop.extent)), place.known.facts)
-    for index, known in _indices(place.loop.body, tile.buffer.name, at, {}):
+    for index, known in _indices(place.loop.body, tile.buffer.name, _known_inside(place), {}):
         if len(index) != len(tile.shape):
             raise _fail(kernel, f"stage %{tile.buffer.name}: it is indexed by position [{index[0]}], expected one size an axis")
         for axis, (i, first, count) in enumerate(zip(index, tile.start, tile.shape)):
@@ -656,7 +981,7 @@ def _copy(kernel: Kernel, tile: _Tile, into: bool) -> tuple[Stmt, ...]:
     position: list[DimLike] = []
     for axis, (count, start, n, inside) in enumerate(zip(tile.shape, tile.start, tile.buffer.shape, tile.inside)):
         extent = count if inside else dim_min(count, n - start)
-        variable = loop_variable(_fresh(kernel, f"{tile.memory.name}_{axis}"), extent if bounds(extent)[1] >= 1 else 1)
+        variable = loop_variable(_fresh(f"{tile.memory.name}_{axis}", _names(kernel)), extent if bounds(extent)[1] >= 1 else 1)
         loops.append((variable, extent))
         position.append(variable_size(variable))
     outside = tuple(s + p for s, p in zip(tile.start, position))
@@ -672,18 +997,17 @@ def _copy(kernel: Kernel, tile: _Tile, into: bool) -> tuple[Stmt, ...]:
 
 def _check_marked_loops(kernel: Kernel, place: _Place, buffer: str) -> None:
     """Copies touch more than the body did: loops around that run in parallel must still be independent."""
-    for loop in (*place.outer, place.loop):
+    for loop in (*place.outer(), place.loop):
         if loop.kind not in ("parallel", "vector"):
             continue
-        start = {s.name: variable_size(s) for s in kernel.symbols}
-        same = [p for p in _places(kernel.body, loop.symbol.name, (), Known(), start, {}, True) if p.loop.kind == loop.kind]
-        for first, second in (pair for p in same for pair in _carried(kernel, p)):
-            if first.buffer.name == buffer:
+        same = [p for p in _places(kernel, loop.symbol.name) if p.loop.kind == loop.kind]
+        for first, second in (pair for p in same for pair in _carried(p)):
+            if first.buffer == buffer:
                 raise _fail(kernel, f"stage %{buffer}: iterations of the {loop.kind} loop {loop.symbol.name} would no longer be "
                             f"independent: {_show(first)} and {_show(second)}")
 
 
 PRIMITIVES: dict[str, Callable[..., Kernel]] = {
-    "split": split, "reorder": reorder, "vectorize": vectorize, "unroll": unroll, "parallelize": parallelize,
+    "split": split, "fuse": fuse, "reorder": reorder, "vectorize": vectorize, "unroll": unroll, "parallelize": parallelize,
     "stage": stage,
 }

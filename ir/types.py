@@ -7,17 +7,15 @@ no arrays of its own in a user's program.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import ml_dtypes
 import numpy as np
+from msgspec import Struct
 
 from .dims import Dim, DimLike, format_dim, is_static
 from .errors import CompileError
 
 
-@dataclass(frozen=True, slots=True)
-class DType:
+class DType(Struct, frozen=True):
     """One element type. `kind` is 'b' bool, 'i' signed, 'u' unsigned, 'f' float, 'x' index."""
 
     name: str
@@ -135,8 +133,7 @@ def dtype_of(spelling: object) -> DType:
     raise CompileError(f"dtype {found} is not supported; supported are {supported}")
 
 
-@dataclass(frozen=True, slots=True)
-class TensorType:
+class TensorType(Struct, frozen=True):
     """An array: dtype and shape. A size is an `int`, or a `Dim` where it is symbolic."""
 
     dtype: DType
@@ -171,8 +168,7 @@ class TensorType:
     __repr__ = __str__
 
 
-@dataclass(frozen=True, slots=True)
-class TupleType:
+class TupleType(Struct, frozen=True):
     """The type of a node with several results."""
 
     items: tuple[Type, ...]

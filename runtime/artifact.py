@@ -1,4 +1,4 @@
-"""Ahead-of-time artifacts on disk: shared library, static archive, C header, file of constants; and loading them.
+"""Ahead-of-time artifacts on disk: C header, file of constants; and loading them (linking: linking.py).
 
     mlp.so        generated code + the runtime object, linked by the system's linker; needs libc and libm only
     mlp.h         C99 header, versioned
@@ -12,37 +12,28 @@ any thread and process.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import mmap
 import os
 import re
-import shutil
 import struct
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tilewright.ir.errors import ArtifactError
+from tilewright.ir.errors import ArtifactError, cannot_write
 from tilewright.runtime import _native
 from tilewright.runtime.buffer import TensorInfo
 from tilewright.runtime.elf_file import read_elf
 from tilewright.runtime.executable import Executable
 
-RUNTIME_OBJECT = Path(__file__).with_name("tw_runtime.o")
 PUBLIC_FUNCTIONS = ("describe", "plan", "run", "open", "close", "selftest", "profile")
 WEIGHTS_SUFFIX = ".weights"
-LINKER_HINT = (
-    "install one: a C compiler (apt install gcc), ld (apt install binutils), ld.lld (apt install lld), or pip install tilewright[cross]"
-)
 ALIGNMENT = 64
 
 
@@ -68,13 +59,12 @@ def check_prefix(name: str) -> str:
 def replacing(path: str | PathLike[str]) -> Iterator[Path]:
     """A temporary name beside `path` that takes its place on success and vanishes on failure, Ctrl-C included."""
     target = Path(path)
+    if target.exists() and not target.is_file():
+        raise ArtifactError(f"{target}: is {'a folder' if target.is_dir() else 'a device or a pipe'}, expected the path of a file to write")
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     except OSError as error:
-        raise ArtifactError(
-            f"{target}: cannot be written: {error.strerror or error}",
-            hint="choose a folder that exists and is writable",
-        ) from error
+        raise cannot_write(target, error) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -86,9 +76,7 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
     except ArtifactError:
         raise
     except OSError as error:
-        raise ArtifactError(
-            f"{target}: cannot be written: {error.strerror or error}", hint="is the disk full, or the folder read only?"
-        ) from error
+        raise cannot_write(target, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -128,136 +116,6 @@ def make_golden(inputs: Sequence[np.ndarray[Any, Any]], outputs: Sequence[np.nda
 
 def _aligned(offset: int) -> int:
     return (offset + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-
-
-# --- linking ---
-
-
-@dataclass(frozen=True, slots=True)
-class Linker:
-    """A command that links shared libraries: a compiler driver, or a bare linker."""
-
-    command: tuple[str, ...]
-    driver: bool
-
-
-def find_linker(target: str | None = None) -> Linker:
-    """The first linker there is. `target` (a triple such as "aarch64-linux-gnu") needs ziglang."""
-    zig = importlib.util.find_spec("ziglang") is not None
-    if target is not None:
-        if not zig:
-            raise ArtifactError(f"no linker for target {target}: it needs ziglang", hint="pip install tilewright[cross]")
-        return Linker((sys.executable, "-m", "ziglang", "cc", "-target", target), True)
-    for name, driver in (("cc", True), ("gcc", True), ("clang", True), ("ld.lld", False), ("ld", False)):
-        found = shutil.which(name)
-        if found is not None:
-            return Linker((found,), driver)
-    if zig:
-        return Linker((sys.executable, "-m", "ziglang", "cc"), True)
-    raise ArtifactError("no linker found: looked for cc, gcc, clang, ld.lld, ld and the Python package ziglang", hint=LINKER_HINT)
-
-
-def link_shared(
-    object_code: bytes,
-    output: str | PathLike[str],
-    exports: Sequence[str],
-    *,
-    runtime_object: str | PathLike[str] = RUNTIME_OBJECT,
-    linker: Linker | None = None,
-) -> None:
-    """Link generated code with the runtime object to a shared library that exports exactly `exports`."""
-    linker = linker or find_linker()
-    _check_defined(object_code, exports)
-    if not Path(runtime_object).is_file():
-        raise ArtifactError(f"{runtime_object}: the runtime object is missing", hint="install tilewright again (pip install -e .)")
-    with tempfile.TemporaryDirectory(prefix="tilewright-link-") as folder, replacing(output) as temporary:
-        code, script = Path(folder, "model.o"), Path(folder, "exports.map")
-        code.write_bytes(object_code)
-        script.write_text("{ global: " + " ".join(f"{name};" for name in exports) + " local: *; };\n")
-        _run_linker(linker, [str(code), str(runtime_object)], script, temporary, Path(output).name)
-
-
-def _run_linker(linker: Linker, objects: list[str], script: Path, output: Path, soname: str) -> None:
-    flags = [
-        "--version-script=" + str(script),
-        "--build-id=none",
-        "--hash-style=gnu",
-        "--gc-sections",
-        "--no-undefined",
-        "--strip-all",
-        "-soname=" + soname,
-        "-z",
-        "relro",
-        "-z",
-        "now",
-        "-z",
-        "noexecstack",
-    ]
-    if linker.driver:
-        flags = [
-            f"-Wl,{','.join(flags[i : i + 2])}" if flags[i] == "-z" else f"-Wl,{flags[i]}"
-            for i in range(len(flags))
-            if flags[i - 1] != "-z"
-        ]
-        command = [*linker.command, "-shared", "-o", str(output), *objects, *flags]
-    else:
-        command = [*linker.command, "-shared", "-o", str(output), *objects, *flags, *_system_libraries()]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"})
-    if result.returncode != 0:
-        raise ArtifactError(
-            f"{linker.command[0]}: linking failed with status {result.returncode}:\n{result.stderr.strip()}",
-            notes=("command: " + " ".join(command),),
-        )
-
-
-def _system_libraries() -> list[str]:
-    """The C library as this process has it loaded: a bare linker does not know where it is, and needs no headers for it."""
-    found = {}
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        path = line.split(maxsplit=5)[-1]
-        name = Path(path).name
-        if path.startswith("/") and re.match(r"(libc\.so|libc-|libc\.musl|ld-musl|libpthread)", name):
-            found[name] = path
-    return [found[name] for name in sorted(found)]
-
-
-def _check_defined(object_code: bytes, exports: Sequence[str]) -> None:
-    defined = {symbol.name for symbol in read_elf(object_code, "object code").symbols if symbol.defined and not symbol.local}
-    missing = [name for name in exports if name not in defined]
-    if missing:
-        raise ArtifactError(
-            f"object code: does not define {', '.join(missing)}",
-            hint="compile it for ahead-of-time use with this prefix",
-        )
-
-
-def make_archive(
-    output: str | PathLike[str],
-    object_code: bytes,
-    member: str,
-    *,
-    runtime_object: str | PathLike[str] = RUNTIME_OBJECT,
-) -> None:
-    """Write a static archive (System V format, with symbol table; all times and owners zero). Link with -pthread."""
-    members = [(member, object_code), ("tw_runtime.o", Path(runtime_object).read_bytes())]
-    symbols = []
-    for index, (name, data) in enumerate(members):
-        symbols += [(symbol.name, index) for symbol in read_elf(data, name).symbols if symbol.defined and not symbol.local]
-    names = b"".join(name.encode() + b"\0" for name, _ in symbols)
-    table_bytes = 4 + 4 * len(symbols) + len(names)
-    offsets, position = [], 8 + 60 + table_bytes + table_bytes % 2
-    for _, data in members:
-        offsets.append(position)
-        position += 60 + len(data) + len(data) % 2
-    table = struct.pack(f">I{len(symbols)}I", len(symbols), *(offsets[index] for _, index in symbols)) + names
-    parts = [b"!<arch>\n", _archive_member("/", table)]
-    parts += [_archive_member(f"{name[:15]}/", data) for name, data in members]
-    write_bytes(output, *parts)
-
-
-def _archive_member(name: str, data: bytes) -> bytes:
-    header = f"{name:<16}{0:<12}{0:<6}{0:<6}{'644':<8}{len(data):<10}`\n".encode()
-    return header + data + b"\n" * (len(data) % 2)
 
 
 # --- header ---

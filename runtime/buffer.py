@@ -9,10 +9,10 @@ thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from tilewright.ir.errors import ArgumentError
 from tilewright.runtime import _native
@@ -34,8 +34,7 @@ DEVICE_NAMES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(Struct, frozen=True):
     """An input or output: sizes are numbers, or names where the caller's arrays decide."""
 
     name: str

@@ -10,25 +10,26 @@ Assumes nothing of the folder's content: an entry is used only if its code has t
 checksum that were recorded; one that does not is removed and counts as absent.
 Guarantees: safe with several processes and threads at once (an entry appears by one rename, whole or not at all, and
 of two writers the later one discards its work); bounded in size (the entries used longest ago go first); a folder that
-cannot be written, is not ours or is on a full disk costs the cache and nothing else; an interrupt leaves no partial entry.
-The code that is kept here is run: a folder that others can write to is not used.
+cannot be written, is not ours or is on a full disk costs the cache and one warning, nothing else; an interrupt leaves no
+partial entry. The code that is kept here is run: a folder that others can write to is not used.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from blake3 import blake3
+from msgspec import Struct, field, json
 
 from tilewright.ir.errors import ArtifactError
 from tilewright.runtime import _native
@@ -45,8 +46,7 @@ CODE, CONSTANTS, META = "code.o", "constants.weights", "meta.json"
 Report = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """A usable entry: its code, its constants mapped (None: it has none), and what the compiler reported."""
 
     key: str
@@ -55,8 +55,7 @@ class Entry:
     metadata: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Listed:
+class Listed(Struct, frozen=True):
     """An entry as the folder shows it, unchecked."""
 
     key: str
@@ -68,8 +67,7 @@ class Listed:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(Struct, frozen=True):
     """What an entry depends on, by part, and the digest of it all. `facts` explain a miss but are not part of the digest."""
 
     name: str
@@ -78,19 +76,19 @@ class Key:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps([FORMAT, self.parts]).encode()).hexdigest()
+        return blake3(json.encode([FORMAT, self.parts])).hexdigest()
 
 
 @lru_cache(maxsize=1)
 def source_digest() -> str:
     """The digest of this package: every source file and native object, by content. 5 ms, once a process."""
-    state = hashlib.sha256()
+    state = blake3()
     for package in PACKAGES:
         spec = find_spec(package)
         for folder in sorted((spec.submodule_search_locations or ()) if spec else ()):
             for path in sorted(_source_files(Path(folder))):
                 state.update(f"{package}/{path.relative_to(folder)}\0".encode())
-                state.update(hashlib.sha256(path.read_bytes()).digest())
+                state.update(blake3(path.read_bytes()).digest())
     return state.hexdigest()
 
 
@@ -117,6 +115,17 @@ def _silent(message: str) -> None:
     del message
 
 
+_unusable: set[Path] = set()  # folders that were warned of
+
+
+def _warn(folder: Path, cause: object) -> None:
+    """Says once a process that a folder does not serve as cache."""
+    if folder not in _unusable:
+        _unusable.add(folder)
+        warnings.warn(f"the compile cache {folder} cannot be used: {cause}; compilation goes on without it "
+                      "(TILEWRIGHT_CACHE_DIR names another folder)", RuntimeWarning, stacklevel=2)
+
+
 class Cache:
     """The cache in one folder. Immutable; holds no file open, so a process may fork and any thread may use it."""
 
@@ -134,9 +143,9 @@ class Cache:
         try:
             if not (folder / META).is_file() or not self._trusted():
                 return None
-            meta = json.loads((folder / META).read_text())
+            meta = json.decode((folder / META).read_bytes())
             code = (folder / CODE).read_bytes()
-            if hashlib.sha256(code).hexdigest() != meta["code_digest"]:
+            if blake3(code).hexdigest() != meta["code_digest"]:
                 raise ArtifactError(f"{folder / CODE}: its content is not what was written")
             constants = None
             if meta["constants_bytes"]:
@@ -160,7 +169,7 @@ class Cache:
             return False
         meta = {
             "format": FORMAT, "name": key.name, "parts": dict(key.parts), "facts": dict(key.facts), "created": time.time(),
-            "reason": "; ".join(self.explain(key)), "code_digest": hashlib.sha256(object_code).hexdigest(),
+            "reason": "; ".join(self.explain(key)), "code_digest": blake3(object_code).hexdigest(),
             "constants_bytes": constants_bytes, "constants_digest": constants_digest, "metadata": dict(metadata),
         }
         try:
@@ -168,12 +177,13 @@ class Cache:
                 (folder / CODE).write_bytes(object_code)
                 if constants_bytes:
                     write_constants(folder / CONSTANTS, constants, constants_digest)
-                (folder / META).write_text(json.dumps(meta))
+                (folder / META).write_bytes(json.encode(meta))
                 self.entries_folder.mkdir(exist_ok=True)
                 self._appear(folder, self.entries_folder / key.digest)
             self.shrink(self.limit, keep=key.digest)
         except OSError as error:
             self.report(f"cache: {key.name} is not kept: {getattr(error, 'message', error)}")
+            _warn(self.directory, _cause(error))
             return False
         return True
 
@@ -186,7 +196,7 @@ class Cache:
             digest, _, text = path.read_text().partition("\n")
         except (OSError, ValueError):
             return None
-        return text if digest == hashlib.sha256(text.encode()).hexdigest() else None
+        return text if digest == blake3(text.encode()).hexdigest() else None
 
     def note(self, subject: str, text: str) -> None:
         """Keeps a small text. Failing to is no failure."""
@@ -194,10 +204,11 @@ class Cache:
             with self._temporary() as folder:
                 path = self._note(subject)
                 path.parent.mkdir(exist_ok=True)
-                (folder / path.name).write_text(hashlib.sha256(text.encode()).hexdigest() + "\n" + text)
+                (folder / path.name).write_text(blake3(text.encode()).hexdigest() + "\n" + text)
                 os.replace(folder / path.name, path)
         except OSError as error:
             self.report(f"cache: a note is not kept: {getattr(error, 'message', error)}")
+            _warn(self.directory, _cause(error))
 
     # --- upkeep ------------------------------------------------------------------------------------------------------
 
@@ -250,7 +261,7 @@ class Cache:
     # --- files -------------------------------------------------------------------------------------------------------
 
     def _note(self, subject: str) -> Path:
-        return self.directory / "notes" / hashlib.sha256(subject.encode()).hexdigest()
+        return self.directory / "notes" / blake3(subject.encode()).hexdigest()
 
     def _trusted(self) -> bool:
         """Whether nobody but us (and root) can put code into the folder."""
@@ -266,7 +277,7 @@ class Cache:
         """A folder of our own on the cache's file system, which is gone afterwards whatever happens."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self._trusted():
-            raise ArtifactError(f"{self.directory} is not safe to use")
+            raise ArtifactError("it belongs to another user or is writable by all")
         base = self.directory / "temporary"
         base.mkdir(exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=base))
@@ -297,13 +308,20 @@ class Cache:
                         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _cause(error: OSError) -> str:
+    """What went wrong, and with which file where the system says."""
+    if isinstance(error, ArtifactError):
+        return error.message
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+
+
 def _listed(folder: Path) -> Listed:
     """An entry as listed; one whose description cannot be read is listed without a name."""
     size = sum(path.stat().st_size for path in folder.iterdir())
     used = folder.stat().st_mtime
     try:
         used = (folder / META).stat().st_mtime
-        meta = json.loads((folder / META).read_text())
+        meta = json.decode((folder / META).read_bytes())
         parts = {str(part): str(value) for part, value in {**meta["parts"], **meta["facts"]}.items()}
         return Listed(folder.name, str(meta["name"]), size, used, float(meta["created"]), parts, str(meta["reason"]))
     except (OSError, ValueError, KeyError, TypeError):

@@ -7,7 +7,8 @@ is compared with the file's size here first. Bounds are checked; damage raises A
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from tilewright.ir.errors import ArtifactError
 
@@ -19,16 +20,14 @@ SYMBOL_TABLE, DYNAMIC_SYMBOLS, NO_BITS = 2, 11, 8
 MACHINES = {62: "x86_64", 183: "aarch64", 243: "riscv64"}
 
 
-@dataclass(frozen=True, slots=True)
-class Symbol:
+class Symbol(Struct, frozen=True):
     name: str
     defined: bool
     hidden: bool
     local: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ElfFile:
+class ElfFile(Struct, frozen=True):
     """What is read of a file: machine, type (1 relocatable, 3 shared), symbols."""
 
     machine: str

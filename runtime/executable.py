@@ -12,11 +12,11 @@ immutable after construction.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from tilewright.ir.errors import ArgumentError, ArtifactError
 from tilewright.runtime import _native
@@ -26,16 +26,14 @@ Array = np.ndarray[Any, Any]
 Result = Array | tuple[Array, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class KernelTime:
+class KernelTime(Struct, frozen=True):
     """Time of one kernel in a profiled call, as the calling thread saw it."""
 
     name: str
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+class Profile(Struct, frozen=True):
     """A profiled call: its result, and the time of every kernel in the order of the program."""
 
     result: Result

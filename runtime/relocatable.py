@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from tilewright.ir.errors import ArtifactError
 from tilewright.runtime.elf_file import HEADER, SECTION, SYMBOL
@@ -27,8 +28,7 @@ ALIGNMENT = 64
 NAME, CONSTANTS_BYTES, CONSTANTS_DIGEST, CONSTANTS, GOLDEN_OFFSET, GOLDEN_BYTES, MODEL_SIZE = 8, 64, 72, 80, 136, 144, 152
 
 
-@dataclass
-class Section:
+class Section(Struct):
     """A section's header fields, and its content where that has changed."""
 
     name: int
@@ -44,8 +44,7 @@ class Section:
     content: bytes | None = None
 
 
-@dataclass(frozen=True)
-class Description:
+class Description(Struct, frozen=True):
     """What an artifact says of itself that the in-process object does not. `embedded`: the constants, or None."""
 
     name: str

@@ -12,7 +12,7 @@ import pytest
 
 import tilewright as tw
 from examples import mlp
-from tilewright.runtime import artifact
+from tilewright.runtime import linking
 from tilewright.runtime.artifact import PUBLIC_FUNCTIONS
 from tilewright.runtime.elf_file import read_elf
 from tilewright.runtime.relocatable import Description, specialize
@@ -254,7 +254,7 @@ def test_bad_paths(tmp_path: Path, plain) -> None:
 
 def test_no_linker(tmp_path: Path, plain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(artifact.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(linking.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(tw.ArtifactError, match="no linker found(.|\n)*apt install gcc"):
         plain.save(tmp_path / "plain.so")
     assert nothing_is_left(tmp_path)

@@ -48,18 +48,18 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "lowering": ("ir", "ir.errors", "tiles"),
     # the compile half: joins passes, lowering and backends
     "pipeline": ("ir", "ir.errors", "options", "passes"),
-    "build": ("ir", "ir.errors", "options", "version", "pipeline", "lowering", "backends", "backends.llvm", "runtime"),
+    "build": ("ir", "ir.errors", "key_facts", "options", "version", "pipeline", "lowering", "backends", "backends.llvm", "runtime"),
     # the light half: joins front ends, cache and runtime
     "loading": ("runtime",),
     "saving": ("ir", "ir.errors", "runtime", "version"),
-    "key": ("ir", "options", "machine", "runtime"),
+    "key_facts": ("ir", "runtime"),
     "compiled_function": ("ir", "ir.errors", "frontends"),
-    "driver": ("ir", "ir.errors", "options", "machine", "key", "compiled_function", "saving", "frontends", "frontends.onnx",
+    "driver": ("ir", "ir.errors", "options", "machine", "compiled_function", "saving", "frontends", "frontends.onnx",
                "build", "runtime"),
     # what executes programs sits above the driver
     "tools": ("ir", "ir.errors", "options", "driver", "loading", "runtime"),
     "fuzz": ("ir", "ir.errors", "library"),
-    "cli": ("ir", "ir.errors", "options", "machine", "key", "loading", "saving", "driver", "runtime", "version", "tools", "fuzz"),
+    "cli": ("ir", "ir.errors", "options", "machine", "key_facts", "loading", "saving", "driver", "runtime", "version", "tools", "fuzz"),
     "": ("version", "cli"),  # __init__ and __main__
 }
 # the first segment of a module's name, where its layer is called otherwise
@@ -70,7 +70,9 @@ LAYER_OF = {
 # third party -> the layers that may import it; None: all
 THIRD_PARTIES: dict[str, tuple[str, ...] | None] = {
     "numpy": None,
+    "blake3": None,
     "ml_dtypes": ("ir",),
+    "msgspec": None,
     "llvmlite": ("backends.llvm",),
     "onnx": ("frontends.onnx",),
     "google": ("frontends.onnx",),  # protobuf: what onnx raises on bad bytes
@@ -79,16 +81,17 @@ THIRD_PARTIES: dict[str, tuple[str, ...] | None] = {
 # (module, imported) -> why it is not at the top
 LATE_IMPORTS = {
     ("driver", "build"): "the compile half: a cache hit and an artifact need neither passes nor LLVM",
+    ("driver", "ir.parser"): "a cache hit need not read text",
+    ("driver", "saving"): "headers and linking: a cache hit saves nothing",
     ("driver", "frontends.from_onnx"): "needs the extra [onnx]",
 }
 DYNAMIC_IMPORTS = {
     "__init__": "PEP 562: public names are handed on when they are asked for",
-    "ir.graph": "str(graph) is the printer's text, and the printer knows the ops, which know graphs",
 }
 # module -> why it reads the environment
 ENVIRONMENT = {
     "options": "the knobs, and where the user's cache folder is",
-    "runtime.artifact": "hands the environment on to the linker, with a fixed locale and date",
+    "runtime.linking": "hands the environment on to the linker, with a fixed locale and date",
 }
 KNOBS = {"TILEWRIGHT_DEBUG", "TILEWRIGHT_IR_DUMP", "TILEWRIGHT_VERIFY", "TILEWRIGHT_BACKEND", "TILEWRIGHT_CACHE_DIR"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "misc", "common"}

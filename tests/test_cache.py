@@ -15,7 +15,7 @@ import pytest
 
 import tilewright as tw
 from tilewright import driver
-from tilewright.key import add_facts
+from tilewright.key_facts import add_facts
 from tilewright.options import read_environment
 from tilewright.runtime import cache as cache_module
 from tilewright.runtime.cache import Cache, Key
@@ -77,7 +77,7 @@ def test_what_does_not_matter_makes_no_miss(folder: Path) -> None:
 
 def test_the_source_of_tilewright_matters(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not compiled()
-    monkeypatch.setattr("tilewright.key.source_digest", lambda: "another version")
+    monkeypatch.setattr("tilewright.driver.source_digest", lambda: "another version")
     assert not compiled()
     newest = max(Cache(folder).entries(), key=lambda entry: entry.created)
     assert newest.reason == "tilewright itself changed"
@@ -95,7 +95,7 @@ def test_explain_says_nothing_of_a_hit(folder: Path) -> None:
     compiled()
     cache = driver.open_cache(read_environment(), tw.Options())
     assert cache is not None
-    key = driver.key_of(graph(), "cpu", tw.Options(), cache)
+    key = driver.key_of(graph().name, graph().fingerprint, "cpu", tw.Options(), cache)
     assert cache.explain(add_facts(key, graph())) == []
 
 
@@ -232,8 +232,9 @@ def test_clear(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_costs_the_cache_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("TILEWRIGHT_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    assert [compiled(), compiled()] == [False, False]
-    assert capfd.readouterr().err == ""
+    with pytest.warns(RuntimeWarning, match="file.*: Not a directory; compilation goes on without it") as told:
+        assert [compiled(), compiled()] == [False, False]
+    assert len(told) == 1 and capfd.readouterr().err == ""
     monkeypatch.setenv("TILEWRIGHT_DEBUG", "1")
     compiled()
     assert "is not kept" in capfd.readouterr().err
@@ -244,7 +245,9 @@ def test_a_full_disk_costs_the_cache_only(folder: Path, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache_module, "write_constants", full)
-    assert [compiled(), compiled()] == [False, False]
+    with pytest.warns(RuntimeWarning, match="cannot be used: No space left on device") as told:
+        assert [compiled(), compiled()] == [False, False]
+    assert len(told) == 1
     assert entries(folder) == [] and not list((folder / "temporary").iterdir())
 
 
@@ -262,7 +265,8 @@ def test_code_that_others_could_have_put_there_is_not_run(folder: Path, monkeypa
     compiled()
     folder.chmod(0o777)
     monkeypatch.setenv("TILEWRIGHT_DEBUG", "1")
-    assert not compiled()
+    with pytest.warns(RuntimeWarning, match="belongs to another user or is writable by all; compilation goes on"):
+        assert not compiled()
     assert "writable by all; it is not used" in capfd.readouterr().err
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import tilewright as tw
 from tilewright.cli import cli, run
-from tilewright.ir.printer import dump
+from tilewright.ir.printer import save_text
 
 WEIGHT = np.arange(400, dtype=np.float32).reshape(4, 100) / 100
 
@@ -32,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path
     monkeypatch.setattr("tilewright.driver.sources_changed", lambda: False)  # whatever an editor does meanwhile
     monkeypatch.chdir(tmp_path)
     graph = tw.trace(lambda x: np.tanh(x @ WEIGHT), args=(tw.spec(("batch", 4), "float32"),), name="layer")
-    dump(graph, tmp_path / "layer.ir")
+    save_text(graph, tmp_path / "layer.ir")
     return tmp_path
 
 
@@ -193,6 +193,14 @@ def test_cache_commands(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch) -
     assert json.loads(succeed(capsys, "cache", "ls", "--json"))["entries"] == []
     monkeypatch.setenv("TILEWRIGHT_CACHE_DIR", "")
     assert "turned off" in fail(capsys, "cache", "ls")
+
+
+def test_a_cache_that_cannot_be_used_is_one_line(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILEWRIGHT_CACHE_DIR", str(folder / "layer.ir"))
+    assert run(["run", "layer.ir", "--random"]) == 0
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tilewright: warning: the compile cache {folder / 'layer.ir'} cannot be used: ") and "File exists" in line
+    assert "is no folder" in succeed(capsys, "doctor")
 
 
 def test_doctor(folder: Path, capsys) -> None:

@@ -15,7 +15,7 @@ import pytest
 import tilewright as tw
 from tilewright.build import build
 from tilewright.ir.parser import load_text
-from tilewright.ir.printer import dump
+from tilewright.ir.printer import save_text
 from tilewright.options import read_environment
 from tilewright.saving import ForeignExecutable
 
@@ -59,7 +59,7 @@ def test_graph_and_name() -> None:
 
 
 def test_file_of_text(tmp_path: Path) -> None:
-    dump(dense_graph(), tmp_path / "dense.ir")
+    save_text(dense_graph(), tmp_path / "dense.ir")
     executable = tw.compile(tmp_path / "dense.ir")
     np.testing.assert_allclose(executable(sample()), dense(sample(), WEIGHT, BIAS), rtol=1e-5)
 
@@ -338,3 +338,59 @@ def test_the_same_input_gives_the_same_bytes() -> None:
 def test_verify_runs_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TILEWRIGHT_VERIFY", "2")
     np.testing.assert_allclose(tw.compile(dense_graph())(sample()), dense(sample(), WEIGHT, BIAS), rtol=1e-5)
+
+
+def large(value: float) -> np.ndarray:
+    """A constant that is borrowed while tracing, not copied."""
+    return np.full((64, 64), value, dtype=np.float32)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_program_that_changes_its_constants(again: bool) -> None:
+    """Found in the cache or not, each use means the values it met."""
+    def program(x):
+        weight = large(1)
+        y = x @ weight
+        weight[:] = 2
+        return y, x @ weight
+
+    x = large(0.5)
+    for _ in range(2 if again else 1):
+        first, second = tw.compile(program, args=(tw.spec((64, 64), "float32"),))(x)
+        np.testing.assert_array_equal(first, large(32))
+        np.testing.assert_array_equal(second, large(64))
+    traced = tw.compile(program)
+    np.testing.assert_array_equal(traced(x)[0], large(32))
+    assert len(tw.compile(traced.graph_for(x))(x)) == 2
+
+
+def test_a_constant_that_the_caller_changes_later() -> None:
+    weight = large(1)
+    x = large(0.5)
+    graph = tw.trace(np.matmul, args=(tw.spec((64, 64), "float32"), weight))
+    function = tw.compile(np.matmul, args=(tw.spec((64, 64), "float32"), weight))
+    weight[:] = 3
+    np.testing.assert_array_equal(function(x), large(32))
+    np.testing.assert_array_equal(tw.compile(graph)(x), large(32))
+    np.testing.assert_array_equal(tw.compile(np.matmul, args=(tw.spec((64, 64), "float32"), weight))(x), large(96))
+
+
+def test_a_model_file_that_was_compiled_is_found_without_onnx(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper, save
+
+    value = helper.make_tensor("w", TensorProto.FLOAT, [2], [1.0, 2.0])
+    shape = ["n", 2]
+    model = helper.make_model(helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"])], "sum", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)], [value]))
+    path = tmp_path / "sum.onnx"
+    save(model, path)
+    code = ("import sys, numpy as np, tilewright as tw\n"
+            "f = tw.compile(sys.argv[1])\n"
+            "assert f(np.ones((3, 2), np.float32)).tolist() == [[2.0, 3.0]] * 3\n"
+            "print(f.metadata['cached'], 'onnx' in sys.modules)")
+
+    def run() -> str:
+        return subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, text=True).stdout.strip()
+
+    assert [run(), run()] == ["False True", "True False"]

@@ -70,6 +70,16 @@ def test_no_opset() -> None:
     refused(broken, "opset_import")
 
 
+@pytest.mark.parametrize("version", [0, -1, onnx.defs.onnx_opset_version() + 1, 999])
+def test_opset_that_is_not_known(version: int) -> None:
+    expected = f"found opset {version} of the standard domain, expected 1 to {onnx.defs.onnx_opset_version()}"
+    refused(model([RELU], opset_imports=[helper.make_opsetid("", version)]), expected)
+    function = helper.make_function("local", "f", ["a"], ["b"], [node("Relu", ["a"], ["b"])], [helper.make_opsetid("", version)])
+    broken = model([helper.make_node("f", ["x"], ["y"], domain="local")], functions=[function],
+                   opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("local", 1)])
+    refused(broken, expected, "function local")
+
+
 def test_no_outputs() -> None:
     refused(model([RELU], outputs=[]), "no outputs")
 

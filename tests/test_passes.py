@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tilewright import library
+from tilewright.backends.reference import PLAIN
 from tilewright.fuzz.generate import random_graph, random_inputs
 from tilewright.ir.errors import InternalError
 from tilewright.ir.graph import Builder, Constant, Graph
@@ -21,17 +23,17 @@ from tilewright.ir.parser import parse
 from tilewright.ir.rewrite import rewrite_graph, rewrite_until_stable
 from tilewright.ir.types import ARRAY_DTYPES, F32
 from tilewright.ir.verify import verify
-from tilewright.options import Options
+from tilewright.options import Environment, Options
 from tilewright.passes.canonicalize import canonicalize
 from tilewright.passes.decompose import decompose
 from tilewright.passes.eliminate_dead import eliminate_dead
 from tilewright.passes.fold_constants import fold_constants
 from tilewright.passes.inline_control import inline_control
-from tilewright.passes.merge_common import merge_common
+from tilewright.pipeline import run_passes
 
 STRICT = Options(precision="strict")
 PASSES: tuple[Callable[[Graph, Options], Graph], ...] = (
-    canonicalize, fold_constants, decompose, inline_control, merge_common, eliminate_dead)
+    canonicalize, fold_constants, decompose, inline_control, eliminate_dead)
 
 
 def simplify(graph: Graph, options: Options) -> Graph:
@@ -72,11 +74,19 @@ def test_parameters_stay_when_unused() -> None:
 
 
 def test_equal_nodes_merge_but_not_zeros_of_two_signs() -> None:
-    graph = parse("graph @g(%x: f32[]) -> (a, b, c) {\n  %0: f32[] = neg %x\n  %1: f32[] = neg %x\n  %2: f32[] = const 0.0\n"
+    graph = parse("graph @g(%x: f32[]) -> (a, b, c) {\n  %0: f32[] = exp %x\n  %1: f32[] = exp %x\n  %2: f32[] = const 0.0\n"
                   "  %3: f32[] = const -0.0\n  %4: f32[] = add %0, %1\n  return %4, %2, %3\n}\n")
-    merged = merge_common(graph, STRICT)
+    merged = canonicalize(graph, STRICT)
     assert merged.results[0].inputs[0] is merged.results[0].inputs[1]
     assert merged.results[1] is not merged.results[2]
+
+
+@pytest.mark.parametrize("case", sorted((Path(__file__).parent / "golden" / "eliminate_dead").glob("*.ir")), ids=lambda path: path.stem)
+def test_the_pipeline_computes_nothing_that_no_body_reads(case: Path) -> None:
+    graph = parse(case.read_text().partition("// expected")[0])
+    environment = Environment(debug=0, dump=None, verify=2, backend="llvm", cache_directory=None)
+    after, _ = run_passes(graph, Options(), PLAIN, environment)
+    assert "exp" not in str(after) and "exp" in str(graph)
 
 
 def test_a_failing_check_is_not_folded_away() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tilewright as tw
 from tilewright import library
 from tilewright.fuzz.generate import random_graph, sample_graph
 from tilewright.ir.dims import symbol
@@ -18,7 +19,7 @@ from tilewright.ir.graph import Builder, Constant, Graph
 from tilewright.ir.ops.control import Composite, Const, Param
 from tilewright.ir.ops.table import ALL_OPS
 from tilewright.ir.parser import load_text, parse
-from tilewright.ir.printer import constants_of, dump, format_graph
+from tilewright.ir.printer import constants_of, format_graph, save_text
 from tilewright.ir.types import ARRAY_DTYPES, DTYPES, F32, I32, TensorType, TupleType
 from tilewright.ir.verify import verify
 
@@ -121,7 +122,7 @@ def test_large_constants_live_beside_the_text(tmp_path: Path) -> None:
     nodes = [library.constant(builder, np.arange(60).reshape(3, 20) % 7, dtype) for dtype in ARRAY_DTYPES]
     graph = Graph("g", [], nodes)
     path = tmp_path / "g.ir"
-    dump(graph, path)
+    save_text(graph, path)
     assert "const #" in path.read_text()
     assert load_text(path).fingerprint == graph.fingerprint
     assert sorted(p.name for p in tmp_path.iterdir()) == ["g.ir", "g.ir.npz"]
@@ -131,7 +132,7 @@ def test_large_constants_live_beside_the_text(tmp_path: Path) -> None:
 
 def test_damaged_constants_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "g.ir"
-    dump(constant_graph(np.arange(40)), path)
+    save_text(constant_graph(np.arange(40)), path)
     sidecar = tmp_path / "g.ir.npz"
     whole = sidecar.read_bytes()
     sidecar.write_bytes(whole[:-30])
@@ -143,13 +144,24 @@ def test_damaged_constants_are_refused(tmp_path: Path) -> None:
         load_text(path)
 
 
+def test_a_graph_goes_to_a_file_and_back_by_public_names(tmp_path: Path) -> None:
+    graph = constant_graph(np.arange(40))
+    tw.save_text(graph, str(tmp_path / "g.ir"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["g.ir", "g.ir.npz"]
+    assert tw.load_text(str(tmp_path / "g.ir")) == graph and tw.parse(str(graph), graph) == graph
+    with pytest.raises(ParseError, match=r"more than 16 elements(.|\n)*tw.parse\(text, graph\)(.|\n)*tw.load_text\(path\)"):
+        tw.parse(str(graph))
+    small = constant_graph(np.arange(16))
+    assert tw.parse(str(small)) == small
+
+
 def test_a_failed_dump_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        dump(constant_graph(np.arange(40)), tmp_path / "g.ir")
+        save_text(constant_graph(np.arange(40)), tmp_path / "g.ir")
     assert not list(tmp_path.iterdir())
 
 

@@ -222,12 +222,10 @@ def test_random_graphs_on_other_cpus(seeds: range, target: str) -> None:
         random_agree(seed, target)
 
 
-class Bound(Sizes):
+class Bound(Sizes, kw_only=True):
     """Replaces symbols by numbers."""
 
-    def __init__(self, binding: dict[str, int]) -> None:
-        super().__init__(frozenset(binding))
-        self.binding = binding
+    binding: dict[str, int]
 
     def abstract(self, size: DimLike) -> DimLike:
         return evaluate(size, self.binding)
@@ -243,7 +241,7 @@ def test_symbolic_sizes_agree_with_static_ones() -> None:
             continue
         met += 1
         inputs, binding = random_inputs(graph, np.random.default_rng(seed))
-        static = abstract_graph(graph, Bound(binding))
+        static = abstract_graph(graph, Bound(frozenset(binding), binding=binding))
         assert not static.symbols
         assert_near(run_compiled(compiled(static), inputs), run_compiled(compiled(graph), inputs), tolerance_of(graph))
     assert met > CHUNK

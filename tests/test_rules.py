@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ from tilewright.ir.parser import parse
 from tilewright.ir.rewrite import ALLOWED, CONTRACTS, Rule, RuleSet, build, call, is_literal, rewrite_graph, variables_of
 from tilewright.ir.types import BF16, BOOL, F16, F32, F64, I8, I32, I64, U8, U32, DType
 from tilewright.options import Options
-from tilewright.passes.canonicalize import RULES, canonicalize
+from tilewright.passes.canonicalize import RULES, STRUCTURAL, canonicalize
 
+GOLDEN = Path(__file__).parent / "golden" / "canonicalize"
 SHAPE = (64,)
 DTYPES = {"f": (F32, F64, F16, BF16), "i": (I32, I64, I8), "u": (U8, U32), "b": (BOOL,)}
 CASES = [(rule, dtype) for rule in RULES.rules for kind in rule.kinds for dtype in DTYPES[kind]]
@@ -42,6 +44,14 @@ def values(dtype: DType, seed: int, finite: bool) -> np.ndarray:
     if not finite:
         array[6:10] = [np.nan, np.inf, -np.inf, np.nan]
     return rng.permutation(array)
+
+
+def constants_for(dtype: DType, seed: int) -> tuple[float, ...]:
+    """The constants in some order, as whole numbers for integers."""
+    constants = tuple(np.random.default_rng(seed).permutation(CONSTANTS))
+    if dtype.kind in "iu":
+        return tuple(abs(round(c * 4)) if dtype.kind == "u" else round(c * 4) for c in constants)
+    return constants
 
 
 def sides(rule: Rule, dtype: DType, constants: tuple[float, ...]) -> tuple[Graph, Graph | None]:
@@ -72,13 +82,11 @@ def every_contract_applies(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_both_sides_agree_as_the_contract_says(rule: Rule, dtype: DType) -> None:
     applied = 0
     for seed in range(6):
-        constants = tuple(np.random.default_rng(seed).permutation(CONSTANTS))
-        if dtype.kind in "iu":
-            constants = tuple(abs(round(c * 4)) if dtype.kind == "u" else round(c * 4) for c in constants)
-        before, after = sides(rule, dtype, constants)
+        before, after = sides(rule, dtype, constants_for(dtype, seed))
         if after is None:
             continue
         applied += 1
+        assert after != before, "the rule changes nothing"
         finite = dtype.is_float and rule.contract == "finite"
         inputs = [values(p.dtype, seed * 7 + i, finite) for i, p in enumerate(before.params)]
         found, expected = evaluate_graph(after, inputs)[0], evaluate_graph(before, inputs)[0]
@@ -87,6 +95,28 @@ def test_both_sides_agree_as_the_contract_says(rule: Rule, dtype: DType) -> None
         else:
             assert_near(rule, dtype, found, expected)
     assert applied, "the rule never applied"
+
+
+@pytest.mark.parametrize("rule", RULES.rules, ids=lambda rule: rule.name)
+def test_every_rule_fires_in_its_pass(rule: Rule) -> None:
+    """On a graph of its own left side, by name: a rule that an earlier one always forestalls would be dead."""
+    assert rule.kinds and set(rule.kinds) <= set(DTYPES)
+    cases = [(dtype, seed) for kind in rule.kinds for dtype in DTYPES[kind] for seed in range(6)]
+    assert any(fires(rule, dtype, seed) for dtype, seed in cases)
+
+
+def fires(rule: Rule, dtype: DType, seed: int) -> bool:
+    before, _ = sides(rule, dtype, constants_for(dtype, seed))
+    fired: Counter[str] = Counter()
+    after = canonicalize(before, Options(), fired)
+    return fired[rule.name] > 0 and after != before
+
+
+def test_every_simplification_fires_in_a_golden_file() -> None:
+    fired: Counter[str] = Counter()
+    for path in sorted(GOLDEN.glob("*.ir")):
+        canonicalize(parse(path.read_text().partition("// expected")[0]), Options(), fired)
+    assert {simplify.__name__ for row in STRUCTURAL.values() for simplify in row} <= set(fired)
 
 
 def assert_near(rule: Rule, dtype: DType, found: np.ndarray, expected: np.ndarray) -> None:

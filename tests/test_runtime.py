@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from tilewright.ir.errors import ArgumentError, ArtifactError, IndexFailure, RuntimeFailure, TilewrightError
-from tilewright.runtime import _native, artifact
+from tilewright.runtime import _native, artifact, linking
 from tilewright.runtime.buffer import TensorInfo, convert_input
 from tilewright.runtime.elf_file import read_elf
 from tilewright.runtime.executable import Executable
@@ -91,7 +91,7 @@ def model(object_code: bytes, request: pytest.FixtureRequest) -> Executable:
 def save(folder: Path, compile_model, name: str, golden: bytes = b"") -> Path:
     """What the driver's save does, with the C compiler in place of the LLVM backend."""
     code = compile_model(f"-DNAME={name}", "-DPREFIXED", f"-DGOLDEN_BYTES={len(golden)}")
-    artifact.link_shared(code, folder / f"{name}.so", artifact.public_symbols(name))
+    linking.link_shared(code, folder / f"{name}.so", artifact.public_symbols(name))
     artifact.write_constants(folder / f"{name}.weights", SEGMENT + golden, "feed")
     loaded = artifact.load_library(folder / f"{name}.so")
     header = artifact.make_header(name, loaded.inputs, loaded.outputs, version="0.1.0", constants_bytes=128 + len(golden))
@@ -526,7 +526,7 @@ def test_builds_are_identical(tmp_path: Path, compile_model) -> None:
     for folder in (first, second):
         folder.mkdir()
         save(folder, compile_model, "mlp")
-        artifact.make_archive(folder / "mlp.a", compile_model("-DNAME=mlp", "-DPREFIXED", "-DGOLDEN_BYTES=0"), "mlp.o")
+        linking.make_archive(folder / "mlp.a", compile_model("-DNAME=mlp", "-DPREFIXED", "-DGOLDEN_BYTES=0"), "mlp.o")
         assert sorted(path.name for path in folder.iterdir()) == ["mlp.a", "mlp.h", "mlp.so", "mlp.weights"]
     for name in ("mlp.a", "mlp.h", "mlp.so", "mlp.weights"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
@@ -538,7 +538,7 @@ def test_linkers(tmp_path: Path, compile_model, linker: str) -> None:
     if found is None:
         pytest.skip(f"no {linker}")
     code = compile_model("-DNAME=mlp", "-DPREFIXED", "-DGOLDEN_BYTES=0")
-    artifact.link_shared(code, tmp_path / "mlp.so", artifact.public_symbols("mlp"), linker=artifact.Linker((found,), linker == "cc"))
+    linking.link_shared(code, tmp_path / "mlp.so", artifact.public_symbols("mlp"), linker=linking.Linker((found,), linker == "cc"))
     artifact.write_constants(tmp_path / "mlp.weights", SEGMENT, "feed")
     x, index = sample()
     np.testing.assert_allclose(artifact.load_library(tmp_path / "mlp.so", threads=2)(x, index)[0], expected(x, index)[0], rtol=1e-5)
@@ -553,7 +553,7 @@ def test_two_models_in_one_c_program(tmp_path: Path, compile_model, static: bool
         libraries.append(f"{name}.so")
         if static:
             code = compile_model(f"-DNAME={name}", "-DPREFIXED", f"-DGOLDEN_BYTES={len(golden)}")
-            artifact.make_archive(tmp_path / f"{name}.a", code, f"{name}.o")
+            linking.make_archive(tmp_path / f"{name}.a", code, f"{name}.o")
             libraries[-1] = f"{name}.a"
     subprocess.run(
         [
@@ -666,15 +666,15 @@ def test_damaged_weights(tmp_path: Path, compile_model) -> None:
 def test_saving_where_it_cannot_be(tmp_path: Path, compile_model, monkeypatch: pytest.MonkeyPatch) -> None:
     code = compile_model("-DNAME=mlp", "-DPREFIXED", "-DGOLDEN_BYTES=0")
     with pytest.raises(ArtifactError, match="cannot be written: No such file"):
-        artifact.link_shared(code, tmp_path / "none" / "mlp.so", artifact.public_symbols("mlp"))
+        linking.link_shared(code, tmp_path / "none" / "mlp.so", artifact.public_symbols("mlp"))
     with pytest.raises(ArtifactError, match="does not define other_describe"):
-        artifact.link_shared(code, tmp_path / "mlp.so", artifact.public_symbols("other"))
+        linking.link_shared(code, tmp_path / "mlp.so", artifact.public_symbols("other"))
     with pytest.raises(ArtifactError, match="linking failed"):
-        artifact.link_shared(code, tmp_path / "mlp.so", artifact.public_symbols("mlp"), linker=artifact.Linker(("/bin/false",), True))
+        linking.link_shared(code, tmp_path / "mlp.so", artifact.public_symbols("mlp"), linker=linking.Linker(("/bin/false",), True))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ArtifactError, match=r"no linker found(.|\n)*apt install"):
-        artifact.link_shared(code, tmp_path / "mlp.so", artifact.public_symbols("mlp"))
+        linking.link_shared(code, tmp_path / "mlp.so", artifact.public_symbols("mlp"))
     with pytest.raises(ArtifactError, match="expected a C identifier"):
         artifact.check_prefix("my-model")
     assert list(tmp_path.iterdir()) == []
@@ -696,8 +696,8 @@ def test_checksum_is_xxh64() -> None:
 
 
 def test_runtime_object_needs_the_c_library_only() -> None:
-    names = {symbol.name for symbol in read_elf(artifact.RUNTIME_OBJECT.read_bytes(), "tw_runtime.o").symbols if not symbol.defined}
+    names = {symbol.name for symbol in read_elf(linking.RUNTIME_OBJECT.read_bytes(), "tw_runtime.o").symbols if not symbol.defined}
     foreign = {name for name in names if name.startswith(("_Z", "__cxa", "__gxx", "_Unwind", "__stack_chk", "__tls"))}
     assert not foreign
-    exported = [name for name in read_elf(artifact.RUNTIME_OBJECT.read_bytes(), "tw_runtime.o").exported() if name]
+    exported = [name for name in read_elf(linking.RUNTIME_OBJECT.read_bytes(), "tw_runtime.o").exported() if name]
     assert not exported

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -197,8 +196,7 @@ def constant_of_another_dtype() -> Graph:
 
 
 def unknown_op() -> Graph:
-    @dataclass(frozen=True)
-    class Strange(Op):
+    class Strange(Op, frozen=True):
         name: ClassVar[str] = "strange"
 
         def infer(self, *types: Type) -> Type:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 from tilewright.backends.llvm.compile import CompiledObject, compile_program
 from tilewright.backends.llvm.emit_model import ModelFacts
@@ -19,8 +19,7 @@ def capabilities_of(target: Target) -> Caps:
         level2_bytes=target.level2_bytes, level3_bytes=target.level3_bytes)
 
 
-@dataclass(frozen=True)
-class LlvmBackend:
+class LlvmBackend(Struct, frozen=True):
     """`facts`: what the model's description says beyond the program."""
 
     target: Target

@@ -4,16 +4,19 @@ Guarantees: equal programs, targets and facts give equal bytes. The object refer
 runtime's functions, in an ahead-of-time build): anything else is an InternalError that names the symbol, as is a register
 buffer that LLVM left in memory. Thread safety: llvmlite takes one lock for every call, so threads do not compile faster.
 
-Passes: inline the math helpers, promote stack slots (SROA), simplify. Nothing unrolls or vectorizes: the schedule has decided that.
+Passes: inline the math helpers, promote stack slots (SROA), simplify. Nothing unrolls, vectorizes or moves addresses between loops: the
+schedule and the emission of indices have decided that.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import threading
 from functools import cached_property, lru_cache
+from typing import Any
 
 import llvmlite.binding as llvm
+from msgspec import Struct
 
 from tilewright.backends.llvm.emit import emit_program
 from tilewright.backends.llvm.emit_model import RUNTIME_SYMBOLS, ModelFacts
@@ -23,12 +26,12 @@ from tilewright.ir.program import Program
 from tilewright.runtime.elf_file import read_elf
 
 LIBRARY_SYMBOLS = frozenset({"memcpy", "memmove", "memset"})
-CODE_LEVEL = 2
+CODE_LEVEL = 1  # 2 would schedule once more after registers are assigned, to no effect that can be measured
 KERNEL = re.compile(r"_kernel(\d+)$")
+_switching = threading.Lock()
 
 
-@dataclass(frozen=True)
-class CompiledObject:
+class CompiledObject(Struct, frozen=True, dict=True):
     """A program as a relocatable object. `symbol`: that of its `tw_model`. `llvm_ir` is the text before passes; `optimized` and
     `assembly` are made when asked for."""
 
@@ -43,7 +46,8 @@ class CompiledObject:
 
     @cached_property
     def assembly(self) -> str:
-        return str(target_machine(self.target).emit_assembly(optimize(self.llvm_ir, self.target)))
+        text: str = generate(optimize(self.llvm_ir, self.target), self.target, assembly=True)
+        return text
 
 
 def compile_program(program: Program, target: Target, *, facts: ModelFacts | None = None, name_prefix: str = "") -> CompiledObject:
@@ -55,7 +59,7 @@ def compile_program(program: Program, target: Target, *, facts: ModelFacts | Non
     text = emit_program(program, target, facts, name_prefix)
     module = optimize(text, target)
     check_promoted(module, program)
-    object_code = target_machine(target).emit_object(module)
+    object_code = generate(module, target)
     allowed = LIBRARY_SYMBOLS | RUNTIME_SYMBOLS | {facts.constants_symbol} if name_prefix else LIBRARY_SYMBOLS
     check_symbols(object_code, allowed, program)
     return CompiledObject(object_code, f"{name_prefix or 'tw'}_model", text, target)
@@ -96,6 +100,18 @@ def optimize(text: str, target: Target) -> llvm.ModuleRef:
         if not function.is_declaration:
             passes.run(function, builder)
     return module
+
+
+def generate(module: llvm.ModuleRef, target: Target, assembly: bool = False) -> Any:
+    """Object code or assembly. LLVM's loop strength reduction is turned off meanwhile: addresses are already built as the loops need
+    them, and its search takes up to half of all time. The switch belongs to the process, so it is turned back on for others."""
+    machine = target_machine(target)
+    with _switching:
+        llvm.set_option("", "-disable-lsr=true")
+        try:
+            return machine.emit_assembly(module) if assembly else machine.emit_object(module)
+        finally:
+            llvm.set_option("", "-disable-lsr=false")
 
 
 def check_promoted(module: llvm.ModuleRef, program: Program) -> None:

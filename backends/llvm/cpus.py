@@ -8,7 +8,7 @@ Sources: LLVM's X86.td, AArch64Processors.td and RISCVProcessors.td for the sets
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -110,8 +110,7 @@ RISCV64_FEATURES: dict[str, tuple[str, ...]] = {
 FEATURES = {"x86_64": X86_FEATURES, "aarch64": AARCH64_FEATURES, "riscv64": RISCV64_FEATURES}
 
 
-@dataclass(frozen=True)
-class Cpu:
+class Cpu(Struct, frozen=True):
     """One CPU: its features (closed), and its data caches in bytes: level 1 and 2 of a core, level 3 of all cores that share it."""
 
     name: str

@@ -12,7 +12,8 @@ refused with TW_ERROR_MEMORY: their magnitudes are summed in float64, which cann
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from tilewright.backends.llvm.emit_indices import Indices
 from tilewright.backends.llvm.emit_text import Function, Module, float_text
@@ -22,6 +23,7 @@ from tilewright.ir.program import Branch, Launch, Loop, Place, Program, Repeat, 
 from tilewright.ir.types import F64
 
 ERROR_SHAPE, ERROR_MEMORY = -2, -3
+EXACTLY, AT_LEAST, AT_MOST, MULTIPLE_OF = range(4)  # tw_relation
 LARGEST_BYTES = 2.0**62
 AFTER_LAUNCH, AFTER_UNSYNCHRONIZED, BARRIER = "tw_after_launch", "tw_after_unsynchronized", "tw_meet"
 
@@ -65,8 +67,7 @@ done:
 }
 
 
-@dataclass(frozen=True)
-class SolvedSymbol:
+class SolvedSymbol(Struct, frozen=True):
     """A symbol found from a dim of an input: (dim - offset) / factor. `position` counts the entries of `shapes`."""
 
     symbol: Symbol
@@ -326,21 +327,20 @@ class PlanEmitter:
         code.end("ret i32 0")
         code.finish()
 
-    def require(self, condition: str, position: int, found: str, expected: str) -> None:
-        """Leaves with TW_ERROR_SHAPE unless the condition holds."""
+    def require(self, condition: str, position: int, found: str, expected: str, relation: int = EXACTLY) -> None:
+        """Leaves with TW_ERROR_SHAPE unless the condition holds, which asks for a size in this relation to the expected one."""
         code = self.code
         good, bad = code.new_block("good"), code.new_block("bad")
         code.branch(condition, good, bad)
         code.start(bad)
         code.effect(f"store i64 {position}, ptr %where, align 8")
-        self.leave(ERROR_SHAPE, found, expected)
+        self.leave(ERROR_SHAPE, found, expected, relation)
         code.start(good)
 
-    def leave(self, status: int, found: str, expected: str) -> None:
+    def leave(self, status: int, found: str, expected: str, relation: int = EXACTLY) -> None:
         code = self.code
-        code.effect(f"store i64 {found}, ptr %detail, align 8")
-        second = code.pure("getelementptr i64, ptr %detail, i64 1")
-        code.effect(f"store i64 {expected}, ptr {second}, align 8")
+        for place, value in enumerate((found, expected, relation)):
+            code.effect(f"store i64 {value}, ptr {code.pure(f'getelementptr i64, ptr %detail, i64 {place}')}, align 8")
         code.end(f"ret i32 {status}")
 
     def check_symbol(self, solved: SolvedSymbol) -> None:
@@ -348,16 +348,19 @@ class PlanEmitter:
         code, symbol, position = self.code, solved.symbol, solved.position
         found = load_dim(code, position)
         lowest = symbol.lower * solved.factor + solved.offset
-        self.require(code.pure(f"icmp sge i64 {found}, {lowest}"), position, found, str(lowest))
+        self.require(code.pure(f"icmp sge i64 {found}, {lowest}"), position, found, str(lowest), AT_LEAST)
         if symbol.upper is not None:
             highest = symbol.upper * solved.factor + solved.offset
-            self.require(code.pure(f"icmp sle i64 {found}, {highest}"), position, found, str(highest))
+            self.require(code.pure(f"icmp sle i64 {found}, {highest}"), position, found, str(highest), AT_MOST)
         step = solved.factor * symbol.multiple_of
         if step > 1:
             shifted = code.pure(f"sub i64 {found}, {solved.offset}")
             rest = code.pure(f"srem i64 {shifted}, {step}")
-            nearest = code.pure(f"sub i64 {found}, {rest}")
-            self.require(code.pure(f"icmp eq i64 {rest}, 0"), position, found, nearest)
+            whole = code.pure(f"icmp eq i64 {rest}, 0")
+            if solved.offset:
+                self.require(whole, position, found, code.pure(f"sub i64 {found}, {rest}"))
+            else:
+                self.require(whole, position, found, str(step), MULTIPLE_OF)
         self.indices.bind(symbol.name, load_symbol(code, solved))
 
     def check_memory(self) -> None:

@@ -11,8 +11,9 @@ may be evaluated before a loop that would not have run). Symbols bound to intege
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+
+from msgspec import Struct
 
 from tilewright.backends.llvm.emit_scalars import spread_text
 from tilewright.backends.llvm.emit_text import Block, Function, shaped, splat_text
@@ -33,8 +34,7 @@ def atom_names(atom: Atom) -> tuple[str, ...]:
     return (atom.name,) if isinstance(atom, Symbol) else tuple({*names_of(atom.left), *names_of(atom.right)})
 
 
-@dataclass(slots=True)
-class Binding:
+class Binding(Struct):
     """What a symbol stands for: `value`, an integer or an i64 operand, bound in scope `depth`. `lanes`: `value` is a vector.
     `is_chunk`: lane l of a vector loop is at value + l."""
 
@@ -54,8 +54,7 @@ class Scope:
         self.cache: dict[object, str] = {}
 
 
-@dataclass(slots=True, frozen=True)
-class Place:
+class Place(Struct, frozen=True):
     """Where an access goes, for all lanes of a vector loop. `kind`: 'uniform' (one place), 'contiguous' (lane l at + l), 'strided'
     (lane l at + l * stride), 'lanes' (each its own). For all but 'lanes', `constant` and `terms` give the first lane's offset."""
 

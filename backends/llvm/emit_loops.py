@@ -20,13 +20,14 @@ results: lanes that write one place, conditions that differ between lanes, regis
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from tilewright.backends.llvm.emit_indices import Indices
-from tilewright.backends.llvm.emit_memory import Accesses, Memory, VectorLoop, row_major_strides
+from tilewright.backends.llvm.emit_memory import Accesses, Memory, VectorLoop
 from tilewright.backends.llvm.emit_scalars import emit_bitcast, emit_cast, emit_scalar, literal, spread, spread_text
 from tilewright.backends.llvm.emit_text import MEMORY_TYPES, Function, Module, Value, mask_text, shaped
-from tilewright.ir.dims import DimLike, bounds, divides, symbols_of
+from tilewright.ir.dims import DimLike, bounds, divides, row_major_strides, symbols_of
 from tilewright.ir.errors import InternalError
 from tilewright.ir.graph import Node
 from tilewright.ir.loop import (
@@ -54,6 +55,19 @@ LOCAL_BYTES = 64 * 1024
 COPIES = 4                                            # interleaved copies of a vector loop that reduces
 SHORT_LOOP = 4                                        # chunks of a static vector loop that are repeated without a loop
 KERNEL_ATTRIBUTES = "noinline nounwind"               # inlining would break `!invariant.load` on buffers others write
+FIRST_ITERATION = "tw_first_iteration"
+# ceil(extent * thread / threads) with extent = share * threads + rest: no product can overflow
+FIRST_ITERATION_TEXT = f"""define internal i64 @{FIRST_ITERATION}(i64 %extent, i64 %thread, i64 %threads) noinline nounwind memory(none) {{
+  %share = udiv i64 %extent, %threads
+  %rest = urem i64 %extent, %threads
+  %whole = mul i64 %share, %thread
+  %product = mul i64 %rest, %thread
+  %raised = add i64 %product, %threads
+  %last = sub i64 %raised, 1
+  %part = udiv i64 %last, %threads
+  %first = add i64 %whole, %part
+  ret i64 %first
+}}"""
 
 
 def emit_kernel(module: Module, kernel: Kernel, symbol: str) -> None:
@@ -360,17 +374,10 @@ class KernelEmitter:
         if not any(isinstance(s, For) and loop.body is s.body for s in self.kernel.body):
             raise InternalError(f"llvm backend: the parallel loop over {loop.symbol.name} is not at the outermost level")
         code, extent = self.code, self.indices.uniform(loop.extent)
-        share, rest = code.pure(f"udiv i64 {extent}, %threads"), code.pure(f"urem i64 {extent}, %threads")
-        start = self.first_iteration(share, rest, "%thread")
-        end = self.first_iteration(share, rest, code.pure("add i64 %thread, 1"))
+        code.module.helpers[FIRST_ITERATION] = FIRST_ITERATION_TEXT
+        start, end = (code.pure(f"call i64 @{FIRST_ITERATION}(i64 {extent}, i64 {number}, i64 %threads)")
+                      for number in ("%thread", code.pure("add i64 %thread, 1")))
         self.counted(start, end, 1, False, lambda position: self.with_symbol(loop.symbol.name, position, loop.body))
-
-    def first_iteration(self, share: str, rest: str, thread: str) -> str:
-        """ceil(extent * thread / threads) with extent = share * threads + rest: no product can overflow."""
-        code = self.code
-        raised = code.pure(f"add i64 {code.pure(f'mul i64 {rest}, {thread}')}, %threads")
-        part = code.pure(f"udiv i64 {code.pure(f'sub i64 {raised}, 1')}, %threads")
-        return code.pure(f"add i64 {code.pure(f'mul i64 {share}, {thread}')}, {part}")
 
     # ---- vector loops ----
 

@@ -10,8 +10,7 @@ Accesses with a stride go lane by lane: on x86 without AVX-512 that is faster th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 from tilewright.backends.llvm.emit_indices import Indices, Place, Terms
 from tilewright.backends.llvm.emit_scalars import (
@@ -33,14 +32,13 @@ from tilewright.backends.llvm.emit_text import (
     mangled,
     shaped,
 )
-from tilewright.ir.dims import DimLike
+from tilewright.ir.dims import DimLike, row_major_strides
 from tilewright.ir.errors import InternalError
 from tilewright.ir.loop import Buffer
 from tilewright.ir.types import DType
 
 
-@dataclass(slots=True)
-class Memory:
+class Memory(Struct):
     """A buffer in a kernel: its address, and strides in elements. `private_lanes`: of the vector loop that it was allocated in,
     each lane of which has its own copy; else 0."""
 
@@ -72,17 +70,7 @@ class Memory:
         return self.buffer.space == "in"
 
 
-def row_major_strides(shape: Sequence[DimLike]) -> tuple[DimLike, ...]:
-    strides: list[DimLike] = []
-    total: DimLike = 1
-    for size in reversed(shape):
-        strides.append(total)
-        total = total * size
-    return tuple(reversed(strides))
-
-
-@dataclass(slots=True)
-class Partial:
+class Partial(Struct):
     """Partial results, one a lane and interleaved copy, of a reduction into one place."""
 
     memory: Memory
@@ -92,8 +80,7 @@ class Partial:
     slots: dict[int, str] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class VectorLoop:
+class VectorLoop(Struct):
     """The vector loop being emitted. `floor`: scopes outside it; `mask`: active lanes in the tail, else ''; `copy`: which of the
     interleaved copies of the body this is; `before`: the block that runs once before the loop."""
 

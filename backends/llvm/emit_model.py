@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from tilewright.backends.llvm.emit_text import Module
 from tilewright.ir.dims import DimLike
@@ -31,8 +32,7 @@ WRAPPERS = {
 }
 
 
-@dataclass(frozen=True)
-class ModelFacts:
+class ModelFacts(Struct, frozen=True):
     """What `tw_model` says beyond the program itself. `constants_symbol`: an external that holds the embedded constants segment;
     '' when it is in a sidecar file."""
 

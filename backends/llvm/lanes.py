@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from llvmlite import ir
+from msgspec import Struct
 
 
-@dataclass(frozen=True)
-class MathOptions:
+class MathOptions(Struct, frozen=True):
     """What the target has; `Target` (targets.py) names the same facts."""
 
     has_fma: bool = True
@@ -26,8 +25,7 @@ class MathOptions:
     has_half: bool = True                             # conversions between float16 and float32 (F16C)
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(Struct, frozen=True):
     """The constants of an IEEE binary format, as integers on its bits or as floats."""
 
     bits: int

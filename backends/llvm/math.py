@@ -16,9 +16,9 @@ new block, so a caller that needs the current block for a phi must read it after
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from llvmlite import ir
+from msgspec import Struct
 
 from tilewright.backends.llvm import math_division as division
 from tilewright.backends.llvm import math_exponential as exponential
@@ -29,8 +29,7 @@ HALF = ir.HalfType()
 BFLOAT16_BITS = ir.IntType(16)
 
 
-@dataclass(frozen=True)
-class Function:
+class Function(Struct, frozen=True):
     """One row of `MATH`: operands, the expansion, and the largest error in units in the last place (float32, float64)."""
 
     operands: int

@@ -13,11 +13,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import llvmlite.binding as llvm
+from msgspec import Struct
 
 from tilewright.backends.llvm.cpus import CPUS, FEATURES, Cpu
 from tilewright.ir.errors import CompileError
@@ -28,8 +28,7 @@ CACHE_DIRECTORY = Path("/sys/devices/system/cpu/cpu0/cache")
 FULL_AVX512 = frozenset(["avx512f", "avx512vl", "avx512bw", "avx512dq"])
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(Struct, frozen=True):
     """A resolved CPU. Every property is a function of these fields."""
 
     triple: str

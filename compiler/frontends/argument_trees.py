@@ -7,14 +7,14 @@ order. None counts as structure, since it can be no array.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 LEAF, NONE = "leaf", "none"
 
 
-@dataclass(frozen=True, slots=True)
-class Structure:
+class Structure(Struct, frozen=True):
     """`kind`: leaf, none, tuple, list, dict, or named (a namedtuple, whose class `maker` holds)."""
 
     kind: str = LEAF
@@ -52,8 +52,7 @@ class Structure:
         return f"[{inside}]" if self.kind == "list" else f"({inside}{',' if len(self.children) == 1 else ''})"
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(Struct, frozen=True):
     """A leaf with the keys that lead to it."""
 
     path: tuple[Any, ...]

@@ -18,14 +18,15 @@ from __future__ import annotations
 import array
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from ..ir.dims import Dim, DimLike, Symbol, evaluate, substitute, symbol, symbols_of
 from ..ir.errors import ArgumentError, CompileError, Loc
-from ..ir.graph import Graph, Node
+from ..ir.graph import Constant, Graph, Node
 from ..ir.ops.control import Param
 from ..ir.types import DType, TensorType, dtype_of
 from .argument_trees import Leaf, Structure, flatten, joined, map_leaves
@@ -56,8 +57,7 @@ MOST_RESTARTS = 200
 # --- what a user writes ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ArgumentSpec:
+class ArgumentSpec(Struct, frozen=True):
     """An input: shape (int, a name, or a Dim with bounds), dtype, and a name where the parameter's will not do."""
 
     shape: tuple[int | str | Dim, ...]
@@ -90,12 +90,12 @@ def spec(shape: Any, dtype: Any, name: str | None = None) -> ArgumentSpec:
 def trace(function: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None,
           name: str | None = None) -> Graph:  # fmt: skip
     """The graph of the function on these arguments: specs are inputs, all else is constant."""
-    return trace_specs(function, args, kwargs, name).graph
+    return trace_specs(function, args, kwargs, name, borrow=False).graph
 
 
 def trace_specs(function: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None,
-                name: str | None = None) -> Traced:  # fmt: skip
-    """What `trace` gives, with the structure of arguments and results."""
+                name: str | None = None, borrow: bool = True) -> Traced:  # fmt: skip
+    """What `trace` gives, with the structure of arguments and results. `borrow`: see `Traced.settle`."""
     call = _read_call(function, args, kwargs or {})
     named = _named_sizes(call.leaves)
     inputs: list[Input] = []
@@ -104,7 +104,7 @@ def trace_specs(function: Callable[..., Any], args: Sequence[Any] = (), kwargs: 
             shape = tuple(named[n] if isinstance(n, str) else n for n in leaf.value.shape)
             inputs.append(Input(leaf.value.name or label, TensorType(leaf.value.dtype, shape), index, False))
     _make_distinct(inputs)
-    return _follow(function, call, inputs, None, name)
+    return _follow(function, call, inputs, None, name, borrow)
 
 
 def trace_call(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None = None,
@@ -115,7 +115,7 @@ def trace_call(function: Callable[..., Any], args: Sequence[Any], kwargs: Mappin
     for _ in range(MOST_RESTARTS):
         inputs, observed = _example_inputs(call, substitution)
         try:
-            return _follow(function, call, inputs, observed, name)
+            return _follow(function, call, inputs, observed, name, borrow=True)
         except Restart as restart:
             substitution = composed(substitution, restart.substitution)
     raise CompileError(f"{function}: sizes did not settle after {MOST_RESTARTS} traces",
@@ -125,8 +125,7 @@ def trace_call(function: Callable[..., Any], args: Sequence[Any], kwargs: Mappin
 # --- the record of a trace -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Input:
+class Input(Struct, frozen=True):
     """An input of the graph: its name, type, which leaf of the arguments it is, and whether NumPy would see a scalar."""
 
     label: str
@@ -135,8 +134,7 @@ class Input:
     scalar: bool
 
 
-@dataclass(frozen=True)
-class Traced:
+class Traced(Struct, frozen=True, eq=False):
     """A graph with what a caller needs to use it.
 
     `inputs` say which leaf of the arguments feeds each param; `result` puts the graph's results together again; `key`
@@ -149,7 +147,16 @@ class Traced:
     result: Structure
     key: tuple[Any, ...]
     guards: tuple[Guard, ...] = ()
-    function: Callable[..., Any] = field(compare=False, default=lambda: None)
+    function: Callable[..., Any] = lambda: None
+    constants: tuple[Constant, ...] = ()
+    retrace: Callable[[], Traced] | None = None
+
+    def settle(self) -> Graph:
+        """The graph with constants of its own. Large ones are borrowed at first, for a graph that is found in the cache needs
+        none; where the program itself changed one while it was traced, it is traced again with copies."""
+        if all(constant.own() for constant in self.constants) or self.retrace is None:
+            return self.graph
+        return self.retrace().graph
 
     def arrays(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> list[np.ndarray]:
         """The arrays of a call in the order of the graph's params."""
@@ -218,8 +225,7 @@ def as_array(value: Any) -> np.ndarray:
 # --- reading a call --------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Call:
+class _Call(Struct):
     """Arguments taken apart: leaves with labels from the signature, and what puts them together again."""
 
     leaves: list[Leaf]
@@ -342,8 +348,8 @@ def _example_inputs(call: _Call, substitution: Mapping[str, DimLike]) -> tuple[l
 
 
 def _follow(function: Callable[..., Any], call: _Call, inputs: Sequence[Input], observed: Mapping[str, int] | None,
-            name: str | None) -> Traced:  # fmt: skip
-    tracer = Tracer(RULES, observed)
+            name: str | None, borrow: bool) -> Traced:  # fmt: skip
+    tracer = Tracer(RULES, observed, borrow)
     title = _graph_name(function, name)
     loc = _function_loc(function)
     values = [_constant_view(leaf.value) for leaf in call.leaves]
@@ -369,7 +375,8 @@ def _follow(function: Callable[..., Any], call: _Call, inputs: Sequence[Input], 
     if tracer.learned:
         raise Restart(tracer.learned)
     graph = Graph(title, params, results, _result_names(leaves))
-    return Traced(graph, tuple(inputs), structure, call.key, tuple(dict.fromkeys(tracer.guards)), function)
+    retrace = partial(_follow, function, call, inputs, observed, name, borrow=False) if borrow else None
+    return Traced(graph, tuple(inputs), structure, call.key, tuple(dict.fromkeys(tracer.guards)), function, tracer.constants, retrace)
 
 
 def _constant_view(value: Any) -> Any:

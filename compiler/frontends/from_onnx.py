@@ -22,14 +22,15 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from google.protobuf.message import DecodeError
+from msgspec import Struct, field
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
+from onnx.defs import onnx_opset_version
 
 from ..ir.dims import RESERVED, Dim, DimLike, symbol
 from ..ir.errors import CompileError, Loc, UnsupportedError
@@ -84,8 +85,7 @@ def _parse(data: bytes, label: str) -> ModelProto:
 # --- scopes ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Scope:
+class Scope(Struct):
     """Names and their nodes. A scope with a builder of its own takes outer values as captures."""
 
     builder: Builder
@@ -108,8 +108,7 @@ class Scope:
         return node
 
 
-@dataclass
-class Captures:
+class Captures(Struct):
     """The outer values that the bodies of one node use, in the order that all of them share."""
 
     outer: list[Node]
@@ -133,8 +132,7 @@ class Captures:
         return made
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(Struct, frozen=True):
     """What holds for the nodes of one list: their scope, opsets, the attributes of the function they belong to."""
 
     scope: Scope
@@ -145,8 +143,7 @@ class Frame:
     functions: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Body:
+class Body(Struct, frozen=True):
     """A subgraph as the operators see it (`context.Subgraph`)."""
 
     graph: GraphProto
@@ -200,13 +197,9 @@ class Importer:
         return Graph(identifier(graph.name) or "model", params, results, wanted)
 
     def _opsets(self) -> dict[str, int]:
-        opsets = {_domain(entry.domain): entry.version for entry in self.model.opset_import}
-        if "" not in opsets:
-            if any(_domain(n.domain) == "" for n in self.model.graph.node):
-                raise CompileError(f"{self.label}: the model names no opset of the standard domain (opset_import)")
-            return opsets
-        if opsets[""] < 1:
-            raise CompileError(f"{self.label}: opset {opsets['']} of the standard domain is not a version")
+        opsets = opsets_of(self.model, self.label)
+        if "" not in opsets and any(_domain(n.domain) == "" for n in self.model.graph.node):
+            raise CompileError(f"{self.label}: the model names no opset of the standard domain (opset_import)")
         return opsets
 
     def _wanted_outputs(self, graph: GraphProto, outputs: Sequence[str] | None) -> list[str]:
@@ -375,7 +368,7 @@ class Importer:
             given = (frame.attributes or {}).get(a.ref_attr_name) if a.ref_attr_name else a
             if given is not None:
                 attributes[a.name] = given
-        opsets = {_domain(entry.domain): entry.version for entry in function.opset_import}
+        opsets = opsets_of(function, f"the function {key}")
         path = f"{frame.path}node '{_node_name(node)}' / "
         inner = Frame(scope, {**frame.opsets, **opsets}, attributes, path, frame.depth + 1, (*frame.functions, key))
         self._run_nodes(function.node, inner, frozenset(function.output))
@@ -519,6 +512,16 @@ def _reads(node: NodeProto) -> Iterator[str]:
             yield from (value.name for value in graph.output)
 
 
+def opsets_of(source: ModelProto | FunctionProto, label: str) -> dict[str, int]:
+    """Versions by domain; that of the standard domain must be one that is known."""
+    opsets = {_domain(entry.domain): entry.version for entry in source.opset_import}
+    newest = onnx_opset_version()
+    if "" in opsets and not 1 <= opsets[""] <= newest:
+        raise CompileError(f"{label}: found opset {opsets['']} of the standard domain, expected 1 to {newest}, the newest that the "
+                           "installed onnx package knows", hint=f"export the model for opset {newest}, or pip install --upgrade onnx")
+    return opsets
+
+
 def needed_nodes(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> list[NodeProto]:
     """The nodes that the outputs depend on, in the model's order."""
     wanted = set(outputs)
@@ -600,8 +603,7 @@ def _undefined(label: str, path: str, node: NodeProto, name: str, makers: Mappin
 # --- calling an operator ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Signature:
+class Signature(Struct, frozen=True):
     """What an operator's function takes: inputs by name, whether more follow (perhaps absent ones), attributes by kind."""
 
     inputs: tuple[str, ...]

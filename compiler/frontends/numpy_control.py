@@ -9,11 +9,11 @@ outside (plain runs copy them for that).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from .. import library
 from ..ir.dims import DimLike
@@ -41,16 +41,14 @@ def _owned(value: Any) -> Any:
 # --- bodies ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Value:
+class _Value(Struct):
     """A leaf that enters a body: its type, and the Python type where it is a weak scalar."""
 
     tensor: TensorType
     weak: type | None
 
 
-@dataclass
-class _Body:
+class _Body(Struct):
     """A body that was followed: its params and results (nodes of its scope), and their structure."""
 
     scope: Scope

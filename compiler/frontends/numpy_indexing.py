@@ -11,10 +11,10 @@ Concrete indices are checked while tracing where the size is known; all others a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from .. import library
 from ..ir.dims import DimLike, bounds, ceildiv, compare, dim_min
@@ -27,8 +27,7 @@ from .numpy_tracer import Size, TracedArray, Tracer, as_dim, shape_text
 from .numpy_views import Picked, Reshaped, Window, layout_of, strides_of
 
 
-@dataclass(eq=False)
-class Entry:
+class Entry(Struct, eq=False):
     """One item of a key. `kind`: slice, integer, new (axis), picked (traced scalar), array, ellipsis, mask (traced)."""
 
     kind: str
@@ -90,8 +89,7 @@ def _parse_concrete(array: np.ndarray, item: Any) -> list[Entry]:
     return [Entry("array" if array.ndim else "integer", array if array.ndim else int(array))]
 
 
-@dataclass(frozen=True, eq=False)
-class _Places:
+class _Places(Struct, frozen=True, eq=False):
     """One axis of a concrete mask's places; the mask must have the size of the axis it stands on."""
 
     places: np.ndarray
@@ -227,8 +225,7 @@ def _apply_view(t: Tracer, array: TracedArray, window: tuple[list[DimLike], list
 # --- integer arrays --------------------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False)
-class Gather:
+class Gather(Struct, eq=False):
     """Indexing by arrays: the basic view, the axes they stand on, their common shape and where it goes in the result."""
 
     view: TracedArray

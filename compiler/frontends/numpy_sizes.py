@@ -8,8 +8,10 @@ the sizes replaced), a comparison that the program makes is kept as a guard.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ..ir.dims import Dim, DimLike, Symbol, bounds, compare, evaluate, exact_quotient, substitute, symbol, symbols_of
 from ..ir.errors import UNKNOWN, Loc, caller_loc
@@ -68,8 +70,7 @@ def _resolved(value: Any, learned: Substitution) -> Any:
     return TupleType(_resolved(value.items, learned)) if isinstance(value, TupleType) else value
 
 
-@dataclass(frozen=True)
-class Guard:
+class Guard(Struct, frozen=True):
     """A comparison of sizes that decided something while tracing: `left relation right` came out as `outcome`."""
 
     relation: str

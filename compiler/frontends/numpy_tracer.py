@@ -12,11 +12,11 @@ code goes through `Tracer.call`, which puts the user's line on nodes and errors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
+from msgspec import Struct, field
 
 from .. import library
 from ..ir.dims import Dim, DimLike
@@ -36,9 +36,10 @@ from .numpy_errors import (
 from .numpy_sizes import Guard, LenientBuilder, Restart, SizeKnowledge, Substitution, composed, shape_text
 from .numpy_views import C_LAYOUT, UNKNOWN_LAYOUT, Layout, Repeated, Step, read_through, write_through
 
+SMALL = 4096  # bytes of a constant that are copied sooner than borrowed
 
-@dataclass
-class Rules:
+
+class Rules(Struct):
     """What operations mean: handlers for ufuncs, NumPy functions and indexing, given to the tracer by its maker."""
 
     ufunc: Callable[..., Any]
@@ -49,8 +50,7 @@ class Rules:
     ordered: frozenset[Callable[..., Any]]  # functions whose copies are in C order whatever their operands are
 
 
-@dataclass(eq=False)
-class Scope:
+class Scope(Struct, eq=False):
     """A graph under construction. `captures` maps a node of the enclosing scope to the param that stands for it."""
 
     builder: Builder
@@ -67,8 +67,7 @@ class Scope:
         return self.captures[node]
 
 
-@dataclass(eq=False)
-class Storage:
+class Storage(Struct, eq=False):
     """The memory behind an array and its views. `frozen` says why it must not be written."""
 
     scope: Scope
@@ -78,15 +77,22 @@ class Storage:
 
 
 class Tracer(SizeKnowledge):
-    """State of one trace. `observed` holds the example's sizes by symbol; None where sizes come from specs."""
+    """State of one trace. `observed` holds the example's sizes by symbol; None where sizes come from specs. `borrow`: large
+    constants are not copied; who uses them makes sure that they did not change (`Constant.own`)."""
 
-    def __init__(self, rules: Rules, observed: Mapping[str, int] | None = None) -> None:
+    def __init__(self, rules: Rules, observed: Mapping[str, int] | None = None, borrow: bool = False) -> None:
         super().__init__(observed)
         self.rules = rules
         self.loc = Loc()
         self.scopes: list[Scope] = [self.new_scope()]
         self._depth = 0
-        self._constants: dict[int, tuple[np.ndarray, Constant]] = {}
+        self.borrow = borrow
+        self._constants: dict[str, Constant] = {}
+
+    @property
+    def constants(self) -> tuple[Constant, ...]:
+        """All constants met so far."""
+        return tuple(self._constants.values())
 
     # --- entry from user code ---
 
@@ -169,7 +175,7 @@ class Tracer(SizeKnowledge):
         return found if dtype is None else library.cast(self.b, found, dtype)
 
     def constant(self, array: np.ndarray) -> Constant:
-        """The array as it is now. It is copied unless read-only: a program may change its concrete arrays later on."""
+        """The array as it is now. It is copied or borrowed: a program may change its concrete arrays later on."""
         if array.dtype == object:
             raise TraceTypeError(
                 "an array of Python objects (or an irregular nested list) has no place in a compiled program",
@@ -179,11 +185,13 @@ class Tracer(SizeKnowledge):
             dtype = dtype_of(array.dtype)
         except TilewrightError as error:
             raise TraceTypeError(error.message) from None
-        known = self._constants.get(id(array))
-        if known is not None and known[0] is array and _same_bytes(array, known[1].array):
-            return known[1]
-        made = Constant(array.copy() if array.flags.writeable else array, dtype)
-        self._constants[id(array)] = (array, made)
+        made = Constant(array, dtype, borrowed=not _is_frozen(array))
+        known = self._constants.get(made.digest)
+        if known is not None:
+            return known
+        if not self.borrow or array.nbytes < SMALL:
+            made.own()
+        self._constants[made.digest] = made
         return made
 
     def array(self, node: Node, scalar: bool = False) -> TracedArray:
@@ -230,12 +238,14 @@ class Tracer(SizeKnowledge):
         return tuple(n if isinstance(n, int) else Size(self, n) for n in shape)
 
 
-def _same_bytes(array: np.ndarray, copy: np.ndarray) -> bool:
-    if not array.flags.writeable:
-        return True
-    if array.dtype != copy.dtype or array.shape != copy.shape:
-        return False
-    return bool(np.array_equal(np.ascontiguousarray(array).reshape(-1).view(np.uint8), copy.reshape(-1).view(np.uint8)))
+def _is_frozen(array: np.ndarray) -> bool:
+    """Whether nobody can write to the array's memory, unless by making it writeable again."""
+    found: Any = array
+    while isinstance(found, np.ndarray):
+        if found.flags.writeable:
+            return False
+        found = found.base
+    return found is None or isinstance(found, bytes)
 
 
 def as_dim(value: Any) -> DimLike | None:

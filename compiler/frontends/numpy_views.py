@@ -8,27 +8,28 @@ reshape is a view or a copy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Protocol
+
+from msgspec import Struct
 
 from .. import library
-from ..ir.dims import DimLike, compare, product
+from ..ir.dims import DimLike, compare, product, row_major_strides
 from ..ir.graph import Builder, Node
 from ..ir.ops.shape import Broadcast, Reshape, ScatterND, Slice, Take, Transpose, UpdateSlice
 from .numpy_errors import TraceValueError
 
 
-class Step:
+class Step(Protocol):
     """One step of a view."""
 
     def get(self, b: Builder, whole: Node) -> Node:
-        raise NotImplementedError
+        """What the step shows of the whole."""
 
     def put(self, b: Builder, whole: Node, part: Node) -> Node:
-        raise NotImplementedError
+        """The whole with what the step shows replaced by `part`."""
 
 
-@dataclass(frozen=True)
-class Window(Step):
+class Window(Struct, frozen=True):
     """Every `step`th element from `start`, `size` of them, on each axis."""
 
     start: tuple[DimLike, ...]
@@ -42,8 +43,7 @@ class Window(Step):
         return b.add(UpdateSlice(self.start, self.step), whole, part)
 
 
-@dataclass(frozen=True)
-class Permutation(Step):
+class Permutation(Struct, frozen=True):
     """Axes in another order."""
 
     perm: tuple[int, ...]
@@ -56,8 +56,7 @@ class Permutation(Step):
         return b.add(Transpose(tuple(inverse)), part)
 
 
-@dataclass(frozen=True)
-class Reshaped(Step):
+class Reshaped(Struct, frozen=True):
     """The same elements under another shape."""
 
     shape: tuple[DimLike, ...]
@@ -69,8 +68,7 @@ class Reshaped(Step):
         return b.add(Reshape(whole.shape), part)
 
 
-@dataclass(frozen=True)
-class Repeated(Step):
+class Repeated(Struct, frozen=True):
     """A broadcast; NumPy makes these read-only."""
 
     shape: tuple[DimLike, ...]
@@ -82,8 +80,7 @@ class Repeated(Step):
         raise TraceValueError("assignment destination is read-only: it is a broadcast", hint="copy it first: x = x.copy()")
 
 
-@dataclass(frozen=True, eq=False)
-class Picked(Step):
+class Picked(Struct, frozen=True, eq=False):
     """The place on one axis that a traced scalar names (already wrapped, 0 <= index < size)."""
 
     axis: int
@@ -121,8 +118,7 @@ def write_through(b: Builder, whole: Node, path: Sequence[Step], value: Node) ->
 Strides = tuple[DimLike, ...]
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """Element strides; `strides` None means that NumPy's choice is not followed (see `Layout.UNKNOWN`)."""
 
     strides: Strides | None
@@ -134,16 +130,7 @@ C_LAYOUT = Layout(None, True)
 
 
 def strides_of(layout: Layout, shape: Sequence[DimLike]) -> Strides | None:
-    return c_strides(shape) if layout.contiguous else layout.strides
-
-
-def c_strides(shape: Sequence[DimLike]) -> Strides:
-    strides: list[DimLike] = []
-    extent: DimLike = 1
-    for size in reversed(shape):
-        strides.append(extent)
-        extent = extent * size
-    return tuple(reversed(strides))
+    return row_major_strides(shape) if layout.contiguous else layout.strides
 
 
 def layout_of(shape: Sequence[DimLike], strides: Strides | None) -> Layout:

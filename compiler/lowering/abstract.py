@@ -10,16 +10,17 @@ Guarantees: polynomial relations between sizes are kept; `Sizes.concrete` gives 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from ..ir.dims import Composed, Dim, DimLike, bounds, size_of, substitute, symbol
 from ..ir.graph import Graph, Node, Op, attribute_names
 from ..ir.types import TensorType, TupleType, Type
 
 
-@dataclass
-class Sizes:
+class Sizes(Struct):
     """The names given so far. `taken`: names of the program's own symbols."""
 
     taken: frozenset[str]

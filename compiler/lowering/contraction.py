@@ -12,7 +12,8 @@ No iteration over the contraction is split between threads, so results do not de
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ..ir.dims import DimLike, Symbol, ceildiv, dim_min, divides, product, size_of
 from ..ir.graph import Node
@@ -23,8 +24,7 @@ from ..tiles import Tile
 from .inline import Index, Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
 
 
-@dataclass(frozen=True)
-class Operand:
+class Operand(Struct, frozen=True):
     """The left operand as the tile reads it: element (row, step), and the loops over the contraction.
 
     `steps`: extents of the loops over the contraction, outer first. `read(bases, at)` is the flat address for a row

@@ -10,7 +10,7 @@ which saves the code for the edge. A group with an epilogue that moves elements 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from ..ir.dims import DimLike, bounds, ceildiv, divides, symbol
 from ..ir.graph import Builder, Graph, Node, Op

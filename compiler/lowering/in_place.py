@@ -8,7 +8,8 @@ interpreter nor the backend takes them for separate memory.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from ..ir.graph import Op
 from ..ir.loop import Kernel, Load, Stmt, Store, blocks_of, expression_nodes, expressions_of, map_statements

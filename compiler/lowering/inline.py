@@ -11,9 +11,9 @@ Guarantees: every index is within its buffer, by construction or by a check plac
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import Struct, field
 
 from ..ir.dims import DimLike, Symbol, bounds, product, size_of
 from ..ir.errors import CompileError
@@ -34,10 +34,10 @@ from ..ir.ops.compute import (
 )
 from ..ir.ops.control import Const
 from ..ir.ops.shape import Broadcast, Concat, GatherND, Iota, Reshape, SizeOf, Slice, Take, TakeAlong, Transpose
-from ..ir.types import I64, INDEX, DType
+from ..ir.types import I64, INDEX, U64, DType
 
 Index = tuple[DimLike, ...]
-ERROR_INDEX = -1  # TW_ERROR_INDEX of csrc/abi.h
+ERROR_INDEX, ERROR_INDEX_UNSIGNED = -1, -9  # TW_ERROR_INDEX and TW_ERROR_INDEX_UNSIGNED of csrc/abi.h
 UNROLL_LIMIT = 32  # taps of a window that are spelled out rather than looped over
 
 
@@ -113,8 +113,7 @@ def _grows_first(left: DimLike, right: DimLike) -> bool:
     return bounds(left)[0] <= bounds(right)[0]
 
 
-@dataclass
-class Names:
+class Names(Struct):
     """Fresh names within one kernel."""
 
     used: dict[str, int] = field(default_factory=dict)
@@ -252,7 +251,10 @@ class Inliner:
                              self.scalar("lt", local, self.index(size)))
         self.block.append(Let(found.name, self.cast(value, INDEX), found))
         message = f"{node.op.spelling}: index out of range at {node.loc}"
-        self.block.append(Check(inside, ERROR_INDEX, message, local, self.index(size)))
+        if value.dtype == U64:  # beyond 2**63 it is outside as a negative index, and reported as what it is
+            self.block.append(Check(inside, ERROR_INDEX_UNSIGNED, message, value, self.index(size)))
+        else:
+            self.block.append(Check(inside, ERROR_INDEX, message, local, self.index(size)))
         return size_of(found)
 
     # --- inner loops -------------------------------------------------------------------------------------------------

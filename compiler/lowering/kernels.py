@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, Symbol, product, symbols_of
@@ -13,10 +14,11 @@ from ..ir.loop import Alloc, Buffer, Check, For, IndexValue, Kernel, Let, Load, 
 from ..ir.ops.compute import ArgSort, Cumulative, PackedConv, PackedDot, Sort
 from ..ir.ops.control import Fusion, Param
 from ..ir.ops.shape import Broadcast, Concat, Pad, ScatterAlong, ScatterND, Slice, UpdateSlice, unproved_windows
+from ..ir.schedule import Schedule, apply_legal
 from ..ir.types import INDEX, TensorType
 from ..tiles import Tile, choose_tile
 from .contraction import lower_contraction
-from .elements import lower_region, regions_of
+from .elements import Nest, lower_region, regions_of
 from .generalize import generalize
 from .in_place import writes_over
 from .inline import ERROR_INDEX, Inliner, Names
@@ -29,6 +31,10 @@ Entry = int | TensorType
 Launches = list[tuple[Kernel, tuple[Entry, ...], dict[str, DimLike]]]
 
 
+# a kernel as it was first built, and the steps that made it what it is
+Plan = tuple[Kernel, Schedule]
+
+
 class KernelMaker:
     """Makes kernels for one target; equal requests get the same kernel object."""
 
@@ -38,6 +44,7 @@ class KernelMaker:
         self._names: dict[str, int] = {}
         self._contractions: dict[tuple[str, Tile], Kernel] = {}
         self._in_place: dict[tuple[int, int], Kernel | None] = {}
+        self.plans: dict[str, Plan] = {}
 
     def make(self, node: Node) -> Launches:
         """The launches that compute a node, in order."""
@@ -59,7 +66,10 @@ class KernelMaker:
             operand, result = kernel.buffers[position], kernel.buffers[-1]
             fits = operand.dtype == result.dtype and operand.shape == result.shape
             over = writes_over(kernel, operand.name, result.name, f"{kernel.name}_in_place") if fits else None
-            self._in_place[key] = None if over is None else replace(over, name=self._label(over.name))
+            over = None if over is None else replace(over, name=self._label(over.name))
+            if over is not None and kernel.name in self.plans:
+                self.plans[over.name] = self.plans[kernel.name]
+            self._in_place[key] = over
         in_place = self._in_place[key]
         return None if in_place is None else (in_place, values)
 
@@ -116,7 +126,7 @@ class KernelMaker:
         if not statements:
             return []
         once = For(Symbol(inliner.names.fresh("once"), 0, 0), 1, "parallel", tuple(statements))
-        return [(self._kernel("check_windows", [], [once], node.loc), (), {})]
+        return [(self._kernel("check_windows", [], [Nest(once)], node.loc), (), {})]
 
     def _fresh_names(self, body: Graph) -> Names:
         taken = [s.name for n in body.nodes() if isinstance(n.type, TensorType) for s in symbols_of(*n.type.shape)]
@@ -140,7 +150,7 @@ class KernelMaker:
             core = _core_of(body)
             statement = lower_contraction(core, body.results[0], out, inputs[core.inputs[0]], inputs[core.inputs[1]],
                                           Inliner(inputs, self._fresh_names(body)), tile)
-            self._contractions[key] = self._kernel(body.name, [*inputs.values(), out], [statement], loc)
+            self._contractions[key] = self._kernel(body.name, [*inputs.values(), out], [Nest(statement)], loc)
         return [(self._contractions[key], order, values)]
 
     def _elements(self, body: Graph, inputs: dict[Node, Buffer], outputs: list[Buffer], names: Names, loc: Loc,
@@ -204,9 +214,14 @@ class KernelMaker:
 
     # --- assembly ----------------------------------------------------------------------------------------------------
 
-    def _kernel(self, name: str, buffers: Sequence[Buffer], body: Sequence[Stmt], loc: Loc) -> Kernel:
+    def _kernel(self, name: str, buffers: Sequence[Buffer], nests: Sequence[Nest], loc: Loc) -> Kernel:
         flat = tuple(Buffer(b.name, b.dtype, (product(b.shape),), b.space) for b in buffers)
-        return Kernel(self._label(name), flat, free_symbols(flat, body), tuple(body), loc)
+        body = tuple(nest.statement for nest in nests)
+        plain = Kernel(self._label(name), flat, free_symbols(flat, body), body, loc)
+        kernel, schedule = apply_legal(plain, tuple(step for nest in nests for step in nest.schedule))
+        if schedule:
+            self.plans[kernel.name] = (plain, schedule)
+        return kernel
 
     def _label(self, name: str) -> str:
         """The name, with a number where it was given before."""

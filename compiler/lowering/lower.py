@@ -10,7 +10,8 @@ reader ran; the states of loops are copied at the end of each round, never while
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, Symbol, product, size_of
@@ -24,10 +25,10 @@ from ..ir.types import TensorType
 from .abstract import Sizes, abstract_graph
 from .kernels import KernelMaker
 from .memory import ALIGNMENT, Storage, assign_offsets
+from .share import share_kernels
 
 
-@dataclass(frozen=True)
-class Spot:
+class Spot(Struct, frozen=True):
     """Where a value is: an input, output or constant (`space`, `number`), or a storage of the workspace; plus an offset
     in bytes."""
 
@@ -37,8 +38,7 @@ class Spot:
     offset: DimLike = 0
 
 
-@dataclass(eq=False)
-class Draft:
+class Draft(Struct, eq=False):
     """A launch before offsets are known."""
 
     kernel: Kernel
@@ -46,8 +46,7 @@ class Draft:
     sizes: tuple[DimLike, ...]
 
 
-@dataclass(eq=False)
-class DraftBlock:
+class DraftBlock(Struct, eq=False):
     """Control flow before offsets are known; `make` builds the step from the finished parts."""
 
     parts: tuple[list[Draft | DraftBlock], ...]
@@ -58,8 +57,7 @@ class DraftBlock:
 Drafts = list[Draft | DraftBlock]
 
 
-@dataclass
-class Statistics:
+class Statistics(Struct):
     """Figures of the plan, for reports."""
 
     storages: list[Storage] = field(default_factory=list)
@@ -94,7 +92,7 @@ class _Lowering:
         outputs = tuple((name, r.tensor) for name, r in zip(graph.result_names, self.original.results))
         constants = tuple(sorted(self.constants.values(), key=lambda row: row[0]))
         program = Program(graph.name, inputs, outputs, constants, self.constants_bytes, total, steps, self.original.symbols)
-        return program, Statistics(self.storages)
+        return share_kernels(program), Statistics(self.storages)
 
     def _output_spots(self) -> list[Spot]:
         return [Spot("output", number) for number in range(len(self.graph.results))]

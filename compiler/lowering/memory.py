@@ -9,15 +9,15 @@ offsets are then sums of slot sizes, which `plan` computes once the sizes are kn
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ..ir.dims import DimLike, ceildiv, is_static, provably_at_most
 
 ALIGNMENT = 64
 
 
-@dataclass(eq=False)
-class Storage:
+class Storage(Struct, eq=False):
     """Memory for one value: its bytes, and the first and last step (inclusive) at which it must be intact."""
 
     label: str

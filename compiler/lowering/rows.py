@@ -3,18 +3,20 @@
 A group whose reductions all run over the same trailing axes. For each row (parallel) the reductions are computed in
 order, each by a vector loop over the row; then the results are written by one more. An expensive value that several of
 these loops need (the exponential of a softmax) is kept in a row buffer when the row's size is known and small.
+The loops are built serial; their vectors are steps of the schedule, with reductions reassociated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..ir.dims import DimLike, product
+from ..ir.dims import DimLike, Symbol, product
 from ..ir.graph import Node
 from ..ir.loop import Alloc, Buffer, For, Literal, Stmt, Store
 from ..ir.ops.compute import COMBINE, Cast, Elementwise, Reduce, accumulator_dtype, reduction_identity
+from ..ir.schedule import Step
 from ..ir.types import DType
-from .elements import Loops, around
+from .elements import Loops, Nest, around
 from .inline import Index, Inliner, Names, flatten_index, loop_symbol, unflatten_index
 
 ROW_BUFFER_BYTES = 32768
@@ -49,8 +51,9 @@ class RowKernel:
         self.outer, self.inner = first.inputs[0].shape[:outer], first.inputs[0].shape[outer:]
         self.row_size = product(self.inner)
         self.hoisted: set[Node] = set()
+        self.vectors: list[Step] = []
 
-    def lower(self) -> Stmt:
+    def lower(self) -> Nest:
         axes = [(*loop_symbol(self.names.fresh("i"), n), n) for n in self.outer]
         row = tuple(at for _, at, _ in axes)
         kept = self._kept_values()
@@ -60,7 +63,13 @@ class RowKernel:
             body.extend(self._reduce(reduction, row, kept, written))
         body.extend(self._write_results(row, kept, written))
         loops: Loops = [(s, n) for s, _, n in axes if n != 1]
-        return around(loops, tuple(body), self.names)
+        return around(loops, tuple(body), self.names, tuple(self.vectors))
+
+    def _along(self) -> tuple[Symbol, DimLike]:
+        """The variable of a loop over the row, which is to run in vectors."""
+        variable, at = loop_symbol(self.names.fresh("k"), self.row_size)
+        self.vectors.append(Step("vectorize", (variable.name, self.lanes, True)))
+        return variable, at
 
     def _kept_values(self) -> dict[Node, Buffer]:
         """Expensive values that more than one loop over the row reads, each with its row buffer."""
@@ -129,7 +138,7 @@ class RowKernel:
         assert isinstance(op, Reduce)
         dtype = accumulator_dtype(reduction.dtype)
         accumulator = Buffer(self.names.fresh(op.kind), dtype, (), "register")
-        variable, at = loop_symbol(self.names.fresh("k"), self.row_size)
+        variable, at = self._along()
         hoisted = self._hoist(reduction, row)
         inside = self._inside(row, written, at)
         new = self._keep(inside, row, at, kept, written, reduction)
@@ -138,7 +147,7 @@ class RowKernel:
         before: list[Stmt] = [*hoisted, *(Alloc(buffer) for _, buffer in new)]
         written.update(new)
         before += [Alloc(accumulator), Store(accumulator.name, (), _identity(self.root, op.kind, dtype))]
-        before.append(For(variable, self.row_size, "vector", tuple(inside.block), self.lanes))
+        before.append(For(variable, self.row_size, "serial", tuple(inside.block)))
         self.root.block = []
         result = self.root.latch(self.root.cast(self.root.load(accumulator, ()), reduction.dtype))
         before.extend(self.root.block)
@@ -157,13 +166,13 @@ class RowKernel:
                 place = flatten_index(index, buffer.shape)
                 statements.extend((*inside.block, Store(buffer.name, (place,), value)))
         if whole:
-            variable, at = loop_symbol(self.names.fresh("k"), self.row_size)
+            variable, at = self._along()
             for node, _ in whole:
                 statements.extend(self._hoist(node, row))
             inside = self._inside(row, written, at)
             index = (*row, *unflatten_index(at, self.inner))
             stores = [Store(b.name, (flatten_index(index, b.shape),), inside.value(n, index)) for n, b in whole]
-            statements.append(For(variable, self.row_size, "vector", (*inside.block, *stores), self.lanes))
+            statements.append(For(variable, self.row_size, "serial", (*inside.block, *stores)))
         return statements
 
 

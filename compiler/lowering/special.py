@@ -12,7 +12,7 @@ from ..ir.loop import Alloc, Buffer, For, Let, Stmt, Store, While, loop_variable
 from ..ir.ops.compute import COMBINE, Cumulative, accumulator_dtype, reduction_identity
 from ..ir.ops.shape import ScatterAlong, ScatterND
 from ..ir.types import I64, INDEX
-from .elements import Loops, around, nest
+from .elements import Loops, Nest, around, nest
 from .inline import Index, Inliner, flatten_index, loop_symbol
 
 SCATTER = {"set": "", "add": "add", "mul": "mul", "min": "min", "max": "max"}
@@ -30,7 +30,7 @@ def _axes(inliner: Inliner, shape: Index, without: int) -> tuple[Loops, list[Dim
     return loops, index
 
 
-def lower_cumulative(op: Cumulative, x: Buffer, out: Buffer, inliner: Inliner, lanes: int) -> Stmt:
+def lower_cumulative(op: Cumulative, x: Buffer, out: Buffer, inliner: Inliner, lanes: int) -> Nest:
     """Runs along the axis; other axes are independent, the last of them a vector loop."""
     loops, index = _axes(inliner, x.shape, op.axis)
     size = x.shape[op.axis]
@@ -80,7 +80,7 @@ class _Registers:
         return Let(found.name, self.load(name), found), size_of(found)
 
 
-def lower_argsort(axis: int, descending: bool, x: Buffer, out: Buffer, spare: Buffer, inliner: Inliner) -> Stmt:
+def lower_argsort(axis: int, descending: bool, x: Buffer, out: Buffer, spare: Buffer, inliner: Inliner) -> Nest:
     """Sorts the places of each row: runs of width 1, 2, 4, ... are merged from `out` into `spare` and copied back."""
     loops, index = _axes(inliner, x.shape, axis)
     size = x.shape[axis]
@@ -159,7 +159,7 @@ def _less(inliner: Inliner, a: Node, b: Node) -> Node:
     return inliner.scalar("or", less, inliner.scalar("and", number, inliner.scalar("isnan", b)))
 
 
-def lower_take_sorted(axis: int, x: Buffer, places: Buffer, out: Buffer, inliner: Inliner) -> Stmt:
+def lower_take_sorted(axis: int, x: Buffer, places: Buffer, out: Buffer, inliner: Inliner) -> Nest:
     """out[.., i, ..] = x[.., places[.., i, ..], ..]; the places are a permutation, so no check is needed."""
     loops, index = _axes(inliner, x.shape, axis)
     step, k = loop_symbol(inliner.names.fresh("k"), x.shape[axis])
@@ -178,7 +178,7 @@ def lower_take_sorted(axis: int, x: Buffer, places: Buffer, out: Buffer, inliner
 # --- scatter ---------------------------------------------------------------------------------------------------------
 
 
-def lower_scatter(node: Node, indices: Buffer, updates: Buffer, target: Buffer, inliner: Inliner) -> Stmt:
+def lower_scatter(node: Node, indices: Buffer, updates: Buffer, target: Buffer, inliner: Inliner) -> Nest:
     """Updates in C order on one thread: the order decides when two meet at one place."""
     op = node.op
     assert isinstance(op, (ScatterND, ScatterAlong))

@@ -7,7 +7,7 @@ Guarantees: every capture of a composite, fusion, `if`, `while` and `scan` is re
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from ..ir.graph import Builder, Graph, Node, Op, attribute_names
 from ..ir.ops.control import Composite, Fusion, If, Scan, While

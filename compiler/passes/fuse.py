@@ -17,8 +17,10 @@ node joins only if no operand outside the group depends on the group.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from msgspec import Struct, field
 
 from ..ir.dims import DimLike, bounds, product
 from ..ir.errors import merge_locs
@@ -76,8 +78,7 @@ MOST_PLACES = 32   # of one value in a kernel that are told apart
 Place = tuple[int, ...]  # the nodes that change the index between what a kernel stores and a value
 
 
-@dataclass(eq=False)
-class Group:
+class Group(Struct, eq=False):
     """A set of nodes that one kernel computes; `exits` are the values it stores."""
 
     strategy: str
@@ -157,7 +158,10 @@ class _Fuser:
         members: set[Node] = {core}
         best: tuple[set[Node], Node] = ({core}, core)
         behind: set[Node] = set()
+        last = self._last_user(core)
         for node in self._followers(core):
+            if self.order[node] > last:
+                break
             touches = any(i in members for i in node.inputs)
             blocked = any(i in behind for i in node.inputs)
             joins = (touches and not blocked and len(members) < GROUP_LIMIT and node not in self.group_of
@@ -166,20 +170,23 @@ class _Fuser:
                 behind.add(node)
                 continue
             members.add(node)
+            last = max(last, self._last_user(node))
             exits = self._exits(members)
             if len(exits) == 1:
                 best = (set(members), exits[0])
         return Group(strategy, best[0], [best[1]])
 
-    def _followers(self, core: Node) -> list[Node]:
+    def _followers(self, core: Node) -> Iterator[Node]:
         """The nodes that depend on `core`, in order."""
         found: set[Node] = {core}
-        followers = []
-        for node in self.nodes[self.order[core] + 1:]:
-            if any(i in found for i in node.inputs):
+        for node in islice(self.nodes, self.order[core] + 1, None):
+            if not found.isdisjoint(node.inputs):
                 found.add(node)
-                followers.append(node)
-        return followers
+                yield node
+
+    def _last_user(self, node: Node) -> int:
+        """The position of the last node that reads this one."""
+        return max((self.order[user] for user in self.users[node]), default=-1)
 
     def _exits(self, members: set[Node]) -> list[Node]:
         return sorted((n for n in members if n in self.results or any(u not in members for u in self.users[n])),
@@ -191,12 +198,16 @@ class _Fuser:
         outer, inner = space
         members: set[Node] = {first}
         behind: set[Node] = set()
+        last = self._last_user(first)
         for node in self._followers(first):
+            if self.order[node] > last:
+                break
             touches = any(i in members for i in node.inputs)
             blocked = any(i in behind for i in node.inputs)
             free = node not in self.group_of and len(members) < GROUP_LIMIT
             if touches and not blocked and free and _joins_rows(node, members, outer, inner):
                 members.add(node)
+                last = max(last, self._last_user(node))
             else:
                 behind.add(node)
         return Group("rows", members, self._row_exits(members))

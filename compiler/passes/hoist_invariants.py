@@ -10,7 +10,8 @@ moving a broadcast out would trade a free view for memory. Contract: exact.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.compute import PackedConv, PackedDot

@@ -3,23 +3,36 @@
 `dot` becomes `packed_dot` and `conv` becomes `packed_conv`: the left operand as rows that are contiguous along the
 contraction, the right one cut into panels of a few vectors of columns (`compiler/lowering/contraction.py`). The packing
 is made of ordinary ops (pad, reshape, transpose), so that constant folding packs weights at compile time and fusion
-makes one kernel of it otherwise. Convolutions with explicit padding or input dilation get it from `pad` and
-`update_slice`; grouped ones stay direct. Dots with a single column become a multiplication and a sum over rows.
+makes one kernel of it otherwise. Convolutions with padding get it from `pad`; grouped ones stay direct. Dots with a
+single column become a multiplication and a sum over rows.
 
-Contract: reassoc. Afterwards no conv or reduce_window has padding or input dilation.
+A transposed convolution (one with input dilation) becomes plain ones over the operand as it is, whose results interleave
+(`_interleaved`). Products with zeros that dilation puts between the elements are left out: an infinite weight makes no
+NaN of them, as it makes none where ONNX scatters. Under `strict` the zeros are written instead (`_spread`).
+
+Contract: reassoc, for infinite weights of transposed convolutions as said. Afterwards no conv or reduce_window has
+padding or input dilation.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
+from msgspec import Struct
+
 from ..ir.caps import Caps
-from ..ir.dims import DimLike, ceildiv, product
+from ..ir.dims import DimLike, bounds, ceildiv, product
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot, ReduceWindow, accumulator_dtype, reduction_identity
-from ..ir.ops.shape import UpdateSlice
+from ..ir.ops.shape import Concat, Slice, Take, UpdateSlice
 from ..ir.rewrite import rewrite_graph
-from ..library import apply, broadcast, full, pad, reduce, reshape, transpose
+from ..ir.types import I64
+from ..library import apply, broadcast, constant, full, pad, reduce, reshape, slice_axis, transpose
 from ..options import Options
 from ..tiles import panel_columns
+
+MOST_PARTS = 16  # convolutions that one transposed convolution may become
 
 
 def pack_operands(graph: Graph, options: Options, caps: Caps) -> Graph:
@@ -30,6 +43,9 @@ def pack_operands(graph: Graph, options: Options, caps: Caps) -> Graph:
                 return full(b, 0, node.dtype, node.shape)  # nothing to sum, or nowhere to put it
             case Dot() as op:
                 return _pack_dot(b, op, inputs[0], inputs[1], caps)
+            case Conv() as op if any(e != 1 for e in op.input_dilation) and op.channels_last:
+                made = _interleaved(b, op, node.shape, inputs[0], inputs[1], caps) if options.precision != "strict" else None
+                return _dilated(b, op, inputs[0], inputs[1], caps) if made is None else made
             case Conv() as op:
                 return _pack_conv(b, op, inputs[0], inputs[1], caps)
             case ReduceWindow() as op if any(p != (0, 0) for p in op.padding):
@@ -85,8 +101,6 @@ def _pack_conv(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> Node | Non
     if not op.channels_last:
         return None
     rank = len(op.strides)
-    if any(e != 1 for e in op.input_dilation):
-        x = _spread(b, x, op.input_dilation)
     low = [0, *(p[0] for p in op.padding), 0]
     high = [0, *(p[1] for p in op.padding), 0]
     x = pad(b, x, low, high)
@@ -102,6 +116,128 @@ def _pack_conv(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> Node | Non
     packed = pack_columns(b, reshape(b, w, (taps * channels, out)), 0, tile)
     sizes = tuple(int(k) for k in kernel)
     return b.add(PackedConv(sizes, op.strides, op.dilation, out), x, packed)
+
+
+# --- transposed convolutions -----------------------------------------------------------------------------------------
+
+
+class _Phase(Struct, frozen=True):
+    """Outputs of one axis that read the same places of the operand, from a window with `dilation` over it.
+
+    `taps[i][j]` is the tap of the kernel that place i of the window has for the j-th of the outputs; without a place
+    they are zeros. The operand is padded by `low` and `high`, cut where these are negative.
+    """
+
+    taps: tuple[tuple[int, ...], ...]
+    dilation: int
+    low: int
+    high: int
+
+
+class _Axis(Struct, frozen=True):
+    """An axis: its outputs interleave from `every` residues of `size` each; the first that counts is at `start`."""
+
+    every: int
+    start: int
+    size: DimLike
+    phases: tuple[_Phase, ...]  # one for all residues, or one for each
+
+    @property
+    def split(self) -> bool:
+        return len(self.phases) > 1
+
+
+def _interleaved(b: Builder, op: Conv, shape: tuple[DimLike, ...], x: Node, w: Node, caps: Caps) -> Node | None:
+    """A transposed convolution without the zeros, or None where that is not possible.
+
+    Along an axis with e = input_dilation, an output o = e * q + r - start multiplies only the taps that meet an element
+    of x and not a zero between two. Which taps these are depends on the residue r alone, and where they read on q: for
+    each r it is a plain convolution. Residues that read the same places become columns of one convolution, and that is
+    all of them where the kernel is a multiple of e: 2 taps at e = 2 are a dot, 4 taps a window of 2. Other residues get
+    a convolution each.
+
+    Multiplications an output and axis: k / e on average and k where zeros are inserted, so never more; sizes of x are
+    rounded up to whole q, which adds an output or two. One convolution for residues that read different places would
+    need zeros as weights, ceil(k / e) products, and those would carry a NaN of x to outputs that do not read it.
+    """
+    if 0 in shape:
+        return full(b, 0, x.dtype, shape)
+    together = op.groups == 1 or product(op.input_dilation) > MOST_PARTS  # groups want their channels side by side
+    axes = [_axis(op, a, int(k), n, out, together)
+            for a, (k, n, out) in enumerate(zip(w.shape, x.shape[1:-1], shape[1:-1]))]
+    if any(s != 1 and e != 1 for s, e in zip(op.strides, op.input_dilation)) \
+            or product(len(a.phases) for a in axes) > MOST_PARTS or not _are_windows(axes, x.shape[1:-1], shape[1:-1]):
+        return None
+    parts = [_part(b, op, axes, phases, x, w, caps) for phases in itertools.product(*(a.phases for a in axes))]
+    rank, groups = len(axes), op.groups
+    value = parts[0] if len(parts) == 1 else b.add(Concat(rank + 1), *parts)
+    # [N, *sizes, *split residues, group, *residues in columns, channel of the group] -> [N, *(size, residue), channel]
+    split, columns = ([a for a in range(rank) if axes[a].split == wanted] for wanted in (True, False))
+    value = reshape(b, value, (shape[0], *(a.size for a in axes), *(axes[a].every for a in split), groups,
+                               *(axes[a].every for a in columns), shape[-1] // groups))
+    places = {a: rank + 1 + i for i, a in enumerate(split)} | {a: rank + 2 + len(split) + i for i, a in enumerate(columns)}
+    order = [place for a in range(rank) for place in (1 + a, places[a])]
+    value = transpose(b, value, [0, *order, rank + 1 + len(split), value.rank - 1])
+    value = reshape(b, value, (shape[0], *(a.size * a.every for a in axes), shape[-1]))
+    if value.shape == shape:
+        return value
+    return b.add(Slice((0, *(a.start for a in axes), 0), shape, (1,) * value.rank), value)
+
+
+def _axis(op: Conv, axis: int, k: int, n: DimLike, out: DimLike, together: bool) -> _Axis:
+    """How one axis is taken apart.
+
+    With u = d * (k - 1 - t) for tap t and reach = d * (k - 1), output o reads x[i] where o + reach - low = e * i + u.
+    `start` makes reach - low + o a multiple of e at o = -start: then u % e is the residue, and i = q + moved - u // e.
+    """
+    (low, high), d, e = op.padding[axis], op.dilation[axis], op.input_dilation[axis]
+    reach = d * (k - 1)
+    moved, start = divmod(reach - low, e)
+    back = [[u // e for u in range(0, reach + 1, d) if u % e == r] for r in range(e)]
+    together = together and all(places == back[0] for places in back) or e == 1
+    phases = []
+    for residues in ([range(e)] if together else [range(r, r + 1) for r in range(e)]):
+        places = back[residues[0]]
+        taps = tuple(tuple(k - 1 - (e * v + r) // d for r in residues) for v in reversed(places))
+        step = places[1] - places[0] if len(places) > 1 else 1
+        phases.append(_Phase(taps, step, places[-1] - moved, high // e - places[0]) if places else _Phase((), 1, 0, 0))
+    return _Axis(e, start, out if e == 1 else n + high // e - moved, tuple(phases))
+
+
+def _are_windows(axes: Sequence[_Axis], sizes: Sequence[DimLike], outs: Sequence[DimLike]) -> bool:
+    """Whether all that is cut off leaves a size that is proved not to be negative, as `slice` asks for."""
+    cut = [n + min(p.low, 0) + min(p.high, 0) for axis, n in zip(axes, sizes) for p in axis.phases if min(p.low, p.high) < 0]
+    cut += [out for axis, out in zip(axes, outs) if axis.start != 0 or axis.size * axis.every != out]
+    return all(bounds(size)[0] >= 0 for size in cut)
+
+
+def _part(b: Builder, op: Conv, axes: Sequence[_Axis], phases: Sequence[_Phase], x: Node, w: Node, caps: Caps) -> Node:
+    """The convolution for one phase of each axis: [N, *sizes, 1, group, *residues in columns, channel of the group]."""
+    rank, groups, out = len(axes), op.groups, w.shape[-1]
+    counts = [1 if a.split else a.every for a in axes]
+    shape = (x.shape[0], *(a.size for a in axes), 1, groups, *(c for a, c in zip(axes, counts) if not a.split), out // groups)
+    if any(not phase.taps for phase in phases):
+        return full(b, 0, x.dtype, shape)
+    for axis, phase in enumerate(phases, 1):
+        cut = min(phase.low, 0) + min(phase.high, 0)
+        x = slice_axis(b, x, axis, max(-phase.low, 0), x.shape[axis] + cut) if cut else x
+    x = pad(b, x, [0, *(max(p.low, 0) for p in phases), 0], [0, *(max(p.high, 0) for p in phases), 0])
+    for axis in reversed(range(rank)):  # [*kernel, C, O] -> [*(place, residue), C, O]
+        w = b.add(Take(axis), w, constant(b, phases[axis].taps, I64))
+    window = [len(p.taps) for p in phases]
+    w = reshape(b, w, (*w.shape[:-1], groups, out // groups))
+    w = transpose(b, w, [*range(0, 2 * rank, 2), 2 * rank, 2 * rank + 1, *range(1, 2 * rank, 2), 2 * rank + 2])
+    w = reshape(b, w, (*window, w.shape[rank], product(counts) * out))
+    plain = Conv(op.strides, ((0, 0),) * rank, tuple(p.dilation for p in phases), (1,) * rank, groups, True)
+    value = _pack_conv(b, plain, x, w, caps)
+    assert value is not None
+    return reshape(b, value, shape)
+
+
+def _dilated(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> Node | None:
+    """A transposed convolution with the zeros between the elements written."""
+    plain = Conv(op.strides, op.padding, op.dilation, (1,) * len(op.strides), op.groups, True)
+    return _pack_conv(b, plain, _spread(b, x, op.input_dilation), w, caps)
 
 
 def _spread(b: Builder, x: Node, dilation: tuple[int, ...]) -> Node:

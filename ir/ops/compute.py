@@ -9,7 +9,6 @@ gives the identity: 0, 1, the lowest value for max, the highest for min, true fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,8 +21,7 @@ from .scalar import SCALARS, evaluate_scalar, result_dtype
 from .shape import check_axis, operands
 
 
-@dataclass(frozen=True)
-class Elementwise(Op):
+class Elementwise(Op, frozen=True):
     """A scalar function on each element; operands have equal shapes (broadcasts are explicit)."""
 
     name: ClassVar[str] = "elementwise"
@@ -59,8 +57,7 @@ class Elementwise(Op):
         return tuple(found)
 
 
-@dataclass(frozen=True)
-class Cast(Op):
+class Cast(Op, frozen=True):
     """To another dtype: floats round to nearest even; to bool is `!= 0`; float to integer truncates and saturates,
     NaN gives 0; integer to integer wraps."""
 
@@ -100,8 +97,7 @@ def cast_array(array: Array, dtype: DType) -> Array:
         return np.where(inside, plain, np.where(whole <= float(limits.min), lowest, highest)).astype(target)
 
 
-@dataclass(frozen=True)
-class Bitcast(Op):
+class Bitcast(Op, frozen=True):
     """The same bits as another dtype of the same width."""
 
     name: ClassVar[str] = "bitcast"
@@ -150,8 +146,7 @@ def check_reduction(op: Op, kind: str, dtype: DType) -> None:
         raise CompileError(f"{op.spelling}: {kind} needs a number, found bool")
 
 
-@dataclass(frozen=True)
-class Reduce(Op):
+class Reduce(Op, frozen=True):
     """Combines all elements along `axes`, which disappear."""
 
     name: ClassVar[str] = "reduce"
@@ -186,8 +181,7 @@ class Reduce(Op):
         return tuple(Sample(cls(k, a), (TensorType(d, (4, 5)),)) for k, d in kinds for a in axes)
 
 
-@dataclass(frozen=True)
-class ArgReduce(Op):
+class ArgReduce(Op, frozen=True):
     """The place (int64) of the first maximum or minimum along `axis`; a NaN counts as the extreme. Not for empty axes."""
 
     name: ClassVar[str] = "arg_reduce"
@@ -218,8 +212,7 @@ class ArgReduce(Op):
         return tuple(Sample(cls(k, a), (TensorType(d, (4, 5)),)) for k in ("max", "min") for a in (0, 1) for d in (F32, I32))
 
 
-@dataclass(frozen=True)
-class Cumulative(Op):
+class Cumulative(Op, frozen=True):
     """Running sum, prod, max or min along `axis`. `exclusive` leaves the element itself out; `reverse` runs backwards."""
 
     name: ClassVar[str] = "cumulative"
@@ -252,8 +245,7 @@ class Cumulative(Op):
                 Sample(cls("prod", 1), (TensorType(I32, (3, 5)),)))
 
 
-@dataclass(frozen=True)
-class Sort(Op):
+class Sort(Op, frozen=True):
     """Values in ascending (or descending) order along `axis`; NaN is greater than every number."""
 
     name: ClassVar[str] = "sort"
@@ -274,8 +266,7 @@ class Sort(Op):
         return (Sample(cls(1), (TensorType(F32, (3, 7)),)), Sample(cls(0, True), (TensorType(I32, (6, 2)),)))
 
 
-@dataclass(frozen=True)
-class ArgSort(Op):
+class ArgSort(Op, frozen=True):
     """The places (int64) that sort along `axis`; equal elements keep their order."""
 
     name: ClassVar[str] = "arg_sort"
@@ -318,8 +309,7 @@ def matmul_arrays(subscripts: str, left: Array, right: Array) -> Array:
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-@dataclass(frozen=True)
-class Dot(Op):
+class Dot(Op, frozen=True):
     """General contraction: result axes are batch, then free axes of lhs, then free axes of rhs (XLA's dot_general)."""
 
     name: ClassVar[str] = "dot"
@@ -368,8 +358,7 @@ class Dot(Op):
                 Sample(cls((0,), (0,)), (TensorType(I32, (6,)), TensorType(I32, (6,)))))
 
 
-@dataclass(frozen=True)
-class PackedDot(Op):
+class PackedDot(Op, frozen=True):
     """Matmul with a right operand in panels, as `pack_operands` makes it.
 
     lhs [*batch, *rows, K], rhs [*batch, ceil(N / tile), K, tile] -> [*batch, *rows, N] with N = `columns`. The columns
@@ -408,8 +397,7 @@ class PackedDot(Op):
                 Sample(cls(1, 5), (TensorType(F32, (2, 3, 4)), TensorType(F32, (2, 1, 4, 8)))))
 
 
-@dataclass(frozen=True)
-class Conv(Op):
+class Conv(Op, frozen=True):
     """Cross-correlation over any number of spatial axes.
 
     x [N, C, *spatial], w [O, C / groups, *kernel] -> [N, O, *out]; `channels_last`: x [N, *spatial, C],
@@ -509,8 +497,7 @@ def window_view(x: Array, window: Sequence[int], strides: Sequence[int], dilatio
     return view[(slice(None), slice(None), *steps, *spread)]
 
 
-@dataclass(frozen=True)
-class PackedConv(Op):
+class PackedConv(Op, frozen=True):
     """Channels-last convolution with the kernel in panels, as `pack_operands` makes it; no padding, no groups.
 
     x [N, *spatial, C], w [ceil(O / tile), taps * C, tile] (taps in C order of `kernel`) -> [N, *out, O], O = `channels`.
@@ -548,8 +535,7 @@ class PackedConv(Op):
                 Sample(cls((1, 3), (2, 1), (1, 2), 20), (TensorType(F32, (1, 5, 9, 4)), TensorType(F32, (2, 12, 16)))))
 
 
-@dataclass(frozen=True)
-class ReduceWindow(Op):
+class ReduceWindow(Op, frozen=True):
     """Combines the elements of each window along every axis; padding counts as the identity of the reduction."""
 
     name: ClassVar[str] = "reduce_window"

@@ -7,7 +7,6 @@ side only. `while` and `scan` carry state by value.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,8 +20,7 @@ from .shape import operands, tensor_operand
 Evaluator = Callable[[Graph, Sequence[Any], Binding], tuple[Any, ...]]
 
 
-@dataclass(frozen=True)
-class Param(Op):
+class Param(Op, frozen=True):
     """An input of the graph."""
 
     name: ClassVar[str] = "param"
@@ -35,8 +33,7 @@ class Param(Op):
         return TensorType(self.dtype, self.shape)
 
 
-@dataclass(frozen=True)
-class Const(Op):
+class Const(Op, frozen=True):
     """A value known at compile time."""
 
     name: ClassVar[str] = "const"
@@ -54,8 +51,7 @@ class Const(Op):
         return (Sample(cls(Constant(np.array([1.5, -2.0], dtype=np.float32))), ()),)
 
 
-@dataclass(frozen=True)
-class MakeTuple(Op):
+class MakeTuple(Op, frozen=True):
     """Several values as one."""
 
     name: ClassVar[str] = "tuple"
@@ -67,8 +63,7 @@ class MakeTuple(Op):
         return tuple(inputs)
 
 
-@dataclass(frozen=True)
-class Get(Op):
+class Get(Op, frozen=True):
     """One item of a tuple."""
 
     name: ClassVar[str] = "get"
@@ -101,8 +96,7 @@ def _list(types: Sequence[Type]) -> str:
     return "(" + ", ".join(map(str, types)) + ")"
 
 
-@dataclass(frozen=True)
-class Composite(Op):
+class Composite(Op, frozen=True):
     """A library function as one node: `label` names it, `body` is its meaning in primitives.
 
     `attributes` repeats, for passes and backends that claim it, what the body was made from (axis, epsilon, ...).
@@ -117,8 +111,7 @@ class Composite(Op):
         return result_type(check_body(self, self.body, types))
 
 
-@dataclass(frozen=True)
-class Fusion(Op):
+class Fusion(Op, frozen=True):
     """A group of nodes that becomes one kernel. `strategy` says which lowering: see `compiler/passes/fuse.py`."""
 
     name: ClassVar[str] = "fusion"
@@ -129,8 +122,7 @@ class Fusion(Op):
         return result_type(check_body(self, self.body, types))
 
 
-@dataclass(frozen=True)
-class If(Op):
+class If(Op, frozen=True):
     """Operands: a bool scalar, then the captures, which both bodies take. One body runs."""
 
     name: ClassVar[str] = "if"
@@ -146,8 +138,7 @@ class If(Op):
         return result_type(then)
 
 
-@dataclass(frozen=True)
-class While(Op):
+class While(Op, frozen=True):
     """Operands: `count` states, then captures. Runs `body` while `condition` gives true; both take all operands."""
 
     name: ClassVar[str] = "while"
@@ -164,8 +155,7 @@ class While(Op):
         return result_type(states)
 
 
-@dataclass(frozen=True)
-class Scan(Op):
+class Scan(Op, frozen=True):
     """Runs `body` once for each place of the first axis of the scanned operands.
 
     Operands: `states` initial states, `scanned` arrays [length, ...], then captures. The body takes states, one slice

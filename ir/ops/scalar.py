@@ -18,18 +18,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from ..errors import CompileError
 from ..types import BOOL, DType
 
 
-@dataclass(frozen=True, slots=True)
-class ScalarFunction:
+class ScalarFunction(Struct, frozen=True):
     """`rule`: which dtypes it takes and gives, a key of RULES. `identity`: e with f(x, e) = x, where there is one."""
 
     name: str

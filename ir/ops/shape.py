@@ -7,7 +7,6 @@ add the wrap of negative ones). An index outside is an error status at run time,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -48,8 +47,7 @@ def evaluate_shape(shape: Sequence[DimLike], binding: Binding) -> tuple[int, ...
     return tuple(evaluate(d, binding) for d in shape)
 
 
-@dataclass(frozen=True)
-class Broadcast(Op):
+class Broadcast(Op, frozen=True):
     """Repeats along new leading axes and along axes of size 1, as NumPy's broadcast_to."""
 
     name: ClassVar[str] = "broadcast"
@@ -76,8 +74,7 @@ class Broadcast(Op):
                 Sample(cls((5,)), (TensorType(I32, ()),)))
 
 
-@dataclass(frozen=True)
-class Reshape(Op):
+class Reshape(Op, frozen=True):
     """The same elements in C order under another shape."""
 
     name: ClassVar[str] = "reshape"
@@ -104,8 +101,7 @@ def _sizes(shape: Sequence[DimLike]) -> str:
     return ", ".join(map(str, shape))
 
 
-@dataclass(frozen=True)
-class Transpose(Op):
+class Transpose(Op, frozen=True):
     """Axis `i` of the result is axis `perm[i]` of the operand."""
 
     name: ClassVar[str] = "transpose"
@@ -126,8 +122,7 @@ class Transpose(Op):
         return (Sample(cls((1, 0)), (TensorType(F32, (3, 4)),)), Sample(cls((2, 0, 1)), (TensorType(I32, (2, 3, 4)),)))
 
 
-@dataclass(frozen=True)
-class Slice(Op):
+class Slice(Op, frozen=True):
     """result[i] = operand[start + i * step] on each axis, 0 <= i < size; a step may be negative."""
 
     name: ClassVar[str] = "slice"
@@ -207,8 +202,7 @@ def slice_window(starts: Sequence[int], sizes: Sequence[int], steps: Sequence[in
     return tuple(window)
 
 
-@dataclass(frozen=True)
-class UpdateSlice(Op):
+class UpdateSlice(Op, frozen=True):
     """The first operand with the window start + i * step replaced by the second operand."""
 
     name: ClassVar[str] = "update_slice"
@@ -233,8 +227,7 @@ class UpdateSlice(Op):
         return (Sample(cls((1, 0), (1, 2)), (TensorType(F32, (4, 3)), TensorType(F32, (2, 2)))),)
 
 
-@dataclass(frozen=True)
-class Concat(Op):
+class Concat(Op, frozen=True):
     """The operands one after the other along `axis`."""
 
     name: ClassVar[str] = "concat"
@@ -264,8 +257,7 @@ class Concat(Op):
                 Sample(cls(0), (TensorType(I32, (2,)), TensorType(I32, (1,)), TensorType(I32, (3,)))))
 
 
-@dataclass(frozen=True)
-class Pad(Op):
+class Pad(Op, frozen=True):
     """Adds `low` elements before and `high` after each axis, all equal to the second operand (a scalar)."""
 
     name: ClassVar[str] = "pad"
@@ -291,8 +283,7 @@ class Pad(Op):
         return (Sample(cls((1, 0), (2, 1)), (TensorType(F32, (2, 3)), TensorType(F32, ()))),)
 
 
-@dataclass(frozen=True)
-class Iota(Op):
+class Iota(Op, frozen=True):
     """Counts 0, 1, 2, ... along `axis`."""
 
     name: ClassVar[str] = "iota"
@@ -320,8 +311,7 @@ class Iota(Op):
         return (Sample(cls(I64, (2, 5), 1), ()), Sample(cls(F32, (4,), 0), ()))
 
 
-@dataclass(frozen=True)
-class SizeOf(Op):
+class SizeOf(Op, frozen=True):
     """A symbolic size as an int64 scalar."""
 
     name: ClassVar[str] = "size"
@@ -351,8 +341,7 @@ def _check_range(name: str, indices: Array, size: int) -> None:
             raise IndexFailure(f"{name}: index {indices[wrong].flat[0]} is out of range for an axis of size {size}")
 
 
-@dataclass(frozen=True)
-class Take(Op):
+class Take(Op, frozen=True):
     """Whole slices of the first operand along `axis`, at the places the second operand gives (NumPy's take)."""
 
     name: ClassVar[str] = "take"
@@ -375,8 +364,7 @@ class Take(Op):
                 Sample(cls(1), (TensorType(F32, (2, 4)), TensorType(I32, (3,))), (None, (0, 3))))
 
 
-@dataclass(frozen=True)
-class TakeAlong(Op):
+class TakeAlong(Op, frozen=True):
     """result[.., i, ..] = operand[.., indices[.., i, ..], ..] along `axis` (NumPy's take_along_axis)."""
 
     name: ClassVar[str] = "take_along"
@@ -402,8 +390,7 @@ class TakeAlong(Op):
         return (Sample(cls(1), (TensorType(F32, (3, 4)), TensorType(I64, (3, 2))), (None, (0, 3))),)
 
 
-@dataclass(frozen=True)
-class GatherND(Op):
+class GatherND(Op, frozen=True):
     """indices[..., k] names a place on the k axes after the first `batch` ones; the rest of the axes come whole."""
 
     name: ClassVar[str] = "gather_nd"
@@ -445,8 +432,7 @@ def _check_kind(op: Op, kind: str) -> None:
         raise CompileError(f"{op.spelling}: kind {kind!r} is not one of {', '.join(_COMBINE)}")
 
 
-@dataclass(frozen=True)
-class ScatterND(Op):
+class ScatterND(Op, frozen=True):
     """operand with updates written (`set`; the last one wins) or combined at the places of indices[..., k].
 
     Operands: x, indices [*grid, k], updates [*grid, *x.shape[k:]]. Applied in C order of the grid.
@@ -483,8 +469,7 @@ class ScatterND(Op):
         return tuple(Sample(cls(kind), types, (None, (0, 3), None)) for kind in _COMBINE)
 
 
-@dataclass(frozen=True)
-class ScatterAlong(Op):
+class ScatterAlong(Op, frozen=True):
     """operand with updates[.., i, ..] written or combined at [.., indices[.., i, ..], ..] along `axis`, in C order."""
 
     name: ClassVar[str] = "scatter_along"

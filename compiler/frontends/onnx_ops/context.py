@@ -8,10 +8,10 @@ model does not use may be None. Where an opset moved an attribute to an input th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
+from msgspec import Struct
 
 from ...ir.dims import Dim, DimLike, bounds, compare, dim_max, symbols_of
 from ...ir.errors import CompileError, UnsupportedError
@@ -31,8 +31,7 @@ Operators = dict[str, Operator]
 Integers = Node | Sequence[int] | int | None
 
 
-@dataclass
-class Traced:
+class Traced(Struct):
     """A body on its way to a graph: its builder, its inputs, the captures all bodies of the node share, its results."""
 
     builder: Builder
@@ -62,8 +61,7 @@ Request = tuple[Subgraph, Sequence[BodyInput]]
 TraceBodies = Callable[["Context", Sequence[Request]], tuple[list[Traced], list[Node]]]
 
 
-@dataclass
-class Context:
+class Context(Struct):
     """One ONNX node on its way into the graph."""
 
     b: Builder

@@ -8,9 +8,9 @@ scopes become captures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
+from msgspec.structs import replace
 
 from ...ir.dims import DimLike, compare
 from ...ir.graph import Builder, Graph, Node

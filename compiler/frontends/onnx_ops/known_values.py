@@ -13,11 +13,11 @@ Guarantees: what is returned is the value for every binding of the symbols; noth
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from ...ir.dims import Dim, DimLike, bounds, ceildiv, compare, dim_max, dim_min
 from ...ir.errors import TilewrightError
@@ -31,8 +31,7 @@ LIMIT = 1 << 14                 # elements: shapes and index tables, not weights
 LARGEST_DENOMINATOR = 1 << 10   # a float factor must be a fraction this simple to be followed exactly
 
 
-@dataclass(frozen=True)
-class Ratio:
+class Ratio(Struct, frozen=True):
     """numerator / denominator inside float arithmetic on sizes, before a floor, ceil or cast makes it a size again."""
 
     numerator: DimLike

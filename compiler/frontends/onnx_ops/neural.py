@@ -202,15 +202,21 @@ def _joined(first: Padding, second: Padding) -> Padding:
     return [(a + e, b + f) for (a, b), (e, f) in zip(first, second)]
 
 
+def _pool_window(c: Context, x: Node, kernel_shape: Sequence[int], strides: Sequence[int] | None, dilations: Sequence[int] | None,
+                 pads: Sequence[int] | None, auto_pad: str) -> tuple[Sequence[int], Sequence[int], Sequence[int], Padding]:
+    """Kernel, steps, spread and padding of a pool, one entry an axis."""
+    rank = _spatial_rank(c, x)
+    kernel, steps = per_axis(c, kernel_shape, rank, "kernel_shape"), per_axis(c, strides, rank, "strides")
+    spread = per_axis(c, dilations, rank, "dilations")
+    return kernel, steps, spread, window_padding(c, x.shape[2:], kernel, steps, spread, pads, auto_pad)
+
+
 def max_pool(c: Context, x: Node, *, kernel_shape: Sequence[int], auto_pad: str = "NOTSET", ceil_mode: int = 0,
              dilations: Sequence[int] | None = None, pads: Sequence[int] | None = None, storage_order: int = 0,
              strides: Sequence[int] | None = None) -> Node:
     if c.wants(1):
         c.unsupported("the output Indices is not supported")
-    rank = _spatial_rank(c, x)
-    kernel, steps = per_axis(c, kernel_shape, rank, "kernel_shape"), per_axis(c, strides, rank, "strides")
-    spread = per_axis(c, dilations, rank, "dilations")
-    padding = window_padding(c, x.shape[2:], kernel, steps, spread, pads, auto_pad)
+    kernel, steps, spread, padding = _pool_window(c, x, kernel_shape, strides, dilations, pads, auto_pad)
     if ceil_mode:
         padding = _joined(padding, _ceil_padding(x, padding, kernel, steps, spread))
     return _windows(c, x, "max", kernel, steps, spread, padding)
@@ -219,15 +225,12 @@ def max_pool(c: Context, x: Node, *, kernel_shape: Sequence[int], auto_pad: str 
 def average_pool(c: Context, x: Node, *, kernel_shape: Sequence[int], auto_pad: str = "NOTSET", ceil_mode: int = 0,
                  count_include_pad: int = 0, dilations: Sequence[int] | None = None, pads: Sequence[int] | None = None,
                  strides: Sequence[int] | None = None) -> Node:
-    rank = _spatial_rank(c, x)
-    kernel, steps = per_axis(c, kernel_shape, rank, "kernel_shape"), per_axis(c, strides, rank, "strides")
-    spread = per_axis(c, dilations, rank, "dilations")
-    padding = window_padding(c, x.shape[2:], kernel, steps, spread, pads, auto_pad)
-    after: Padding = [(0, 0)] * rank
+    kernel, steps, spread, padding = _pool_window(c, x, kernel_shape, strides, dilations, pads, auto_pad)
+    after: Padding = [(0, 0)] * len(kernel)
     if ceil_mode:
         after = _ceil_padding(x, padding, kernel, steps, spread)
     total = _windows(c, x, "sum", kernel, steps, spread, _joined(padding, after))
-    counted, uncounted = (padding, after) if count_include_pad else ([(0, 0)] * rank, _joined(padding, after))
+    counted, uncounted = (padding, after) if count_include_pad else ([(0, 0)] * len(kernel), _joined(padding, after))
     if all(n == 0 for pair in uncounted for n in pair):
         return c.apply("div", total, c.like(math.prod(kernel), x))
     inside = [low + n + high for n, (low, high) in zip(x.shape[2:], counted)]
@@ -239,10 +242,7 @@ def average_pool(c: Context, x: Node, *, kernel_shape: Sequence[int], auto_pad: 
 def lp_pool(c: Context, x: Node, *, kernel_shape: Sequence[int], p: int = 2, auto_pad: str = "NOTSET",
             ceil_mode: int = 0, dilations: Sequence[int] | None = None, pads: Sequence[int] | None = None,
             strides: Sequence[int] | None = None) -> Node:
-    rank = _spatial_rank(c, x)
-    kernel, steps = per_axis(c, kernel_shape, rank, "kernel_shape"), per_axis(c, strides, rank, "strides")
-    spread = per_axis(c, dilations, rank, "dilations")
-    padding = window_padding(c, x.shape[2:], kernel, steps, spread, pads, auto_pad)
+    kernel, steps, spread, padding = _pool_window(c, x, kernel_shape, strides, dilations, pads, auto_pad)
     if ceil_mode:
         padding = _joined(padding, _ceil_padding(x, padding, kernel, steps, spread))
     return _root(c, _windows(c, _raised(c, x, p), "sum", kernel, steps, spread, padding), p)

@@ -7,7 +7,8 @@ still outside its sequence and the outputs there are 0; run backwards this start
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ...ir.graph import Builder, Graph, Node
 from ...ir.ops.compute import Dot
@@ -51,8 +52,7 @@ ACTIVATIONS: dict[str, tuple[float, float, Callable[[Builder, Node, float, float
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(Struct, frozen=True):
     """One direction at work inside the loop: weights are nodes of the loop's body."""
 
     b: Builder
@@ -130,8 +130,7 @@ def _gru_step(cell: Cell, x: Node, states: Sequence[Node]) -> tuple[Node, ...]:
     return (scalar(b, "add", scalar(b, "mul", keep, fresh), scalar(b, "mul", update, h)),)
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(Struct, frozen=True):
     """What tells RNN, GRU and LSTM apart."""
 
     gates: int
@@ -145,8 +144,7 @@ GRU = Kind(3, 1, ("Sigmoid", "Tanh"), _gru_step)
 LSTM = Kind(4, 2, ("Sigmoid", "Tanh", "Tanh"), _lstm_step)
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(Struct, frozen=True):
     """The node's inputs and attributes, all directions together."""
 
     kind: Kind

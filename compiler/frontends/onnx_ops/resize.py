@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+from msgspec import Struct
 
 from ...ir.dims import Dim, DimLike
 from ...ir.graph import Node
@@ -29,8 +29,7 @@ LARGEST_SCALE = 1 << 20
 POLICIES = ("stretch", "not_larger", "not_smaller")
 
 
-@dataclass(frozen=True)
-class Axis:
+class Axis(Struct, frozen=True):
     """One axis to resample. `scale` is a number where it is known, else both sizes give it; `scaled`: the model gave it."""
 
     place: int
@@ -41,8 +40,7 @@ class Axis:
     window: tuple[float, float] = (0.0, 1.0)
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(Struct, frozen=True):
     """How to resample, for all axes."""
 
     mode: str

@@ -8,11 +8,11 @@ the tensor. Assumes protobuf objects with ONNX's field names; imports nothing of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from ...ir.errors import CompileError, UnsupportedError
 from ...ir.types import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, DType
@@ -56,8 +56,7 @@ def checked_shape(sizes: list[int], what: str) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-@dataclass(frozen=True)
-class Folder:
+class Folder(Struct, frozen=True):
     """Where external data may lie. None: a model from memory, which has no folder."""
 
     path: Path | None

@@ -1,0 +1,220 @@
+"""Transposed convolutions become plain ones whose results interleave: the meaning stays, and nothing multiplies zeros."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from compiled import TOLERANCE, assert_near, compiled, run_compiled
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tilewright.backends.reference import PLAIN
+from tilewright.ir.dims import DimLike, product, symbol
+from tilewright.ir.graph import Builder, Graph, Node
+from tilewright.ir.interp import evaluate_graph
+from tilewright.ir.ops.compute import Conv, PackedConv
+from tilewright.ir.ops.control import Param
+from tilewright.ir.types import F32, F64, DType
+from tilewright.ir.verify import verify
+from tilewright.library import constant, scalar
+from tilewright.options import Environment, Options
+from tilewright.passes.choose_layout import choose_layout
+from tilewright.passes.pack_operands import pack_operands
+from tilewright.pipeline import run_passes
+
+Pair = tuple[int, int]
+ENVIRONMENT = Environment(debug=0, dump=None, verify=2, backend="llvm", cache_directory=None)
+
+
+def graph_of(op: Conv, x: tuple[DimLike, ...], w: tuple[int, ...], dtype: DType = F32, known: bool = False) -> Graph:
+    """One convolution, channels first, of an input and of a weight, which is a constant where `known`."""
+    b = Builder()
+    image = b.add(Param("x", dtype, x))
+    if known:
+        kernel: Node = constant(b, numbers(np.random.default_rng(1), w, dtype))
+        return Graph("g", [image], [b.add(op, image, kernel)])
+    kernel = b.add(Param("w", dtype, w))
+    return Graph("g", [image, kernel], [b.add(op, image, kernel)])
+
+
+def numbers(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType) -> np.ndarray:
+    return rng.integers(-4, 5, size=shape).astype(dtype.numpy)
+
+
+def packed(graph: Graph, options: Options | None = None) -> Graph:
+    options = options or Options()
+    after = pack_operands(choose_layout(graph, options), options, PLAIN)
+    verify(after)
+    return after
+
+
+def counts(graph: Graph) -> Counter[str]:
+    return Counter(node.op.name for node in graph.nodes())
+
+
+def multiplications(graph: Graph) -> int:
+    """How many a graph of packed contractions makes."""
+    total = 0
+    for node in graph.nodes():
+        if node.op.name == "packed_dot":
+            total += int(product(node.shape) * node.inputs[0].shape[-1])
+        if isinstance(node.op, PackedConv):
+            total += int(product(node.shape) * product(node.op.kernel) * node.inputs[0].shape[-1])
+    return total
+
+
+def transposed(kernel: tuple[int, ...], dilation: tuple[int, ...], pads: tuple[Pair, ...], groups: int = 1,
+               strides: tuple[int, ...] = (), spread: tuple[int, ...] = ()) -> Conv:
+    """The convolution of ConvTranspose: `dilation` is its stride, `pads` what it crops."""
+    spread = spread or (1,) * len(kernel)
+    padding = tuple((d * (k - 1) - low, d * (k - 1) - high) for k, d, (low, high) in zip(kernel, spread, pads))
+    return Conv(strides or (1,) * len(kernel), padding, spread, dilation, groups)
+
+
+class Drawn:
+    """A transposed convolution with the sizes of its operands; those of the input also as symbols."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        draw = data.draw
+        rank = draw(st.integers(1, 3))
+        axes = []
+        for _ in range(rank):
+            kernel, spread = draw(st.integers(1, 6)), draw(st.integers(1, 4))
+            low, high, every = draw(st.integers(0, 7)), draw(st.integers(0, 7)), draw(st.integers(1, 5 if rank < 3 else 3))
+            stride = draw(st.sampled_from((1, 1, 1, 1, 1, 2)))
+            reach = spread * (kernel - 1)
+            least = next(n for n in range(1, 30) if (n - 1) * every + 1 + low + high > reach)
+            axes.append((kernel, spread, (low, high), every, stride, least))
+        kernel, spread, pads, every, strides, self.least = zip(*axes)
+        self.groups, per_group, out = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+        self.op = Conv(strides, pads, spread, every, self.groups)
+        self.channels = self.groups * per_group
+        self.weight = (self.groups * out, per_group, *kernel)
+        self.draw = draw
+
+    def input_shape(self) -> tuple[int, ...]:
+        more = st.integers(0, 4)
+        return (self.draw(st.integers(1, 2)), self.channels, *(n + self.draw(more) for n in self.least))
+
+    def symbols(self) -> tuple[DimLike, ...]:
+        return (symbol("N"), self.channels, *(symbol(f"n{a}", n) for a, n in enumerate(self.least)))
+
+
+@settings(max_examples=400)
+@given(data=st.data())
+def test_the_meaning_stays(data: st.DataObject) -> None:
+    drawn = Drawn(data)
+    shape = drawn.input_shape()
+    graph = graph_of(drawn.op, shape, drawn.weight, F64)
+    rng = np.random.default_rng(0)
+    arrays = [numbers(rng, shape, F64), numbers(rng, drawn.weight, F64)]
+    after = packed(graph)
+    np.testing.assert_array_equal(evaluate_graph(after, arrays)[0], evaluate_graph(graph, arrays)[0])
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_the_meaning_stays_at_every_size(data: st.DataObject) -> None:
+    drawn = Drawn(data)
+    graph = graph_of(drawn.op, drawn.symbols(), drawn.weight, F64)
+    after = packed(graph)
+    rng = np.random.default_rng(0)
+    weight = numbers(rng, drawn.weight, F64)
+    for _ in range(3):
+        arrays = [numbers(rng, drawn.input_shape(), F64), weight]
+        np.testing.assert_array_equal(evaluate_graph(after, arrays)[0], evaluate_graph(graph, arrays)[0])
+
+
+@settings(max_examples=100)
+@given(data=st.data())
+def test_a_nan_reaches_no_further(data: st.DataObject) -> None:
+    drawn = Drawn(data)
+    shape = drawn.input_shape()
+    graph = graph_of(drawn.op, shape, drawn.weight, F64)
+    rng = np.random.default_rng(0)
+    arrays = [numbers(rng, shape, F64), numbers(rng, drawn.weight, F64)]
+    flat = arrays[0].reshape(-1)
+    for value in (np.nan, np.inf, -np.inf):
+        flat[rng.integers(flat.size)] = value
+    np.testing.assert_array_equal(evaluate_graph(packed(graph), arrays)[0], evaluate_graph(graph, arrays)[0])
+
+
+@settings(max_examples=100)
+@given(data=st.data(), taps=st.integers(1, 9), every=st.integers(2, 4))
+def test_no_more_multiplications_than_with_zeros_or_a_single_window(data: st.DataObject, taps: int, every: int) -> None:
+    """Never more than zeros between the elements or one window for all residues would cost, for the same whole sizes."""
+    low, high = data.draw(st.integers(0, taps - 1)), data.draw(st.integers(0, taps - 1))
+    op = transposed((taps, taps), (every, every), ((low, low), (high, high)))
+    size = 8 + taps
+    after = packed(graph_of(op, (1, 2, size, size), (2, 2, taps, taps)))
+    if "update_slice" in counts(after):
+        assert every * every > 16 - 1 and taps % every
+        return
+    rounded = product((-(-n // every) + 1) * every for n in after.results[0].shape[2:])
+    assert multiplications(after) * every ** 2 <= int(rounded) * taps ** 2 * 2 * 2
+
+
+@pytest.mark.parametrize(("op", "channels", "kernel", "expected"), [
+    (transposed((2, 2), (2, 2), ((0, 0), (0, 0))), 4, (4, 2, 2), {"packed_dot": 1}),
+    (transposed((4, 4), (2, 2), ((1, 1), (1, 1))), 4, (4, 4, 4), {"packed_conv": 1}),
+    (transposed((3, 3), (2, 2), ((1, 0), (1, 0))), 4, (4, 3, 3), {"packed_conv": 3, "packed_dot": 1}),
+    (transposed((1, 1), (2, 2), ((0, 0), (0, 0))), 4, (4, 1, 1), {"packed_dot": 1}),
+    (transposed((8,), (4,), ((2, 2),)), 4, (4, 8), {"packed_conv": 1}),
+    (transposed((4, 4), (2, 2), ((1, 1), (1, 1)), 4), 4, (1, 4, 4), {"conv": 4}),
+    (transposed((16, 16), (8, 8), ((4, 4), (4, 4)), 4), 4, (1, 16, 16), {"conv": 1}),
+], ids=["2x2", "4x4", "3x3", "1x1", "1d", "depthwise", "depthwise-by-8"])
+def test_no_zeros_are_written(op: Conv, channels: int, kernel: tuple[int, ...], expected: dict[str, int]) -> None:
+    rank = len(kernel) - 1
+    graph = graph_of(op, (1, channels, *(5, 6)[:rank]), (channels, *kernel), known=True)
+    after, _ = run_passes(graph, Options(), PLAIN, ENVIRONMENT, until="fold_packed")
+    found = counts(after)
+    assert {name: found[name] for name in ("packed_dot", "packed_conv", "conv") if found[name]} == expected
+    assert found["update_slice"] == 0 and found["take"] == 0  # the weights are rearranged at compile time
+
+
+def test_a_dot_reads_the_input_as_it_is() -> None:
+    """The 2x2 kernel at stride 2: one product of matrices, 4 times fewer multiplications than with zeros."""
+    op = transposed((2, 2), (2, 2), ((0, 0), (0, 0)))
+    graph = graph_of(op, (1, 24, 10, 12), (24, 24, 2, 2), known=True)
+    after, _ = run_passes(graph, Options(), PLAIN, ENVIRONMENT, until="fold_packed")
+    assert "pad" not in counts(after) and "slice" not in counts(after)
+    assert multiplications(after) == 20 * 24 * 24 * 24
+
+
+def test_strict_and_strided_ones_write_zeros() -> None:
+    op = transposed((2, 2), (2, 2), ((0, 0), (0, 0)))
+    shapes = ((1, 4, 5, 6), (4, 4, 2, 2))
+    assert counts(packed(graph_of(op, *shapes), Options(precision="strict")))["update_slice"] == 1
+    strided = transposed((2, 2), (2, 2), ((0, 0), (0, 0)), strides=(1, 2))
+    assert counts(packed(graph_of(strided, *shapes)))["update_slice"] == 1
+
+
+COMPILED = [
+    (transposed((2, 2), (2, 2), ((0, 0), (0, 0))), (24, 24, 2, 2)),
+    (transposed((4, 4), (2, 2), ((1, 1), (1, 1))), (8, 24, 4, 4)),
+    (transposed((3, 3), (2, 2), ((1, 0), (1, 0))), (20, 24, 3, 3)),
+    (transposed((3, 2), (2, 4), ((1, 1), (0, 0)), 2, spread=(2, 1)), (6, 12, 3, 2)),
+    (transposed((4, 4), (2, 2), ((1, 1), (1, 1)), 24), (24, 1, 4, 4)),
+    (transposed((5, 5), (3, 1), ((1, 2), (0, 1))), (3, 24, 5, 5)),
+    (transposed((16,), (8,), ((4, 4),)), (16, 24, 16)),
+    (transposed((2, 3, 2), (2, 2, 1), ((0, 0), (1, 1), (1, 0))), (5, 24, 2, 3, 2)),
+]
+
+
+@pytest.mark.parametrize("symbolic", [False, True], ids=["static", "symbolic"])
+@pytest.mark.parametrize("case", range(len(COMPILED)))
+def test_machine_code_agrees(case: int, symbolic: bool) -> None:
+    op, weight = COMPILED[case]
+    rank = len(weight) - 2
+    shape: tuple[DimLike, ...] = (2, 24, *(5, 6, 3)[:rank])
+    if symbolic:
+        shape = (symbol("N"), 24, *(symbol(f"n{a}", 1) for a in range(rank)))
+    graph = graph_of(op, shape, weight, known=case % 2 == 0)
+    after = Graph("g", graph.params, [scalar(Builder(), "abs", graph.results[0])])
+    executable = compiled(after)
+    rng = np.random.default_rng(case)
+    for sizes in [(5, 6, 3), (1, 2, 1), (9, 4, 2)][:3 if symbolic else 1]:
+        arrays = [numbers(rng, (2, 24, *sizes[:rank]), F32), numbers(rng, weight, F32)][:len(graph.params)]
+        assert_near(run_compiled(executable, arrays), evaluate_graph(after, arrays), TOLERANCE["f32"])
