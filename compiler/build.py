@@ -13,6 +13,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from .ir.loop_verify import verify_program
 from .ir.parser import load_constants
 from .ir.printer import SPELLED_ELEMENTS, constants_of, save_constants, sidecar_path
 from .ir.program import Program
+from .ir.schedule import format_schedule
 from .ir.types import TensorType
 from .ir.verify import verify
 from .key_facts import add_facts as add_facts  # for the driver, which imports this half late
@@ -98,15 +100,17 @@ def build(graph: Graph, target_name: str, options: Options, environment: Environ
     clock.lap("passes")
     program, statistics = lower_checked(optimized, caps)
     clock.lap("lower")
-    dump_program(environment, caps, program)
+    dump_program(environment, caps, program, statistics)
     check_memory(program)
     digest = segment_digest(program)
     clock.lap("digest")
-    compiled = generate(program, target, digest)
-    clock.lap("code")
-    dump_code(environment, caps, compiled)
-    constants = fill_segment(program)
+    with ThreadPoolExecutor(1) as beside:  # neither copying nor LLVM holds Python's lock
+        filled = beside.submit(fill_segment, program)
+        compiled = generate(program, target, digest)
+        clock.lap("code")
+        constants = filled.result()
     clock.lap("constants")
+    dump_code(environment, caps, compiled)
     stages = {stage.name: stage.seconds for stage in report.stages}
     metadata = describe(program, statistics, target)
     metadata["constants_digest"] = digest if program.constants_bytes else ""
@@ -124,8 +128,8 @@ def interpreted(graph: Graph, backend: str, options: Options, environment: Envir
         return ReferenceModel(graph)
     caps = PLAIN
     optimized, _ = run_passes(graph, options, caps, environment)
-    program, _ = lower_checked(optimized, caps)
-    dump_program(environment, caps, program)
+    program, statistics = lower_checked(optimized, caps)
+    dump_program(environment, caps, program, statistics)
     return ReferenceModel(program)
 
 
@@ -306,8 +310,9 @@ def dump_constants(environment: Environment, graph: Graph) -> None:
         save_constants(environment.dump / "00_input.ir.npz", constants.values())
 
 
-def dump_program(environment: Environment, caps: Caps, program: Program) -> None:
-    """The loop stage: the whole program, then each kernel."""
+def dump_program(environment: Environment, caps: Caps, program: Program, statistics: Statistics) -> None:
+    """The loop stage: the whole program, then each kernel, with the plain loops and the schedule that it was made from. (A
+    kernel that layers share, or that writes over an operand, was changed once more after that.)"""
     if environment.dump is None:
         return
     number = len(stage_names(caps)) + 1
@@ -315,6 +320,10 @@ def dump_program(environment: Environment, caps: Caps, program: Program) -> None
     for index, kernel in enumerate(program.kernels()):
         name = re.sub(r"\W+", "_", kernel.name)[:60]
         write_dump(environment.dump, f"kernel_{index:03d}_{name}.loop", format_kernel(kernel, locations=True))
+        if kernel.name in statistics.plans:
+            plain, schedule = statistics.plans[kernel.name]
+            write_dump(environment.dump, f"kernel_{index:03d}_{name}.plain.loop", format_kernel(plain, locations=True))
+            write_dump(environment.dump, f"kernel_{index:03d}_{name}.schedule", format_schedule(schedule))
 
 
 def dump_code(environment: Environment, caps: Caps, compiled: CompiledObject) -> None:

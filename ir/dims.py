@@ -102,6 +102,8 @@ class Dim:
         return (Dim, (self.terms,))
 
     def __add__(self, other: DimLike) -> DimLike:
+        if type(other) is int and other == 0:
+            return self
         return _from_terms([*self.terms, *_terms(other)])
 
     __radd__ = __add__
@@ -110,12 +112,16 @@ class Dim:
         return _from_terms([(m, -c) for m, c in self.terms])
 
     def __sub__(self, other: DimLike) -> DimLike:
+        if type(other) is int and other == 0:
+            return self
         return _from_terms([*self.terms, *((m, -c) for m, c in _terms(other))])
 
     def __rsub__(self, other: DimLike) -> DimLike:
         return _from_terms([*_terms(other), *((m, -c) for m, c in self.terms)])
 
     def __mul__(self, other: DimLike) -> DimLike:
+        if type(other) is int and other == 1:
+            return self
         if isinstance(other, Dim) and len(self.terms) * len(other.terms) > MOST_TERMS:
             raise CompileError(f"a size has more than {MOST_TERMS} terms", hint="bind some of its symbols (dims={...})")
         return _from_terms([(_times(m, n), c * d) for m, c in self.terms for n, d in _terms(other)])
@@ -350,7 +356,7 @@ def add_all(sizes: Iterable[DimLike]) -> DimLike:
     """The sum, put into normal form once."""
     sizes = list(sizes)
     if all(isinstance(size, int) for size in sizes):
-        return sum(sizes)  # type: ignore[arg-type]
+        return sum(sizes)
     return _from_terms([term for size in sizes for term in _terms(size)])
 
 

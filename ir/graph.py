@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from types import UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
@@ -298,12 +299,16 @@ def _post_order(params: Sequence[Node], results: Sequence[Node]) -> Iterator[Nod
 def encode(value: Any) -> bytes:
     """Canonical, type-tagged bytes of an attribute: equal bytes exactly when the attributes mean the same."""
     match value:
-        case None:
-            return b"n"
+        case tuple():
+            return b"(" + b"".join([encode(v) for v in value]) + b")"
         case bool():
             return b"b1" if value else b"b0"
         case int():
             return b"i%d;" % value
+        case Dim():
+            return _encode_dim(value)
+        case None:
+            return b"n"
         case float():
             return b"f" + struct.pack("<d", value)
         case str():
@@ -311,15 +316,10 @@ def encode(value: Any) -> bytes:
             return b"s%d;" % len(raw) + raw
         case DType():
             return b"t" + value.name.encode() + b";"
-        case Dim():
-            text = "|".join([str(value), *(s.declaration() for s in symbols_of(value))]).encode()
-            return b"d%d;" % len(text) + text
         case Constant():
             return b"c" + value.digest.encode()
         case Graph():
             return b"g" + value.fingerprint.encode()
-        case tuple():
-            return b"(" + b"".join(encode(v) for v in value) + b")"
         case TensorType():
             return b"T" + encode(value.dtype) + encode(value.shape)
         case TupleType():
@@ -327,6 +327,12 @@ def encode(value: Any) -> bytes:
         case Op():
             return encode_op(value)
     raise CompileError(f"an attribute of type {type(value).__name__} cannot be part of an op: {value!r}")
+
+
+@lru_cache(maxsize=4096)
+def _encode_dim(size: Dim) -> bytes:
+    text = "|".join([str(size), *(s.declaration() for s in symbols_of(size))]).encode()
+    return b"d%d;" % len(text) + text
 
 
 def encode_op(op: Op) -> bytes:

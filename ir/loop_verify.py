@@ -183,7 +183,8 @@ class _KernelVerifier:
         parallel = isinstance(statement, For) and statement.kind == "parallel"
         stored = {s.buffer for s in walk([statement]) if isinstance(s, Store)}
         parameters = {b.name for b in self.kernel.buffers}
-        divided = sorted(self.divided_buffers & ({name for name, _ in _loads([statement])} | _combined([statement])))
+        divided = self.divided_buffers and sorted(
+            self.divided_buffers & ({name for name, _ in _loads([statement])} | _combined([statement])))
         if divided:
             self.fail(f"%{divided[0]} is read, but each thread has stored only its part in a parallel loop before",
                       hint="allocate it within the loop, or use a parameter and another kernel")
@@ -191,7 +192,7 @@ class _KernelVerifier:
             self.divided_buffers |= stored - parameters
         if not parallel and stored & parameters:
             self.first_thread_buffers |= stored - parameters
-        elif parallel:
+        elif parallel and self.first_thread_buffers:
             missed = sorted(self.first_thread_buffers & {name for name, _ in _loads([statement])})
             if missed:
                 self.fail(f"parallel loop reads %{missed[0]}, which only the first thread has stored to",

@@ -22,9 +22,9 @@ Each primitive is a function from kernel to kernel that raises ScheduleError, sa
 meaning stays: exactly the same elements are stored with the same values (up to reassociation where allowed). That what
 comes out also keeps the rules of the loop IR is checked once, by `apply_schedule`, at the end.
 
-The test of dependence is conservative: two accesses are taken to meet unless their indices are shown to differ. Linear
-indices are compared by the range of their difference, whole and modulo one of its factors (Banerjee's test and that of
-remainders: rows lie apart, and so do columns of any rows); what is not linear goes to the prover of `loop_verify`.
+The test of dependence is conservative: two accesses are taken to meet unless their indices are shown to differ. They are
+compared by the range of their difference, whole and modulo one of its factors (Banerjee's test and one of remainders:
+rows lie apart, and so do the columns of any rows); where that does not tell, by the prover of `loop_verify`.
 Memory that a loop's body allocates belongs to one iteration. Which of several failing checks ends a kernel may change,
 as may what is in outputs then.
 """
@@ -342,7 +342,7 @@ def _buffers(kernel: Kernel) -> dict[str, Buffer]:
 
 def _accesses(body: Sequence[Stmt], stored: set[str] | None = None) -> list[_Access]:
     """Accesses to memory that lives longer than one run of the body and that is stored to: by the body, or `stored`."""
-    statements = list(walk(body))
+    statements = list(_reached(body))
     own = {s.buffer.name for s in statements if isinstance(s, Alloc)}
     shared = (_stored(statements) if stored is None else stored) - own
     found: list[_Access] = []
@@ -352,6 +352,15 @@ def _accesses(body: Sequence[Stmt], stored: set[str] | None = None) -> list[_Acc
         if isinstance(statement, Store) and statement.buffer in shared:
             found.append(_Access(statement.buffer, statement.index, statement.combine or "store"))
     return found
+
+
+def _reached(body: Sequence[Stmt]) -> Iterator[Stmt]:
+    """Every statement but those in loops without iterations, outer before inner, in order."""
+    for statement in body:
+        yield statement
+        if not isinstance(statement, For) or statement.extent != 0:
+            for block in blocks_of(statement):
+                yield from _reached(block)
 
 
 @lru_cache(maxsize=1024)  # one schedule asks for the same expressions again and again
@@ -370,8 +379,8 @@ def _conflicts(accesses: Sequence[_Access], others: Sequence[_Access]) -> Iterat
             yield first, second
 
 
-# Linear indices. A difference of two is a rest plus terms (factor, least, greatest), each factor times a number of its own
-# between these; `greatest` is None where it is not known.
+# An index is a rest plus terms (factor, least, greatest): each factor times a number of its own between these; `greatest`
+# is None where it is not known.
 _Term = tuple[DimLike, int, DimLike | None]
 _Ranges = dict[str, tuple[int, DimLike | None]]
 
@@ -390,28 +399,45 @@ def _ranges(body: Sequence[Stmt], varying: Sequence[str] = ()) -> _Ranges:
     return found
 
 
-def _linear(size: DimLike, variables: _Ranges) -> tuple[DimLike, dict[str, DimLike]] | None:
-    """The rest and the factor of each variable; None where the size is not linear in them."""
+class _Form(Struct, frozen=True):
+    """An index as rest + factors of variables + products of other things that vary (`others`)."""
+
+    rest: DimLike
+    factors: dict[str, DimLike]
+    others: tuple[_Term, ...]
+
+    def terms(self, ranges: _Ranges) -> list[_Term]:
+        return [*((factor, *ranges[name]) for name, factor in self.factors.items()), *self.others]
+
+
+def _form(size: DimLike, variables: _Ranges) -> _Form | None:
+    """The size by what is known of the variables; None where something in it may be negative without a limit."""
     if isinstance(size, int):
-        return size, {}
-    rest: list[tuple[Monomial, int]] = []
-    parts: dict[str, list[tuple[Monomial, int]]] = {}
+        return _Form(size, {}, ())
+    parts: dict[Monomial, list[tuple[Monomial, int]]] = {(): []}
     for monomial, coefficient in size.terms:
-        name = ""
-        for atom, power in monomial:
-            if isinstance(atom, Symbol):
-                if atom.name in variables:
-                    if name or power > 1:
-                        return None
-                    name = atom.name
-            elif any(s.name in variables for s in symbols_of(atom.left, atom.right)):
-                return None
-        if not name:
-            rest.append((monomial, coefficient))
-        else:
-            others = tuple((a, p) for a, p in monomial if not (isinstance(a, Symbol) and a.name == name))
-            parts.setdefault(name, []).append((others, coefficient))
-    return _size(rest), {name: _size(terms) for name, terms in parts.items()}
+        varying = tuple((atom, power) for atom, power in monomial if _varies(atom, variables))
+        fixed = tuple(item for item in monomial if item not in varying) if varying else monomial
+        parts.setdefault(varying, []).append((fixed, coefficient))
+    rest = _size(parts.pop(()))
+    factors: dict[str, DimLike] = {}
+    others: list[_Term] = []
+    for varying, terms in parts.items():
+        (atom, power), *more = varying
+        if not more and power == 1 and isinstance(atom, Symbol):
+            factors[atom.name] = _size(terms)
+            continue
+        low, high = bounds(Dim(((varying, 1),)))
+        if isinstance(low, float):
+            return None
+        others.append((_size(terms), low, None if isinstance(high, float) else high))
+    return _Form(rest, factors, tuple(others))
+
+
+def _varies(atom: Atom, variables: _Ranges) -> bool:
+    if isinstance(atom, Symbol):
+        return atom.name in variables
+    return any(s.name in variables for s in symbols_of(atom.left, atom.right))
 
 
 def _size(terms: Sequence[tuple[Monomial, int]]) -> DimLike:
@@ -421,42 +447,49 @@ def _size(terms: Sequence[tuple[Monomial, int]]) -> DimLike:
     return terms[0][1] if len(terms) == 1 and not terms[0][0] else Dim(tuple(terms))
 
 
-def _never_zero(rest: DimLike, terms: Sequence[_Term]) -> bool:
-    """Whether the sum is shown to differ from 0: by its range, or by the range of what is left of it modulo a factor."""
+def _never_zero(rest: DimLike, plus: Sequence[_Term], minus: Sequence[_Term]) -> bool:
+    """Whether rest + plus - minus is shown to differ from 0: by its range, or by the range of what is left of it modulo one
+    of the factors."""
+    terms = [*plus, *minus]
     static = isinstance(rest, int) and all(isinstance(n, int) for factor, _, most in terms for n in (factor, most))
-    moduli = dict.fromkeys([0, *(factor if _sign(factor) > 0 else 0 - factor for factor, _, _ in terms)])
-    for side, parts in ((rest, terms), (0 - rest, _negated(terms))):
-        # what does not hold for one choice of sizes need not be tried for all
-        some = [] if static else [(_some(f), least, None if most is None else _some(most)) for f, least, most in parts]
-        for modulus in moduli:
-            if (static or _between(_some(side), some, _some(modulus))) and _between(side, parts, modulus):
-                return True
+    # the accesses exist only where the loops around them have iterations
+    facts = tuple(most for _, _, most in terms if most is not None and bounds(most)[0] < 0)
+    for side, added, taken in ((rest, plus, minus), (0 - rest, minus, plus)):
+        moduli = list(dict.fromkeys([0, *(factor for factor, _, _ in terms)]))
+        if not static:  # what holds for one choice of sizes is tried first for all
+            sides = _some(side), _some_terms(added), _some_terms(taken)
+            likely = [modulus for modulus in moduli if _between(*sides, _some(modulus))]
+            moduli = [*likely, *(modulus for modulus in moduli if modulus not in likely)]
+        if any(_between(side, added, taken, modulus, facts) for modulus in moduli):
+            return True
     return False
 
 
-def _between(rest: DimLike, terms: Sequence[_Term], modulus: DimLike) -> bool:
+def _between(rest: DimLike, plus: Sequence[_Term], minus: Sequence[_Term], modulus: DimLike,
+             facts: tuple[DimLike, ...] = ()) -> bool:
     """Whether the sum, or what is left of it modulo the modulus, is shown to lie between 0 and the modulus (0: none)."""
     if modulus == 0:
-        return _positive(_least(rest, terms))
+        return _positive(_least(rest, plus, minus, facts), facts)
+    if _sign(modulus, facts) < 0:
+        modulus = 0 - modulus
     if isinstance(rest, int) and isinstance(modulus, int):
         rest = rest % modulus
-    kept = [term for term in terms if not _multiple(term[0], modulus)]
-    return _positive(_least(rest, kept)) and _positive(_least(modulus - rest, _negated(kept)))
+    plus = [term for term in plus if not _multiple(term[0], modulus)]
+    minus = [term for term in minus if not _multiple(term[0], modulus)]
+    return (_positive(_least(rest, plus, minus, facts), facts)
+            and _positive(_least(modulus - rest, minus, plus, facts), facts))
 
 
-def _negated(terms: Sequence[_Term]) -> list[_Term]:
-    return [(0 - factor, least, most) for factor, least, most in terms]
-
-
-def _least(rest: DimLike, terms: Sequence[_Term]) -> DimLike | None:
+def _least(rest: DimLike, plus: Sequence[_Term], minus: Sequence[_Term], facts: tuple[DimLike, ...]) -> DimLike | None:
     """The least value of the sum, None where it is not known."""
     parts = [rest]
-    for factor, least, most in terms:
-        sign = _sign(factor)
-        end = least if sign > 0 else most
-        if sign == 0 or end is None:
-            return None
-        parts.append(factor * end)
+    for sense, terms in ((1, plus), (-1, minus)):
+        for factor, least, most in terms:
+            sign = _sign(factor, facts) * sense
+            end = least if sign > 0 else most
+            if sign == 0 or end is None:
+                return None
+            parts.append(factor * end * sense)
     return add_all(parts)
 
 
@@ -472,6 +505,10 @@ def _some(size: DimLike) -> int:
     return total
 
 
+def _some_terms(terms: Sequence[_Term]) -> list[_Term]:
+    return [(_some(factor), least, None if most is None else _some(most)) for factor, least, most in terms]
+
+
 def _some_atom(atom: Atom) -> int:
     if isinstance(atom, Symbol):
         least, most = atom.tight
@@ -483,25 +520,24 @@ def _some_atom(atom: Atom) -> int:
     return left // max(right, 1) if atom.kind == "floordiv" else left % max(right, 1)
 
 
-def _positive(size: DimLike | None) -> bool:
-    """Whether the size is shown to be at least 1."""
+def _positive(size: DimLike | None, facts: tuple[DimLike, ...]) -> bool:
+    """Whether the size is shown to be at least 1 where the facts are not negative."""
     if size is None or isinstance(size, int):
         return size is not None and size >= 1
     if bounds(size)[0] >= 1:
         return True
     # m*n - n with m >= 1 is (m' + 1)*n - n with m' >= 0, whose bounds show more
-    from_least = {s.name: symbol(s.name) + s.tight[0] for s in symbols_of(size) if s.tight[0] > 0}
-    return prove_nonnegative(substitute(size, from_least) - 1)
+    from_least = {s.name: symbol(s.name) + s.tight[0] for s in symbols_of(size, *facts) if s.tight[0] > 0}
+    known = Known((), tuple(substitute(fact, from_least) for fact in facts))
+    return prove_nonnegative(substitute(size, from_least) - 1, known)
 
 
-def _sign(size: DimLike) -> int:
+def _sign(size: DimLike, facts: tuple[DimLike, ...]) -> int:
     """1 where the size is shown not to be negative, -1 where it is shown not to be positive, else 0."""
-    if isinstance(size, int):
-        return 1 if size >= 0 else -1
-    low, high = bounds(size)
-    if low >= 0 or _positive(size):
+    low, high = (size, size) if isinstance(size, int) else bounds(size)
+    if low >= 0 or _positive(size, facts):
         return 1
-    return -1 if high <= 0 or _positive(0 - size) else 0
+    return -1 if high <= 0 or _positive(0 - size, facts) else 0
 
 
 def _multiple(size: DimLike, modulus: DimLike) -> bool:
@@ -518,16 +554,11 @@ def _multiple(size: DimLike, modulus: DimLike) -> bool:
     return False
 
 
-def _terms_of(factors: Mapping[str, DimLike], ranges: _Ranges, sign: int) -> list[_Term]:
-    return [(sign * factor, *ranges[name]) for name, factor in factors.items()]
-
-
 def _apart(first: _Access, ranges: _Ranges, second: _Access, other: _Ranges) -> bool:
     """Whether two accesses never meet, each at any value of its own variables."""
     for a, b in zip(first.index, second.index) if len(first.index) == len(second.index) else ():
-        left, right = _linear(a, ranges), _linear(b, other)
-        if left is not None and right is not None and _never_zero(
-                right[0] - left[0], [*_terms_of(left[1], ranges, -1), *_terms_of(right[1], other, 1)]):
+        left, right = _form(a, ranges), _form(b, other)
+        if left is not None and right is not None and _never_zero(right.rest - left.rest, right.terms(other), left.terms(ranges)):
             return True
     return False
 
@@ -537,13 +568,14 @@ def _apart_later(first: _Access, second: _Access, loop: For, ranges: _Ranges) ->
     name, most = loop.symbol.name, loop.extent - 1
     known: _Ranges = {**ranges, name: (0, most)}
     for a, b in zip(first.index, second.index) if len(first.index) == len(second.index) else ():
-        left, right = _linear(a, known), _linear(b, known)
+        left, right = _form(a, known), _form(b, known)
         if left is None or right is None:
             continue
-        early, late = left[1].pop(name, 0), right[1].pop(name, 0)
-        steps: list[_Term] = [(late, 1, most), (late - early, 0, most)]
-        if _never_zero(right[0] - left[0], [*(t for t in steps if t[0] != 0), *_terms_of(left[1], ranges, -1),
-                                            *_terms_of(right[1], ranges, 1)]):
+        early, late = left.factors.pop(name, 0), right.factors.pop(name, 0)
+        steps: list[_Term] = [(late, 1, most)] if late != 0 else []
+        if early != late:
+            steps.append((late - early, 0, most))
+        if _never_zero(right.rest - left.rest, [*steps, *right.terms(ranges)], left.terms(ranges)):
             return True
     return False
 
@@ -613,7 +645,7 @@ def _flat(index: tuple[DimLike, ...], shape: tuple[DimLike, ...]) -> tuple[DimLi
 def _carried(place: _Place) -> Iterator[tuple[_Access, _Access]]:
     """Pairs of accesses that may meet in two iterations of the loop."""
     loop = place.loop
-    if loop.extent in (0, 1):
+    if loop.extent in (0, 1) or any(around.extent == 0 for around in place.outer()):
         return
     accesses, ranges = _accesses(loop.body), _ranges(loop.body, [loop.symbol.name])
     meeting: _Meeting | None = None
@@ -802,8 +834,8 @@ def parallelize(kernel: Kernel, loop: str) -> Kernel:
     stored = _stored(walk(kernel.body)) if others else set()
     own, ranges = _accesses([old], stored), _ranges([old])
     for statement in others:
-        theirs, other = _accesses([statement], stored), _ranges([statement])
-        for a, b in _conflicts(own, theirs):
+        other = _ranges([statement])
+        for a, b in _conflicts(own, _accesses([statement], stored)):
             # local memory that other statements have stored to may be read: every thread runs those statements
             harmless = a.how == "load" and a.buffer not in parameters
             if not harmless and not _apart(a, ranges, b, other):

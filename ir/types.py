@@ -123,6 +123,9 @@ def dtype_of(spelling: object) -> DType:
         return DTYPES[spelling]
     if isinstance(spelling, str) and spelling == "bfloat16":
         return BF16
+    known = _BY_NUMPY.get(spelling) if isinstance(spelling, np.dtype) else None
+    if known is not None:
+        return known
     try:
         found = np.dtype(spelling)  # type: ignore[call-overload]
     except TypeError:

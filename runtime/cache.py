@@ -86,9 +86,11 @@ def source_digest() -> str:
     for package in PACKAGES:
         spec = find_spec(package)
         for folder in sorted((spec.submodule_search_locations or ()) if spec else ()):
-            for path in sorted(_source_files(Path(folder))):
-                state.update(f"{package}/{path.relative_to(folder)}\0".encode())
-                state.update(blake3(path.read_bytes()).digest())
+            for path in sorted(_source_files(folder)):
+                with open(path, "rb") as file:
+                    content = file.read()
+                state.update(f"{package}{path[len(folder):]}\0{len(content)}\0".encode())
+                state.update(content)
     return state.hexdigest()
 
 
@@ -98,17 +100,17 @@ def sources_changed() -> bool:
     for package in PACKAGES:
         spec = find_spec(package)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
-            if any(path.stat().st_mtime > STARTED for path in _source_files(Path(folder))):
+            if any(os.stat(path).st_mtime > STARTED for path in _source_files(folder)):
                 return True
     return False
 
 
-def _source_files(folder: Path) -> Iterator[Path]:
+def _source_files(folder: str) -> Iterator[str]:
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith((".", "__pycache__"))]
         for name in files:
             if name.endswith(SOURCE_SUFFIXES):
-                yield Path(parent, name)
+                yield os.path.join(parent, name)
 
 
 def _silent(message: str) -> None:

@@ -12,19 +12,37 @@ from tilewright.ir.dims import symbol
 from tilewright.ir.errors import IndexFailure
 from tilewright.ir.graph import Builder, Graph, Sample
 from tilewright.ir.interp import evaluate_graph
+from tilewright.ir.loop import Kernel
 from tilewright.ir.loop_interp import run_program
+from tilewright.ir.loop_text import format_kernel, parse_kernel
+from tilewright.ir.loop_verify import verify_program
 from tilewright.ir.ops.compute import Conv, Cumulative, Dot, ReduceWindow, Sort
 from tilewright.ir.ops.control import Fusion, If, Param, Scan, While
-from tilewright.ir.ops.shape import Concat, GatherND, ScatterND, Slice, Take, Transpose
+from tilewright.ir.ops.shape import Concat, GatherND, Pad, ScatterND, Slice, Take, Transpose
 from tilewright.ir.ops.table import ALL_OPS
-from tilewright.ir.program import Repeat
+from tilewright.ir.program import Launch, Repeat
+from tilewright.ir.schedule import Schedule, apply_legal, apply_schedule, format_schedule, parse_schedule
 from tilewright.ir.types import BOOL, F32, I64, DType, TensorType
+from tilewright.lowering import kernels
 from tilewright.lowering.lower import lower_program
 from tilewright.options import Environment, Options
 from tilewright.pipeline import run_passes
 
 CAPS = Caps(vector_bits=128, vector_registers=16)
 QUIET = Environment(debug=0, dump=None, verify=1, backend="", cache_directory=None)
+
+
+@pytest.fixture(autouse=True)
+def every_schedule_is_legal_and_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In all tests of this file: each schedule that lowering chooses is legal, and makes the same kernel from its text."""
+    def checked(plain: Kernel, schedule: Schedule) -> tuple[Kernel, Schedule]:
+        kernel = apply_schedule(plain, schedule)
+        again = apply_schedule(parse_kernel(format_kernel(plain)), parse_schedule(format_schedule(schedule)))
+        assert format_kernel(again) == format_kernel(kernel)
+        assert apply_legal(plain, schedule)[1] == schedule
+        return kernel, schedule
+
+    monkeypatch.setattr(kernels, "apply_legal", checked)
 
 
 def lowered(graph: Graph):
@@ -367,3 +385,78 @@ def test_rows_that_lie_across_memory_are_reduced_side_by_side() -> None:
     assert [n.op.strategy for n in fused.nodes() if isinstance(n.op, Fusion)] == ["elements"]
     rng = np.random.default_rng(3)
     agree(graph, [values(F32, (40, 24), rng), values(F32, (40,), rng)])
+
+
+def scaled_pads(b, x, factors, low):
+    """Layers of one kind, with numbers of their own: each pads its input and scales it."""
+    found = []
+    for number, factor in enumerate(factors):
+        rows = b.add(Slice((0, 0), (x.shape[0] - number, x.shape[1]), (1, 1)), x) if number else x
+        made = lib.apply(b, "add", lib.apply(b, "mul", rows, lib.constant(b, factor, F32)), lib.constant(b, number + 0.5, F32))
+        padded = b.add(Pad((low + number, 0), (number + 1, 0)), made, lib.constant(b, 0.0, F32))
+        found.append(lib.apply(b, "max", lib.reduce(b, "sum", padded, (0,)), lib.constant(b, factor, F32)))
+    return tuple(found)
+
+
+@pytest.mark.parametrize("rows", [30, symbol("R", 5)])
+def test_kernels_that_differ_in_numbers_are_one(rows) -> None:
+    graph = one((rows, 96), lambda b, x: scaled_pads(b, x, (0.25, -1.5, 3.0), 2))
+    program = lowered(graph)
+    launches = [step for step in program.steps if isinstance(step, Launch)]
+    assert len(program.kernels()) <= len(launches) // 2
+    verify_program(program)
+    agree(graph, [values(F32, (30, 96), np.random.default_rng(31))])
+
+
+def test_numbers_that_decide_how_a_kernel_is_made_stay() -> None:
+    """A short vector loop is spelled out: only the two wide kernels have all else in common."""
+    b = Builder()
+    column = b.add(Param("column", F32, (50, 1)))
+    inputs = [b.add(Param(f"x{n}", F32, (50, n))) for n in (8, 16, 96, 80)]
+    program = lowered(Graph("widths", [column, *inputs], [lib.apply(b, "mul", x, column) for x in inputs]))
+    assert [len(kernel.symbols) > 0 for kernel in program.kernels()] == [False, False, True]
+
+
+def test_float_numbers_are_passed_to_the_bit() -> None:
+    """Also those that compare equal, or with nothing."""
+    b = Builder()
+    inputs = [b.add(Param(f"x{n}", F32, (n,))) for n in (100, 200, 300, 400)]
+    constants = (0.0, -0.0, float("nan"), float("-inf"))
+    results = [lib.apply(b, "select", lib.apply(b, "lt", x, lib.constant(b, 0.25, F32)), lib.constant(b, c, F32), x)
+               for x, c in zip(inputs, constants)]
+    graph = Graph("signs", inputs, results)
+    program = lowered(graph)
+    assert len(program.kernels()) == 1
+    given = [np.linspace(-1, 1, n, dtype=np.float32) for n in (100, 200, 300, 400)]
+    for x, y in zip(evaluate_graph(graph, given), run_program(program, given), strict=True):
+        assert x.tobytes() == y.tobytes()
+
+
+# --- schedules -------------------------------------------------------------------------------------------------------
+
+
+def plans(graph: Graph) -> list[list[str]]:
+    """The steps of each kernel that is not a contraction."""
+    fused, _ = run_passes(graph, Options(), CAPS, QUIET)
+    _, statistics = lower_program(fused, CAPS)
+    return [list(map(str, schedule)) for _, schedule in statistics.plans.values()]
+
+
+def test_schedules_of_the_strategies() -> None:
+    twice = one((64, 48), lambda b, x: lib.apply(b, "add", x, x))
+    assert plans(twice) == [["fuse(i0, i1)", "parallelize(i0)", "split(i0, 2048, min, i0_inner)", "vectorize(i0_inner, 4)"]]
+    turned = one((5, 6, 7), lambda b, x: lib.transpose(b, x, (2, 0, 1)))
+    assert plans(turned) == [["fuse(i1, i2)", "parallelize(i0)", "vectorize(i1, 4)"]]
+    spread = one((3, 6, 7), lambda b, x: lib.transpose(b, x, (1, 0, 2)))
+    assert plans(spread) == [["parallelize(i0)", "fuse(i0, i1)", "vectorize(i2, 4)"]]
+    rows = one((symbol("B"), 20), lambda b, x: lib.softmax(b, x, 1))
+    (steps,) = plans(rows)
+    assert steps[0].startswith("parallelize(") and all(s.startswith("vectorize(k") and s.endswith(", 4, true)") for s in steps[1:])
+
+
+def test_what_is_not_shown_to_be_legal_is_left_out() -> None:
+    kernel = parse_kernel("""kernel @k(%y: inout f32[64]) {
+      for %i in 0..63 { %y[i + 1] = load %y[i] }
+    }""")
+    made, taken = apply_legal(kernel, parse_schedule("parallelize(i) split(i, 8) vectorize(i_inner, 4)"))
+    assert format_schedule(taken) == "split(i, 8)\n" and "parallel" not in format_kernel(made)

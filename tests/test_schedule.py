@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tilewright.ir.dims import DimLike, evaluate, symbol
 from tilewright.ir.errors import ParseError, ScheduleError
 from tilewright.ir.loop import Kernel
 from tilewright.ir.loop_interp import run_kernel
@@ -15,6 +19,7 @@ from tilewright.ir.loop_verify import unproved_indices
 from tilewright.ir.schedule import (
     Schedule,
     Step,
+    _never_zero,
     apply_schedule,
     format_schedule,
     parallelize,
@@ -60,7 +65,8 @@ SIZES = [(1, 1, 1), (5, 7, 3), (4, 8, 8), (0, 3, 2), (9, 13, 0)]
     "parallelize(i) split(k, 4) reorder(k_inner, j2) vectorize(j2, 8)", "split(k, 4, guard) split(j2, 4)",
     "parallelize(i) split(i, 3)", "reorder(k, j2) vectorize(k, 4, true)",
     "stage(i, x, [i, 0], [1, K], row) vectorize(row_1, 8)", "stage(k, w, [k, 0], [1, N], w_row)",
-    "stage(i, y, [i, 0], [1, N], sums) parallelize(i)",
+    "stage(i, y, [i, 0], [1, N], sums) parallelize(i)", "fuse(k, j2)", "split(k, 4) reorder(k_inner, j2) fuse(j2, k_inner)",
+    "split(i, 4, guard, block) split(block, 2, min, i) parallelize(i_outer) fuse(i_outer, block_outer, i)",
 ])
 def test_primitives_keep_the_meaning(steps: str) -> None:
     kernel = apply_schedule(MATMUL, parse_schedule(steps))
@@ -130,6 +136,12 @@ SHIFT = "for %i in 0..63 { %y[i + 1] = load %y[i] }"
     (SHIFT, "split(z, 4)", "no loop z; its loops are i"),
     (SHIFT, "split(i)", "wrong number or kind of arguments"),
     (SHIFT, "tile(i, j)", "unknown primitive 'tile'; known are split, fuse, reorder"),
+    (SHIFT, "split(i, 4, min, x)", "the name x is taken"),
+    (SHIFT, "fuse(i, j)", "must hold j and nothing else, found Store"),
+    ("for %i in 0..8 { for %j in 0..i { %y[i + j] = f32 0.0 } }", "fuse(i, j)", "the extent i of j depends on i"),
+    ("for %i in 0..2 { for %j in 0..2 { for %k in 0..i { %y[k] = f32 0.0 } } }", "fuse(i, j, k)", "the extent i depends on i"),
+    ("for %i in 0..8 { for %j in 0..8 { %y[i + 8*j] = f32 0.0 } }", "vectorize(j, 8) fuse(i, j)", "are serial and vector"),
+    ("for %i in 0..8 { for %j in 0..8 { %y[i] = f32 0.0 } }", "parallelize(i) fuse(i, j)", "fuse j: its iterations may depend"),
     (SHIFT + SHIFT, "split(i, 4)", "2 loops are called i"),
     (SHIFT + SHIFT, 'split("i@2", 4)', "no loop i@2; 2 are called i"),
     ("for %i in 0..N { %y[0] add= load %x[i] }", "vectorize(i, 8)", "would change the order in which add %y"),
@@ -180,6 +192,7 @@ STEPS = st.one_of(
     st.builds(lambda loop, n: Step("vectorize", (loop, n, True)), st.sampled_from(POOL), st.sampled_from([1, 4, 8])),
     st.builds(lambda loop: Step("unroll", (loop,)), st.sampled_from(POOL)),
     st.builds(lambda loop: Step("parallelize", (loop,)), st.sampled_from(POOL)),
+    st.builds(lambda a, b: Step("fuse", (a, b)), st.sampled_from(POOL), st.sampled_from(POOL)),
 )
 
 
@@ -204,7 +217,7 @@ INDICES = ["i", "j", "i + j", "7*i + j", "i + 7*j", "2*i", "j + 1", "0", "(i // 
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(INDICES), st.sampled_from(INDICES), st.sampled_from(["", "add"]),
-       st.sampled_from(["reorder(i, j)", "vectorize(i, 4)", "vectorize(j, 4)", "parallelize(i)"]))
+       st.sampled_from(["reorder(i, j)", "vectorize(i, 4)", "vectorize(j, 4)", "parallelize(i)", "parallelize(i) fuse(i, j)"]))
 def test_dependence_is_conservative(target: str, source: str, combine: str, step: str) -> None:
     """What the test of dependence accepts runs without races and gives the same result on integers."""
     text = (f"kernel @k(%y: inout i32[64]) {{ for %i in 0..7 {{ for %j in 0..7 {{ "
@@ -220,6 +233,67 @@ def test_dependence_is_conservative(target: str, source: str, combine: str, step
         run_kernel(version, [y], {}, threads=3 if "parallel" in step else 1)
         results.append(y)
     assert (results[0] == results[1]).all()
+
+
+PLACES = ["i", "j", "7*i + j", "8*i + j", "8*i + j + 7", "2*i", "2*i + 1", "8*min(i, 3) + j", "i + 49", "48 - i - j", "57 + i"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(PLACES), st.sampled_from(PLACES), st.sampled_from(PLACES))
+def test_statements_that_are_parallel_lie_apart(first: str, second: str, source: str) -> None:
+    """Two nests are made parallel only where threads that run both without a barrier between do not meet."""
+    target, source = (re.sub(r"\bi\b", "a", re.sub(r"\bj\b", "b", index)) for index in (second, source))
+    kernel = parse_kernel(
+        f"kernel @k(%y: inout i32[64]) {{ for %i in 0..7 {{ for %j in 0..7 {{ %y[{first}] = cast(index(i + 2*j), i32) }} }} "
+        f"for %a in 0..7 {{ for %b in 0..7 {{ %y[{target}] = load %y[{source}] }} }} }}")
+    try:
+        changed = apply_schedule(kernel, parse_schedule("parallelize(i) parallelize(a)"))
+    except ScheduleError:
+        return
+    results = []
+    for version in (kernel, changed):
+        y = np.arange(64, dtype=np.int32)
+        run_kernel(version, [y], {}, threads=3 if version is changed else 1)
+        results.append(y)
+    assert (results[0] == results[1]).all()
+
+
+M, N = symbol("M"), symbol("N", 1)
+FACTORS = [1, 2, 3, -2, 6, N, N + 1, 2 * N, N * M, N - M, M * (N + 1), 3 * N - 3]
+TERMS = st.lists(st.tuples(st.sampled_from(FACTORS), st.integers(0, 1), st.sampled_from([1, 2, N, N - 1, M, N - M, None])), max_size=2)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from([-4, 0, 1, 2, 5, N, M, N - 1, N * M - 1, M - N]), TERMS, TERMS)
+def test_sums_that_are_never_zero(rest: DimLike, plus: list, minus: list) -> None:
+    """Against all values for small sizes; a term without a greatest value takes a few."""
+    if not _never_zero(rest, plus, minus):
+        return
+    for n, m in itertools.product(range(1, 5), range(4)):
+        sizes = {"N": n, "M": m}
+        terms = [(sign * evaluate(factor, sizes), range(least, 5 if most is None else evaluate(most, sizes) + 1))
+                 for sign, side in ((1, plus), (-1, minus)) for factor, least, most in side]
+        for numbers in itertools.product(*(values for _, values in terms)):
+            assert evaluate(rest, sizes) + sum(factor * x for (factor, _), x in zip(terms, numbers)) != 0
+
+
+@pytest.mark.parametrize(("body", "steps"), [
+    # columns of a matrix with a running index between: apart by what is left modulo the row
+    ("for %i in 0..7 { for %k in 0..9 { %y[7*k + i] = f32 0.0 } }", "vectorize(i, 4)"),
+    ("for %i in 0..N { for %k in 0..9 { %y[N*k + i] = f32 0.0 } }", "parallelize(i)"),
+    ("for %i in 0..N + 1 { for %k in 0..9 { %y[(N + 1)*min(k, 4) + i] = f32 0.0 } }", "parallelize(i)"),
+    # a stride that is positive because the loop has iterations
+    ("for %i in 0..4 { for %j in 0..N - M { %y[N*i - M*i + j] = f32 0.0 } }", "parallelize(i) fuse(i, j) split(i, 64)"),
+    # two halves of each row
+    ("for %i in 0..4 { for %j in 0..N { %y[2*N*i + j] = f32 0.0 } } for %a in 0..4 { for %b in 0..N { %y[2*N*a + N + b] = f32 1.0 } }",
+     "parallelize(i) parallelize(a)"),
+    # memory of the iteration
+    ("for %i in 0..8 { alloc %t: f32[] register %t[] = load %x[i] for %k in 0..3 { %t[] add= f32 1.0 } %y[i] = load %t[] }",
+     "split(i, 4) vectorize(i_inner, 4) parallelize(i_outer)"),
+])
+def test_what_is_shown_to_lie_apart(body: str, steps: str) -> None:
+    kernel = parse_kernel(f"kernel @k[N: 2.., M: 1..](%x: in f32[1000], %y: inout f32[1000]) {{ {body} }}")
+    apply_schedule(kernel, parse_schedule(steps))
 
 
 def test_schedule_text() -> None:

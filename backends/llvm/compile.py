@@ -26,7 +26,7 @@ from tilewright.ir.program import Program
 from tilewright.runtime.elf_file import read_elf
 
 LIBRARY_SYMBOLS = frozenset({"memcpy", "memmove", "memset"})
-CODE_LEVEL = 1  # 2 would schedule once more after registers are assigned, to no effect that can be measured
+CODE_LEVEL = 2
 KERNEL = re.compile(r"_kernel(\d+)$")
 _switching = threading.Lock()
 

@@ -23,7 +23,7 @@ from ..ir.ops.shape import Reshape
 from ..ir.program import Branch, Launch, Loop, Place, Program, Repeat, Step
 from ..ir.types import TensorType
 from .abstract import Sizes, abstract_graph
-from .kernels import KernelMaker
+from .kernels import KernelMaker, Plan
 from .memory import ALIGNMENT, Storage, assign_offsets
 from .share import share_kernels
 
@@ -58,9 +58,10 @@ Drafts = list[Draft | DraftBlock]
 
 
 class Statistics(Struct):
-    """Figures of the plan, for reports."""
+    """Figures of the plan, for reports, and how kernels came to be: by name, as they were first built and scheduled."""
 
     storages: list[Storage] = field(default_factory=list)
+    plans: dict[str, Plan] = field(default_factory=dict)
 
 
 def lower_program(graph: Graph, caps: Caps) -> tuple[Program, Statistics]:
@@ -92,7 +93,7 @@ class _Lowering:
         outputs = tuple((name, r.tensor) for name, r in zip(graph.result_names, self.original.results))
         constants = tuple(sorted(self.constants.values(), key=lambda row: row[0]))
         program = Program(graph.name, inputs, outputs, constants, self.constants_bytes, total, steps, self.original.symbols)
-        return share_kernels(program), Statistics(self.storages)
+        return share_kernels(program), Statistics(self.storages, self.kernels.plans)
 
     def _output_spots(self) -> list[Spot]:
         return [Spot("output", number) for number in range(len(self.graph.results))]

@@ -12,7 +12,6 @@ Guarantees: each launch computes what it did before, to the bit; a kernel that i
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -347,7 +346,7 @@ def _same(left: Number, right: Number) -> bool:
 
 def _passed(number: Number) -> DimLike:
     """What a launch passes: a size as it is, a float as its bits."""
-    return struct.unpack("<I", struct.pack("<f", number))[0] if isinstance(number, float) else number
+    return int.from_bytes(F32.numpy.type(number).tobytes(), "little") if isinstance(number, float) else number
 
 
 def _divisor(size: DimLike) -> int:

@@ -17,6 +17,7 @@ padding or input dilation.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 from msgspec import Struct
@@ -156,17 +157,17 @@ def _interleaved(b: Builder, op: Conv, shape: tuple[DimLike, ...], x: Node, w: N
     all of them where the kernel is a multiple of e: 2 taps at e = 2 are a dot, 4 taps a window of 2. Other residues get
     a convolution each.
 
-    Multiplications an output and axis: k / e on average and k where zeros are inserted, so never more; sizes of x are
-    rounded up to whole q, which adds an output or two. One convolution for residues that read different places would
-    need zeros as weights, ceil(k / e) products, and those would carry a NaN of x to outputs that do not read it.
+    Multiplications along an axis: k for each q, and k for each output where zeros are written. There are at most as
+    many q as outputs and about one for e of them, so it is never more. One convolution for residues that read different
+    places would need weights of zero, ceil(k / e) * e for each q, and carry a NaN of x to outputs that do not read it.
     """
     if 0 in shape:
         return full(b, 0, x.dtype, shape)
-    together = op.groups == 1 or product(op.input_dilation) > MOST_PARTS  # groups want their channels side by side
+    together = op.groups == 1 or math.prod(op.input_dilation) > MOST_PARTS  # groups want their channels side by side
     axes = [_axis(op, a, int(k), n, out, together)
             for a, (k, n, out) in enumerate(zip(w.shape, x.shape[1:-1], shape[1:-1]))]
     if any(s != 1 and e != 1 for s, e in zip(op.strides, op.input_dilation)) \
-            or product(len(a.phases) for a in axes) > MOST_PARTS or not _are_windows(axes, x.shape[1:-1], shape[1:-1]):
+            or math.prod(len(a.phases) for a in axes) > MOST_PARTS or not _are_windows(axes, x.shape[1:-1], shape[1:-1]):
         return None
     parts = [_part(b, op, axes, phases, x, w, caps) for phases in itertools.product(*(a.phases for a in axes))]
     rank, groups = len(axes), op.groups
@@ -227,7 +228,7 @@ def _part(b: Builder, op: Conv, axes: Sequence[_Axis], phases: Sequence[_Phase],
     window = [len(p.taps) for p in phases]
     w = reshape(b, w, (*w.shape[:-1], groups, out // groups))
     w = transpose(b, w, [*range(0, 2 * rank, 2), 2 * rank, 2 * rank + 1, *range(1, 2 * rank, 2), 2 * rank + 2])
-    w = reshape(b, w, (*window, w.shape[rank], product(counts) * out))
+    w = reshape(b, w, (*window, w.shape[rank], math.prod(counts) * out))
     plain = Conv(op.strides, ((0, 0),) * rank, tuple(p.dilation for p in phases), (1,) * rank, groups, True)
     value = _pack_conv(b, plain, x, w, caps)
     assert value is not None
