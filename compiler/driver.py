@@ -23,7 +23,7 @@ from blake3 import blake3
 from .compiled_function import CompiledFunction
 from .frontends.from_numpy import Traced, trace_specs
 from .ir.errors import ArgumentError, CompileError, UnsupportedError
-from .ir.graph import Graph
+from .ir.graph import DIGEST_THREADS, Graph
 from .ir.ops.control import Param
 from .ir.types import TensorType
 from .ir.verify import verify
@@ -103,9 +103,8 @@ def compile_file(path: PathText, target: str, options: Options, *, dims: Mapping
     cache = open_cache(environment, options) if options.cache and name is None else None
     if cache is None or place.suffix != ".onnx" or not place.is_file() or environment.backend in INTERPRETERS:
         return compile_graph(load_model(path, dims), target, options, name=name)
-    data = place.read_bytes()
     bound = sorted((size, str(value)) for size, value in (dims or {}).items())
-    subject = f"onnx {source_digest()} {blake3(data).hexdigest()} {bound}"
+    subject = f"onnx {source_digest()} {blake3(max_threads=DIGEST_THREADS).update_mmap(place).hexdigest()} {bound}"
     fingerprint, _, title = (cache.recall(subject) or "").partition(" ")
     if fingerprint:
         key = key_of(title, fingerprint, target, options, cache)
@@ -114,7 +113,7 @@ def compile_file(path: PathText, target: str, options: Options, *, dims: Mapping
             return found
     graph = load_model(path, dims)
     executable = compile_graph(graph, target, options)
-    if b"location" not in data:  # the key of what lies in another file
+    if b"location" not in place.read_bytes():  # the key of what lies in another file
         cache.note(subject, f"{graph.fingerprint} {graph.name}")
     return executable
 

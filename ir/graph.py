@@ -120,7 +120,7 @@ def _is_of(value: Any, hint: Any) -> bool:
 
 
 DIGEST_THREADS = 2
-LARGE = 4 << 20  # bytes from which a second thread helps to digest
+LARGE = 1 << 20  # bytes from which a second thread helps to digest
 
 
 class Constant:

@@ -22,9 +22,7 @@ Each primitive is a function from kernel to kernel that raises ScheduleError, sa
 meaning stays: exactly the same elements are stored with the same values (up to reassociation where allowed). That what
 comes out also keeps the rules of the loop IR is checked once, by `apply_schedule`, at the end.
 
-The test of dependence is conservative: two accesses are taken to meet unless their indices are shown to differ. They are
-compared by the range of their difference, whole and modulo one of its factors (Banerjee's test and one of remainders:
-rows lie apart, and so do the columns of any rows); where that does not tell, by the prover of `loop_verify`.
+The test of dependence (`ir/dependence.py`, and where that does not tell the prover of `loop_verify`) is conservative.
 Memory that a loop's body allocates belongs to one iteration. Which of several failing checks ends a kernel may change,
 as may what is in outputs then.
 """
@@ -34,24 +32,29 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from .dependence import (
+    Access,
+    accesses_of,
+    conflicts,
+    inner_variables,
+    lie_apart,
+    lie_apart_later,
+    ranges_of,
+    reached,
+    stored_buffers,
+)
 from .dims import (
-    Atom,
-    Dim,
     DimLike,
-    Monomial,
     Symbol,
-    add_all,
     bounds,
     ceildiv,
     dim_min,
     divides,
-    exact_quotient,
     parse_dim,
     product,
     substitute,
@@ -286,8 +289,9 @@ def _places(kernel: Kernel, name: str) -> list[_Place]:
         for statement in block:
             if isinstance(statement, For) and statement.symbol.name == name:
                 found.append(_Place(kernel, statement, above))
-            for number, inner in enumerate(blocks_of(statement)):
-                search(inner, (*above, (statement, number)))
+            if isinstance(statement, (For, While, If)):
+                for number, inner in enumerate(blocks_of(statement)):
+                    search(inner, (*above, (statement, number)))
 
     search(kernel.body, ())
     return found
@@ -323,272 +327,12 @@ def _fresh(stem: str, taken: set[str]) -> str:
 # --- dependence ------------------------------------------------------------------------------------------------------
 
 
-class _Access(Struct, frozen=True):
-    """A load (`how` 'load'), a store ('store') or a combining store (the function's name) of the buffer of that name."""
-
-    buffer: str
-    index: tuple[DimLike, ...]
-    how: str
-
-
 def _buffers(kernel: Kernel) -> dict[str, Buffer]:
     """All buffers by name; names of allocations in separate blocks may coincide, so dependence looks at their place too."""
     found = {b.name: b for b in kernel.buffers}
     for statement in walk(kernel.body):
         if isinstance(statement, Alloc):
             found[statement.buffer.name] = statement.buffer
-    return found
-
-
-def _accesses(body: Sequence[Stmt], stored: set[str] | None = None) -> list[_Access]:
-    """Accesses to memory that lives longer than one run of the body and that is stored to: by the body, or `stored`."""
-    statements = list(_reached(body))
-    own = {s.buffer.name for s in statements if isinstance(s, Alloc)}
-    shared = (_stored(statements) if stored is None else stored) - own
-    found: list[_Access] = []
-    for statement in statements:
-        for root in expressions_of(statement):
-            found.extend(access for access in _loads(root) if access.buffer in shared)
-        if isinstance(statement, Store) and statement.buffer in shared:
-            found.append(_Access(statement.buffer, statement.index, statement.combine or "store"))
-    return found
-
-
-def _reached(body: Sequence[Stmt]) -> Iterator[Stmt]:
-    """Every statement but those in loops without iterations, outer before inner, in order."""
-    for statement in body:
-        yield statement
-        if not isinstance(statement, For) or statement.extent != 0:
-            for block in blocks_of(statement):
-                yield from _reached(block)
-
-
-@lru_cache(maxsize=1024)  # one schedule asks for the same expressions again and again
-def _loads(root: Node) -> tuple[_Access, ...]:
-    return tuple(_Access(node.op.buffer, node.op.index, "load") for node in expression_nodes(root) if isinstance(node.op, Load))
-
-
-def _stored(statements: Iterable[Stmt]) -> set[str]:
-    return {s.buffer for s in statements if isinstance(s, Store)}
-
-
-def _conflicts(accesses: Sequence[_Access], others: Sequence[_Access]) -> Iterator[tuple[_Access, _Access]]:
-    """Pairs of accesses to one buffer where one of them stores."""
-    for first, second in itertools.product(accesses, others):
-        if first.buffer == second.buffer and not first.how == second.how == "load":
-            yield first, second
-
-
-# An index is a rest plus terms (factor, least, greatest): each factor times a number of its own between these; `greatest`
-# is None where it is not known.
-_Term = tuple[DimLike, int, DimLike | None]
-_Ranges = dict[str, tuple[int, DimLike | None]]
-
-
-def _ranges(body: Sequence[Stmt], varying: Sequence[str] = ()) -> _Ranges:
-    """Least and greatest value of the loop variables and index lets that the body binds, fixed but for `varying`."""
-    bound = _inner_variables(body)
-    names = {*varying, *(variable.name for variable, _ in bound)}
-    found: _Ranges = {}
-    for variable, extent in bound:
-        least = variable.lower if extent is None else 0
-        fixed = isinstance(extent, int) or extent is not None and not any(s.name in names for s in symbols_of(extent))
-        greatest = extent - 1 if fixed else variable.upper  # type: ignore[operator]
-        other = found.get(variable.name, (least, greatest))
-        found[variable.name] = (min(least, other[0]), greatest if greatest == other[1] else None)
-    return found
-
-
-class _Form(Struct, frozen=True):
-    """An index as rest + factors of variables + products of other things that vary (`others`)."""
-
-    rest: DimLike
-    factors: dict[str, DimLike]
-    others: tuple[_Term, ...]
-
-    def terms(self, ranges: _Ranges) -> list[_Term]:
-        return [*((factor, *ranges[name]) for name, factor in self.factors.items()), *self.others]
-
-
-def _form(size: DimLike, variables: _Ranges) -> _Form | None:
-    """The size by what is known of the variables; None where something in it may be negative without a limit."""
-    if isinstance(size, int):
-        return _Form(size, {}, ())
-    parts: dict[Monomial, list[tuple[Monomial, int]]] = {(): []}
-    for monomial, coefficient in size.terms:
-        varying = tuple((atom, power) for atom, power in monomial if _varies(atom, variables))
-        fixed = tuple(item for item in monomial if item not in varying) if varying else monomial
-        parts.setdefault(varying, []).append((fixed, coefficient))
-    rest = _size(parts.pop(()))
-    factors: dict[str, DimLike] = {}
-    others: list[_Term] = []
-    for varying, terms in parts.items():
-        (atom, power), *more = varying
-        if not more and power == 1 and isinstance(atom, Symbol):
-            factors[atom.name] = _size(terms)
-            continue
-        low, high = bounds(Dim(((varying, 1),)))
-        if isinstance(low, float):
-            return None
-        others.append((_size(terms), low, None if isinstance(high, float) else high))
-    return _Form(rest, factors, tuple(others))
-
-
-def _varies(atom: Atom, variables: _Ranges) -> bool:
-    if isinstance(atom, Symbol):
-        return atom.name in variables
-    return any(s.name in variables for s in symbols_of(atom.left, atom.right))
-
-
-def _size(terms: Sequence[tuple[Monomial, int]]) -> DimLike:
-    """The sum of terms that stand in the order of a size in normal form."""
-    if not terms:
-        return 0
-    return terms[0][1] if len(terms) == 1 and not terms[0][0] else Dim(tuple(terms))
-
-
-def _never_zero(rest: DimLike, plus: Sequence[_Term], minus: Sequence[_Term]) -> bool:
-    """Whether rest + plus - minus is shown to differ from 0: by its range, or by the range of what is left of it modulo one
-    of the factors."""
-    terms = [*plus, *minus]
-    static = isinstance(rest, int) and all(isinstance(n, int) for factor, _, most in terms for n in (factor, most))
-    # the accesses exist only where the loops around them have iterations
-    facts = tuple(most for _, _, most in terms if most is not None and bounds(most)[0] < 0)
-    for side, added, taken in ((rest, plus, minus), (0 - rest, minus, plus)):
-        moduli = list(dict.fromkeys([0, *(factor for factor, _, _ in terms)]))
-        if not static:  # what holds for one choice of sizes is tried first for all
-            sides = _some(side), _some_terms(added), _some_terms(taken)
-            likely = [modulus for modulus in moduli if _between(*sides, _some(modulus))]
-            moduli = [*likely, *(modulus for modulus in moduli if modulus not in likely)]
-        if any(_between(side, added, taken, modulus, facts) for modulus in moduli):
-            return True
-    return False
-
-
-def _between(rest: DimLike, plus: Sequence[_Term], minus: Sequence[_Term], modulus: DimLike,
-             facts: tuple[DimLike, ...] = ()) -> bool:
-    """Whether the sum, or what is left of it modulo the modulus, is shown to lie between 0 and the modulus (0: none)."""
-    if modulus == 0:
-        return _positive(_least(rest, plus, minus, facts), facts)
-    if _sign(modulus, facts) < 0:
-        modulus = 0 - modulus
-    if isinstance(rest, int) and isinstance(modulus, int):
-        rest = rest % modulus
-    plus = [term for term in plus if not _multiple(term[0], modulus)]
-    minus = [term for term in minus if not _multiple(term[0], modulus)]
-    return (_positive(_least(rest, plus, minus, facts), facts)
-            and _positive(_least(modulus - rest, minus, plus, facts), facts))
-
-
-def _least(rest: DimLike, plus: Sequence[_Term], minus: Sequence[_Term], facts: tuple[DimLike, ...]) -> DimLike | None:
-    """The least value of the sum, None where it is not known."""
-    parts = [rest]
-    for sense, terms in ((1, plus), (-1, minus)):
-        for factor, least, most in terms:
-            sign = _sign(factor, facts) * sense
-            end = least if sign > 0 else most
-            if sign == 0 or end is None:
-                return None
-            parts.append(factor * end * sense)
-    return add_all(parts)
-
-
-def _some(size: DimLike) -> int:
-    """The size for a certain choice of its symbols."""
-    if isinstance(size, int):
-        return size
-    total = 0
-    for monomial, coefficient in size.terms:
-        for atom, power in monomial:
-            coefficient *= _some_atom(atom) ** power
-        total += coefficient
-    return total
-
-
-def _some_terms(terms: Sequence[_Term]) -> list[_Term]:
-    return [(_some(factor), least, None if most is None else _some(most)) for factor, least, most in terms]
-
-
-def _some_atom(atom: Atom) -> int:
-    if isinstance(atom, Symbol):
-        least, most = atom.tight
-        some = least + 3 * atom.multiple_of
-        return some if some <= most else least
-    left, right = _some(atom.left), _some(atom.right)
-    if atom.kind == "min":
-        return min(left, right)
-    return left // max(right, 1) if atom.kind == "floordiv" else left % max(right, 1)
-
-
-def _positive(size: DimLike | None, facts: tuple[DimLike, ...]) -> bool:
-    """Whether the size is shown to be at least 1 where the facts are not negative."""
-    if size is None or isinstance(size, int):
-        return size is not None and size >= 1
-    if bounds(size)[0] >= 1:
-        return True
-    # m*n - n with m >= 1 is (m' + 1)*n - n with m' >= 0, whose bounds show more
-    from_least = {s.name: symbol(s.name) + s.tight[0] for s in symbols_of(size, *facts) if s.tight[0] > 0}
-    known = Known((), tuple(substitute(fact, from_least) for fact in facts))
-    return prove_nonnegative(substitute(size, from_least) - 1, known)
-
-
-def _sign(size: DimLike, facts: tuple[DimLike, ...]) -> int:
-    """1 where the size is shown not to be negative, -1 where it is shown not to be positive, else 0."""
-    low, high = (size, size) if isinstance(size, int) else bounds(size)
-    if low >= 0 or _positive(size, facts):
-        return 1
-    return -1 if high <= 0 or _positive(0 - size, facts) else 0
-
-
-def _multiple(size: DimLike, modulus: DimLike) -> bool:
-    """Whether the size is shown to be a multiple of the modulus."""
-    if isinstance(modulus, int):
-        return divides(modulus, size)
-    for _ in range(8):  # long division by the leading term
-        if isinstance(size, int):
-            return size == 0
-        quotient = exact_quotient(Dim(size.terms[:1]), Dim(modulus.terms[:1]))
-        if quotient is None:
-            return False
-        size = size - quotient * modulus
-    return False
-
-
-def _apart(first: _Access, ranges: _Ranges, second: _Access, other: _Ranges) -> bool:
-    """Whether two accesses never meet, each at any value of its own variables."""
-    for a, b in zip(first.index, second.index) if len(first.index) == len(second.index) else ():
-        left, right = _form(a, ranges), _form(b, other)
-        if left is not None and right is not None and _never_zero(right.rest - left.rest, right.terms(other), left.terms(ranges)):
-            return True
-    return False
-
-
-def _apart_later(first: _Access, second: _Access, loop: For, ranges: _Ranges) -> bool:
-    """Whether an access in one iteration never meets another in a later one; `ranges` of what the body binds."""
-    name, most = loop.symbol.name, loop.extent - 1
-    known: _Ranges = {**ranges, name: (0, most)}
-    for a, b in zip(first.index, second.index) if len(first.index) == len(second.index) else ():
-        left, right = _form(a, known), _form(b, known)
-        if left is None or right is None:
-            continue
-        early, late = left.factors.pop(name, 0), right.factors.pop(name, 0)
-        steps: list[_Term] = [(late, 1, most)] if late != 0 else []
-        if early != late:
-            steps.append((late - early, 0, most))
-        if _never_zero(right.rest - left.rest, [*steps, *right.terms(ranges)], left.terms(ranges)):
-            return True
-    return False
-
-
-def _inner_variables(body: Sequence[Stmt]) -> list[tuple[Symbol, DimLike | None]]:
-    """Loop variables with extents, and index lets (extent None), bound in the body, outer first."""
-    found: list[tuple[Symbol, DimLike | None]] = []
-    for statement in walk(body):
-        match statement:
-            case For(symbol=variable, extent=extent):
-                found.append((variable, extent))
-            case Let(symbol=variable) if variable is not None:
-                found.append((variable, None))
     return found
 
 
@@ -609,7 +353,7 @@ class _Meeting:
                 raise _fail(place.kernel, f"the name {name} is reserved for the test of dependence")
         self.kernel = place.kernel
         known = place.known()
-        inner = _inner_variables(body)
+        inner = inner_variables(reached(body))
         renamed = {v.name: symbol(v.name + LATE, v.lower, v.upper, v.multiple_of) for v, _ in inner}
         self.early = dict(early)
         self.late = {**late, **renamed}
@@ -621,7 +365,7 @@ class _Meeting:
                 bound.append((other, substitute(extent, self.late)))
         self.known = Known(tuple(bound), known.facts)
 
-    def possible(self, first: _Access, second: _Access) -> bool:
+    def possible(self, first: Access, second: Access) -> bool:
         left, right = first.index, second.index
         if len(left) != len(right):
             shape = _buffers(self.kernel)[first.buffer].shape
@@ -642,15 +386,16 @@ def _flat(index: tuple[DimLike, ...], shape: tuple[DimLike, ...]) -> tuple[DimLi
     return (position,)
 
 
-def _carried(place: _Place) -> Iterator[tuple[_Access, _Access]]:
+def _carried(place: _Place) -> Iterator[tuple[Access, Access]]:
     """Pairs of accesses that may meet in two iterations of the loop."""
     loop = place.loop
     if loop.extent in (0, 1) or any(around.extent == 0 for around in place.outer()):
         return
-    accesses, ranges = _accesses(loop.body), _ranges(loop.body, [loop.symbol.name])
+    statements = reached(loop.body)
+    accesses, ranges = accesses_of(statements), ranges_of(statements, [loop.symbol.name])
     meeting: _Meeting | None = None
-    for first, second in _conflicts(accesses, accesses):
-        if _apart_later(first, second, loop, ranges):
+    for first, second in conflicts(accesses, accesses):
+        if lie_apart_later(first, second, loop, ranges):
             continue
         if meeting is None:
             later = variable_size(loop.symbol) + 1 + symbol("distance" + LATE, 0)
@@ -669,13 +414,13 @@ def _need_independent(place: _Place, what: str, combining: bool = False, reassoc
         raise _fail(kernel, f"{what} {name}: its iterations may depend on one another: {_show(first)} and {_show(second)}")
 
 
-def _need_reassociation(kernel: Kernel, access: _Access, what: str, allowed: bool) -> None:
+def _need_reassociation(kernel: Kernel, access: Access, what: str, allowed: bool) -> None:
     if _buffers(kernel)[access.buffer].dtype.is_float and not allowed:
         raise _fail(kernel, f"{what} would change the order in which {_show(access)} combines floats",
                     hint="allow it by a last argument true (reassociation)")
 
 
-def _show(access: _Access) -> str:
+def _show(access: Access) -> str:
     index = ", ".join(map(str, access.index))
     return f"{'load' if access.how == 'load' else 'store' if access.how == 'store' else access.how} %{access.buffer}[{index}]"
 
@@ -794,9 +539,10 @@ def _check_exchange(place: _Place, first: For, second: For, reassociate: bool) -
     early = variable_size(b) + 1 + symbol("back" + LATE, 0)
     loops = [(a, first.extent), (b, second.extent)]
     meeting = _Meeting(place, {b.name: early}, {a.name: late}, loops, second.body)
-    accesses = _accesses(second.body)
-    for x, y in _conflicts(accesses, accesses):
-        if not meeting.possible(x, y):
+    accesses = accesses_of(reached(second.body))
+    ranges = ranges_of(reached(first.body), [a.name])
+    for x, y in conflicts(accesses, accesses):
+        if lie_apart_later(x, y, first, ranges) or not meeting.possible(x, y):
             continue
         if x.how == y.how and x.how not in ("load", "store"):
             _need_reassociation(kernel, x, f"reorder {a.name}, {b.name}", reassociate)
@@ -831,14 +577,17 @@ def parallelize(kernel: Kernel, loop: str) -> Kernel:
     parameters = {b.name for b in kernel.buffers}
     # what is parallel already promises to touch nothing that another statement stores to
     others = [s for s in kernel.body if s is not old and not (isinstance(s, For) and s.kind == "parallel")]
-    stored = _stored(walk(kernel.body)) if others else set()
-    own, ranges = _accesses([old], stored), _ranges([old])
-    for statement in others:
-        other = _ranges([statement])
-        for a, b in _conflicts(own, _accesses([statement], stored)):
+    if not others:
+        return place.replaced((replace(old, kind="parallel"),))
+    stored, statements = stored_buffers(walk(kernel.body)), reached([old])
+    own, ranges = accesses_of(statements, stored), ranges_of(statements)
+    for other in others:
+        statements = reached([other])
+        theirs = ranges_of(statements)
+        for a, b in conflicts(own, accesses_of(statements, stored)):
             # local memory that other statements have stored to may be read: every thread runs those statements
             harmless = a.how == "load" and a.buffer not in parameters
-            if not harmless and not _apart(a, ranges, b, other):
+            if not harmless and not lie_apart(a, ranges, b, theirs):
                 raise _fail(kernel, f"parallelize {loop}: there is no barrier between {_show(a)} and {_show(b)} in another "
                             "outermost statement")
     return place.replaced((replace(old, kind="parallel"),))
@@ -871,7 +620,7 @@ def stage(kernel: Kernel, loop: str, buffer: str, start: tuple[Argument, ...], s
         raise _fail(kernel, f"stage %{buffer}: {loop} is a vector loop", hint="stage in a loop around it")
     tile = _make_tile(kernel, place, buffer, start, shape, name, space)
     _check_within(kernel, place, tile)
-    accesses = [a for a in _accesses(old.body) if a.buffer == buffer]
+    accesses = [a for a in accesses_of(reached(old.body)) if a.buffer == buffer]
     stores = any(a.how != "load" for a in accesses)
     defined = _defines(old.body, tile)
     if not defined and tile.buffer.space not in ("in", "inout"):

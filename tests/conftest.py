@@ -5,6 +5,10 @@ from __future__ import annotations
 import hypothesis
 import pytest
 
+from tilewright.ir.loop import Kernel
+from tilewright.ir.schedule import Schedule, apply_schedule
+from tilewright.lowering import kernels
+
 # Random tests repeat themselves in continuous integration; a failure prints what reproduces it.
 hypothesis.settings.register_profile("tilewright", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("tilewright")
@@ -17,3 +21,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def update_golden(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture(autouse=True)
+def schedules_are_legal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lowering leaves a step out that is not shown to be legal; in tests that is an error."""
+    def applied(plain: Kernel, schedule: Schedule) -> tuple[Kernel, Schedule]:
+        return apply_schedule(plain, schedule), schedule
+
+    monkeypatch.setattr(kernels, "apply_legal", applied)

@@ -14,8 +14,10 @@ import pytest
 
 import tilewright as tw
 from tilewright.build import build
+from tilewright.ir.loop_text import format_kernel, parse_kernel
 from tilewright.ir.parser import load_text
 from tilewright.ir.printer import save_text
+from tilewright.ir.schedule import apply_schedule, parse_schedule
 from tilewright.options import read_environment
 from tilewright.saving import ForeignExecutable
 
@@ -325,6 +327,14 @@ def test_dump_leaves_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     answer = subprocess.run([sys.executable, tmp_path / "dump" / "repro.py"], check=True, capture_output=True, text=True,
                             env=environment)
     assert "dumped" in answer.stdout
+
+
+def test_dump_leaves_the_schedule_of_each_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILEWRIGHT_IR_DUMP", str(tmp_path))
+    tw.compile(lambda x: x / np.sum(np.exp(x), axis=1, keepdims=True), args=(tw.spec(("n", 50), "float32"),))
+    (path,) = tmp_path.glob("kernel_*.schedule")
+    plain, found = (parse_kernel(path.with_suffix(end).read_text()) for end in (".plain.loop", ".loop"))
+    assert format_kernel(apply_schedule(plain, parse_schedule(path.read_text()))) == format_kernel(found)
 
 
 def test_the_same_input_gives_the_same_bytes() -> None:

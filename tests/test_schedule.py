@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tilewright.ir.dependence import never_zero
 from tilewright.ir.dims import DimLike, evaluate, symbol
 from tilewright.ir.errors import ParseError, ScheduleError
 from tilewright.ir.loop import Kernel
@@ -19,7 +20,6 @@ from tilewright.ir.loop_verify import unproved_indices
 from tilewright.ir.schedule import (
     Schedule,
     Step,
-    _never_zero,
     apply_schedule,
     format_schedule,
     parallelize,
@@ -159,6 +159,8 @@ SHIFT = "for %i in 0..63 { %y[i + 1] = load %y[i] }"
     ("for %i in 0..8 { for %j in 0..8 { %y[0] add= load %x[8*i + j] } }", "reorder(i, j)", "change the order in which add"),
     ("for %i in 0..8 { for %j in 0..i { %y[0] max= f32 1.0 } }", "vectorize(i, 8, true)", "depends on the variable i"),
     ("%y[1] = f32 1.0 for %i in 0..8 { %y[i + 1] = load %x[i] }", "parallelize(i)", "no barrier between"),
+    ("alloc %t: f32[8] local for %i in 0..8 { %t[i] = load %x[i] } for %j in 0..8 parallel { %y[j] = load %t[j] }",
+     "parallelize(i)", "each thread has stored only its part"),
     ("for %i in 0..8 { %y[i] = load %x[i] }", "stage(i, x, [0], [4], t)", "index i of axis 0 is not shown to lie in the 4 from 0"),
     ("for %i in 0..8 { %y[i] = load %x[i] }", "stage(i, z, [0], [4], t)", "no such buffer around loop i"),
     ("for %i in 0..8 { %y[i] = load %x[i] }", "stage(i, x, [0, 0], [4, 1], t)", "need 1 sizes each"),
@@ -265,9 +267,9 @@ TERMS = st.lists(st.tuples(st.sampled_from(FACTORS), st.integers(0, 1), st.sampl
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from([-4, 0, 1, 2, 5, N, M, N - 1, N * M - 1, M - N]), TERMS, TERMS)
-def test_sums_that_are_never_zero(rest: DimLike, plus: list, minus: list) -> None:
+def test_sums_that_arenever_zero(rest: DimLike, plus: list, minus: list) -> None:
     """Against all values for small sizes; a term without a greatest value takes a few."""
-    if not _never_zero(rest, plus, minus):
+    if not never_zero(rest, plus, minus):
         return
     for n, m in itertools.product(range(1, 5), range(4)):
         sizes = {"N": n, "M": m}
@@ -287,6 +289,11 @@ def test_sums_that_are_never_zero(rest: DimLike, plus: list, minus: list) -> Non
     # two halves of each row
     ("for %i in 0..4 { for %j in 0..N { %y[2*N*i + j] = f32 0.0 } } for %a in 0..4 { for %b in 0..N { %y[2*N*a + N + b] = f32 1.0 } }",
      "parallelize(i) parallelize(a)"),
+    # tiles whose last row and column are shorter
+    ("for %i in 0..20 { for %j in 0..24 { %y[24*i + j] = f32 0.0 } }",
+     "split(i, 16) split(j, 16) reorder(i_inner, j_outer) parallelize(i_outer) fuse(i_outer, j_outer) vectorize(j_inner, 8)"),
+    ("for %i in 0..20 { for %j in 0..N { %y[N*i + j] = f32 0.0 } }",
+     "split(i, 16) split(j, 16) reorder(i_inner, j_outer) parallelize(i_outer) fuse(i_outer, j_outer) vectorize(j_inner, 8)"),
     # memory of the iteration
     ("for %i in 0..8 { alloc %t: f32[] register %t[] = load %x[i] for %k in 0..3 { %t[] add= f32 1.0 } %y[i] = load %t[] }",
      "split(i, 4) vectorize(i_inner, 4) parallelize(i_outer)"),

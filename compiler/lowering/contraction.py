@@ -6,7 +6,13 @@ row of the left operand (Goto and van de Geijn, Anatomy of High-Performance Matr
 dimension is not a multiple of its tile a second, guarded body handles the edge: it reads clamped rows, which exist, and
 stores only what belongs to the result.
 
+A group may end with a `pad`: the epilogue then stores each element where it lies within the padding, and `elements`
+fills the borders. Where a row of the tile lies is counted along with the rows, so that only the first one is divided.
+
 No iteration over the contraction is split between threads, so results do not depend on their number.
+
+The tile is built as it is, and not scheduled from a plain product like other nests (`elements`): the accumulators, the
+clamped rows and the second body would take tens of steps a kernel, some of which nothing else would use.
 """
 
 from __future__ import annotations
@@ -15,10 +21,11 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
-from ..ir.dims import DimLike, Symbol, ceildiv, dim_min, divides, product, size_of
+from ..ir.dims import DimLike, Symbol, add_all, ceildiv, dim_min, divides, product, row_major_strides, size_of
 from ..ir.graph import Node
 from ..ir.loop import Alloc, Buffer, For, If, Let, Stmt, Store, loop_variable
 from ..ir.ops.compute import PackedConv, PackedDot, accumulator_dtype
+from ..ir.ops.shape import Pad
 from ..ir.types import INDEX
 from ..tiles import Tile
 from .inline import Index, Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
@@ -76,7 +83,8 @@ def _window_operand(node: Node) -> Operand:
 
 def lower_contraction(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner,
                       tile: Tile) -> Stmt:
-    """The loop nest of `node` (packed_dot or packed_conv) and the epilogue that leads from it to `result`."""
+    """The loop nest of `node` (packed_dot or packed_conv) and the epilogue that leads from it to `result`; of a result
+    that is padded, all but the borders."""
     names = inliner.names
     count = node.op.batch if isinstance(node.op, PackedDot) else 0
     batch_shape = node.shape[:count]
@@ -112,12 +120,48 @@ def _named_parts(inliner: Inliner, labels: Sequence[str], index: Index) -> tuple
     return lets, parts
 
 
+class _Within(Struct, frozen=True):
+    """Where a contraction's elements lie in a padded result. `batch`: how far apart neighbours along the batch axes are;
+    `rows`: size and distance of what the number of a row is made of, outer first; `first`: where the first element is."""
+
+    batch: tuple[DimLike, ...]
+    rows: tuple[tuple[DimLike, DimLike], ...]
+    first: DimLike
+
+
+def _within(node: Node, pad: Node, batch: int) -> _Within:
+    assert isinstance(pad.op, Pad)
+    steps = row_major_strides(pad.shape)
+    kept = iter([step for step, n in zip(steps, pad.inputs[0].shape) if n != 1])
+    distances = [0 if n == 1 else next(kept) for n in node.shape]
+    rows: list[tuple[DimLike, DimLike]] = []
+    for size, distance in reversed([*zip(node.shape[batch:-1], distances[batch:-1])]):
+        if size != 1 and rows and distance == rows[0][0] * rows[0][1]:  # nothing lies between the two axes
+            rows[0] = size * rows[0][0], rows[0][1]
+        elif size != 1:
+            rows.insert(0, (size, distance))
+    return _Within(tuple(distances[:batch]), tuple(rows), add_all(n * step for n, step in zip(pad.op.low, steps)))
+
+
+class _Target(Struct, frozen=True):
+    """Where the epilogue stores a row: its first column, and what counts it: statements before all rows, before a row and
+    behind it."""
+
+    start: DimLike
+    begin: tuple[Stmt, ...] = ()
+    enter: tuple[Stmt, ...] = ()
+    leave: tuple[Stmt, ...] = ()
+
+
 class _TileWork:
     """The statements of one tile."""
 
     def __init__(self, node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner, tile: Tile,
                  batch: Index, panel: DimLike, row_tile: DimLike) -> None:
+        self.within = _within(node, result, len(batch)) if isinstance(result.op, Pad) else None
         self.node, self.result, self.out, self.lhs, self.rhs = node, result, out, lhs, rhs
+        if self.within is not None:
+            self.result = result.inputs[0]
         self.inliner, self.names, self.tile = inliner, inliner.names, tile
         self.batch, self.panel = batch, panel
         self.operand = row_operand(node, batch)
@@ -128,7 +172,7 @@ class _TileWork:
     def body(self, guarded: bool) -> tuple[Stmt, ...]:
         accumulator = Buffer(self.names.fresh("acc"), self.dtype, (self.tile.rows, self.tile.columns), "register")
         return (Alloc(accumulator), self._clear(accumulator), self._contract(accumulator, guarded),
-                self._epilogue(accumulator, guarded))
+                *self._epilogue(accumulator, guarded))
 
     def _row_loop(self) -> tuple[Symbol, DimLike]:
         return loop_symbol(self.names.fresh("r"), self.tile.rows)
@@ -183,7 +227,7 @@ class _TileWork:
         shape = Buffer(buffer.name, buffer.dtype, (product(buffer.shape),), buffer.space)
         return inliner.cast(inliner.load(shape, (flat,)), self.dtype)
 
-    def _epilogue(self, accumulator: Buffer, guarded: bool) -> Stmt:
+    def _epilogue(self, accumulator: Buffer, guarded: bool) -> tuple[Stmt, ...]:
         row, r = self._row_loop()
         vector, v, lane, j = self._column_loops()
         place = self.first_row + r
@@ -194,18 +238,51 @@ class _TileWork:
         inner.bind(self.node, index, lambda: value)
         # the result may have other axes of size 1 than the contraction
         stored = inner.value(self.result, reshape_index(index, self.node.shape, self.result.shape))
-        body = (*inner.block, Store(self.out.name, (flatten_index(index, self.node.shape),), stored))
-        if not guarded:
-            return For(row, self.tile.rows, "unrolled", (self._over_columns(vector, lane, body),))
-        return self._guard(row, place, vector, v, lane, body)
+        if self.within is None:
+            target = _Target(flatten_index(index[:-1], self.node.shape[:-1]) * self.columns)
+        else:
+            target = self._inside_padding(self.within, place)
+        body = (*inner.block, Store(self.out.name, (target.start + column,), stored))
+        if guarded:
+            columns = self._guard(place, vector, v, lane, body)
+        else:
+            columns = self._over_columns(vector, lane, body)
+        return (*target.begin, For(row, self.tile.rows, "unrolled", (*target.enter, columns, *target.leave)))
 
-    def _guard(self, row: Symbol, place: DimLike, vector: Symbol, v: DimLike, lane: Symbol,
-               body: tuple[Stmt, ...]) -> Stmt:
-        """The epilogue with stores only for rows and columns that belong to the result."""
+    def _inside_padding(self, within: _Within, place: DimLike) -> _Target:
+        """Where rows lie in a padded result. Several axes of rows are counted like digits: where the row lies, and how far
+        each axis but the first has come."""
+        fixed = within.first + add_all(i * distance for i, distance in zip(self.batch, within.batch))
+        if len(within.rows) < 2:
+            return _Target(fixed + add_all(place * distance for _, distance in within.rows))
+        inliner, rows = self.inliner, within.rows
+        counts = Buffer(self.names.fresh("at"), INDEX, (len(rows),), "register")
+        start, *digits = unflatten_index(self.first_row, [n for n, _ in rows])
+        first = fixed + add_all(i * distance for i, (_, distance) in zip((start, *digits), rows))
+        begin = [Store(counts.name, (i,), inliner.index(size)) for i, size in enumerate((first, *digits))]
+        found = loop_variable(self.names.fresh("to"), product(self.out.shape))
+        enter = Let(found.name, inliner.load(counts, (0,)), found)
+        # the next row: the last digit goes on by one, and each that is full begins again and moves the one before it
+        one, zero = inliner.literal(1, INDEX), inliner.literal(0, INDEX)
+        inner = inliner.inner()
+        moved, step = inner.index(rows[-1][1]), one
+        for i in range(len(rows) - 1, 0, -1):
+            size, distance = rows[i]
+            digit = inner.latch(inner.scalar("add", inner.load(counts, (i,)), step))
+            full = inner.latch(inner.scalar("eq", digit, inner.index(size)))
+            inner.block.append(Store(counts.name, (i,), inner.scalar("select", full, zero, digit)))
+            rest = inner.index(rows[i - 1][1] - size * distance)
+            moved = inner.latch(inner.scalar("add", moved, inner.scalar("select", full, rest, zero)))
+            step = inner.scalar("select", full, one, zero)
+        inner.block.append(Store(counts.name, (0,), moved, "add"))
+        return _Target(size_of(found), (Alloc(counts), *begin), (enter,), tuple(inner.block))
+
+    def _guard(self, place: DimLike, vector: Symbol, v: DimLike, lane: Symbol, body: tuple[Stmt, ...]) -> Stmt:
+        """The epilogue of a row with stores only for rows and columns that belong to the result."""
         inliner, lanes = self.inliner, self.tile.lanes
         room = self.columns - (self.panel * self.tile.columns + v * lanes)
         has_columns = inliner.scalar("gt", inliner.index(room), inliner.literal(0, INDEX))
         store = If(has_columns, (For(lane, dim_min(lanes, room), "vector", body, lanes),))
         columns = For(vector, self.tile.columns // lanes, "unrolled", (store,))
         belongs = inliner.scalar("lt", inliner.index(place), inliner.index(self.operand.rows))
-        return For(row, self.tile.rows, "unrolled", (If(belongs, (columns,)),))
+        return If(belongs, (columns,))

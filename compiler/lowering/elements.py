@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_min, product
 from ..ir.graph import Node
@@ -21,6 +22,7 @@ from ..ir.schedule import Schedule, Step
 from .inline import Index, Inliner, Names, flatten_index, loop_symbol
 
 PARALLEL_CHUNK = 2048  # elements of a one-dimensional loop that a thread takes at once
+TILE_ROWS, TILE_COLUMNS = 16, 16  # of a transpose: a line of memory, and lines that do not fall onto each other in the first level
 ENOUGH_PARALLEL = 16   # iterations of the parallel loop after which no further axis is merged into it
 
 
@@ -47,10 +49,11 @@ def regions_of(node: Node, buffer: Buffer, in_place: bool = False) -> list[Regio
                 offset = offset + part.shape[axis]
             return regions
         case Pad(low, _):
-            x, value = node.inputs
+            x = node.inputs[0]
+            if isinstance(x.op, Concat):
+                return [*border_regions(node, buffer), *(_inside(part, low) for part in regions_of(x, buffer))]
             shape = tuple(map(_fitting, x.shape, low, itertools.repeat(1), node.shape))
-            inner = Region(buffer, shape, lambda index: tuple(i + n for i, n in zip(index, low)), _reads(x))
-            return [*_borders(node, buffer, value), inner]
+            return [*border_regions(node, buffer), Region(buffer, shape, _based(low), _reads(x))]
         case UpdateSlice(start, step):
             x, update = node.inputs
             shape = tuple(map(_fitting, update.shape, start, step, x.shape))
@@ -74,9 +77,15 @@ def _shifted(axis: int, offset: DimLike) -> Callable[[Index], Index]:
     return lambda index: (*index[:axis], index[axis] + offset, *index[axis + 1:])
 
 
-def _borders(node: Node, buffer: Buffer, value: Node) -> list[Region]:
+def _inside(part: Region, low: Index) -> Region:
+    """A region of an operand as one of the padded result."""
+    moved = _based(low)
+    return Region(part.buffer, part.shape, lambda index: moved(part.place(index)), part.value)
+
+
+def border_regions(node: Node, buffer: Buffer) -> list[Region]:
     """The padding of each axis as two slabs, which leave out what the axes before them have covered."""
-    op, x = node.op, node.inputs[0]
+    op, (x, value) = node.op, node.inputs
     assert isinstance(op, Pad)
     regions = []
     for axis in range(x.rank):
@@ -115,18 +124,43 @@ def lower_region(region: Region, inliner: Inliner, lanes: int) -> Nest:
     return nest([(s, n) for s, _, n in axes if n != 1], body, lanes, names)
 
 
+def lower_border(region: Region, inliner: Inliner, lanes: int) -> Nest:
+    """The loop nest of a border beside a nest that is parallel as built. So is this one: borders lie apart, which is not
+    always provable from where they store."""
+    found = lower_region(region, inliner, lanes)
+    assert isinstance(found.statement, For)
+    return Nest(replace(found.statement, kind="parallel"), tuple(s for s in found.schedule if s.primitive != "parallelize"))
+
+
 def nest(loops: Loops, body: tuple[Stmt, ...], lanes: int, names: Names) -> Nest:
     """Loops around the body, of which the last is a vector loop."""
     if not loops:
         return around([], body, names)
     schedule, merged = merge_neighbours(loops, body)
     last, _ = merged[-1]
-    if len(merged) > 1:
+    if _crosses(merged, body):
+        schedule += _in_tiles(merged, lanes)
+    elif len(merged) > 1:
         schedule += (*share(merged[:-1]), Step("vectorize", (last.name, lanes)))
     else:
         inner = names.fresh(f"{last.name}_inner")
         schedule += (*share(merged), Step("split", (last.name, PARALLEL_CHUNK, "min", inner)), Step("vectorize", (inner, lanes)))
     return Nest(_serial(loops, body), schedule)
+
+
+def _crosses(loops: Loops, body: tuple[Stmt, ...]) -> bool:
+    """Whether something that is read lies far apart along the last loop, and beside one another along the one before it."""
+    if len(loops) < 2 or bounds(loops[-2][1])[1] < TILE_ROWS or bounds(loops[-1][1])[1] < TILE_COLUMNS:
+        return False
+    (before, _), (last, _) = loops[-2:]
+    return any(linear_factor(a, before) == 1 and linear_factor(a, last) not in (None, 0, 1) for a in _accesses(body) or ())
+
+
+def _in_tiles(loops: Loops, lanes: int) -> Schedule:
+    """Tiles of a transpose, for which the lines of memory that one column reads are still there for the next."""
+    (before, _), (last, _) = loops[-2:]
+    return (*share(loops[:-2] or loops[:1]), Step("split", (before.name, TILE_ROWS)), Step("split", (last.name, TILE_COLUMNS)),
+            Step("reorder", (f"{before.name}_inner", f"{last.name}_outer")), Step("vectorize", (f"{last.name}_inner", lanes)))
 
 
 def around(loops: Loops, body: tuple[Stmt, ...], names: Names, further: Schedule = ()) -> Nest:

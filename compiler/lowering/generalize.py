@@ -1,8 +1,8 @@
 """One microkernel for all shapes: the sizes of a matrix product become arguments of its kernel.
 
 Kernels of contractions differ in their register tile, dtypes and epilogue; the sizes of the matrices need not be part of
-the code. The group is rebuilt with a symbol for each axis (`b0..` batch, `m0..` rows, `n` columns, `k` depth), so that
-layers which differ only in sizes are compiled once and launched with their own.
+the code. The group is rebuilt with a symbol for each axis (`b0..` batch, `m0..` rows, `n` columns, `k` depth) and each
+width of a border (`p0..`), so that layers which differ only in sizes are compiled once and launched with their own.
 
 Axes of size 1 stay as they are, since broadcasts depend on them, and a size that its tile divides keeps that knowledge,
 which saves the code for the edge. A group with an epilogue that moves elements is left specialized.
@@ -16,7 +16,7 @@ from ..ir.dims import DimLike, bounds, ceildiv, divides, symbol
 from ..ir.graph import Builder, Graph, Node, Op
 from ..ir.ops.compute import Bitcast, Cast, Elementwise, PackedDot
 from ..ir.ops.control import Const, Param
-from ..ir.ops.shape import Broadcast, Reshape
+from ..ir.ops.shape import Broadcast, Pad, Reshape
 from ..tiles import Tile
 
 Shape = tuple[DimLike, ...]
@@ -40,6 +40,9 @@ def generalize(body: Graph, core: Node, tile: Tile) -> tuple[Graph, dict[str, Di
                 op = replace(node.op, shape=shape)
             case PackedDot():
                 op = replace(node.op, columns=shape[-1])
+            case Pad(low, high):
+                padding = _paddings((*low, *high), values)
+                op = Pad(tuple(padding[n] for n in low), tuple(padding[n] for n in high))
         made[node] = b.add(op, *(made[i] for i in node.inputs), loc=node.loc)
         if made[node].shape != shape:
             return None
@@ -52,6 +55,17 @@ def _named(name: str, size: DimLike, factor: int, values: dict[str, DimLike]) ->
     values[name] = size
     least = 1 if bounds(size)[0] >= 1 else 0
     return symbol(name, least, None, factor if factor > 1 and divides(factor, size) else 1)
+
+
+def _paddings(sizes: Shape, values: dict[str, DimLike]) -> dict[DimLike, DimLike]:
+    """Symbols for the widths of borders, one for those that are equal."""
+    found: dict[DimLike, DimLike] = {0: 0}
+    for size in sizes:
+        if size not in found:
+            name = f"p{len(found) - 1}"
+            values[name] = size
+            found[size] = symbol(name, 1 if bounds(size)[0] >= 1 else 0)
+    return found
 
 
 def _core_shape(core: Node, op: PackedDot, tile: Tile, values: dict[str, DimLike]) -> Shape:
@@ -69,7 +83,18 @@ def _assign_shapes(body: Graph, core: Node, core_shape: Shape, tile: Tile,
     whose operands' shapes follow."""
     result = body.results[0]
     found: dict[Node, Shape] = {}
-    stack: list[tuple[Node, Shape | None]] = [(result, _spread(core_shape, core.shape, result.shape))]
+    stack: list[tuple[Node, Shape | None]] = []
+    match result.op:
+        case Pad(low, high):
+            x, fill = result.inputs
+            inner = _spread(core_shape, core.shape, x.shape)
+            if inner is None:
+                return None
+            padding = _paddings((*low, *high), values)
+            found[result] = tuple(padding[a] + n + padding[b] for a, n, b in zip(low, inner, high))
+            stack += [(x, inner), (fill, ())]
+        case _:
+            stack.append((result, _spread(core_shape, core.shape, result.shape)))
     while stack:
         node, shape = stack.pop()
         if shape is None or found.get(node, shape) != shape:

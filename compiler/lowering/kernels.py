@@ -17,13 +17,16 @@ from ..ir.ops.shape import Broadcast, Concat, Pad, ScatterAlong, ScatterND, Slic
 from ..ir.schedule import Schedule, apply_legal
 from ..ir.types import INDEX, TensorType
 from ..tiles import Tile, choose_tile
+from .columns import lower_columns
 from .contraction import lower_contraction
-from .elements import Nest, lower_region, regions_of
+from .elements import Nest, border_regions, lower_border, lower_region, regions_of
 from .generalize import generalize
 from .in_place import writes_over
 from .inline import ERROR_INDEX, Inliner, Names
 from .rows import RowKernel
-from .special import lower_argsort, lower_cumulative, lower_scatter, lower_take_sorted
+from .sorting import key_type, lower_argsort, lower_sort
+from .special import lower_cumulative, lower_scatter
+from .windows import lower_windows
 
 # a buffer of a launch: its position among the node's operands, results and scratch so far, or the type of new scratch
 Entry = int | TensorType
@@ -147,16 +150,24 @@ class KernelMaker:
         if key not in self._contractions:
             inputs = {p: Buffer(f"x{i}", p.dtype, p.shape, "in") for i, p in enumerate(body.params)}
             out = Buffer("y0", body.results[0].dtype, body.results[0].shape, "out")
-            core = _core_of(body)
-            statement = lower_contraction(core, body.results[0], out, inputs[core.inputs[0]], inputs[core.inputs[1]],
-                                          Inliner(inputs, self._fresh_names(body)), tile)
-            self._contractions[key] = self._kernel(body.name, [*inputs.values(), out], [Nest(statement)], loc)
+            core, result, names = _core_of(body), body.results[0], self._fresh_names(body)
+            statement = lower_contraction(core, result, out, inputs[core.inputs[0]], inputs[core.inputs[1]],
+                                          Inliner(inputs, names), tile)
+            borders = border_regions(result, out) if isinstance(result.op, Pad) else []
+            nests = [Nest(statement), *(lower_border(border, Inliner(inputs, names), self._lanes(body)) for border in borders)]
+            self._contractions[key] = self._kernel(body.name, [*inputs.values(), out], nests, loc)
         return [(self._contractions[key], order, values)]
 
     def _elements(self, body: Graph, inputs: dict[Node, Buffer], outputs: list[Buffer], names: Names, loc: Loc,
                   order: tuple[int, ...]) -> Launches:
         lanes = self._lanes(body)
         buffers = [*inputs.values(), *outputs]
+        windows = lower_windows(body, inputs, outputs[0], names, self.caps)
+        if windows is not None:
+            return [(self._kernel(body.name, buffers, [Nest(windows)], loc), order, {})]
+        columns = lower_columns(body, inputs, outputs[0], names, self.caps)
+        if columns is not None:
+            return [(self._kernel(body.name, buffers, [columns], loc), order, {})]
         root = body.results[0]
         regions = regions_of(root, outputs[0])
         statements = [lower_region(region, Inliner(inputs, names), lanes) for region in regions]
@@ -187,12 +198,15 @@ class KernelMaker:
                 statement = lower_cumulative(op, inputs[0], out, Inliner({}, names), self.caps.lanes(node.dtype))
                 return [(self._kernel(op.name, [*inputs, out], [statement], node.loc), (0, 1), {})]
             case ArgSort(axis, descending):
+                x, scratch = inputs[0], (TensorType(out.dtype, out.shape), TensorType(key_type(inputs[0].dtype), out.shape))
+                spare, keys = (Buffer(name, t.dtype, t.shape, "out") for name, t in zip(("spare", "keys"), scratch))
+                statement = lower_argsort(axis, descending, x, out, spare, keys, Inliner({}, names), self.caps.lanes(x.dtype))
+                return [(self._kernel("arg_sort", [x, out, spare, keys], [statement], node.loc), (0, 1, *scratch), {})]
+            case Sort(axis, descending):
                 spare = Buffer("spare", out.dtype, out.shape, "out")
-                statement = lower_argsort(axis, descending, inputs[0], out, spare, Inliner({}, names))
-                scratch = TensorType(out.dtype, out.shape)
-                return [(self._kernel("arg_sort", [inputs[0], out, spare], [statement], node.loc), (0, 1, scratch), {})]
-            case Sort() as op:
-                return self._sort(op, inputs[0], out, names, node.loc)
+                statement = lower_sort(axis, descending, inputs[0], out, spare, Inliner({}, names), self.caps.lanes(out.dtype))
+                scratch_type = TensorType(out.dtype, out.shape)
+                return [(self._kernel("sort", [inputs[0], out, spare], [statement], node.loc), (0, 1, scratch_type), {})]
             case ScatterND() | ScatterAlong():
                 copied = self.copy(node.tensor, node.loc)
                 target = Buffer("y0", out.dtype, out.shape, "inout")
@@ -200,17 +214,6 @@ class KernelMaker:
                 kernel = self._kernel(node.op.name, [inputs[1], inputs[2], target], [statement], node.loc)
                 return [*((copy, (0, count), {}) for copy in copied), (kernel, (1, 2, count), {})]
         raise InternalError(f"lowering: no kernel for {node.op.spelling}", loc=node.loc)
-
-    def _sort(self, op: Sort, x: Buffer, out: Buffer, names: Names, loc: Loc) -> Launches:
-        places_type = TensorType(ArgSort(op.axis).infer(TensorType(x.dtype, x.shape)).dtype, x.shape)  # type: ignore[union-attr]
-        places = Buffer("places", places_type.dtype, x.shape, "out")
-        spare = Buffer("spare", places_type.dtype, x.shape, "out")
-        first = lower_argsort(op.axis, op.descending, x, places, spare, Inliner({}, names))
-        sorter = self._kernel("sort_places", [x, places, spare], [first], loc)
-        read = Buffer("places", places_type.dtype, x.shape, "in")
-        second = lower_take_sorted(op.axis, x, read, out, Inliner({}, names))
-        taker = self._kernel("sort_take", [x, read, out], [second], loc)
-        return [(sorter, (0, places_type, places_type), {}), (taker, (0, 2, 1), {})]
 
     # --- assembly ----------------------------------------------------------------------------------------------------
 

@@ -4,10 +4,11 @@ After this pass every node is a param, a constant, a `fusion`, an op with a lowe
 scatter, control flow), a `get` of one of these, or a `reshape` of any of them, which is a view and costs nothing.
 
 Strategies of a group, in the order in which they claim nodes:
-- `contraction`: a packed dot or convolution with the elementwise nodes behind it as epilogue (in registers);
+- `contraction`: a packed dot or convolution with the elementwise nodes behind it as epilogue (in registers), and the
+  `pad` that alone reads the result, if one does;
 - `rows`: reductions over the same trailing axes with everything between and around them (softmax, layer norm);
 - `elements`: everything else: elementwise chains with broadcasts and data movement, other reductions, windows, direct
-  convolutions and dots with prologue and epilogue, concat, pad, update_slice.
+  convolutions and dots with prologue and epilogue, concat, pad (also of a concat), update_slice.
 
 Cost model. Keeping a value costs one write and a read for each reader; computing it again costs its operations times
 the number of kernels (and of repetitions, behind a broadcast or in a window). A value that several kernels need is kept
@@ -105,15 +106,16 @@ class _Fuser:
     def run(self) -> Graph:
         for node in self.nodes:
             if isinstance(node.op, CONTRACTION):
-                self._claim(self._grow("contraction", node))
+                self._claim(self._with_padding(self._grow("contraction", node), node))
         for node in self.nodes:
             if isinstance(node.op, Reduce) and node not in self.group_of and _row_space(node) is not None \
                     and not self._across(node):
                 self._claim(self._grow_rows(node))
         for node in self.nodes:
             if isinstance(node.op, (*INNER_LOOP, *REGION)) and node not in self.group_of and not self._only_indices(node):
+                group = Group("elements", {node}, [node])
                 self._claim(self._grow("elements", node) if isinstance(node.op, INNER_LOOP)
-                            else Group("elements", {node}, [node]))
+                            else self._with_padding(group, node) if isinstance(node.op, Concat) else group)
         self._choose_kept()
         return self._assemble()
 
@@ -176,6 +178,18 @@ class _Fuser:
                 best = (set(members), exits[0])
         return Group(strategy, best[0], [best[1]])
 
+    def _with_padding(self, group: Group, core: Node) -> Group:
+        """The group with the pad behind it, where nothing else reads its result: it is stored where it lies within the
+        padding. The last axis must still be the core's, for which a row is contiguous."""
+        exit, = group.exits
+        users = self.users[exit]
+        if len(users) != 1 or exit in self.results or 0 in core.shape or exit.shape[-1:] != core.shape[-1:]:
+            return group
+        pad, = users
+        if not isinstance(pad.op, Pad) or pad in self.group_of or not _scalar_constant(pad.inputs[1]):
+            return group
+        return Group(group.strategy, group.members | {pad}, [pad])
+
     def _followers(self, core: Node) -> Iterator[Node]:
         """The nodes that depend on `core`, in order."""
         found: set[Node] = {core}
@@ -210,7 +224,20 @@ class _Fuser:
                 last = max(last, self._last_user(node))
             else:
                 behind.add(node)
+        members -= self._tail(members, outer)
         return Group("rows", members, self._row_exits(members))
+
+    def _tail(self, members: set[Node], outer: tuple[DimLike, ...]) -> set[Node]:
+        """What a row group computes once a row and needs for nothing along the rows, where that takes long: a kernel of its
+        own computes it for many rows in vectors."""
+        found: set[Node] = set()
+        for node in sorted(members, key=self.order.__getitem__, reverse=True):
+            narrow = [n for n in node.shape if n != 1] == [n for n in outer if n != 1]
+            if narrow and isinstance(node.op, (Elementwise, Cast, Bitcast, Reshape)) \
+                    and all(u in found for u in self.users[node] if u in members):
+                found.add(node)
+        weight = sum(WEIGHTS.get(n.op.function, 1) for n in found if isinstance(n.op, Elementwise))
+        return found if weight > REPEATED and bounds(product(outer))[1] >= SMALL_ROW else set()
 
     def _row_exits(self, members: set[Node]) -> list[Node]:
         """The values a row group stores. A reshape of the group that is used outside is a view there; a broadcast is made
