@@ -257,6 +257,7 @@ def test_a_fault_of_ours_says_so(folder: Path, capsys, monkeypatch: pytest.Monke
     assert "internal error: ZeroDivisionError: oh" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["interrupt", "terminate"])
 def test_a_command_that_is_stopped(folder: Path, number: int, status: int) -> None:
     process = subprocess.Popen([sys.executable, "-m", "tilewright", "bench", "layer.ir", "--seconds", "60"], stderr=subprocess.PIPE,

@@ -66,6 +66,7 @@ SHAPES = st.sampled_from([((70, 5), (0,)), ((39, 64), (0,)), ((2, 61, 17), (1,))
                           ((5, 3, 11, 24), (0, 2))])
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(KINDS, SHAPES, st.booleans(), st.integers(0, 3))
 def test_natively(kind: tuple[str, DType], case: tuple[tuple[int, ...], tuple[int, ...]], symbolic: bool, seed: int) -> None:

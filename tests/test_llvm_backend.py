@@ -284,6 +284,7 @@ EXACT = {"add", "sub", "mul", "div", "max", "min", "fmax", "fmin", "copysign", "
 UNSIGNED_ZERO = {"max", "min", "fmax", "fmin"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [HOST, BASELINE], ids=["host", "baseline"])
 @pytest.mark.parametrize("lanes", [0, 8])
 @pytest.mark.parametrize("dtype", ARRAY_DTYPES, ids=str)
@@ -811,6 +812,7 @@ def test_capabilities() -> None:
     assert (caps.vector_bits, caps.vector_registers, caps.has_mask_registers) == (512, 32, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4", "znver4", "sapphirerapids", "generic"])
 def test_every_function_compiles_for_other_cpus(name: str) -> None:
     """No library call on any target, whatever it lacks."""

@@ -213,6 +213,7 @@ def test_hardest_reductions(name: str, machine: Machine) -> None:
         assert errors_in_ulps(found, reference(name, x)).max() <= bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", [HOST, BASELINE, AVX512], ids=lambda machine: machine.name)
 @pytest.mark.parametrize("name", MATH)
 def test_calls_nothing(name: str, machine: Machine) -> None:

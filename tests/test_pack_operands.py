@@ -114,6 +114,7 @@ def test_the_meaning_stays(data: st.DataObject) -> None:
     np.testing.assert_array_equal(evaluate_graph(after, arrays)[0], evaluate_graph(graph, arrays)[0])
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(data=st.data())
 def test_the_meaning_stays_at_every_size(data: st.DataObject) -> None:
@@ -202,6 +203,7 @@ COMPILED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("symbolic", [False, True], ids=["static", "symbolic"])
 @pytest.mark.parametrize("case", range(len(COMPILED)))
 def test_machine_code_agrees(case: int, symbolic: bool) -> None:

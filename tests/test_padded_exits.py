@@ -102,6 +102,7 @@ PADDINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_scatter")
 @pytest.mark.parametrize("shape", [(1, 5, 7, 6), (2, 3, 2, 6), (N, H, W, 6)], ids=["static", "narrow", "symbolic"])
 @pytest.mark.parametrize("padding", PADDINGS.values(), ids=PADDINGS.keys())
@@ -113,6 +114,7 @@ def test_dot(shape: Shape, padding: tuple[tuple[int, ...], tuple[int, ...]], col
     agree(graph, *({"N": n, "H": h, "W": w} for n, h, w in ((1, 5, 7), (2, 3, 1), (1, 1, 20), (3, 4, 4), (0, 2, 2)) if symbolic))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_scatter")
 @pytest.mark.parametrize("shape", [(2, 9, 8, 3), (1, H, W, 3)], ids=["static", "symbolic"])
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
@@ -184,6 +186,7 @@ def test_equal_pads_are_one() -> None:
     agree(graph)
 
 
+@pytest.mark.slow
 def test_paddings_that_differ_share_a_kernel() -> None:
     def build(b: Builder, x: Node) -> Node:
         for width in (1, 2, 3):

@@ -59,6 +59,7 @@ SHAPES = st.sampled_from([((3, 7), 1), ((3, 70), 1), ((70, 5), 0), ((2, 45, 3), 
                           ((1,), 0), ((300,), 0), ((2, SHORT), 1), ((2, SHORT + 1), 1), ((2, 3, 1000), 2)])
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(DTYPES, SHAPES, st.booleans(), st.booleans(), st.booleans(), st.integers(0, 5))
 def test_natively(dtype: DType, case: tuple[tuple[int, ...], int], descending: bool, symbolic: bool, few: bool, seed: int) -> None:

@@ -116,6 +116,7 @@ def named(shape: tuple[int, ...], symbolic: tuple[bool, ...]) -> tuple[tuple[Dim
     return tuple(symbol(f"s{a}", n) if unknown else n for a, (n, unknown) in enumerate(zip(shape, symbolic))), sizes
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(cases(), st.integers(0, 2))
 def test_depthwise_natively(case, padding) -> None:  # type: ignore[no-untyped-def]
@@ -125,6 +126,7 @@ def test_depthwise_natively(case, padding) -> None:  # type: ignore[no-untyped-d
     agree_natively(graph, inputs_of(graph, sizes))
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(cases(), st.sampled_from(["max", "min", "sum"]), st.sampled_from([F32, F32, F64, I32, F16]), st.integers(0, 1))
 def test_pooling_natively(case, kind, dtype, padding) -> None:  # type: ignore[no-untyped-def]
