@@ -95,7 +95,7 @@ def measure(program: Program, dtype: str, arguments: argparse.Namespace) -> dict
     for mode in MODES:
         compiled, seconds = compile_program(program, sets[0], mode, arguments.threads)
         functions[mode] = compiled
-        executable = compiled if mode == "specialized" else compiled.executables[0]  # type: ignore[attr-defined]
+        executable = compiled if mode == "specialized" else compiled.executables[0]  # type: ignore[attr-defined]  # by mode
         row[mode] = {"compile_seconds": seconds, "error": largest_error(compiled(*sets[0]), expected),
                      "kernels": len(executable.kernels)}
     for name, taken in zip(functions, times_in_turn(list(functions.values()), sets, arguments.seconds)):

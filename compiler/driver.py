@@ -101,10 +101,13 @@ def compile_file(path: PathText, target: str, options: Options, *, dims: Mapping
     environment = read_environment()
     place = Path(path)
     cache = open_cache(environment, options) if options.cache and name is None else None
-    if cache is None or place.suffix != ".onnx" or not place.is_file() or environment.backend in INTERPRETERS:
+    digest = None
+    if cache is not None and place.suffix == ".onnx" and environment.backend not in INTERPRETERS:
+        digest = _file_digest(place)
+    if cache is None or digest is None:
         return compile_graph(load_model(path, dims), target, options, name=name)
     bound = sorted((size, str(value)) for size, value in (dims or {}).items())
-    subject = f"onnx {source_digest()} {blake3(max_threads=DIGEST_THREADS).update_mmap(place).hexdigest()} {bound}"
+    subject = f"onnx {source_digest()} {digest} {bound}"
     fingerprint, _, title = (cache.recall(subject) or "").partition(" ")
     if fingerprint:
         key = key_of(title, fingerprint, target, options, cache)
@@ -113,9 +116,26 @@ def compile_file(path: PathText, target: str, options: Options, *, dims: Mapping
             return found
     graph = load_model(path, dims)
     executable = compile_graph(graph, target, options)
-    if b"location" not in place.read_bytes():  # the key of what lies in another file
+    if _is_whole(place, digest):
         cache.note(subject, f"{graph.fingerprint} {graph.name}")
     return executable
+
+
+def _file_digest(place: Path) -> str | None:
+    """None where the file cannot be read; reading it as a model says why."""
+    try:
+        return blake3(max_threads=DIGEST_THREADS).update_mmap(place).hexdigest() if place.is_file() else None
+    except OSError:
+        return None
+
+
+def _is_whole(place: Path, digest: str) -> bool:
+    """Whether the file is still the one that was compiled, and has no constants in other files (whose key is `location`)."""
+    try:
+        data = place.read_bytes()
+    except OSError:
+        return False
+    return b"location" not in data and blake3(data).hexdigest() == digest
 
 
 def compile_graph(graph: Graph, target: str, options: Options, *, settle: Callable[[], Graph] | None = None, pack: Any = None,

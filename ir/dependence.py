@@ -115,7 +115,7 @@ def ranges_of(statements: Sequence[Stmt], varying: Sequence[str] = ()) -> Ranges
     for variable, extent in bound:
         least = variable.lower if extent is None else 0
         fixed = isinstance(extent, int) or extent is not None and not any(s.name in names for s in symbols_of(extent))
-        greatest = extent - 1 if fixed else variable.upper  # type: ignore[operator]
+        greatest = extent - 1 if fixed else variable.upper  # type: ignore[operator]  # fixed: there is an extent
         other = found.get(variable.name, (least, greatest))
         found[variable.name] = (min(least, other[0]), greatest if greatest == other[1] else None)
         block = None if fixed or extent is None else _block(variable.name, extent)

@@ -117,4 +117,5 @@ def test_not_a_number_and_infinities(kind: str) -> None:
     inputs = [x, np.zeros(20, np.float32)]
     with np.errstate(invalid="ignore"):
         expected, = evaluate_graph(graph, inputs)
+    # sums in another order
     np.testing.assert_allclose(run_compiled(compiled(graph), inputs)[0], expected, rtol=1e-5)

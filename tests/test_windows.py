@@ -108,7 +108,7 @@ def cases(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int,
     spatial = [width_for(n, *axis) + draw(st.integers(0, axis[1] - 1)) for n, axis in zip(outs, axes)]
     shape = (draw(st.integers(1, 2)), *spatial, draw(st.sampled_from([1, 3, 8, 13, 16, 40])))
     symbolic = (*(draw(st.booleans()) for _ in shape[:-1]), False)
-    return shape, *zip(*axes), symbolic  # type: ignore[return-value]
+    return shape, *zip(*axes), symbolic  # type: ignore[return-value]  # zip loses how many there are
 
 
 def named(shape: tuple[int, ...], symbolic: tuple[bool, ...]) -> tuple[tuple[DimLike, ...], dict[str, int]]:
@@ -119,7 +119,7 @@ def named(shape: tuple[int, ...], symbolic: tuple[bool, ...]) -> tuple[tuple[Dim
 @pytest.mark.slow
 @settings(max_examples=50)
 @given(cases(), st.integers(0, 2))
-def test_depthwise_natively(case, padding) -> None:  # type: ignore[no-untyped-def]
+def test_depthwise_natively(case, padding) -> None:  # type: ignore[no-untyped-def]  # drawn
     shape, kernel, strides, dilation, symbolic = case
     declared, sizes = named(shape, symbolic)
     graph = depthwise(declared, kernel, strides, dilation, padding)
@@ -129,7 +129,7 @@ def test_depthwise_natively(case, padding) -> None:  # type: ignore[no-untyped-d
 @pytest.mark.slow
 @settings(max_examples=30)
 @given(cases(), st.sampled_from(["max", "min", "sum"]), st.sampled_from([F32, F32, F64, I32, F16]), st.integers(0, 1))
-def test_pooling_natively(case, kind, dtype, padding) -> None:  # type: ignore[no-untyped-def]
+def test_pooling_natively(case, kind, dtype, padding) -> None:  # type: ignore[no-untyped-def]  # drawn
     shape, window, strides, dilation, symbolic = case
     declared, sizes = named(shape, symbolic)
     graph = pooling(kind, declared, window, strides, dilation, padding, dtype)
@@ -140,7 +140,7 @@ def test_pooling_natively(case, kind, dtype, padding) -> None:  # type: ignore[n
     ((1, 8, 20, 8), (3, 3), (1, 1), (1, 1)), ((2, 6, 15, 6), (3, 3), (1, 2), (2, 1)), ((1, 12, 13, 9), (5, 1), (1, 1), (1, 1)),
     ((1, 40, 4), (7,), (1,), (1,)), ((1, 4, 5, 16, 4), (2, 3, 3), (1, 1, 1), (1, 1, 1)), ((1, 6, 17, 44), (5, 5), (1, 1), (1, 1)),
     ((1, 9, 3, 8), (3, 3), (2, 1), (1, 1)), ((1, 37, 7, 4), (3, 3), (1, 1), (1, 1))])
-def test_loops_of_depthwise(shape, kernel, strides, dilation) -> None:  # type: ignore[no-untyped-def]
+def test_loops_of_depthwise(shape, kernel, strides, dilation) -> None:  # type: ignore[no-untyped-def]  # drawn
     for symbolic in (False, True):
         declared, sizes = named(shape, (*(symbolic for _ in shape[:-1]), False))
         graph = depthwise(declared, kernel, strides, dilation)
@@ -150,7 +150,7 @@ def test_loops_of_depthwise(shape, kernel, strides, dilation) -> None:  # type: 
 @pytest.mark.parametrize("kind", ["max", "sum"])
 @pytest.mark.parametrize("shape, window, strides, dilation", [
     ((1, 8, 20, 8), (3, 3), (1, 1), (1, 1)), ((2, 9, 13, 6), (5, 5), (2, 2), (1, 1)), ((1, 9, 20, 4), (4, 3), (1, 1), (1, 2))])
-def test_loops_of_pooling(kind, shape, window, strides, dilation) -> None:  # type: ignore[no-untyped-def]
+def test_loops_of_pooling(kind, shape, window, strides, dilation) -> None:  # type: ignore[no-untyped-def]  # drawn
     for symbolic in (False, True):
         declared, sizes = named(shape, (*(symbolic for _ in shape[:-1]), False))
         graph = pooling(kind, declared, window, strides, dilation)
