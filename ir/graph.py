@@ -298,35 +298,18 @@ def _post_order(params: Sequence[Node], results: Sequence[Node]) -> Iterator[Nod
 
 def encode(value: Any) -> bytes:
     """Canonical, type-tagged bytes of an attribute: equal bytes exactly when the attributes mean the same."""
-    match value:
-        case tuple():
-            return b"(" + b"".join([encode(v) for v in value]) + b")"
-        case bool():
-            return b"b1" if value else b"b0"
-        case int():
-            return b"i%d;" % value
-        case Dim():
-            return _encode_dim(value)
-        case None:
-            return b"n"
-        case float():
-            return b"f" + struct.pack("<d", value)
-        case str():
-            raw = value.encode()
-            return b"s%d;" % len(raw) + raw
-        case DType():
-            return b"t" + value.name.encode() + b";"
-        case Constant():
-            return b"c" + value.digest.encode()
-        case Graph():
-            return b"g" + value.fingerprint.encode()
-        case TensorType():
-            return b"T" + encode(value.dtype) + encode(value.shape)
-        case TupleType():
-            return b"U" + encode(value.items)
-        case Op():
-            return encode_op(value)
-    raise CompileError(f"an attribute of type {type(value).__name__} cannot be part of an op: {value!r}")
+    found = _ENCODERS.get(type(value))
+    if found is None:
+        found = next((encoder for known, encoder in list(_ENCODERS.items()) if isinstance(value, known)), None)
+        if found is None:
+            raise CompileError(f"an attribute of type {type(value).__name__} cannot be part of an op: {value!r}")
+        _ENCODERS[type(value)] = found  # a subclass: an op, a kind of size
+    return found(value)
+
+
+def _encode_text(value: str) -> bytes:
+    raw = value.encode()
+    return b"s%d;" % len(raw) + raw
 
 
 @lru_cache(maxsize=4096)
@@ -346,6 +329,23 @@ def encode_op(op: Op) -> bytes:
     encoded = b"".join(parts)
     op.__dict__["_encoded"] = encoded
     return encoded
+
+
+_ENCODERS: dict[type, Callable[[Any], bytes]] = {
+    tuple: lambda value: b"(" + b"".join([encode(v) for v in value]) + b")",
+    bool: lambda value: b"b1" if value else b"b0",
+    int: lambda value: b"i%d;" % value,
+    Dim: _encode_dim,
+    type(None): lambda value: b"n",
+    float: lambda value: b"f" + struct.pack("<d", value),
+    str: _encode_text,
+    DType: lambda value: b"t" + value.name.encode() + b";",
+    Constant: lambda value: b"c" + value.digest.encode(),
+    Graph: lambda value: b"g" + value.fingerprint.encode(),
+    TensorType: lambda value: b"T" + encode(value.dtype) + encode(value.shape),
+    TupleType: lambda value: b"U" + encode(value.items),
+    Op: encode_op,
+}
 
 
 def _fingerprint(graph: Graph) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,17 @@ def _check_supported(dtypes: Sequence[Any], name: str) -> None:
 
 def resolve_loop(ufunc: np.ufunc, types: Sequence[Any], dtype: Any, casting: Any, signature: Any) -> list[DType]:
     """The loop's dtypes: operands, then results."""
+    if dtype is None and signature is None:
+        return _default_loop(ufunc, casting, *types)
+    return _resolved_loop(ufunc, types, dtype, casting, signature)
+
+
+@lru_cache(maxsize=1024, typed=True)  # typed: np.dtype(float) equals float, and means another promotion
+def _default_loop(ufunc: np.ufunc, casting: Any, *types: Any) -> list[DType]:
+    return _resolved_loop(ufunc, types, None, casting, None)
+
+
+def _resolved_loop(ufunc: np.ufunc, types: Sequence[Any], dtype: Any, casting: Any, signature: Any) -> list[DType]:
     _check_supported(types, ufunc.__name__)
     if all(k is int or k is float for k in types):
         types = [np.dtype(k) for k in types]
