@@ -106,12 +106,13 @@ class ReferenceModel:
                  .reshape(r.shape) for r in results]
         return self._deliver(fresh, out)
 
-    def profile(self, arguments: Sequence[object], out: object, threads: int) -> tuple[Any, list[int]]:
-        """The result, and the time of the whole call shared evenly by the kernels: an interpreter's times mean little."""
+    def profile(self, arguments: Sequence[object], out: object, threads: int, capacity: int) -> tuple[Any, list[int], list[bytes]]:
+        """The result, and the time of the whole call shared evenly by the kernels: an interpreter's times mean little. What
+        threads did when is not noted."""
         start = time.perf_counter_ns()
         result = self.run(arguments, out, threads)
         each = (time.perf_counter_ns() - start) // max(1, len(self.kernels))
-        return result, [each] * len(self.kernels)
+        return result, [each] * len(self.kernels), []
 
     def plan(self, shapes: Sequence[Sequence[int]]) -> tuple[list[tuple[int, ...]], int]:
         """The outputs' shapes and the bytes of workspace for inputs of these shapes."""

@@ -40,6 +40,8 @@ from .ir.schedule import format_schedule
 from .ir.types import TensorType
 from .ir.verify import verify
 from .key_facts import add_facts as add_facts  # for the driver, which imports this half late
+from .launch_facts import KEY as LAUNCHES
+from .launch_facts import describe_launches
 from .lowering.lower import Statistics, lower_program
 from .lowering.memory import lower_bound
 from .options import Environment, Options, read_environment
@@ -273,6 +275,7 @@ def describe(program: Program, statistics: Statistics, target: Target) -> dict[s
         "inputs": describe_tensors(program.inputs),
         "outputs": describe_tensors(program.outputs),
         "kernels": [kernel.name for kernel in program.kernels()],
+        LAUNCHES: describe_launches(program),
         "constants_bytes": program.constants_bytes,
         "workspace": program.workspace_bytes if isinstance(program.workspace_bytes, int) else str(program.workspace_bytes),
         "workspace_lower_bound": lower_bound(statistics.storages) if static else None,

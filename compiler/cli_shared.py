@@ -33,7 +33,7 @@ target_option = click.option("--target", default="cpu", show_default=True,
                              help="What to compile for: cpu, cpu:<name>, features added and removed by +name and -name.")
 threads_option = click.option("--threads", type=click.IntRange(0), default=0, help="Threads of a call.  [default: all]")
 precision_option = click.option("--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], show_default=True,
-                                help="strict: only exact rewrites and reordered sums.")
+                                help="plain: no Winograd convolutions; strict: only exact rewrites and reordered sums.")
 cache_option = click.option("--no-cache", is_flag=True, help="Neither look into the compile cache nor add to it.")
 
 

@@ -38,6 +38,7 @@ Source = Callable[..., Any] | Graph | PathText
 INTERPRETERS = ("reference", "reference-loops")  # of graphs, of programs
 BACKENDS = ("llvm", *INTERPRETERS)
 SYMBOL = "tw_model"
+RATES_VERSION = 2  # of how a machine is measured
 INTERPRETED = {"cached": False, "target": "the interpreter", "workspace": 0, "compile_seconds": 0.0, "stages": {}}
 
 
@@ -194,7 +195,33 @@ def _executable(code: bytes, constants: Any, metadata: dict[str, Any], options: 
     if metadata["architecture"] != os.uname().machine or _native.missing_feature(",".join(metadata["features"])) is not None:
         return _saving().ForeignExecutable(code, constants, metadata)
     return Executable.from_object(code, constants, symbol=SYMBOL, threads=options.threads, metadata=metadata,
-                                  save_with=_save, pack=pack)
+                                  save_with=_save, pack=pack, facts_with=_facts_at, explain_with=explain)
+
+
+def _facts_at(executable: Executable, shapes: Sequence[Sequence[int]]) -> Any:
+    """What stands behind `executable.profile`: the program's launches at the sizes of a call."""
+    return _explaining().launches_at(executable.metadata, shapes).for_profile()
+
+
+def explain(executable: Any, values: Sequence[Any] = (), sizes: Mapping[str, int] | None = None, calls: int = 0) -> Any:
+    """What stands behind `executable.explain`; also for what was compiled for another machine, which has no prediction."""
+    profile = executable.profile(*values, calls=calls) if calls else None
+    runs_here = isinstance(executable, Executable)
+    rates = machine_rates(executable.threads) if runs_here else None
+    return _explaining().explanation_of(executable.metadata, values, sizes or {}, rates, profile)
+
+
+def machine_rates(threads: int, anew: bool = False) -> Any:
+    """What this machine can do at most; measured once, `anew` where asked for, and kept in the cache."""
+    cache = open_cache(read_environment(), Options())
+    subject = f"rates {RATES_VERSION}\n{threads} threads\n{machine_text()}"
+    text = cache.recall(subject) if cache is not None and not anew else None
+    if text is not None:
+        return _explaining().rates_from(text)
+    rates = _calibration().measure_rates(threads)
+    if cache is not None:
+        cache.note(subject, _explaining().rates_text(rates))
+    return rates
 
 
 def _save(executable: Executable, path: str, **options: Any) -> Any:
@@ -275,6 +302,20 @@ def _saving() -> ModuleType:
     from . import saving
 
     return saving
+
+
+def _explaining() -> ModuleType:
+    """Reports: imported only when somebody asks."""
+    from . import explaining
+
+    return explaining
+
+
+def _calibration() -> ModuleType:
+    """Compiles and measures: for reports only, and once a machine."""
+    from . import calibration
+
+    return calibration
 
 
 def _text_front_end() -> ModuleType:

@@ -34,6 +34,7 @@ from .passes.fuse import fuse
 from .passes.hoist_invariants import hoist_invariants
 from .passes.inline_control import inline_control
 from .passes.pack_operands import pack_operands
+from .passes.share_sorts import share_sorts
 
 Pass = Callable[[Graph, Options], Graph]
 
@@ -60,6 +61,7 @@ def passes_for(caps: Caps) -> tuple[tuple[str, Pass], ...]:
         ("inline_control", inline_control),                      # no `if` on a constant is left
         ("canonicalize", canonicalize),                          # identities applied; chains of one kind of movement are one
         ("fold_constants", fold_constants),                      # nothing but large fillings is computed from constants alone
+        ("share_sorts", in_bodies(share_sorts)),                 # no array is sorted twice
         ("choose_layout", in_bodies(choose_layout)),                        # every convolution is channels-last
         ("pack_operands", partial(pack_operands, caps=caps)),    # contractions have packed operands, no padding inside
         ("hoist_invariants", hoist_invariants),                  # loops compute nothing twice that only captures decide

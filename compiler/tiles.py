@@ -76,3 +76,13 @@ def _rate(rows: int, vectors: int) -> float:
     their own results."""
     products = rows * vectors
     return products / 2 / max(products / 2, (vectors + rows) / 2, LATENCY_TILES / 2)
+
+
+TILES_SHARE = 0.6   # of the second level of memory that the input of a block of Winograd's tiles may take
+MOST_TILES = 64
+
+
+def tiles_in_block(points: int, channels: int, dtype: DType, caps: Caps) -> int:
+    """Tiles of Winograd's algorithm that are worked on together: their products meet the same weights, and their input stays
+    near."""
+    return max(1, min(MOST_TILES, int(TILES_SHARE * caps.level2_bytes) // (points * channels * dtype.bytes)))

@@ -18,7 +18,7 @@
 extern "C" {
 #endif
 
-#define TW_ABI_VERSION 1
+#define TW_ABI_VERSION 2
 
 /* Status codes; 0 is success, negative values are failures. */
 enum tw_status {
@@ -61,7 +61,8 @@ typedef int32_t (*tw_plan_function)(const int64_t *shapes, int64_t *output_shape
                                     int64_t *where, int64_t *detail);
 /* One thread's share of the whole program: called once on every thread of the team with its number. All buffers are
  * C-contiguous and 64-byte aligned or unaligned alike (generated code makes no alignment assumption on inputs and
- * outputs; constants and workspace are aligned to 64 bytes). Inputs and outputs do not overlap. */
+ * outputs; constants and workspace are aligned to 64 bytes). Inputs and outputs do not overlap. `workspace` is what
+ * all threads share; thread t has thread_bytes of its own at workspace - (t + 1) * thread_bytes. */
 typedef int32_t (*tw_thread_function)(tw_team *team, const void *const *inputs, void *const *outputs,
                                       const int64_t *shapes, const uint8_t *constants, uint8_t *workspace,
                                       int64_t thread, int64_t threads);
@@ -146,6 +147,7 @@ typedef struct tw_model {
   int64_t static_workspace;    /* bytes, or -1 when sizes are symbolic */
   int64_t golden_offset;       /* golden section, from the start of the constants segment */
   int64_t golden_bytes;        /* its size; 0: the model has none */
+  int64_t thread_bytes;        /* of the workspace for each thread, a multiple of 64; they lie before all else, thread 0 last */
 } tw_model;
 
 #ifdef __cplusplus

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -191,13 +192,23 @@ class Model {
     constants_data_ = segment.data();
   }
 
-  py::object run(py::handle arguments, py::handle out, int32_t threads) { return call(arguments, out, threads, nullptr); }
+  py::object run(py::handle arguments, py::handle out, int32_t threads) { return call(arguments, out, threads, nullptr, nullptr); }
 
-  py::tuple profile(py::handle arguments, py::handle out, int32_t threads) {
-    std::vector<int64_t> nanoseconds(static_cast<size_t>(model_->kernel_count) + 1, 0);
-    py::object result = call(arguments, out, threads, nanoseconds.data());
+  /* Events of each thread as bytes: pairs of int64, time and what (run.h). `capacity`: how many of a thread are kept. */
+  py::tuple profile(py::handle arguments, py::handle out, int32_t threads, int64_t capacity) {
+    if (threads <= 0) threads = tw_pool_default_threads();
+    size_t members = static_cast<size_t>(threads);
+    std::vector<int64_t> nanoseconds(static_cast<size_t>(model_->kernel_count) + 1, 0), counts(members, 0);
+    std::vector<uint64_t> owners(members, 0);
+    std::unique_ptr<tw_event[]> events(new tw_event[members * static_cast<size_t>(capacity)]);
+    tw_timeline timeline = {events.get(), capacity, counts.data(), owners.data(), threads};
+    py::object result = call(arguments, out, threads, nanoseconds.data(), &timeline);
     nanoseconds.pop_back();
-    return py::make_tuple(result, nanoseconds);
+    py::list tracks;
+    for (size_t thread = 0; thread < members; thread++)
+      tracks.append(py::bytes(reinterpret_cast<const char *>(events.get() + thread * static_cast<size_t>(capacity)),
+                              static_cast<size_t>(std::min(counts[thread], capacity)) * sizeof(tw_event)));
+    return py::make_tuple(result, nanoseconds, tracks);
   }
 
   py::tuple plan(const std::vector<std::vector<int64_t>> &shapes) const {
@@ -213,7 +224,7 @@ class Model {
     dims.push_back(0);
     std::vector<int64_t> output_dims(output_dim_count_ + 1);
     int64_t bytes = 0;
-    checked_plan(dims.data(), output_dims.data(), &bytes);
+    checked_plan(dims.data(), output_dims.data(), &bytes, 1);
     py::list results;
     const int64_t *next = output_dims.data();
     for (int32_t index = 0; index < model_->output_count; index++) {
@@ -292,9 +303,9 @@ class Model {
     return nullptr;
   }
 
-  void checked_plan(const int64_t *dims, int64_t *output_dims, int64_t *bytes) const {
+  void checked_plan(const int64_t *dims, int64_t *output_dims, int64_t *bytes, int32_t threads) const {
     char error[1024] = "";
-    tw_context context = make_context(1, error, sizeof error);
+    tw_context context = make_context(threads, error, sizeof error);
     int32_t status = tw_plan_model(model_, &context, dims, output_dims, bytes);
     if (status != TW_OK) raise_status(status, error);
   }
@@ -496,7 +507,7 @@ class Model {
       munmap(block.memory, block.bytes);
   }
 
-  py::object call(py::handle arguments, py::handle out, int32_t threads, int64_t *nanoseconds) {
+  py::object call(py::handle arguments, py::handle out, int32_t threads, int64_t *nanoseconds, tw_timeline *timeline) {
     if (!PyTuple_Check(arguments.ptr()) && !PyList_Check(arguments.ptr())) throw py::type_error("arguments: expected a tuple or list");
     Py_ssize_t given = PySequence_Fast_GET_SIZE(arguments.ptr());
     if (given != model_->input_count) raise_count(given);
@@ -512,7 +523,7 @@ class Model {
     gather_inputs(PySequence_Fast_ITEMS(values.ptr()), inputs, dims, held);
     dims.push_back(0);
     int64_t bytes = 0;
-    checked_plan(dims.data(), output_dims.data(), &bytes);
+    checked_plan(dims.data(), output_dims.data(), &bytes, threads);
     result_arrays results;
     gather_outputs(out, inputs, dims, output_dims, results);
     workspace_block workspace = bytes > 0 ? take_workspace(static_cast<size_t>(bytes)) : workspace_block();
@@ -520,7 +531,8 @@ class Model {
     error[0] = 0;
     tw_context context = make_context(threads, error, sizeof error);
     PyThreadState *state = PyEval_SaveThread();
-    int32_t status = tw_run_planned(model_, &context, inputs.data(), results.data.data(), dims.data(), constants_data_, workspace.memory, bytes, nanoseconds);
+    int32_t status = tw_run_timed(model_, &context, inputs.data(), results.data.data(), dims.data(), constants_data_, workspace.memory, bytes,
+                                  nanoseconds, timeline);
     PyEval_RestoreThread(state);
     give_workspace(workspace);
     if (status != TW_OK) raise_status(status, error);
@@ -631,7 +643,7 @@ void bind_model(py::module_ &module) {
       .def_static("from_object", &Model::from_object, py::arg("object_code"), py::arg("symbol"), py::arg("constants"), py::arg("converter"))
       .def_static("from_library", &Model::from_library, py::arg("path"), py::arg("symbol"), py::arg("constants"), py::arg("converter"))
       .def("run", &Model::run, py::arg("arguments"), py::arg("out"), py::arg("threads"))
-      .def("profile", &Model::profile, py::arg("arguments"), py::arg("out"), py::arg("threads"))
+      .def("profile", &Model::profile, py::arg("arguments"), py::arg("out"), py::arg("threads"), py::arg("capacity"))
       .def("plan", &Model::plan, py::arg("shapes"))
       .def("selftest", &Model::selftest, py::arg("threads"))
       .def("set_constants", &Model::set_constants, py::arg("constants"))

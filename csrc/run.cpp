@@ -1,6 +1,7 @@
 /* Planning and running a model: checks, workspace, the team, messages; see run.h. */
 #include "run.h"
 
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,6 +33,7 @@ struct alignas(64) running_team {
   /* profiling */
   int64_t *nanoseconds;
   int64_t last_mark;
+  tw_timeline *timeline; /* may be null */
 };
 
 int64_t now() {
@@ -43,6 +45,24 @@ int64_t now() {
 int32_t team_barrier(tw_team *head) {
   running_team *team = (running_team *)head;
   return tw_barrier_wait(&team->barrier, &head->status);
+}
+
+void note_event(tw_timeline *timeline, int32_t thread, int64_t time, int64_t what) {
+  int64_t place = timeline->counts[thread]++;
+  if (place < timeline->capacity) timeline->events[thread * timeline->capacity + place] = {time, what};
+}
+
+/* A barrier is not told which member arrives; only a call that is timed needs to know. */
+int32_t timed_barrier(tw_team *head) {
+  running_team *team = (running_team *)head;
+  tw_timeline *timeline = team->timeline;
+  uint64_t self = (uint64_t)pthread_self();
+  int32_t thread = 0;
+  while (thread < timeline->threads - 1 && __atomic_load_n(&timeline->owners[thread], __ATOMIC_RELAXED) != self) thread++;
+  note_event(timeline, thread, now(), TW_EVENT_ARRIVE);
+  int32_t status = tw_barrier_wait(&team->barrier, &head->status);
+  note_event(timeline, thread, now(), TW_EVENT_LEAVE);
+  return status;
 }
 
 void team_fail(tw_team *head, int32_t code, int32_t site, int64_t found, int64_t expected) {
@@ -59,11 +79,16 @@ void team_mark(tw_team *head, int32_t index) {
   running_team *team = (running_team *)head;
   int64_t time = now();
   if (index >= 0 && index < team->model->kernel_count) team->nanoseconds[index] += time - team->last_mark;
+  if (team->timeline != nullptr) note_event(team->timeline, 0, time, index);
   team->last_mark = time;
 }
 
 void run_thread(void *argument, int32_t thread, int32_t threads) {
   running_team *team = (running_team *)argument;
+  if (team->timeline != nullptr) {
+    __atomic_store_n(&team->timeline->owners[thread], (uint64_t)pthread_self(), __ATOMIC_RELAXED);
+    note_event(team->timeline, thread, now(), TW_EVENT_START);
+  }
   int32_t status = team->model->thread(&team->head, team->inputs, team->outputs, team->shapes, team->constants, team->workspace,
                                        thread, threads);
   if (status != TW_OK) team_fail(&team->head, status, -1, 0, 0); /* no effect after a failure with a site */
@@ -128,6 +153,11 @@ void release(const tw_context *context, void *memory) {
     free(memory);
   else if (context->release != nullptr)
     context->release(context->user, memory);
+}
+
+int32_t count_threads(const tw_context *context) {
+  int32_t threads = context == nullptr ? 0 : context->threads;
+  return threads > 0 ? threads : tw_pool_default_threads();
 }
 
 /* Memory for a run. The kernel promises more than it has and kills later, so large sizes are compared first. */
@@ -218,6 +248,8 @@ extern "C" int32_t tw_plan_model(const tw_model *model, const tw_context *contex
   if (shapes == nullptr) shapes = &no_shape; /* allowed when all inputs are scalars */
   if (output_shapes == nullptr) output_shapes = (int64_t *)__builtin_alloca(sizeof(int64_t) * (size_t)(count_output_dims(model) + 1));
   status = model->plan(shapes, output_shapes, &bytes, &where, detail);
+  int64_t own = model->thread_bytes == 0 ? 0 : count_threads(context) * model->thread_bytes;
+  if (bytes >= 0) bytes = bytes > INT64_MAX - own ? -1 : bytes + own;
   if (workspace_bytes != nullptr) *workspace_bytes = bytes;
   if (status == TW_OK && bytes < 0) return tw_report(context, TW_ERROR_MEMORY, "%s: the workspace for these sizes overflows", model->name);
   if (status == TW_OK) return status;
@@ -233,6 +265,12 @@ extern "C" int32_t tw_plan_model(const tw_model *model, const tw_context *contex
 extern "C" int32_t tw_run_planned(const tw_model *model, const tw_context *context, const void *const *inputs, void *const *outputs,
                                   const int64_t *shapes, const uint8_t *constants, void *workspace, int64_t workspace_bytes,
                                   int64_t *nanoseconds) {
+  return tw_run_timed(model, context, inputs, outputs, shapes, constants, workspace, workspace_bytes, nanoseconds, nullptr);
+}
+
+extern "C" int32_t tw_run_timed(const tw_model *model, const tw_context *context, const void *const *inputs, void *const *outputs,
+                                const int64_t *shapes, const uint8_t *constants, void *workspace, int64_t workspace_bytes,
+                                int64_t *nanoseconds, tw_timeline *timeline) {
   if (constants == nullptr) constants = model->constants;
   int32_t status = check_buffers(model, context, inputs, outputs, constants);
   if (status != TW_OK) return status;
@@ -242,11 +280,12 @@ extern "C" int32_t tw_run_planned(const tw_model *model, const tw_context *conte
     if (status != TW_OK) return status;
     workspace = own;
   }
-  int32_t threads = context == nullptr ? 0 : context->threads;
-  if (threads <= 0) threads = tw_pool_default_threads();
+  int32_t threads = count_threads(context);
+  if (timeline != nullptr && timeline->threads != threads)
+    return tw_report(context, TW_ERROR_ARGUMENT, "%s: the timeline is for %d threads, the call runs on %d", model->name, timeline->threads, threads);
   running_team team;
   memset(&team, 0, sizeof team);
-  team.head.barrier = team_barrier;
+  team.head.barrier = timeline == nullptr ? team_barrier : timed_barrier;
   team.head.fail = team_fail;
   team.head.mark = nanoseconds == nullptr ? nullptr : team_mark;
   team.head.threads = threads;
@@ -257,8 +296,9 @@ extern "C" int32_t tw_run_planned(const tw_model *model, const tw_context *conte
   team.outputs = outputs;
   team.shapes = shapes;
   team.constants = constants;
-  team.workspace = (uint8_t *)workspace;
+  team.workspace = (uint8_t *)workspace + (model->thread_bytes == 0 ? 0 : threads * model->thread_bytes);
   team.nanoseconds = nanoseconds;
+  team.timeline = timeline;
   team.last_mark = nanoseconds == nullptr ? 0 : now();
   status = run_team(&team, context, threads);
   if (own != nullptr) release(context, own);

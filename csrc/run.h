@@ -44,8 +44,8 @@ extern "C" {
 /* Can this runtime and this CPU run the model? TW_OK, TW_ERROR_VERSION or TW_ERROR_CPU, TW_ERROR_ARGUMENT for null. */
 int32_t tw_check_model(const tw_model *model, const tw_context *context);
 
-/* Checks `shapes`, writes every output's dims in order and the bytes of workspace that a run with them needs. Either
- * result may be null. */
+/* Checks `shapes`, writes every output's dims in order and the bytes of workspace that a run with them and with the
+ * context's threads needs. Either result may be null. */
 int32_t tw_plan_model(const tw_model *model, const tw_context *context, const int64_t *shapes, int64_t *output_shapes,
                       int64_t *workspace_bytes);
 
@@ -58,6 +58,27 @@ int32_t tw_run_model(const tw_model *model, const tw_context *context, const voi
  * zeroes the kernel_count entries. */
 int32_t tw_profile_model(const tw_model *model, const tw_context *context, const void *const *inputs, void *const *outputs,
                          const int64_t *shapes, const uint8_t *constants, void *workspace, int64_t *nanoseconds);
+
+/* What the threads of a call did when. A thread's events lie in order from events[thread * capacity] on; counts[thread]
+ * says how many there were: what found no room is counted, not kept. `what` is the number of the kernel that has ended
+ * (thread 0 alone), or one of tw_event_kind. The caller zeroes counts and owners; all belongs to it. */
+enum tw_event_kind { TW_EVENT_START = -1, TW_EVENT_ARRIVE = -2, TW_EVENT_LEAVE = -3 }; /* of the program; at, from a barrier */
+typedef struct tw_event {
+  int64_t nanoseconds; /* CLOCK_MONOTONIC */
+  int64_t what;
+} tw_event;
+typedef struct tw_timeline {
+  tw_event *events;
+  int64_t capacity;    /* events of one thread */
+  int64_t *counts;
+  uint64_t *owners;    /* which thread of the system each member is */
+  int32_t threads;     /* entries of counts and owners: those of the call */
+} tw_timeline;
+
+/* As tw_run_planned, and writes down what happened. */
+int32_t tw_run_timed(const tw_model *model, const tw_context *context, const void *const *inputs, void *const *outputs,
+                     const int64_t *shapes, const uint8_t *constants, void *workspace, int64_t workspace_bytes,
+                     int64_t *nanoseconds, tw_timeline *timeline);
 
 /* For hosts that have just planned: runs without planning again. `workspace_bytes` is what the plan said. */
 int32_t tw_run_planned(const tw_model *model, const tw_context *context, const void *const *inputs, void *const *outputs,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from msgspec import Struct, field
 
 from .dims import DimLike, Symbol
+from .facts import Facts
 from .graph import Constant
 from .loop import Kernel
 from .types import TensorType
@@ -24,12 +25,14 @@ class Place(Struct, frozen=True):
 
 
 class Launch(Struct, frozen=True, eq=False):
-    """Runs a kernel on all threads. `places` in the order of its buffers; `sizes` gives each of its symbols."""
+    """Runs a kernel on all threads. `places` in the order of its buffers; `sizes` gives each of its symbols.
+    `facts`: what is known of it, for people."""
 
     kernel: Kernel
     places: tuple[Place, ...]
     sizes: tuple[DimLike, ...]
     barrier: bool = True
+    facts: Facts | None = None
 
 
 class Repeat(Struct, frozen=True, eq=False):

@@ -16,37 +16,12 @@ from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
-from msgspec import Struct
-
 from tilewright.ir.errors import ArgumentError, ArtifactError
 from tilewright.runtime import _native
 from tilewright.runtime.buffer import TensorInfo, convert_input
+from tilewright.runtime.profile import CAPACITY, Profile, read_call
 
 Array = np.ndarray[Any, Any]
-Result = Array | tuple[Array, ...]
-
-
-class KernelTime(Struct, frozen=True):
-    """Time of one kernel in a profiled call, as the calling thread saw it."""
-
-    name: str
-    seconds: float
-
-
-class Profile(Struct, frozen=True):
-    """A profiled call: its result, and the time of every kernel in the order of the program."""
-
-    result: Result
-    kernels: tuple[KernelTime, ...]
-
-    @property
-    def seconds(self) -> float:
-        return sum(kernel.seconds for kernel in self.kernels)
-
-    def __str__(self) -> str:
-        total = self.seconds or 1.0
-        rows = [f"{kernel.seconds * 1e3:10.4f} ms {100 * kernel.seconds / total:5.1f} %  {kernel.name}" for kernel in self.kernels]
-        return "\n".join([*rows, f"{self.seconds * 1e3:10.4f} ms total"])
 
 
 class _Converter:
@@ -71,7 +46,8 @@ class Executable:
     """A compiled model. Call it with arrays by position or by name; one output comes back as an array, several as a tuple.
 
     `threads`: 0 uses what the process may use (affinity, cgroup quota). `object_code`, `constants` and `metadata` are what
-    saving needs; `save_with` is the driver's function behind `save`. `pack` puts the outputs together as the compiled function
+    saving needs; `save_with`, `facts_with` and `explain_with` are the driver's functions behind `save`, `profile` and
+    `explain`. `pack` puts the outputs together as the compiled function
     returned them (a dict, a list).
     """
 
@@ -84,6 +60,8 @@ class Executable:
         metadata: Mapping[str, Any] | None = None,
         save_with: Callable[..., Any] | None = None,
         pack: Callable[[Sequence[Array]], Any] | None = None,
+        facts_with: Callable[..., Any] | None = None,
+        explain_with: Callable[..., Any] | None = None,
     ) -> None:
         if threads < 0:
             raise ArgumentError(f"threads: found {threads}, expected 0 (all) or a positive number")
@@ -92,6 +70,8 @@ class Executable:
         self._threads = threads
         self._save_with = save_with
         self._pack = pack
+        self._facts_with = facts_with
+        self._explain_with = explain_with
         self.object_code = object_code
         self.metadata = dict(metadata or {})
         self.name: str = model.name
@@ -111,13 +91,16 @@ class Executable:
         metadata: Mapping[str, Any] | None = None,
         save_with: Callable[..., Any] | None = None,
         pack: Callable[[Sequence[Array]], Any] | None = None,
+        facts_with: Callable[..., Any] | None = None,
+        explain_with: Callable[..., Any] | None = None,
     ) -> Executable:
         """Load relocatable object code. `constants`: an opened `_native.Constants`, or a buffer (copied unless it is
         aligned to 64 bytes); None when the model has none or embeds them."""
         converter = _Converter()
         model = _native.Model.from_object(object_code, symbol, _as_constants(constants), converter)
         converter.bind(model)
-        return cls(model, threads=threads, object_code=object_code, metadata=metadata, save_with=save_with, pack=pack)
+        return cls(model, threads=threads, object_code=object_code, metadata=metadata, save_with=save_with, pack=pack,
+                   facts_with=facts_with, explain_with=explain_with)
 
     @classmethod
     def from_library(
@@ -152,11 +135,30 @@ class Executable:
         results = result if isinstance(result, tuple) else (result,)
         return {info.name: array for info, array in zip(self.outputs, results)}
 
-    def profile(self, *args: object, **named: object) -> Profile:
-        """One call with the time of every kernel."""
+    def profile(self, *args: object, calls: int = 1, out: Array | Sequence[Array | None] | None = None, **named: object) -> Profile:
+        """Calls with the time of every launch on every thread; print it, or see `Profile.by` and `Profile.trace`."""
+        if calls < 1:
+            raise ArgumentError(f"{self.name}: profile: found {calls} calls, expected 1 or more")
         values = self._merge(args, named) if named else args
-        result, nanoseconds = self._model.profile(values, None, self._threads)
-        return Profile(result, tuple(KernelTime(name, time * 1e-9) for name, time in zip(self.kernels, nanoseconds)))
+        found = []
+        result: object = None
+        for _ in range(calls):
+            result, nanoseconds, tracks = self._model.profile(values, out, self._threads, CAPACITY)
+            found.append(read_call(tracks, nanoseconds))
+        facts = None if self._facts_with is None else self._facts_with(self, [np.shape(value) for value in values])
+        return Profile(self.name, result, self.threads, self.kernels, tuple(found), facts)
+
+    def explain(self, *args: object, sizes: Mapping[str, int] | None = None, calls: int = 0, **named: object) -> Any:
+        """What the compiler made of the program: for each launch its source, strategy, tiles, layouts, what it moves and
+        computes, and what a model of this machine predicts. Print it, or read its `launches`.
+
+        Symbolic sizes come from example arguments, or from `sizes` by name, else they are some small ones. With `calls`, so
+        many calls with the arguments are measured beside."""
+        if self._explain_with is None:
+            raise ArtifactError(f"{self.name}: cannot be explained: it was loaded from an artifact, or is interpreted",
+                                hint="compile the program and ask what that gives")
+        values = self._merge(args, named) if named else args
+        return self._explain_with(self, values, dict(sizes or {}), calls)
 
     def plan(self, *shapes: Sequence[int]) -> tuple[list[tuple[int, ...]], int]:
         """The outputs' shapes and the bytes of workspace for inputs of these shapes."""
@@ -176,6 +178,8 @@ class Executable:
             metadata=self.metadata,
             save_with=self._save_with,
             pack=self._pack,
+            facts_with=self._facts_with,
+            explain_with=self._explain_with,
         )
 
     @property

@@ -560,8 +560,27 @@ def test_local_buffers() -> None:
     run = executable(kernel([Buffer("a", F32, (M, N), "in"), Buffer("c", F32, (M, N), "out")], [M, N], body), threads=2)
     a = floats(9, 211)
     np.testing.assert_array_equal(run(a), a[:, ::-1])
-    big = Alloc(Buffer("big", F32, (20000,), "local"))
-    with pytest.raises(InternalError, match="80000 bytes"):
+
+
+def test_large_local_buffers_are_apart_for_each_thread() -> None:
+    """More than fits on the stack: two of them, in memory that the runtime gives each thread with the workspace."""
+    buffers = [Buffer(name, F32, (20000,), "local") for name in ("big", "more")]
+    fill = [loop(j, N, "vector", Store(name, (j,), value))
+            for name, value in (("big", load("a", i, j)), ("more", apply("neg", load("a", i, j))))]
+    body = loop(i, M, "parallel", *map(Alloc, buffers), *fill,
+                loop(j, N, "vector", Store("c", (i, j), apply("sub", load("big", N - 1 - j), load("more", j)))))
+    made = kernel([Buffer("a", F32, (M, N), "in"), Buffer("c", F32, (M, N), "out")], [M, N], body)
+    a = floats(64, 2001)
+    for threads in (1, 3):
+        run = executable(made, threads=threads)
+        np.testing.assert_array_equal(run(a), a[:, ::-1] + a)
+        assert run.plan(a.shape)[1] >= 2 * 80000
+
+
+def test_a_large_local_buffer_of_a_vector_loop_is_refused() -> None:
+    """Each lane would have its own."""
+    big = loop(i, N, "vector", Alloc(Buffer("big", F32, (20000,), "local")), Store("c", (i,), load("a", i)), lanes=8)
+    with pytest.raises(InternalError, match="640000 bytes"):
         compile_program(single(kernel([vector("a"), vector("c", access="out")], [N], big)), HOST)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tilewright as tw
-from benchmarks.numpy_functions import leaves
+from benchmarks.numpy_peers import leaves
 from benchmarks.numpy_programs import PROGRAMS, Program
 
 OPTIONS = tw.Options(threads=1, cache=False)

@@ -380,7 +380,7 @@ def test_too_much_memory_is_refused(compile_model) -> None:
 
 
 def test_wrong_version(compile_model) -> None:
-    with pytest.raises(ArtifactError, match=r"ABI version 99, this runtime expects 1"):
+    with pytest.raises(ArtifactError, match=r"ABI version 99, this runtime expects 2"):
         Executable.from_object(compile_model("-DVERSION_NUMBER=99"), SEGMENT)
 
 

@@ -7,7 +7,7 @@ through escaped string constants: kernels are named by number.
 from __future__ import annotations
 
 from tilewright.backends.llvm.emit_entry import emit_plan, emit_thread
-from tilewright.backends.llvm.emit_loops import emit_kernel
+from tilewright.backends.llvm.emit_loops import emit_kernel, scratch_bytes
 from tilewright.backends.llvm.emit_model import ModelFacts, emit_model, emit_wrappers
 from tilewright.backends.llvm.emit_text import Module
 from tilewright.backends.llvm.lanes import MathOptions
@@ -35,9 +35,10 @@ def emit_program(program: Program, target: Target, facts: ModelFacts, name_prefi
     for kernel, symbol in zip(kernels, symbols):
         emit_kernel(module, kernel, symbol)
     plan, thread, model = (f"{prefix}_{part}" for part in ("plan_sizes", "thread", "model"))
-    emit_thread(module, program, thread, symbols)
+    scratch = [scratch_bytes(kernel) for kernel in kernels]
+    emit_thread(module, program, thread, symbols, scratch)
     emit_plan(module, program, plan)
-    emit_model(module, program, model, facts, plan, thread)
+    emit_model(module, program, model, facts, plan, thread, max(scratch, default=0))
     if name_prefix:
         emit_wrappers(module, prefix, model)
     return module.text(target.triple)

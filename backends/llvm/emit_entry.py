@@ -125,19 +125,20 @@ def _planned_sizes(program: Program) -> list[DimLike]:
 # ---- tw_thread ----
 
 
-def emit_thread(module: Module, program: Program, symbol: str, kernel_symbols: Sequence[str]) -> None:
-    """`kernel_symbols` names the functions of `program.kernels()`."""
+def emit_thread(module: Module, program: Program, symbol: str, kernel_symbols: Sequence[str], scratch: Sequence[int]) -> None:
+    """`kernel_symbols` names the functions of `program.kernels()`, `scratch` their bytes of the thread's own memory."""
     module.helpers.update(ENTRY_HELPERS)
     numbers = {id(kernel): number for number, kernel in enumerate(program.kernels())}
-    ThreadEmitter(module, program, symbol, kernel_symbols, numbers).emit()
+    ThreadEmitter(module, program, symbol, kernel_symbols, numbers, scratch).emit()
 
 
 class ThreadEmitter:
     """Emits `tw_thread`."""
 
     def __init__(self, module: Module, program: Program, symbol: str, kernel_symbols: Sequence[str],
-                 numbers: dict[int, int]) -> None:
+                 numbers: dict[int, int], scratch: Sequence[int]) -> None:
         self.program = program
+        self.scratch = scratch
         self.kernel_symbols = kernel_symbols
         self.numbers = numbers
         self.code = Function(module, f"define hidden i32 @{symbol}(ptr %team, ptr %inputs, ptr %outputs, ptr %shapes, "
@@ -156,6 +157,9 @@ class ThreadEmitter:
             for number in range(count):
                 slot = code.pure(f"getelementptr ptr, ptr %{space}s, i64 {number}")
                 self.pointers[(space, number)] = code.pure(f"load ptr, ptr {slot}, align 8")
+        if any(self.scratch):  # see tw_thread_function in csrc/abi.h
+            behind = code.pure(f"mul i64 {code.pure('add i64 %thread, 1')}, {-max(self.scratch)}")
+            self.pointers[("scratch", 0)] = code.pure(f"getelementptr i8, ptr %workspace, i64 {behind}")
         self.emit_steps(program.steps)
         code.end(f"ret i32 {code.value(f'load i32, ptr {self.status}')}")
         code.finish()
@@ -188,6 +192,8 @@ class ThreadEmitter:
                                 f"{len(launch.sizes)} sizes, expected {len(kernel.buffers)} and {len(kernel.symbols)}")
         arguments = ["ptr %team", *(f"ptr {self.address(place)}" for place in launch.places),
                      *(f"i64 {self.indices.uniform(size)}" for size in launch.sizes), "i64 %thread", "i64 %threads"]
+        if self.scratch[number]:
+            arguments.append(f"ptr {self.pointers['scratch', 0]}")
         status = code.value(f"call i32 @{self.kernel_symbols[number]}({', '.join(arguments)})")
         if launch.barrier:
             self.leave_unless_zero(code.value(f"call i32 @{AFTER_LAUNCH}(ptr %team, i64 %thread, i64 %threads, "

@@ -27,7 +27,7 @@ from tilewright.backends.llvm.emit_indices import Indices
 from tilewright.backends.llvm.emit_memory import Accesses, Memory, VectorLoop
 from tilewright.backends.llvm.emit_scalars import emit_bitcast, emit_cast, emit_scalar, literal, spread, spread_text
 from tilewright.backends.llvm.emit_text import MEMORY_TYPES, Function, Module, Value, mask_text, shaped
-from tilewright.ir.dims import DimLike, bounds, divides, row_major_strides, symbols_of
+from tilewright.ir.dims import DimLike, bounds, divides, product, row_major_strides, symbols_of
 from tilewright.ir.errors import InternalError
 from tilewright.ir.graph import Node
 from tilewright.ir.loop import (
@@ -51,7 +51,8 @@ from tilewright.ir.loop import (
 from tilewright.ir.ops.compute import Bitcast, Cast, Elementwise
 from tilewright.ir.types import BOOL, INDEX
 
-LOCAL_BYTES = 64 * 1024
+STACK_BYTES = 64 * 1024                               # of local buffers; more lies in memory that the runtime gives each thread
+LINE = 64
 COPIES = 4                                            # interleaved copies of a vector loop that reduces
 SHORT_LOOP = 4                                        # chunks of a static vector loop that are repeated without a loop
 KERNEL_ATTRIBUTES = "noinline nounwind"               # inlining would break `!invariant.load` on buffers others write
@@ -70,6 +71,20 @@ FIRST_ITERATION_TEXT = f"""define internal i64 @{FIRST_ITERATION}(i64 %extent, i
 }}"""
 
 
+def scratch_bytes(kernel: Kernel) -> int:
+    """What the kernel needs of the thread's own memory, a multiple of 64; 0 where its local buffers fit on the stack."""
+    total = sum(_local_bytes(s.buffer) for s in walk(kernel.body) if isinstance(s, Alloc) and s.buffer.space == "local")
+    return total if total > STACK_BYTES else 0
+
+
+def _local_bytes(buffer: Buffer) -> int:
+    """Of a local buffer, up to a whole line."""
+    size = product(buffer.shape)
+    if not isinstance(size, int):
+        raise InternalError(f"llvm backend: {buffer.space} buffer {buffer.name} has a symbolic shape {buffer.shape}")
+    return -(-size * buffer.dtype.bytes // LINE) * LINE
+
+
 def emit_kernel(module: Module, kernel: Kernel, symbol: str) -> None:
     """Appends the kernel's function to the module under the name `symbol`."""
     try:
@@ -86,13 +101,14 @@ class KernelEmitter:
     def __init__(self, module: Module, kernel: Kernel, symbol: str) -> None:
         self.kernel = kernel
         parameters = ["ptr %team", *(f"ptr {_attributes(buffer)} %b{i}" for i, buffer in enumerate(kernel.buffers)),
-                      *(f"i64 %s{i}" for i in range(len(kernel.symbols))), "i64 %thread", "i64 %threads"]
+                      *(f"i64 %s{i}" for i in range(len(kernel.symbols))), "i64 %thread", "i64 %threads",
+                      *(["ptr noalias align 64 %scratch"] if scratch_bytes(kernel) else [])]
         head = f"define internal i32 @{symbol}({', '.join(parameters)}) {KERNEL_ATTRIBUTES}"
         self.code = Function(module, head)
         self.indices = Indices(self.code)
         self.accesses = Accesses(self.code, self.indices)
         self.values: dict[str, Value] = {}
-        self.local_bytes = 0
+        self.local_bytes = 0                          # taken of the thread's own memory
         self.orders: dict[int, tuple[Node, ...]] = {}
         for i, kernel_symbol in enumerate(kernel.symbols):
             self.indices.bind(kernel_symbol.name, f"%s{i}")
@@ -222,11 +238,14 @@ class KernelEmitter:
         elements = max(1, private)
         for size in shape:
             elements *= size
-        if buffer.space == "local":
-            self.local_bytes += elements * buffer.dtype.bytes
-            if self.local_bytes > LOCAL_BYTES:
-                raise InternalError(f"llvm backend: local buffers take {self.local_bytes} bytes at {buffer.name}, "
-                                    f"at most {LOCAL_BYTES} fit on the stack")
+        if buffer.space == "local" and not private and scratch_bytes(self.kernel):
+            slot = self.code.pure(f"getelementptr i8, ptr %scratch, i64 {self.local_bytes}", self.indices.scopes[0].block)
+            self.local_bytes += _local_bytes(buffer)
+            self.accesses.memories[buffer.name] = Memory(buffer, slot, row_major_strides(shape), private)
+            return
+        if elements * buffer.dtype.bytes > STACK_BYTES:
+            raise InternalError(f"llvm backend: {buffer.space} buffer {buffer.name} of a vector loop takes "
+                                f"{elements * buffer.dtype.bytes} bytes, at most {STACK_BYTES} fit on the stack")
         slot = self.code.stack_slot(f"[{elements} x {MEMORY_TYPES[buffer.dtype.name]}]", buffer.space, 64)
         self.accesses.memories[buffer.name] = Memory(buffer, slot, row_major_strides(shape), private)
 

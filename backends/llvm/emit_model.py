@@ -17,7 +17,7 @@ from tilewright.ir.errors import CompileError
 from tilewright.ir.program import Program
 from tilewright.ir.types import TensorType
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 DESCRIPTOR = "{ ptr, i32, i32, ptr, ptr }"
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -75,7 +75,8 @@ class Data:
         return self.constant(f"[{len(values)} x {element}] [{', '.join(f'{element} {v}' for v in values)}]", alignment=8)
 
 
-def emit_model(module: Module, program: Program, name: str, facts: ModelFacts, plan: str, thread: str) -> None:
+def emit_model(module: Module, program: Program, name: str, facts: ModelFacts, plan: str, thread: str,
+               thread_bytes: int) -> None:
     """Appends the constant `name`. Call it last: the table of messages is complete only then."""
     data = Data(module)
     inputs, outputs = (_descriptors(data, entries) for entries in (program.inputs, program.outputs))
@@ -89,7 +90,7 @@ def emit_model(module: Module, program: Program, name: str, facts: ModelFacts, p
         f"ptr {data.pointers([data.string(kernel.name) for kernel in kernels])}",
         f"ptr {data.pointers([data.string(message) for message in module.sites])}",
         f"ptr @{plan}", f"ptr @{thread}", f"i64 {_static(program.workspace_bytes)}",
-        f"i64 {facts.golden_offset}", f"i64 {facts.golden_bytes}",
+        f"i64 {facts.golden_offset}", f"i64 {facts.golden_bytes}", f"i64 {thread_bytes}",
     ]
     kinds = ", ".join(field.split(" ")[0] for field in fields)
     # In process, the loader finds the symbol whatever its visibility; in a library it must not be seen.

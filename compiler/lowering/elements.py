@@ -8,21 +8,24 @@ primitives (`ir/schedule.py`), chosen here for all strategies but contractions.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_min, product
-from ..ir.graph import Node
-from ..ir.loop import Buffer, For, IndexValue, Load, Stmt, Store, expression_nodes
+from ..ir.graph import Graph, Node
+from ..ir.loop import Buffer, For, IndexValue, Let, Load, Stmt, Store, expression_nodes
 from ..ir.loop_verify import linear_factor
-from ..ir.ops.shape import Concat, Pad, UpdateSlice
+from ..ir.ops.compute import Bitcast, Cast, Elementwise
+from ..ir.ops.control import Const, Param
+from ..ir.ops.shape import Broadcast, Concat, Iota, Pad, UpdateSlice, unproved_windows
 from ..ir.schedule import Schedule, Step
 from .inline import Index, Inliner, Names, flatten_index, loop_symbol
 
 PARALLEL_CHUNK = 2048  # elements of a one-dimensional loop that a thread takes at once
 TILE_ROWS, TILE_COLUMNS = 16, 16  # of a transpose: a line of memory, and lines that do not fall onto each other in the first level
+LEAST_LANES = 4
 ENOUGH_PARALLEL = 16   # iterations of the parallel loop after which no further axis is merged into it
 
 
@@ -35,11 +38,8 @@ class Region(Struct, frozen=True):
     value: Callable[[Inliner, Index], Node]
 
 
-def regions_of(node: Node, buffer: Buffer, in_place: bool = False) -> list[Region]:
-    """The regions that make up a node's value. `in_place`: the buffer already holds update_slice's first operand."""
-    def whole(index: Index) -> Index:
-        return index
-
+def regions_of(node: Node, buffer: Buffer) -> list[Region]:
+    """The regions that make up a node's value. Those of an `overlapping` one must be written in order."""
     match node.op:
         case Concat(axis):
             regions = []
@@ -51,16 +51,28 @@ def regions_of(node: Node, buffer: Buffer, in_place: bool = False) -> list[Regio
         case Pad(low, _):
             x = node.inputs[0]
             if isinstance(x.op, Concat):
-                return [*border_regions(node, buffer), *(_inside(part, low) for part in regions_of(x, buffer))]
+                return [*_padding(node, buffer), *(_inside(part, low) for part in regions_of(x, buffer))]
             shape = tuple(map(_fitting, x.shape, low, itertools.repeat(1), node.shape))
-            return [*border_regions(node, buffer), Region(buffer, shape, _based(low), _reads(x))]
+            return [*_padding(node, buffer), Region(buffer, shape, _based(low), _reads(x))]
         case UpdateSlice(start, step):
             x, update = node.inputs
             shape = tuple(map(_fitting, update.shape, start, step, x.shape))
             window = Region(buffer, shape,
                             lambda index: tuple(s + i * by for s, i, by in zip(start, index, step)), _reads(update))
-            return [window] if in_place else [Region(buffer, x.shape, whole, _reads(x)), window]
-    return [Region(buffer, node.shape, whole, _reads(node))]
+            if 0 in update.shape or overlapping(node):
+                copied = Region(buffer, x.shape, _same, _reads(x))
+                return [copied] if 0 in update.shape else [copied, window]
+            return [*_slabs(buffer, start, update.shape, lambda place: _reads(x, place)), window]
+    return [Region(buffer, node.shape, _same, _reads(node))]
+
+
+def overlapping(node: Node) -> bool:
+    """Whether the last region of a node writes over what the ones before it have written: a window that skips elements, or
+    that only a check at run time shows to lie inside."""
+    if not isinstance(node.op, UpdateSlice):
+        return False
+    x, update = node.inputs
+    return any(by != 1 for by in node.op.step) or bool(unproved_windows(x.shape, node.op.start, update.shape, node.op.step))
 
 
 def _fitting(count: DimLike, start: DimLike, step: int, size: DimLike) -> DimLike:
@@ -69,8 +81,12 @@ def _fitting(count: DimLike, start: DimLike, step: int, size: DimLike) -> DimLik
     return dim_min(count, ceildiv(size - start, step))
 
 
-def _reads(node: Node) -> Callable[[Inliner, Index], Node]:
-    return lambda inliner, index: inliner.value(node, index)
+def _same(index: Index) -> Index:
+    return index
+
+
+def _reads(node: Node, place: Callable[[Index], Index] = _same) -> Callable[[Inliner, Index], Node]:
+    return lambda inliner, index: inliner.value(node, place(index))
 
 
 def _shifted(axis: int, offset: DimLike) -> Callable[[Index], Index]:
@@ -84,17 +100,28 @@ def _inside(part: Region, low: Index) -> Region:
 
 
 def border_regions(node: Node, buffer: Buffer) -> list[Region]:
-    """The padding of each axis as two slabs, which leave out what the axes before them have covered."""
+    """The regions of a node but the last: the padding, or what lies around a window."""
+    return _padding(node, buffer) if isinstance(node.op, Pad) else regions_of(node, buffer)[:-1]
+
+
+def _padding(node: Node, buffer: Buffer) -> list[Region]:
     op, (x, value) = node.op, node.inputs
     assert isinstance(op, Pad)
+    return _slabs(buffer, op.low, x.shape, lambda place: lambda inliner, index: inliner.value(value, ()))
+
+
+def _slabs(buffer: Buffer, start: Index, shape: Index,
+           value: Callable[[Callable[[Index], Index]], Callable[[Inliner, Index], Node]]) -> list[Region]:
+    """What lies around the part of `shape` from `start` on, as two slabs an axis, which leave out what the axes before them
+    have covered. `value`: what a slab stores, from where its positions lie."""
     regions = []
-    for axis in range(x.rank):
-        for first, count in ((0, op.low[axis]), (op.low[axis] + x.shape[axis], op.high[axis])):
+    for axis, whole in enumerate(buffer.shape):
+        end = start[axis] + shape[axis]
+        for first, count in ((0, start[axis]), (end, whole - end)):
             if count == 0:
                 continue
-            shape = (*x.shape[:axis], count, *node.shape[axis + 1:])
-            base = (*op.low[:axis], first, *(0 for _ in node.shape[axis + 1:]))
-            regions.append(Region(buffer, shape, _based(base), lambda inliner, index: inliner.value(value, ())))
+            place = _based((*start[:axis], first, *(0 for _ in buffer.shape[axis + 1:])))
+            regions.append(Region(buffer, (*shape[:axis], count, *buffer.shape[axis + 1:]), place, value(place)))
     return regions
 
 
@@ -124,6 +151,37 @@ def lower_region(region: Region, inliner: Inliner, lanes: int) -> Nest:
     return nest([(s, n) for s, _, n in axes if n != 1], body, lanes, names)
 
 
+def lower_together(results: Sequence[Node], buffers: Sequence[Buffer], inliner: Inliner, lanes: int) -> Nest:
+    """One loop nest that stores several values of one shape. What more than one of them needs is computed once."""
+    axes = [(*loop_symbol(inliner.names.fresh("i"), n), n) for n in results[0].shape]
+    index = tuple(at for _, at, _ in axes)
+    for node in _shared(results):
+        inliner.latch_value(node, index)
+    values = [inliner.latch_value(node, index) for node in results]
+    place = flatten_index(index, results[0].shape)
+    stores = (Store(buffer.name, (place,), value) for buffer, value in zip(buffers, values, strict=True))
+    return nest([(s, n) for s, _, n in axes if n != 1], (*inliner.block, *stores), lanes, inliner.names)
+
+
+def _shared(results: Sequence[Node]) -> list[Node]:
+    """The nodes, operands first, that several results compute at their own place, without what only these need."""
+    reached: dict[Node, set[int]] = {}
+    nodes = Graph("together", [], results).nodes()
+    for number, result in enumerate(results):
+        reached.setdefault(result, set()).add(number)
+    for node in reversed(nodes):
+        if isinstance(node.op, (Elementwise, Cast, Bitcast)):
+            for operand in node.inputs:
+                reached.setdefault(operand, set()).update(reached.get(node, ()))
+    found: set[Node] = set()
+    for node in nodes:
+        for operand in node.inputs:
+            if len(reached.get(operand, ())) > max(1, len(reached.get(node, ()))):
+                found.add(operand)
+    found |= {result for result in results if len(reached[result]) > 1}
+    return [n for n in nodes if n in found and not isinstance(n.op, (Const, Param, Broadcast, Iota)) and n.shape == results[0].shape]
+
+
 def lower_border(region: Region, inliner: Inliner, lanes: int) -> Nest:
     """The loop nest of a border beside a nest that is parallel as built. So is this one: borders lie apart, which is not
     always provable from where they store."""
@@ -141,10 +199,11 @@ def nest(loops: Loops, body: tuple[Stmt, ...], lanes: int, names: Names) -> Nest
     if _crosses(merged, body):
         schedule += _in_tiles(merged, lanes)
     elif len(merged) > 1:
-        schedule += (*share(merged[:-1]), Step("vectorize", (last.name, lanes)))
+        schedule += (*share(merged[:-1]), Step("vectorize", (last.name, fitting_lanes(lanes, merged[-1][1]))))
     else:
         inner = names.fresh(f"{last.name}_inner")
-        schedule += (*share(merged), Step("split", (last.name, PARALLEL_CHUNK, "min", inner)), Step("vectorize", (inner, lanes)))
+        schedule += (*share(merged), Step("split", (last.name, PARALLEL_CHUNK, "min", inner)),
+                     Step("vectorize", (inner, fitting_lanes(lanes, merged[-1][1]))))
     return Nest(_serial(loops, body), schedule)
 
 
@@ -161,6 +220,13 @@ def _in_tiles(loops: Loops, lanes: int) -> Schedule:
     (before, _), (last, _) = loops[-2:]
     return (*share(loops[:-2] or loops[:1]), Step("split", (before.name, TILE_ROWS)), Step("split", (last.name, TILE_COLUMNS)),
             Step("reorder", (f"{before.name}_inner", f"{last.name}_outer")), Step("vectorize", (f"{last.name}_inner", lanes)))
+
+
+def fitting_lanes(lanes: int, extent: DimLike) -> int:
+    """The lanes of a vector loop, fewer where most would be idle."""
+    while lanes > LEAST_LANES and 2 * bounds(extent)[1] <= lanes:
+        lanes //= 2
+    return lanes
 
 
 def around(loops: Loops, body: tuple[Stmt, ...], names: Names, further: Schedule = ()) -> Nest:
@@ -188,7 +254,7 @@ def share(loops: Loops) -> Schedule:
 def merge_neighbours(loops: Loops, body: tuple[Stmt, ...]) -> tuple[Schedule, Loops]:
     """Neighbouring axes that every access walks as if they were one become one; the loops then.
 
-    Left alone where the body has inner blocks or lets, or uses an index as a value: those read the single indices.
+    Left alone where the body has inner blocks or index lets, or uses an index as a value: those read the single indices.
     """
     accesses = _accesses(body) if len(loops) > 1 else None
     if accesses is None:
@@ -202,12 +268,13 @@ def merge_neighbours(loops: Loops, body: tuple[Stmt, ...]) -> tuple[Schedule, Lo
 
 
 def _accesses(body: tuple[Stmt, ...]) -> list[DimLike] | None:
-    """The indices of all loads and stores; None where the body does more than store what it loads."""
+    """The indices of all loads and stores; None where the body does more than name and store what it loads."""
     found: list[DimLike] = []
     for statement in body:
-        if not isinstance(statement, Store):
+        if isinstance(statement, Store):
+            found.append(statement.index[0])
+        elif not isinstance(statement, Let) or statement.symbol is not None:
             return None
-        found.append(statement.index[0])
         for node in expression_nodes(statement.value):
             if isinstance(node.op, IndexValue):
                 return None

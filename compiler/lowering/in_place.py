@@ -1,8 +1,8 @@
 """Kernels that write over one of their operands.
 
 An elementwise chain whose operand is not needed afterwards can store its result where the operand lies: each element is
-read in the same iteration that replaces it. The operand and the result become one `inout` buffer, so that neither the
-interpreter nor the backend takes them for separate memory.
+read in the same iteration that replaces it. One that replaces a part of its operand leaves the rest there. The operand and
+the result become one `inout` buffer, so that neither the interpreter nor the backend takes them for separate memory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from ..ir.graph import Op
-from ..ir.loop import Kernel, Load, Stmt, Store, blocks_of, expression_nodes, expressions_of, map_statements
+from ..ir.loop import For, Kernel, Load, Stmt, Store, blocks_of, expression_nodes, expressions_of, map_statements
 
 
 def writes_over(kernel: Kernel, operand: str, result: str, name: str) -> Kernel | None:
@@ -28,8 +28,25 @@ def writes_over(kernel: Kernel, operand: str, result: str, name: str) -> Kernel 
         return replace(op, buffer=result) if isinstance(op, Load) and op.buffer == operand else op
 
     body = map_statements(kernel.body, lambda size: size, change, lambda buffer, index: (buffer, index))
+    body = _without_self_copies(body, result)
     buffers = tuple(replace(b, space="inout") if b.name == result else b for b in kernel.buffers if b.name != operand)
     return Kernel(name, buffers, kernel.symbols, body, kernel.loc)
+
+
+def _without_self_copies(body: Sequence[Stmt], buffer: str) -> tuple[Stmt, ...]:
+    """The statements without those that store what lies there, and without loops that have nothing else to do."""
+    kept: list[Stmt] = []
+    for statement in body:
+        match statement:
+            case Store(index=index, combine="") if statement.buffer == buffer and statement.value.op == \
+                    Load(buffer, index, statement.value.dtype):
+                continue
+            case For(body=inner):
+                statement = replace(statement, body=_without_self_copies(inner, buffer))
+                if not statement.body:
+                    continue
+        kept.append(statement)
+    return tuple(kept)
 
 
 def _blocks(body: Sequence[Stmt]) -> list[tuple[Stmt, ...]]:

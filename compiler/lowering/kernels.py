@@ -9,24 +9,27 @@ from msgspec.structs import replace
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, Symbol, product, symbols_of
 from ..ir.errors import UNKNOWN, InternalError, Loc
+from ..ir.facts import Choice
 from ..ir.graph import Builder, Graph, Node, encode, encode_op
 from ..ir.loop import Alloc, Buffer, Check, For, IndexValue, Kernel, Let, Load, Stmt, Store, expression_nodes, expressions_of, walk
-from ..ir.ops.compute import ArgSort, Cumulative, PackedConv, PackedDot, Sort
+from ..ir.ops.compute import ArgSort, Cumulative, Elementwise, PackedConv, PackedDot, Sort
 from ..ir.ops.control import Fusion, Param
 from ..ir.ops.shape import Broadcast, Concat, Pad, ScatterAlong, ScatterND, Slice, UpdateSlice, unproved_windows
+from ..ir.ops.winograd import WinogradConv
 from ..ir.schedule import Schedule, apply_legal
 from ..ir.types import INDEX, TensorType
 from ..tiles import Tile, choose_tile
 from .columns import lower_columns
 from .contraction import lower_contraction
-from .elements import Nest, border_regions, lower_border, lower_region, regions_of
+from .elements import Nest, border_regions, lower_border, lower_region, lower_together, overlapping, regions_of
 from .generalize import generalize
 from .in_place import writes_over
 from .inline import ERROR_INDEX, Inliner, Names
-from .rows import RowKernel
+from .rows import LONG_CHAINS, RowKernel
 from .sorting import key_type, lower_argsort, lower_sort
 from .special import lower_cumulative, lower_scatter
 from .windows import lower_windows
+from .winograd import choose_block, lower_winograd
 
 # a buffer of a launch: its position among the node's operands, results and scratch so far, or the type of new scratch
 Entry = int | TensorType
@@ -34,8 +37,13 @@ Entry = int | TensorType
 Launches = list[tuple[Kernel, tuple[Entry, ...], dict[str, DimLike]]]
 
 
+CHAINS = 4  # vectors side by side where each is a long chain of operations
+
 # a kernel as it was first built, and the steps that made it what it is
 Plan = tuple[Kernel, Schedule]
+
+
+ELEMENTS = Choice("elements")
 
 
 class KernelMaker:
@@ -48,6 +56,7 @@ class KernelMaker:
         self._contractions: dict[tuple[str, Tile], Kernel] = {}
         self._in_place: dict[tuple[int, int], Kernel | None] = {}
         self.plans: dict[str, Plan] = {}
+        self.choices: dict[str, Choice] = {}  # by the kernel's name, for reports
 
     def make(self, node: Node) -> Launches:
         """The launches that compute a node, in order."""
@@ -72,6 +81,8 @@ class KernelMaker:
             over = None if over is None else replace(over, name=self._label(over.name))
             if over is not None and kernel.name in self.plans:
                 self.plans[over.name] = self.plans[kernel.name]
+            if over is not None:
+                self.choices[over.name] = replace(self.choices[kernel.name], in_place=True)
             self._in_place[key] = over
         in_place = self._in_place[key]
         return None if in_place is None else (in_place, values)
@@ -108,7 +119,7 @@ class KernelMaker:
             pairs = list(zip(body.results, outputs))
             lanes = self._lanes(body)
             statement = RowKernel(Inliner(inputs, names), body.nodes(), pairs, lanes).lower()
-            return [(self._kernel(body.name, buffers, [statement], node.loc), order, {})]
+            return [(self._kernel(body.name, buffers, [statement], node.loc, Choice("rows")), order, {})]
         return self._elements(body, inputs, outputs, names, node.loc, order)
 
     def _window_checks(self, node: Node, body: Graph) -> Launches:
@@ -129,7 +140,7 @@ class KernelMaker:
         if not statements:
             return []
         once = For(Symbol(inliner.names.fresh("once"), 0, 0), 1, "parallel", tuple(statements))
-        return [(self._kernel("check_windows", [], [Nest(once)], node.loc), (), {})]
+        return [(self._kernel("check_windows", [], [Nest(once)], node.loc, Choice("check")), (), {})]
 
     def _fresh_names(self, body: Graph) -> Names:
         taken = [s.name for n in body.nodes() if isinstance(n.type, TensorType) for s in symbols_of(*n.type.shape)]
@@ -138,6 +149,8 @@ class KernelMaker:
     def _contraction(self, body: Graph, loc: Loc, order: tuple[int, ...]) -> Launches:
         """One kernel for each tile and epilogue, whatever the sizes, where the epilogue allows it."""
         core = _core_of(body)
+        if isinstance(core.op, WinogradConv):
+            return [(self._winograd(body, core, loc), order, {})]
         count = core.op.batch if isinstance(core.op, PackedDot) else 0
         columns = core.inputs[1].shape[-1]
         assert isinstance(columns, int)
@@ -153,38 +166,59 @@ class KernelMaker:
             core, result, names = _core_of(body), body.results[0], self._fresh_names(body)
             statement = lower_contraction(core, result, out, inputs[core.inputs[0]], inputs[core.inputs[1]],
                                           Inliner(inputs, names), tile)
-            borders = border_regions(result, out) if isinstance(result.op, Pad) else []
-            nests = [Nest(statement), *(lower_border(border, Inliner(inputs, names), self._lanes(body)) for border in borders)]
-            self._contractions[key] = self._kernel(body.name, [*inputs.values(), out], nests, loc)
+            nests = [Nest(statement), *self._borders(body, out, inputs, names)]
+            self._contractions[key] = self._kernel(body.name, [*inputs.values(), out], nests, loc,
+                                                   Choice("contraction", (tile.rows, tile.columns), general is not None))
         return [(self._contractions[key], order, values)]
+
+    def _winograd(self, body: Graph, core: Node, loc: Loc) -> Kernel:
+        inputs = {p: Buffer(f"x{i}", p.dtype, p.shape, "in") for i, p in enumerate(body.params)}
+        out = Buffer("y0", body.results[0].dtype, body.results[0].shape, "out")
+        names = self._fresh_names(body)
+        statement = lower_winograd(core, body.results[0], out, inputs[core.inputs[0]], inputs[core.inputs[1]],
+                                   Inliner(inputs, names), choose_block(core, self.caps))
+        return self._kernel(body.name, [*inputs.values(), out], [Nest(statement), *self._borders(body, out, inputs, names)], loc)
+
+    def _borders(self, body: Graph, out: Buffer, inputs: dict[Node, Buffer], names: Names) -> list[Nest]:
+        """What lies around a result that is padded."""
+        result = body.results[0]
+        borders = border_regions(result, out) if isinstance(result.op, Pad) else []
+        return [lower_border(border, Inliner(inputs, names), self._lanes(body)) for border in borders]
 
     def _elements(self, body: Graph, inputs: dict[Node, Buffer], outputs: list[Buffer], names: Names, loc: Loc,
                   order: tuple[int, ...]) -> Launches:
         lanes = self._lanes(body)
         buffers = [*inputs.values(), *outputs]
+        if len(outputs) > 1:
+            together = lower_together(body.results, outputs, Inliner(inputs, names), lanes)
+            return [(self._kernel(body.name, buffers, [together], loc), order, {})]
         windows = lower_windows(body, inputs, outputs[0], names, self.caps)
         if windows is not None:
-            return [(self._kernel(body.name, buffers, [Nest(windows)], loc), order, {})]
+            return [(self._kernel(body.name, buffers, [Nest(windows)], loc, Choice("windows")), order, {})]
         columns = lower_columns(body, inputs, outputs[0], names, self.caps)
         if columns is not None:
-            return [(self._kernel(body.name, buffers, [columns], loc), order, {})]
+            return [(self._kernel(body.name, buffers, [columns], loc, Choice("columns")), order, {})]
         root = body.results[0]
         regions = regions_of(root, outputs[0])
         statements = [lower_region(region, Inliner(inputs, names), lanes) for region in regions]
-        if isinstance(root.op, UpdateSlice):
+        if overlapping(root):
             # the second loop overwrites what the first one copied: a barrier must stand between them
             return [(self._kernel(body.name, buffers, [s], loc), order, {}) for s in statements]
-        assert len(outputs) == 1 and (len(regions) == 1 or isinstance(root.op, (Concat, Pad)))
+        if isinstance(root.op, UpdateSlice):
+            statements[:-1] = [lower_border(region, Inliner(inputs, names), lanes) for region in regions[:-1]]
+        assert len(outputs) == 1 and (len(regions) == 1 or isinstance(root.op, (Concat, Pad, UpdateSlice)))
         return [(self._kernel(body.name, buffers, statements, loc), order, {})]
 
     def _lanes(self, body: Graph) -> int:
-        """Lanes of the vector loops: one register of the widest type that is computed with."""
+        """Lanes of the vector loops: one register of the widest type that is computed with, or several where functions are
+        computed whose operations wait for one another."""
         widest = max((n.dtype for n in body.nodes() if isinstance(n.type, TensorType)), key=lambda d: d.bits)
         narrow = [n.dtype for n in body.results]
         if all(d.bits < 32 for d in narrow) and widest.bits < 32:
             return min(self.caps.lanes(widest), 16)
-        main = max((d for d in narrow), key=lambda d: d.bits)
-        return max(self.caps.lanes(main if main.bits >= 32 else widest), 4)
+        main = min((d for d in narrow), key=lambda d: (d.bits < 32, d.bits))
+        chains = any(isinstance(n.op, Elementwise) and n.op.function in LONG_CHAINS for n in body.nodes())
+        return max(self.caps.lanes(main if main.bits >= 32 else widest), 4) * (CHAINS if chains else 1)
 
     # --- ops with a lowering of their own ----------------------------------------------------------------------------
 
@@ -196,32 +230,36 @@ class KernelMaker:
         match node.op:
             case Cumulative() as op:
                 statement = lower_cumulative(op, inputs[0], out, Inliner({}, names), self.caps.lanes(node.dtype))
-                return [(self._kernel(op.name, [*inputs, out], [statement], node.loc), (0, 1), {})]
+                return [(self._kernel(op.name, [*inputs, out], [statement], node.loc, Choice("cumulative")), (0, 1), {})]
             case ArgSort(axis, descending):
                 x, scratch = inputs[0], (TensorType(out.dtype, out.shape), TensorType(key_type(inputs[0].dtype), out.shape))
                 spare, keys = (Buffer(name, t.dtype, t.shape, "out") for name, t in zip(("spare", "keys"), scratch))
                 statement = lower_argsort(axis, descending, x, out, spare, keys, Inliner({}, names), self.caps.lanes(x.dtype))
-                return [(self._kernel("arg_sort", [x, out, spare, keys], [statement], node.loc), (0, 1, *scratch), {})]
+                return [(self._kernel("arg_sort", [x, out, spare, keys], [statement], node.loc, Choice("sort")), (0, 1, *scratch), {})]
             case Sort(axis, descending):
                 spare = Buffer("spare", out.dtype, out.shape, "out")
                 statement = lower_sort(axis, descending, inputs[0], out, spare, Inliner({}, names), self.caps.lanes(out.dtype))
                 scratch_type = TensorType(out.dtype, out.shape)
-                return [(self._kernel("sort", [inputs[0], out, spare], [statement], node.loc), (0, 1, scratch_type), {})]
+                return [(self._kernel("sort", [inputs[0], out, spare], [statement], node.loc, Choice("sort")), (0, 1, scratch_type), {})]
             case ScatterND() | ScatterAlong():
                 copied = self.copy(node.tensor, node.loc)
                 target = Buffer("y0", out.dtype, out.shape, "inout")
                 statement = lower_scatter(node, inputs[1], inputs[2], target, Inliner({}, names))
-                kernel = self._kernel(node.op.name, [inputs[1], inputs[2], target], [statement], node.loc)
+                kernel = self._kernel(node.op.name, [inputs[1], inputs[2], target], [statement], node.loc, Choice("scatter"))
                 return [*((copy, (0, count), {}) for copy in copied), (kernel, (1, 2, count), {})]
         raise InternalError(f"lowering: no kernel for {node.op.spelling}", loc=node.loc)
 
     # --- assembly ----------------------------------------------------------------------------------------------------
 
-    def _kernel(self, name: str, buffers: Sequence[Buffer], nests: Sequence[Nest], loc: Loc) -> Kernel:
+    def _kernel(self, name: str, buffers: Sequence[Buffer], nests: Sequence[Nest], loc: Loc,
+                choice: Choice = ELEMENTS) -> Kernel:
         flat = tuple(Buffer(b.name, b.dtype, (product(b.shape),), b.space) for b in buffers)
         body = tuple(nest.statement for nest in nests)
         plain = Kernel(self._label(name), flat, free_symbols(flat, body), body, loc)
-        kernel, schedule = apply_legal(plain, tuple(step for nest in nests for step in nest.schedule))
+        chosen = tuple(step for nest in nests for step in nest.schedule)
+        kernel, schedule = apply_legal(plain, chosen)
+        self.choices[kernel.name] = replace(choice, schedule=tuple(map(str, schedule)),
+                                            refused=tuple(str(step) for step in chosen if step not in schedule))
         if schedule:
             self.plans[kernel.name] = (plain, schedule)
         return kernel
@@ -235,7 +273,7 @@ class KernelMaker:
 
 def _core_of(body: Graph) -> Node:
     """The contraction of a group."""
-    return next(n for n in body.nodes() if isinstance(n.op, (PackedDot, PackedConv)))
+    return next(n for n in body.nodes() if isinstance(n.op, (PackedDot, PackedConv, WinogradConv)))
 
 
 def _window_check(inliner: Inliner, node: Node, low: DimLike, high: DimLike, count: DimLike, extent: DimLike) -> Check:

@@ -4,7 +4,7 @@ Every node of the fused graph becomes a launch or control flow; a `reshape` is a
 are written straight into the outputs where they can be. Kernels that are the same up to names of values are shared.
 
 Assumes the form that `compiler/passes/fuse.py` establishes. Guarantees: a value's memory is not reused before its last
-reader ran; the states of loops are copied at the end of each round, never while a body still reads them.
+reader ran; the states of loops are replaced at the end of each round, never while a body still reads them.
 """
 
 from __future__ import annotations
@@ -14,18 +14,22 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct, field
 
 from ..ir.caps import Caps
-from ..ir.dims import DimLike, Symbol, product, size_of
+from ..ir.dims import DimLike, Symbol, bounds, product, size_of
 from ..ir.errors import UNKNOWN, InternalError, Loc
-from ..ir.graph import Constant, Graph, Node
+from ..ir.facts import Facts
+from ..ir.graph import Builder, Constant, Graph, Node
 from ..ir.loop import Kernel
 from ..ir.ops.control import Const, Fusion, Get, If, MakeTuple, Param, Scan, While
 from ..ir.ops.shape import Reshape
 from ..ir.program import Branch, Launch, Loop, Place, Program, Repeat, Step
 from ..ir.types import TensorType
 from .abstract import Sizes, abstract_graph
+from .facts import FactsMaker
 from .kernels import KernelMaker, Plan
 from .memory import ALIGNMENT, Storage, assign_offsets
 from .share import share_kernels
+
+FEW_BYTES = 4096  # up to which the states of a loop are copied rather than its body is made twice
 
 
 class Spot(Struct, frozen=True):
@@ -44,6 +48,7 @@ class Draft(Struct, eq=False):
     kernel: Kernel
     spots: tuple[Spot, ...]
     sizes: tuple[DimLike, ...]
+    facts: Facts
 
 
 class DraftBlock(Struct, eq=False):
@@ -75,6 +80,7 @@ class _Lowering:
         self.sizes = Sizes(frozenset(s.name for s in graph.symbols))
         self.graph = abstract_graph(graph, self.sizes)
         self.kernels = KernelMaker(caps)
+        self.facts = FactsMaker(self.sizes.concrete)
         self.storages: list[Storage] = []
         self.constants: dict[str, tuple[int, Constant]] = {}
         self.constants_bytes = 0
@@ -176,7 +182,8 @@ class _Lowering:
 
     def _launch(self, node: Node, operands: Sequence[Spot], targets: Sequence[Spot], drafts: Drafts) -> None:
         everything = [*operands, *targets]
-        for kernel, order, values in self.kernels.make(node):
+        made = self.kernels.make(node)
+        for number, (kernel, order, values) in enumerate(made):
             spots = []
             for entry in order:
                 if isinstance(entry, int):
@@ -184,7 +191,7 @@ class _Lowering:
                 else:
                     spots.append(self._new("scratch", entry))
                     everything.append(spots[-1])
-            drafts.append(Draft(kernel, tuple(spots), self._kernel_sizes(kernel, values)))
+            drafts.append(self._draft(node, kernel, spots, values, [*operands, *targets], number == len(made) - 1))
 
     def _write_over(self, node: Node, operands: Sequence[Spot], dying: set[Node], drafts: Drafts) -> Spot | None:
         """Launches the node's kernel in place of a dying operand, where that is possible; the operand's spot then."""
@@ -196,9 +203,17 @@ class _Lowering:
             if made is not None:
                 kernel, values = made
                 others = [o for i, o in enumerate(operands) if i != position]
-                drafts.append(Draft(kernel, (*others, spot), self._kernel_sizes(kernel, values)))
+                drafts.append(self._draft(node, kernel, [*others, spot], values, [*operands, spot]))
                 return spot
         return None
+
+    def _draft(self, node: Node, kernel: Kernel, spots: Sequence[Spot], values: dict[str, DimLike], around: Sequence[Spot],
+               main: bool = True) -> Draft:
+        """`around`: the node's operands and results; `main`: the launch computes the node, and does not prepare for it."""
+        sizes = self._kernel_sizes(kernel, values)
+        choice, spaces = self.kernels.choices[kernel.name], [spot.space for spot in around]
+        facts = self.facts.facts_of(node, kernel, choice, spaces, sizes, main)
+        return Draft(kernel, tuple(spots), sizes, facts)
 
     def _kernel_sizes(self, kernel: Kernel, values: dict[str, DimLike]) -> tuple[DimLike, ...]:
         """What a launch passes for the kernel's symbols, in the program's own: `values` of the kernel's private ones."""
@@ -207,8 +222,9 @@ class _Lowering:
     def _copy(self, source: Spot, target: Spot, type: TensorType, drafts: Drafts, loc: Loc = UNKNOWN) -> None:
         if source == target:
             return
+        copied = Builder(loc).add(Param("x0", type.dtype, type.shape))
         for kernel in self.kernels.copy(type, loc):
-            drafts.append(Draft(kernel, (source, target), self._kernel_sizes(kernel, {})))
+            drafts.append(self._draft(copied, kernel, [source, target], {}, [source, target], False))
 
     # --- control flow ------------------------------------------------------------------------------------------------
 
@@ -226,23 +242,24 @@ class _Lowering:
         other = self._body(op.else_body, operands[1:], targets)
         self._alive([*operands, *targets])
 
-        def make(parts: tuple[tuple[Step, ...], ...], condition: Place | None) -> Step:
-            assert condition is not None
-            return Branch(condition, parts[0], parts[1])
-
-        return DraftBlock((then, other), operands[0], make)
+        return DraftBlock((then, other), operands[0], _branch)
 
     def _while(self, op: While, operands: Sequence[Spot], targets: tuple[Spot, ...], drafts: Drafts, node: Node) -> None:
         types = _result_types(node)
         for source, target, type in zip(operands, targets, types):
             self._copy(source, target, type, drafts)
-        inside = [*targets, *operands[op.count:]]
+        captures = operands[op.count:]
         condition = self._new("while.condition", op.condition.results[0].tensor)
-        first = self._body(op.condition, inside, [condition])
+        first = self._body(op.condition, [*targets, *captures], [condition])
         next_states = [self._new("while.next", t) for t in types]
-        steps = self._body(op.body, inside, next_states)
+        steps = self._body(op.body, [*targets, *captures], next_states)
+        over: Drafts = []
         for source, target, type in zip(next_states, targets, types):
-            self._copy(source, target, type, steps)
+            self._copy(source, target, type, over)
+        if all(bounds(t.elements)[1] * t.dtype.bytes <= FEW_BYTES for t in types):
+            steps += over
+        else:
+            steps += self._round_back(op, captures, next_states, targets, over)
         self.clock += 1
         self._alive([*operands, *targets, condition, *next_states])
 
@@ -251,6 +268,17 @@ class _Lowering:
             return Loop(parts[0], place, parts[1])
 
         drafts.append(DraftBlock((first, steps), condition, make))
+
+    def _round_back(self, op: While, captures: Sequence[Spot], states: Sequence[Spot], targets: Sequence[Spot],
+                    over: Drafts) -> Drafts:
+        """The next round with the memory of states exchanged, so that large ones need not be copied; only when the loop ends
+        in between they are, and its condition is then false once more."""
+        condition = self._new("while.condition", op.condition.results[0].tensor)
+        drafts = self._body(op.condition, [*states, *captures], [condition])
+        back = self._body(op.body, [*states, *captures], targets)
+        self.clock += 1
+        self._alive([condition])
+        return [*drafts, DraftBlock((back, over), condition, _branch)]
 
     def _scan(self, op: Scan, operands: Sequence[Spot], targets: tuple[Spot, ...], drafts: Drafts, node: Node) -> None:
         types = _result_types(node)
@@ -286,11 +314,16 @@ class _Lowering:
         steps: list[Step] = []
         for draft in drafts:
             if isinstance(draft, Draft):
-                steps.append(Launch(draft.kernel, tuple(map(_place, draft.spots)), draft.sizes))
+                steps.append(Launch(draft.kernel, tuple(map(_place, draft.spots)), draft.sizes, facts=draft.facts))
             else:
                 condition = None if draft.condition is None else _place(draft.condition)
                 steps.append(draft.make(tuple(self._finish(part) for part in draft.parts), condition))
         return tuple(steps)
+
+
+def _branch(parts: tuple[tuple[Step, ...], ...], condition: Place | None) -> Step:
+    assert condition is not None
+    return Branch(condition, parts[0], parts[1])
 
 
 def _base(value: Node) -> Node:

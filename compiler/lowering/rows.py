@@ -2,7 +2,9 @@
 
 A group whose reductions all run over the same trailing axes. For each row (parallel) the reductions are computed in
 order, each by a vector loop over the row; then the results are written by one more. An expensive value that several of
-these loops need (the exponential of a softmax) is kept in a row buffer when the row's size is known and small.
+these loops need (the exponential of a softmax) is kept in a row buffer where the row is small. Where its size is known at
+run time only, so is which: there are two bodies then, of which the one for long rows computes such values anew; and
+one more for rows shorter than a vector, which runs along several rows at once.
 The loops are built serial; their vectors are steps of the schedule, with reductions reassociated.
 """
 
@@ -10,19 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..ir.dims import DimLike, Symbol, product
+from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_min, product
 from ..ir.graph import Node
-from ..ir.loop import Alloc, Buffer, For, Literal, Stmt, Store
+from ..ir.loop import Alloc, Buffer, For, If, Literal, Stmt, Store
 from ..ir.ops.compute import COMBINE, Cast, Elementwise, Reduce, accumulator_dtype, reduction_identity
 from ..ir.schedule import Step
-from ..ir.types import DType
-from .elements import Loops, Nest, around
+from ..ir.types import INDEX, DType
+from .elements import Loops, Nest, around, fitting_lanes
 from .inline import Index, Inliner, Names, flatten_index, loop_symbol, unflatten_index
 
 ROW_BUFFER_BYTES = 32768
+SHORT_ROW = 8     # rows of fewer elements run side by side
+BLOCK_ROWS = 64   # that a thread takes at once where rows may be short
 EXPENSIVE = frozenset({"exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos",
                        "atan", "atan2", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "sigmoid", "pow",
                        "cbrt", "hypot", "div", "sqrt", "floordiv", "mod", "rem"})
+# long chains of operations, of which a core works on several at a time
+LONG_CHAINS = EXPENSIVE - {"div", "sqrt", "floordiv", "mod", "rem"}
 
 
 def row_split(reduction: Node) -> int | None:
@@ -39,7 +45,7 @@ class RowKernel:
     """The statements of one row kernel."""
 
     def __init__(self, inliner: Inliner, nodes: Sequence[Node], results: Sequence[tuple[Node, Buffer]], lanes: int) -> None:
-        self.root = inliner
+        self.outside = self.root = inliner
         self.names: Names = inliner.names
         self.nodes = nodes
         self.results = results
@@ -50,43 +56,82 @@ class RowKernel:
         assert outer is not None
         self.outer, self.inner = first.inputs[0].shape[:outer], first.inputs[0].shape[outer:]
         self.row_size = product(self.inner)
+        self.across = False
         self.hoisted: set[Node] = set()
         self.vectors: list[Step] = []
 
     def lower(self) -> Nest:
         axes = [(*loop_symbol(self.names.fresh("i"), n), n) for n in self.outer]
         row = tuple(at for _, at, _ in axes)
+        loops: Loops = [(s, n) for s, _, n in axes if n != 1]
+        if not isinstance(self.row_size, int) and axes and bounds(axes[-1][2])[1] >= SHORT_ROW:
+            loops, body = self._in_blocks(loops, row)
+        else:
+            body = self._along_rows(row)
+        return around(loops, tuple(body), self.names, tuple(self.vectors))
+
+    def _in_blocks(self, loops: Loops, row: Index) -> tuple[Loops, list[Stmt]]:
+        """Blocks of rows that are worked on one after another, or side by side in vectors where they turn out to be short."""
+        rows = self.outer[-1]
+        block, at_block = loop_symbol(self.names.fresh("block"), ceildiv(rows, BLOCK_ROWS))
+        count = dim_min(BLOCK_ROWS, rows - at_block * BLOCK_ROWS)
+        short = self.outside.scalar("lt", self.outside.index(self.row_size), self.outside.literal(SHORT_ROW, INDEX))
+        bodies = []
+        for across in (True, False):
+            variable, at = loop_symbol(self.names.fresh("i"), count)
+            place = (*row[:-1], at_block * BLOCK_ROWS + at)
+            self.across = across
+            if across:
+                self.vectors.append(Step("vectorize", (variable.name, min(self.lanes, SHORT_ROW))))
+            body = self._body(place, {}) if across else self._along_rows(place)
+            bodies.append((For(variable, count, "serial", tuple(body)),))
+        return [*loops[:-1], (block, ceildiv(rows, BLOCK_ROWS))], [If(short, *bodies)]
+
+    def _along_rows(self, row: Index) -> list[Stmt]:
+        """What computes one row, with expensive values in row buffers where these are large enough."""
         kept = self._kept_values()
+        body = self._body(row, kept)
+        if not kept or isinstance(self.row_size, int):
+            return body
+        most = min(int(product(buffer.shape)) for buffer in kept.values())
+        small = self.root.scalar("le", self.root.index(self.row_size), self.root.literal(most, INDEX))
+        return [If(small, tuple(body), tuple(self._body(row, {})))]
+
+    def _body(self, row: Index, kept: dict[Node, Buffer]) -> list[Stmt]:
+        """What computes one row, with these values in row buffers."""
+        self.root, self.hoisted = self.outside.inner(), set()
         body: list[Stmt] = []
         written: dict[Node, Buffer] = {}
         for reduction in self.reductions:
             body.extend(self._reduce(reduction, row, kept, written))
         body.extend(self._write_results(row, kept, written))
-        loops: Loops = [(s, n) for s, _, n in axes if n != 1]
-        return around(loops, tuple(body), self.names, tuple(self.vectors))
+        return body
 
     def _along(self) -> tuple[Symbol, DimLike]:
-        """The variable of a loop over the row, which is to run in vectors."""
+        """The variable of a loop over the row, which is to run in vectors unless rows do."""
         variable, at = loop_symbol(self.names.fresh("k"), self.row_size)
-        self.vectors.append(Step("vectorize", (variable.name, self.lanes, True)))
+        if not self.across:
+            self.vectors.append(Step("vectorize", (variable.name, fitting_lanes(self.lanes, self.row_size), True)))
         return variable, at
 
     def _kept_values(self) -> dict[Node, Buffer]:
-        """Expensive values that more than one loop over the row reads, each with its row buffer."""
-        if not isinstance(self.row_size, int):
-            return {}
+        """Expensive values that more than one loop over the row reads, each with its row buffer. Those of a row whose size
+        is not known share all the room evenly."""
         loops: dict[Node, int] = {}
         for root in [*self.reductions, *(n for n, _ in self.results)]:
             for node in self._needed(root):
                 loops[node] = loops.get(node, 0) + 1
+        full = (*self.outer, *self.inner)
+        wanted = [n for n in self.nodes if isinstance(n.op, Elementwise) and n.op.function in EXPENSIVE
+                  and n.shape == full and loops.get(n, 0) > 1]
         kept: dict[Node, Buffer] = {}
         room = ROW_BUFFER_BYTES
-        full = (*self.outer, *self.inner)
-        for node in self.nodes:
-            expensive = isinstance(node.op, Elementwise) and node.op.function in EXPENSIVE
-            bytes_needed = self.row_size * node.dtype.bytes if expensive else 0
-            if expensive and node.shape == full and loops.get(node, 0) > 1 and bytes_needed <= room:
-                kept[node] = Buffer(self.names.fresh("row"), node.dtype, (self.row_size,), "local")
+        fixed = isinstance(self.row_size, int)
+        for node in wanted:
+            size = self.row_size if fixed else ROW_BUFFER_BYTES // sum(n.dtype.bytes for n in wanted)
+            bytes_needed = int(product((size, node.dtype.bytes)))
+            if bytes_needed <= room:
+                kept[node] = Buffer(self.names.fresh("row"), node.dtype, (size,), "local")
                 room -= bytes_needed
         return kept
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from ..ir.dims import DimLike
+from collections.abc import Sequence
+
+from ..ir.dims import DimLike, bounds, ceildiv, dim_min, divides
 from ..ir.graph import Node
-from ..ir.loop import Alloc, Buffer, For, Stmt, Store
+from ..ir.loop import Alloc, Buffer, For, If, Stmt, Store
 from ..ir.ops.compute import COMBINE, Cumulative, accumulator_dtype, reduction_identity
 from ..ir.ops.shape import ScatterAlong, ScatterND
 from .elements import Loops, Nest, around, nest
 from .inline import Index, Inliner, flatten_index, loop_symbol
+
+ROWS = 4  # that run side by side
 
 SCATTER = {"set": "", "add": "add", "mul": "mul", "min": "min", "max": "max"}
 
@@ -26,25 +30,50 @@ def _axes(inliner: Inliner, shape: Index, without: int) -> tuple[Loops, list[Dim
 
 
 def lower_cumulative(op: Cumulative, x: Buffer, out: Buffer, inliner: Inliner, lanes: int) -> Nest:
-    """Runs along the axis; other axes are independent, the last of them a vector loop."""
+    """Runs along the axis; other axes are independent: where one of them is the last it is a vector loop, and otherwise some
+    rows run side by side, since each step of one waits for the step before."""
+    if op.axis == len(x.shape) - 1 and op.axis > 0 and bounds(x.shape[op.axis - 1])[1] >= ROWS:
+        return _rows_side_by_side(op, x, out, inliner)
     loops, index = _axes(inliner, x.shape, op.axis)
-    size = x.shape[op.axis]
-    dtype = accumulator_dtype(x.dtype)
-    running = Buffer(inliner.names.fresh("running"), dtype, (), "register")
-    step, k = loop_symbol(inliner.names.fresh("k"), size)
-    index[op.axis] = size - 1 - k if op.reverse else k
-    place = flatten_index(index, x.shape)
-    inside = inliner.inner()
-    value = inside.cast(inside.load(x, tuple(index)), dtype)
-    total = inside.scalar(COMBINE[op.kind], inside.load(running, ()), value)
-    update = Store(running.name, (), total)
-    store = Store(out.name, (place,), inside.cast(inside.load(running, ()), x.dtype))
-    round_body: tuple[Stmt, ...] = (store, update) if op.exclusive else (update, store)
-    start = Store(running.name, (), inliner.literal(reduction_identity(op.kind, dtype), dtype))
-    body: tuple[Stmt, ...] = (Alloc(running), start, For(step, size, "serial", round_body))
+    body = tuple(_run(op, x, out, inliner, [tuple(index)]))
     if loops and op.axis != len(x.shape) - 1:
         return nest(loops, body, lanes, inliner.names)
     return around(loops, body, inliner.names)
+
+
+def _rows_side_by_side(op: Cumulative, x: Buffer, out: Buffer, inliner: Inliner) -> Nest:
+    """The rows of the last axis but one in blocks of ROWS, and one by one where they do not fill a block."""
+    loops, index = _axes(inliner, x.shape[:-2], -1)
+    rows = x.shape[-2]
+    block, at_block = loop_symbol(inliner.names.fresh("block"), ceildiv(rows, ROWS))
+    first = at_block * ROWS
+    whole = tuple(_run(op, x, out, inliner, [(*index, first + row, 0) for row in range(ROWS)]))
+    rest, at_rest = loop_symbol(inliner.names.fresh("row"), dim_min(ROWS, rows - first))
+    single = For(rest, dim_min(ROWS, rows - first), "serial", tuple(_run(op, x, out, inliner, [(*index, first + at_rest, 0)])))
+    body: tuple[Stmt, ...] = whole
+    if not divides(ROWS, rows):
+        full = inliner.scalar("le", inliner.index(first + ROWS), inliner.index(rows))
+        body = (If(full, whole, (single,)),)
+    return around([*loops, (block, ceildiv(rows, ROWS))], body, inliner.names)
+
+
+def _run(op: Cumulative, x: Buffer, out: Buffer, inliner: Inliner, starts: Sequence[Index]) -> list[Stmt]:
+    """Running sums (or their like) from some places on, whose index is 0 along the axis."""
+    size, dtype = x.shape[op.axis], accumulator_dtype(x.dtype)
+    running = [Buffer(inliner.names.fresh("running"), dtype, (), "register") for _ in starts]
+    identity = inliner.literal(reduction_identity(op.kind, dtype), dtype)
+    found: list[Stmt] = [Alloc(buffer) for buffer in running]
+    found += [Store(buffer.name, (), identity) for buffer in running]
+    step, k = loop_symbol(inliner.names.fresh("k"), size)
+    inside = inliner.inner()
+    body: list[Stmt] = []
+    for buffer, start in zip(running, starts):
+        index = (*start[:op.axis], size - 1 - k if op.reverse else k, *start[op.axis + 1:])
+        total = inside.scalar(COMBINE[op.kind], inside.load(buffer, ()), inside.cast(inside.load(x, index), dtype))
+        update = Store(buffer.name, (), total)
+        store = Store(out.name, (flatten_index(index, x.shape),), inside.cast(inside.load(buffer, ()), x.dtype))
+        body += (store, update) if op.exclusive else (update, store)
+    return [*found, For(step, size, "serial", tuple(body))]
 
 
 # --- scatter ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from ..ir.dims import DimLike, product, provably_at_most
 from ..ir.graph import Builder, Constant, Graph, Node, Op
 from ..ir.ops.compute import Bitcast, Cast, Elementwise, Reduce
 from ..ir.ops.control import Const
-from ..ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Take, Transpose
+from ..ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Take, Transpose, UpdateSlice
 from ..ir.rewrite import Match, Pattern, Rule, RuleSet, call, rewrite_until_stable, uniform_value
 from ..ir.types import DType
 from ..options import Options
@@ -190,6 +190,8 @@ def drop_identity(b: Builder, op: Op, inputs: tuple[Node, ...]) -> Node | None:
             return x
         case Transpose(perm) if perm == tuple(range(x.rank)):
             return x
+        case UpdateSlice(start, step) if _is_own_window(start, step, x, inputs[1]):
+            return x
         case Slice(start, size, step) if size == x.shape and all(s == 0 for s in start) and all(s == 1 for s in step):
             return x
         case Pad(low, high) if all(n == 0 for n in (*low, *high)):
@@ -199,6 +201,12 @@ def drop_identity(b: Builder, op: Op, inputs: tuple[Node, ...]) -> Node | None:
         case Cast(dtype) | Bitcast(dtype) if dtype == x.dtype:
             return x
     return None
+
+
+def _is_own_window(start: Sequence[DimLike], step: Sequence[int], x: Node, update: Node) -> bool:
+    """Whether a window is put where it was taken from, which `x[i] += y` leads to."""
+    op = update.op
+    return isinstance(op, Slice) and update.inputs[0] is x and (op.start, op.step) == (start, step) and is_inside(op, x.shape)
 
 
 def merge_with_operand(b: Builder, op: Op, inputs: tuple[Node, ...]) -> Node | None:
@@ -437,6 +445,7 @@ STRUCTURAL: dict[type[Op], tuple[Simplification, ...]] = {
     Transpose: (drop_identity, merge_with_operand, move_single_element, reshape_for_transpose),
     Slice: (drop_identity, merge_slices, move_single_element, slice_of_broadcast, slice_of_concat, slice_of_pad),
     Pad: (drop_identity, merge_with_operand),
+    UpdateSlice: (drop_identity,),
     Concat: (drop_identity, flatten_concat),
     Cast: (drop_identity, merge_casts, compute_before_broadcast),
     Bitcast: (drop_identity, merge_with_operand),

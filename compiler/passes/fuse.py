@@ -13,15 +13,14 @@ Strategies of a group, in the order in which they claim nodes:
 Cost model. Keeping a value costs one write and a read for each reader; computing it again costs its operations times
 the number of kernels (and of repetitions, behind a broadcast or in a window). A value that several kernels need is kept
 when computing it takes more than CHEAP weighted operations, or contains a reduction. A group never makes a cycle: a
-node joins only if no operand outside the group depends on the group.
+node joins only if no operand outside the group depends on the group. At last elementwise groups over one shape are joined
+where they read the same (`siblings.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-
-from msgspec import Struct, field
 
 from ..ir.dims import DimLike, bounds, product
 from ..ir.errors import merge_locs
@@ -58,8 +57,10 @@ from ..ir.ops.shape import (
     Transpose,
     UpdateSlice,
 )
+from ..ir.ops.winograd import WinogradConv
 from ..ir.types import TensorType
 from ..options import Options
+from .siblings import Group, Siblings
 
 CHEAP = 3          # weighted operations that may be computed again in another kernel
 REPEATED = 16      # weighted operations that may be computed again for an element that one kernel reads at several places
@@ -69,7 +70,7 @@ SMALL_ROW = 16     # rows shorter than this are reduced element by element
 INLINE = (Elementwise, Cast, Bitcast, Broadcast, Reshape, Transpose, Slice, Iota, SizeOf, Take, TakeAlong, GatherND)
 REGION = (Concat, Pad, UpdateSlice)
 INNER_LOOP = (Reduce, ReduceWindow, Conv, Dot, ArgReduce)
-CONTRACTION = (PackedDot, PackedConv)
+CONTRACTION = (PackedDot, PackedConv, WinogradConv)
 OWN_LOWERING = (Sort, ArgSort, Cumulative, ScatterND, ScatterAlong, If, While, Scan)
 # ops whose operands are read more than once an element
 REREADING = (ReduceWindow, Conv, Dot, Broadcast)
@@ -77,14 +78,6 @@ WEIGHTS = {"exp": 8, "log": 8, "pow": 16, "tanh": 12, "erf": 12, "sigmoid": 12, 
 
 MOST_PLACES = 32   # of one value in a kernel that are told apart
 Place = tuple[int, ...]  # the nodes that change the index between what a kernel stores and a value
-
-
-class Group(Struct, eq=False):
-    """A set of nodes that one kernel computes; `exits` are the values it stores."""
-
-    strategy: str
-    members: set[Node]
-    exits: list[Node] = field(default_factory=list)
 
 
 def fuse(graph: Graph, options: Options) -> Graph:
@@ -117,6 +110,8 @@ class _Fuser:
                 self._claim(self._grow("elements", node) if isinstance(node.op, INNER_LOOP)
                             else self._with_padding(group, node) if isinstance(node.op, Concat) else group)
         self._choose_kept()
+        self.groups, dropped = Siblings(self.groups, self.graph.results, self.order, self._outside, self._is_stored).join()
+        self.kept -= dropped
         return self._assemble()
 
     def _across(self, reduction: Node) -> bool:

@@ -32,6 +32,7 @@ from ..ir.types import I64
 from ..library import apply, broadcast, constant, full, pad, reduce, reshape, slice_axis, transpose
 from ..options import Options
 from ..tiles import panel_columns
+from .winograd import fast_convolution
 
 MOST_PARTS = 16  # convolutions that one transposed convolution may become
 
@@ -45,10 +46,10 @@ def pack_operands(graph: Graph, options: Options, caps: Caps) -> Graph:
             case Dot() as op:
                 return _pack_dot(b, op, inputs[0], inputs[1], caps)
             case Conv() as op if any(e != 1 for e in op.input_dilation) and op.channels_last:
-                made = _interleaved(b, op, node.shape, inputs[0], inputs[1], caps) if options.precision != "strict" else None
-                return _dilated(b, op, inputs[0], inputs[1], caps) if made is None else made
+                made = _interleaved(b, op, node.shape, inputs[0], inputs[1], options, caps) if options.precision != "strict" else None
+                return _dilated(b, op, inputs[0], inputs[1], options, caps) if made is None else made
             case Conv() as op:
-                return _pack_conv(b, op, inputs[0], inputs[1], caps)
+                return _pack_conv(b, op, inputs[0], inputs[1], options, caps)
             case ReduceWindow() as op if any(p != (0, 0) for p in op.padding):
                 value = reduction_identity(op.kind, inputs[0].dtype)
                 padded = pad(b, inputs[0], [p[0] for p in op.padding], [p[1] for p in op.padding], value)
@@ -98,7 +99,7 @@ def pack_columns(b: Builder, matrix: Node, batch: int, tile: int) -> Node:
     return transpose(b, split, [*axes, batch + 1, batch, batch + 2])
 
 
-def _pack_conv(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> Node | None:
+def _pack_conv(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps: Caps) -> Node | None:
     if not op.channels_last:
         return None
     rank = len(op.strides)
@@ -114,6 +115,9 @@ def _pack_conv(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> Node | Non
     if taps == 1 and all(s == 1 for s in op.strides):
         return _pack_dot(b, Dot((x.rank - 1,), (0,)), x, reshape(b, w, (channels, out)), caps)
     tile = panel_columns(out, product(x.shape[:-1]), accumulator_dtype(x.dtype), caps)
+    fast = fast_convolution(b, op, x, w, tile, options, caps)
+    if fast is not None:
+        return fast
     packed = pack_columns(b, reshape(b, w, (taps * channels, out)), 0, tile)
     sizes = tuple(int(k) for k in kernel)
     return b.add(PackedConv(sizes, op.strides, op.dilation, out), x, packed)
@@ -148,7 +152,8 @@ class _Axis(Struct, frozen=True):
         return len(self.phases) > 1
 
 
-def _interleaved(b: Builder, op: Conv, shape: tuple[DimLike, ...], x: Node, w: Node, caps: Caps) -> Node | None:
+def _interleaved(b: Builder, op: Conv, shape: tuple[DimLike, ...], x: Node, w: Node, options: Options,
+                 caps: Caps) -> Node | None:
     """A transposed convolution without the zeros, or None where that is not possible.
 
     Along an axis with e = input_dilation, an output o = e * q + r - start multiplies only the taps that meet an element
@@ -169,7 +174,7 @@ def _interleaved(b: Builder, op: Conv, shape: tuple[DimLike, ...], x: Node, w: N
     if any(s != 1 and e != 1 for s, e in zip(op.strides, op.input_dilation)) \
             or math.prod(len(a.phases) for a in axes) > MOST_PARTS or not _are_windows(axes, x.shape[1:-1], shape[1:-1]):
         return None
-    parts = [_part(b, op, axes, phases, x, w, caps) for phases in itertools.product(*(a.phases for a in axes))]
+    parts = [_part(b, op, axes, phases, x, w, options, caps) for phases in itertools.product(*(a.phases for a in axes))]
     rank, groups = len(axes), op.groups
     value = parts[0] if len(parts) == 1 else b.add(Concat(rank + 1), *parts)
     # [N, *sizes, *split residues, group, *residues in columns, channel of the group] -> [N, *(size, residue), channel]
@@ -212,7 +217,8 @@ def _are_windows(axes: Sequence[_Axis], sizes: Sequence[DimLike], outs: Sequence
     return all(bounds(size)[0] >= 0 for size in cut)
 
 
-def _part(b: Builder, op: Conv, axes: Sequence[_Axis], phases: Sequence[_Phase], x: Node, w: Node, caps: Caps) -> Node:
+def _part(b: Builder, op: Conv, axes: Sequence[_Axis], phases: Sequence[_Phase], x: Node, w: Node, options: Options,
+          caps: Caps) -> Node:
     """The convolution for one phase of each axis: [N, *sizes, 1, group, *residues in columns, channel of the group]."""
     rank, groups, out = len(axes), op.groups, w.shape[-1]
     counts = [1 if a.split else a.every for a in axes]
@@ -230,15 +236,15 @@ def _part(b: Builder, op: Conv, axes: Sequence[_Axis], phases: Sequence[_Phase],
     w = transpose(b, w, [*range(0, 2 * rank, 2), 2 * rank, 2 * rank + 1, *range(1, 2 * rank, 2), 2 * rank + 2])
     w = reshape(b, w, (*window, w.shape[rank], math.prod(counts) * out))
     plain = Conv(op.strides, ((0, 0),) * rank, tuple(p.dilation for p in phases), (1,) * rank, groups, True)
-    value = _pack_conv(b, plain, x, w, caps)
+    value = _pack_conv(b, plain, x, w, options, caps)
     assert value is not None
     return reshape(b, value, shape)
 
 
-def _dilated(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> Node | None:
+def _dilated(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps: Caps) -> Node | None:
     """A transposed convolution with the zeros between the elements written."""
     plain = Conv(op.strides, op.padding, op.dilation, (1,) * len(op.strides), op.groups, True)
-    return _pack_conv(b, plain, _spread(b, x, op.input_dilation), w, caps)
+    return _pack_conv(b, plain, _spread(b, x, op.input_dilation), w, options, caps)
 
 
 def _spread(b: Builder, x: Node, dilation: tuple[int, ...]) -> Node:

@@ -1,0 +1,114 @@
+"""Which convolutions Winograd's algorithm computes, and their weights in its form.
+
+It pays where the products it saves cost more than taking input and output apart and together: kernels of 2 to 7 taps, stride
+and dilation 1, constant weights, and enough channels on both sides. A model of the core decides (`_cycles`), for the tile
+that it finds best, and only for a gain of `WORTH`.
+
+Contract: bounded, as `ir/winograd.py` says, by tiles whose amplification is at most `MOST_AMPLIFICATION`; finite, since a
+NaN or an infinity reaches the whole tile. `precision="plain"` and `"strict"` forbid it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+
+from ..ir.caps import Caps
+from ..ir.dims import DimLike
+from ..ir.graph import Array, Builder, Constant, Node
+from ..ir.ops.compute import Conv
+from ..ir.ops.control import Const
+from ..ir.ops.shape import Reshape, Transpose
+from ..ir.ops.winograd import WinogradConv
+from ..ir.types import F32, F64, DType
+from ..ir.winograd import MOST_POINTS, Winograd, count_steps, winograd
+from ..options import Options
+from ..tiles import tiles_in_block
+
+RESULTS = (2, 4, 6)       # along an axis with more than one tap
+MOST_AMPLIFICATION = 1000.0
+WORTH = 1.15
+RATE = 0.92               # of the peak that the products of a tile reach
+FAR = 6.0                 # bytes a cycle that arrive from beyond the second level of memory
+USUAL_SIZE = 64           # of an axis that is symbolic
+
+
+def fast_convolution(b: Builder, op: Conv, x: Node, w: Node, columns: int, options: Options, caps: Caps) -> Node | None:
+    """The convolution of a padded x [N, *spatial, C] with w [*kernel, C, O] by Winograd's algorithm, its weights in panels of
+    `columns`; None where that is not allowed, possible, or faster."""
+    plain = all(s == 1 for s in (*op.strides, *op.dilation)) and op.groups == 1
+    if not plain or options.precision != "default" or x.dtype not in (F32, F64):
+        return None
+    weights = _known(w)
+    sizes = tuple(n - (k - 1) for n, k in zip(x.shape[1:-1], w.shape[:-2]))
+    if weights is None or 0 in (*weights.shape, x.shape[0], *sizes) or not np.isfinite(weights).all():
+        return None
+    axes = choose_tiles((x.shape[0], *sizes), weights.shape, columns, x.dtype, caps)
+    if axes is None:
+        return None
+    made = WinogradConv(weights.shape[:-2], tuple(axis.results for axis in axes), weights.shape[-1])
+    return b.add(made, x, b.add(Const(Constant(transform_weights(weights, axes, columns)))))
+
+
+def _known(node: Node) -> Array | None:
+    """The array of a constant, also behind changes of its layout."""
+    match node.op:
+        case Const(value):
+            return value.array
+        case Transpose() | Reshape():
+            array = _known(node.inputs[0])
+            return None if array is None else node.op.evaluate((array,), {})
+    return None
+
+
+def transform_weights(weights: Array, axes: Sequence[Winograd], columns: int) -> Array:
+    """[*kernel, C, O] -> [points, panels, C, columns], rounded once."""
+    value = weights.astype(np.float64)
+    for axis in axes:
+        value = np.tensordot(value, np.array(axis.weights), ([0], [1]))  # [*kernel, C, O] -> [C, O, *points] in turn
+    channels, out = weights.shape[-2:]
+    value = np.moveaxis(value.reshape(channels, out, -1), 2, 0)
+    panels = -(-out // columns)
+    padded = np.pad(value, [(0, 0), (0, 0), (0, panels * columns - out)]).reshape(-1, channels, panels, columns)
+    return np.ascontiguousarray(padded.transpose(0, 2, 1, 3).astype(weights.dtype))
+
+
+def choose_tiles(shape: tuple[DimLike, ...], weights: tuple[int, ...], columns: int, dtype: DType,
+                 caps: Caps) -> tuple[Winograd, ...] | None:
+    """The tiles with which a result of `shape` (batch and spatial axes) takes the fewest cycles, None where the plain
+    convolution does."""
+    kernel = weights[:-2]
+    able = [[winograd(m, k) for m in ((1,) if k == 1 else RESULTS) if m + k - 1 <= MOST_POINTS] for k in kernel]
+    sizes = [n if isinstance(n, int) else USUAL_SIZE for n in shape]
+    direct = prod(sizes) * prod(kernel) * _products(weights, columns, dtype, caps)
+    found = [axes for axes in itertools.product(*able) if prod(a.amplification for a in axes) <= MOST_AMPLIFICATION]
+    best = min(found, key=lambda axes: _cycles(sizes, weights, axes, columns, dtype, caps), default=None)
+    if best is None or _cycles(sizes, weights, best, columns, dtype, caps) * WORTH > direct:
+        return None
+    return best
+
+
+def _products(weights: tuple[int, ...], columns: int, dtype: DType, caps: Caps) -> float:
+    """Cycles of one row of products: two vectors a cycle."""
+    lanes = caps.lanes(dtype)
+    return weights[-2] * -(-weights[-1] // columns) * columns / lanes / 2 / RATE
+
+
+def _cycles(sizes: Sequence[int], weights: tuple[int, ...], axes: Sequence[Winograd], columns: int, dtype: DType,
+            caps: Caps) -> float:
+    """Cycles of the whole result."""
+    channels, out = weights[-2:]
+    lanes = caps.lanes(dtype)
+    points, results = prod(a.points for a in axes), prod(a.results for a in axes)
+    tiles = prod([sizes[0], *(-(-n // a.results) for n, a in zip(sizes[1:], axes))])
+    # all elements are read, and written after each axis; registers do not hold them between
+    moved = 1.5 * points * (1 + sum(a.taps > 1 for a in axes))
+    into = sum(points // a.points * count_steps(a.input) for a in axes) / 2 + moved
+    back = sum(points // a.points * count_steps(a.output) for a in axes) / 2 + moved + 2 * results
+    tile = points * _products(weights, columns, dtype, caps) + -(-channels // lanes) * into + -(-out // lanes) * back
+    far = points * channels * out * dtype.bytes
+    rounds = -(-tiles // tiles_in_block(points, channels, dtype, caps))
+    return tiles * tile + (rounds * far / FAR if far > caps.level2_bytes // 2 else 0)
