@@ -21,13 +21,15 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 from msgspec import Struct
+from msgspec.structs import replace
 
 from .backends.llvm.backend import capabilities_of
 from .backends.llvm.compile import CompiledObject, compile_program
 from .backends.llvm.emit_model import ModelFacts
 from .backends.llvm.targets import Target, host_supports, known_cpus, resolve_target
 from .backends.reference import PLAIN, ReferenceModel
-from .ir.caps import Caps
+from .collector import collector_paused
+from .ir.caps import Caps, TunedTile
 from .ir.dims import evaluate, is_static
 from .ir.errors import CompileError, InternalError, TilewrightError
 from .ir.graph import Constant, Graph
@@ -86,16 +88,22 @@ def resolved(text: str) -> Target:
     return resolve_target(text)
 
 
+def capabilities(text: str) -> Caps:
+    """What a target offers."""
+    return capabilities_of(resolved(text))
+
+
 def target_text(text: str) -> str:
     """The target as canonical text, with `host` before it when this machine can run its code."""
     target = resolved(text)
     return ("host " if not host_supports(target) else "other ") + target.canonical_text
 
 
-def build(graph: Graph, target_name: str, options: Options, environment: Environment) -> Built:
+@collector_paused()
+def build(graph: Graph, target_name: str, options: Options, environment: Environment, tuned: tuple[TunedTile, ...] = ()) -> Built:
     """Compile a verified graph."""
     target = resolved(target_name)
-    caps = capabilities_of(target)
+    caps = replace(capabilities_of(target), tuned=tuned)
     clock = Clock()
     dump_constants(environment, graph)
     optimized, report = run_passes(graph, options, caps, environment)
@@ -119,6 +127,7 @@ def build(graph: Graph, target_name: str, options: Options, environment: Environ
     metadata["compile_seconds"] = clock.total
     metadata["stages"] = {**stages, **{name: seconds for name, seconds in clock.seconds.items() if name != "passes"}}
     metadata["sample_shapes"] = sample_shapes(graph)
+    metadata["tuned_tiles"] = len(tuned)
     dump_times(environment, graph, target_name, options, metadata)
     return Built(compiled.object_code, constants, digest if program.constants_bytes else "", metadata)
 

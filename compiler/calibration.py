@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .build import OBJECT_PREFIX, capabilities_of, generate, resolved, segment_digest
+from .build import OBJECT_PREFIX, capabilities, generate, resolved, segment_digest
 from .cost import Level, Rates
 from .ir.loop_text import parse_program
 from .ir.types import F32
@@ -116,7 +116,7 @@ program @copy[n: 1..](%x: f32[{chunk}*n]) -> (%y: f32[{chunk}*n]) {{
 def measure_rates(threads: int) -> Rates:
     """The rates of so many threads of this machine. Arithmetic and the levels that a core has for itself are those of one
     thread times their number; what threads share is measured on all of them, and no less than what one gets alone."""
-    caps = capabilities_of(resolved("cpu"))
+    caps = capabilities("cpu")
     lanes = caps.lanes(F32)
     total = ACCUMULATORS * lanes
     products = _executable(PRODUCTS.format(lanes=lanes, accumulators=ACCUMULATORS, total=total, rounds=ROUNDS,
@@ -190,7 +190,7 @@ def _seconds(executable: Executable, values: Any, results: Any) -> float:
 
 def _least(measure: Callable[[], float]) -> float:
     """The least of runs for a while, five at least."""
-    found = []
+    found: list[float] = []
     end = time.perf_counter() + SECONDS
     while len(found) < 5 or time.perf_counter() < end:
         found.append(measure())

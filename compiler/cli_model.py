@@ -27,7 +27,8 @@ from .cli_shared import (
 )
 from .driver import compile_graph
 from .ir.errors import ArgumentError, ArtifactError
-from .options import Options
+from .launch_facts import KEY as LAUNCHES
+from .options import MOST_SECONDS, Options
 from .runtime.artifact import replacing
 from .runtime.cache import DEFAULT_LIMIT
 from .saving import check_library_path
@@ -48,28 +49,35 @@ LONGEST_SIZE = 100
 @click.option("--embed", is_flag=True, help="Put the weights into the library instead of a file beside it.")
 @click.option("--static", is_flag=True, help="Write a static archive.")
 @click.option("--no-selftest", is_flag=True, help="Record no golden call.")
+@click.option("--tune", type=click.FloatRange(0, MOST_SECONDS), default=0.0, metavar="SECONDS",
+              help="Measure register tiles for so long; what another tile makes faster by 3 % uses it. What was measured before is "
+                   "kept and not measured again. Needs static sizes (--dims).")
+@click.option("--tune-record", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.json",
+              help="Where measurements are kept. Without --tune it is read only: the same file gives the same code.  [default: the cache]")
 @click.option("--cache-bytes", type=click.IntRange(0), default=DEFAULT_LIMIT, show_default=True,
               help="How large the compile cache may become.")
 @json_option
 def compile_command(model: Path, output: Path | None, dims: Sequence[str], target: str, threads: int, precision: str,
-                    no_cache: bool, name: str | None, embed: bool, static: bool, no_selftest: bool, cache_bytes: int,
-                    as_json: bool) -> None:
+                    no_cache: bool, name: str | None, embed: bool, static: bool, no_selftest: bool, tune: float,
+                    tune_record: Path | None, cache_bytes: int, as_json: bool) -> None:
     """Compile MODEL (.onnx, or .ir) to a C library with a header, and a file of weights."""
     place = output or Path(model.stem.replace("-", "_") + (".a" if static else ".so"))
     check_writable(place)
     check_library_path(place, static or place.suffix == ".a")
     graph = load_graph(model, dims)
-    options = Options(threads=threads, precision=precision, cache=not no_cache, cache_bytes=cache_bytes)
+    options = Options(threads=threads, precision=precision, cache=not no_cache, cache_bytes=cache_bytes, tune=tune,
+                      tune_record=tune_record or "")
     with progress(f"compiling {model.name}"):
         executable = compile_graph(graph, target, options)
     with progress(f"writing {place}"):
         saved = executable.save(place, name=name, embed=embed, static=True if static else None, selftest=not no_selftest)
     facts = executable.metadata
     files = {str(file): file.stat().st_size for file in saved.files}
-    data = {"files": files, "selftest": saved.selftest, **facts}
+    data = {"files": files, "selftest": saved.selftest, **{name: fact for name, fact in facts.items() if name != LAUNCHES}}
     how = "from the cache" if facts["cached"] else f"compiled in {facts['compile_seconds']:.2f} s"
     lines = [f"{graph.name}: {len(executable.kernels)} kernels for {facts['target']}, {how}",
              f"  peak arena: {workspace_text(facts)}",
+             *([f"  tuned: {facts['tuned_tiles']} tiles were measured to be faster than the model's"] if tune or tune_record else []),
              *(f"  {byte_text(size):>12}  {file}" for file, size in files.items())]
     answer(as_json, data, lines)
 

@@ -79,6 +79,16 @@ class CompiledFunction:
         leaves = results if isinstance(results, tuple) else (results,)
         return {info.name: leaf for info, leaf in zip(version.executable.outputs, leaves)}
 
+    def profile(self, *args: Any, calls: int = 1, **kwargs: Any) -> Any:
+        """Such calls with the time of every launch; see `Executable.profile`."""
+        version = self._version(args, kwargs)
+        return version.executable.profile(*version.traced.arrays(args, kwargs), calls=calls)
+
+    def explain(self, *args: Any, calls: int = 0, **kwargs: Any) -> Any:
+        """What serves such a call; see `Executable.explain`."""
+        version = self._version(args, kwargs)
+        return version.executable.explain(*version.traced.arrays(args, kwargs), calls=calls)
+
     def save(self, path: str | os.PathLike[str], **options: Any) -> Any:
         """Write what was compiled as an ahead-of-time artifact; see `Executable.save`. It must be one program."""
         found = self.executables

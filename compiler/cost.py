@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from .ir.dims import DimLike, dim_min, product
+from .ir.dims import DimLike, ceildiv, dim_min, product
 from .ir.graph import Node
 from .ir.ops.compute import (
     ArgReduce,
@@ -31,6 +31,7 @@ from .ir.ops.compute import (
 )
 from .ir.ops.control import Const, Param
 from .ir.ops.shape import Broadcast, Iota, Reshape, SizeOf
+from .ir.ops.winograd import WinogradConv
 from .ir.types import TensorType
 
 # vector operations of a scalar function, where it is more than one
@@ -69,6 +70,10 @@ def count(node: Node) -> tuple[DimLike, DimLike, DimLike]:
             return 0, slots, slots
         case Cast():
             return 0, elements, elements
+        case WinogradConv(results=results, channels=channels):  # its products; what it adds before and behind them is less
+            tiles = product((node.shape[0], *(ceildiv(n, m) for n, m in zip(node.shape[1:-1], results))))
+            slots = tiles * node.inputs[1].shape[0] * node.inputs[0].shape[-1] * channels
+            return slots * 2, slots, slots
     return 0, 0, elements
 
 
@@ -86,7 +91,10 @@ def contraction_depth(node: Node) -> DimLike | None:
 
 
 def contract(nodes: Sequence[Node]) -> str:
-    """What the order in which these are computed keeps: 'exact' to the bit, 'reassoc' but for the order of sums."""
+    """What the order in which these are computed keeps: 'exact' to the bit, 'reassoc' but for the order of sums, 'bounded'
+    but for an error that the algorithm states."""
+    if any(isinstance(node.op, WinogradConv) for node in nodes):
+        return "bounded"
     for node in nodes:
         match node.op:
             case Reduce(kind=kind) | ReduceWindow(kind=kind) | Cumulative(kind=kind) if kind not in SUMS:

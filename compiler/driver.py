@@ -20,8 +20,10 @@ from typing import Any
 
 from blake3 import blake3
 
+from .collector import collector_paused
 from .compiled_function import CompiledFunction
 from .frontends.from_numpy import Traced, trace_specs
+from .ir.caps import TunedTile
 from .ir.errors import ArgumentError, CompileError, UnsupportedError
 from .ir.graph import DIGEST_THREADS, Graph
 from .ir.ops.control import Param
@@ -38,7 +40,7 @@ Source = Callable[..., Any] | Graph | PathText
 INTERPRETERS = ("reference", "reference-loops")  # of graphs, of programs
 BACKENDS = ("llvm", *INTERPRETERS)
 SYMBOL = "tw_model"
-RATES_VERSION = 2  # of how a machine is measured
+RATES_VERSION = 1  # of how a machine is measured
 INTERPRETED = {"cached": False, "target": "the interpreter", "workspace": 0, "compile_seconds": 0.0, "stages": {}}
 
 
@@ -73,6 +75,7 @@ def compile(
     return compile_graph(traced.graph, target, options, settle=traced.settle, pack=None if _is_plain(traced) else traced.pack)
 
 
+@collector_paused()
 def from_onnx(source: Any, dims: Mapping[str, Any] | None = None, outputs: Sequence[str] | None = None) -> Graph:
     """The model as a graph. `source`: a path, bytes, or a loaded model; `dims` binds symbolic dims by name, the others stay
     symbolic; `outputs` keeps only these. Needs the extra [onnx]."""
@@ -101,7 +104,8 @@ def compile_file(path: PathText, target: str, options: Options, *, dims: Mapping
     model; not one with constants in files beside it, whose bytes are not all."""
     environment = read_environment()
     place = Path(path)
-    cache = open_cache(environment, options) if options.cache and name is None else None
+    tunes = bool(options.tune or options.tune_record)  # the record is a part of the key
+    cache = open_cache(environment, options) if options.cache and name is None and not tunes else None
     digest = None
     if cache is not None and place.suffix == ".onnx" and environment.backend not in INTERPRETERS:
         digest = _file_digest(place)
@@ -155,7 +159,11 @@ def compile_graph(graph: Graph, target: str, options: Options, *, settle: Callab
         return Executable(model, threads=options.threads, metadata=dict(INTERPRETED, backend=environment.backend),
                           save_with=_refuse_saving, pack=pack)
     cache = open_cache(environment, options) if options.cache else None
-    key = key_of(graph.name, graph.fingerprint, target, options, cache) if cache is not None else None
+    tuned: tuple[TunedTile, ...] = ()
+    if options.tune or options.tune_record:
+        graph, settle = graph if settle is None else settle(), None
+        tuned = _tuned(graph, target, options).tiles()
+    key = key_of(graph.name, graph.fingerprint, target, options, cache, tuned) if cache is not None else None
     if cache is not None and key is not None:
         found = _find(cache, key, environment, options, pack)
         if found is not None:
@@ -165,7 +173,7 @@ def compile_graph(graph: Graph, target: str, options: Options, *, settle: Callab
         return compile_graph(settled, target, options, pack=pack)
     _refuse_index(graph)
     verify(graph)  # a graph that was found above was verified when it was compiled: its key is the digest of all it says
-    built = compile_half().build(graph, target, options, environment)
+    built = compile_half().build(graph, target, options, environment, tuned)
     metadata = {**built.metadata, "cached": False}
     if cache is not None and key is not None and not sources_changed():
         cache.store(compile_half().add_facts(key, graph), built.object_code, built.constants, built.constants_digest, built.metadata)
@@ -182,6 +190,33 @@ def _find(cache: Cache, key: Key, environment: Environment, options: Options, pa
     return _executable(entry.object_code, entry.constants, {**entry.metadata, "cached": True}, options, pack)
 
 
+def _tuned(graph: Graph, target: str, options: Options) -> Any:
+    """The tuning record to compile with: the one of the file, or of the cache, with what `options.tune` seconds add to it."""
+    verify(graph)
+    tuning = _tuning()
+    place = Path(options.tune_record) if options.tune_record else None
+    cache = open_cache(read_environment(), options)
+    subject = f"tuning\n{source_digest()}\n{resolved_text(target, cache)}\n{machine_text()}"
+    if place is not None:
+        record = tuning.empty_record(target) if options.tune and not place.exists() else tuning.load_record(place, target)
+    else:
+        text = cache.recall(subject) if cache is not None else None
+        record = tuning.empty_record(target) if text is None else tuning.read_record(text, target, "the cache")
+    if not options.tune:
+        return record
+    if not resolved_text(target, cache).startswith("host "):
+        raise CompileError(f"{graph.name}: tune: this machine does not run code for {target}",
+                           hint="tune on such a machine, and compile with its record: tune_record=FILE")
+    found = tuning.tune(graph, target, options, options.tune, record)
+    if found == record:
+        return record
+    if place is not None:
+        tuning.save_record(found, place)
+    elif cache is not None:
+        cache.note(subject, found.text())
+    return found
+
+
 def _refuse_index(graph: Graph) -> None:
     """Callers have no arrays of `index`, which is a dtype of programs."""
     for what, name, node in (*(("input", p.op.label, p) for p in graph.params if isinstance(p.op, Param)),
@@ -193,7 +228,7 @@ def _refuse_index(graph: Graph) -> None:
 def _executable(code: bytes, constants: Any, metadata: dict[str, Any], options: Options, pack: Any) -> Any:
     """Loads object code; what this machine cannot run can still be saved."""
     if metadata["architecture"] != os.uname().machine or _native.missing_feature(",".join(metadata["features"])) is not None:
-        return _saving().ForeignExecutable(code, constants, metadata)
+        return _saving().ForeignExecutable(code, constants, metadata, explain)
     return Executable.from_object(code, constants, symbol=SYMBOL, threads=options.threads, metadata=metadata,
                                   save_with=_save, pack=pack, facts_with=_facts_at, explain_with=explain)
 
@@ -259,9 +294,11 @@ def _report(debug: int, message: str) -> None:
         print(f"tilewright: {message}", file=sys.stderr)
 
 
-def key_of(name: str, fingerprint: str, target: str, options: Options, cache: Cache | None) -> Key:
+def key_of(name: str, fingerprint: str, target: str, options: Options, cache: Cache | None,
+           tuned: tuple[TunedTile, ...] = ()) -> Key:
     """Everything that the code of a graph depends on, without the facts that explain a miss: they take longer than a hit."""
     return Key(name, (
+        *((("tuning", blake3(repr(tuned).encode()).hexdigest()),) if tuned else ()),
         ("source", source_digest()),
         ("llvm", llvm_version()),
         ("options", options.code_key()),
@@ -316,6 +353,13 @@ def _calibration() -> ModuleType:
     from . import calibration
 
     return calibration
+
+
+def _tuning() -> ModuleType:
+    """Compiles and measures: only where that is asked for."""
+    from . import tuning
+
+    return tuning
 
 
 def _text_front_end() -> ModuleType:

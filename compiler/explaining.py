@@ -23,7 +23,7 @@ NAME = re.compile(r"[^\W\d]\w*")
 LEAST_USEFUL = 0.9   # of a register tile's work, below which it is worth a word
 LEAST_OF_LIMIT = 0.01
 MOST_SOURCES = 6     # of a launch, in text
-FEW_LANES = 0.5
+FEW_LANES = 0.5      # of a vector register's, below which it is too
 
 
 class LaunchExplanation(Struct, frozen=True):
@@ -227,12 +227,16 @@ def _launch_lines(launch: LaunchExplanation, rates: Rates | None) -> list[str]:
         times.append(f"{100 * launch.share_of_limit:.0f} % of the limit")
     rounds = "" if facts.rounds == 1 else f", {facts.rounds} times" if facts.rounds is not None else ", repeated"
     lines = [f"{launch.number}: {facts.name}{rounds}   {', '.join(times)}".rstrip(), f"   {_how(facts)}"]
-    lines.append(f"   {_operation_text(facts.operations)}, reads {_byte_text(facts.read)}, writes {_byte_text(facts.written)}; {facts.contract}")
-    lines += [f"   {buffer.name}: {buffer.type} {buffer.space}{f', {buffer.layout}' if buffer.layout else ''}" for buffer in facts.buffers]
+    lines.append(f"   {_operation_text(facts.operations)}, reads {_byte_text(facts.read)}, writes {_byte_text(facts.written)}; "
+                 f"{facts.contract}")
+    arrays = [buffer for buffer in facts.buffers if buffer.elements != 1]
+    lines += [f"   {buffer.name}: {buffer.type} {buffer.space}{f', {buffer.layout}' if buffer.layout else ''}" for buffer in arrays]
+    if len(arrays) < len(facts.buffers):
+        lines.append(f"   and {len(facts.buffers) - len(arrays)} single elements")
     shares: dict[str, float] = {}
     for source in facts.sources:
         shares[source.name] = shares.get(source.name, 0.0) + source.share
-    for name, share in list(shares.items())[:MOST_SOURCES]:
+    for name, share in sorted(shares.items(), key=lambda pair: -pair[1])[:MOST_SOURCES]:
         lines.append(f"   from {name}" + (f" ({100 * share:.0f} %)" if len(shares) > 1 else ""))
     if len(shares) > MOST_SOURCES:
         lines.append(f"   from {len(shares) - MOST_SOURCES} more")

@@ -12,6 +12,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 from msgspec import Struct
@@ -31,6 +32,7 @@ class Buffer(Struct, frozen=True):
 
     name: str
     type: str
+    elements: int
     space: str
     layout: str
 
@@ -192,15 +194,12 @@ def _record(row: Mapping[str, Any], rounds: int | None, serves: int, sizes: Mapp
     work = [(name, op, *(_number(n, sizes) for n in numbers)) for name, op, *numbers in row.get("work", ())]
     whole = sum(entry[4] for entry in work) or 1
     result = buffers[-1][2] if buffers else []
-    rows = 1
-    for extent in result[:-1]:
-        rows *= extent
     return LaunchRecord(
         kernel=row["kernel"], name=row["name"], strategy=row.get("strategy", "unknown"), rounds=rounds, shared=serves,
-        tile=None if row.get("tile") is None else tuple(row["tile"]), columns=result[-1] if result else 1, rows=rows,
+        tile=None if row.get("tile") is None else tuple(row["tile"]), columns=result[-1] if result else 1, rows=prod(result[:-1]),
         general=row.get("general", False), in_place=row.get("in_place", False), schedule=tuple(row.get("schedule", ())),
         refused=tuple(row.get("refused", ())),
-        buffers=tuple(Buffer(name, f"{dtype}[{', '.join(map(str, shape))}]", space, layout)
+        buffers=tuple(Buffer(name, f"{dtype}[{', '.join(map(str, shape))}]", prod(shape), space, layout)
                       for name, dtype, shape, space, layout in buffers),
         sources=tuple(Source(name, op, operations, slots, weight / whole) for name, op, operations, slots, weight in work),
         contract=row.get("contract", "exact"), parallel=tuple(_number(n, sizes) for n in row.get("parallel", ())),

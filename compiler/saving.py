@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -77,7 +77,8 @@ class Saved(Struct, frozen=True):
 class ForeignExecutable:
     """A program compiled for a machine that this one is not: it can be saved, not called."""
 
-    def __init__(self, object_code: bytes, constants: Any, metadata: dict[str, Any]) -> None:
+    def __init__(self, object_code: bytes, constants: Any, metadata: dict[str, Any], explain_with: Callable[..., Any]) -> None:
+        self._explain_with = explain_with
         self.object_code = object_code
         self.constants = constants
         self.metadata = metadata
@@ -90,6 +91,10 @@ class ForeignExecutable:
     def save(self, path: str | PathLike[str], **options: Any) -> Saved:
         """Write an ahead-of-time artifact; see `Executable.save`."""
         return save(Saveable(self.object_code, self.constants, self.metadata), path, **options)
+
+    def explain(self, *, sizes: Mapping[str, int] | None = None) -> Any:
+        """See `Executable.explain`; this machine cannot say how long it takes on another."""
+        return self._explain_with(self, (), sizes)
 
     def __call__(self, *args: object, **named: object) -> Any:
         raise ArtifactError(f"{self.name}: compiled for {self.metadata['target']}, which this machine cannot run",

@@ -1,5 +1,9 @@
-"""Chooses register tiles. A model of the core, no measurement: the tile with the most multiply-adds for each load that
-fits into the vector registers and hides the latency of the multiply-add."""
+"""Chooses register tiles, and the blocks of them that are worked on together.
+
+A model of the core, unless measurement found better (`tuning.py`): the tile with the most multiply-adds for each load
+that fits into the vector registers and hides the latency of the multiply-add; blocks of which the right operand's part
+stays in the first level of memory and the left operand's in the second.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from functools import lru_cache
 from msgspec import Struct
 
 from .ir.caps import Caps
-from .ir.dims import DimLike
+from .ir.dims import DimLike, ceildiv, product
 from .ir.types import DType
 
 
@@ -20,14 +24,38 @@ class Tile(Struct, frozen=True):
     lanes: int
 
 
+class Blocks(Struct, frozen=True):
+    """How the tiles of a contraction follow one another. `rows` tiles one below the other and `panels` side by side are a
+    block, which a thread takes through `depth` steps of the contraction before it goes on to further ones (0: through
+    all). While a tile is computed, `ahead` elements of the next panel are prefetched a step (0: none). `streams`: places
+    of the contraction that one tile reads at a time, far apart."""
+
+    rows: DimLike
+    panels: DimLike
+    depth: DimLike = 0
+    ahead: int = 0
+    streams: int = 1
+
+
+MOST_ROWS, MOST_PANELS = 16, 32   # tiles of a block
+NEAR_SHARE, LEFT_SHARE = 0.75, 0.3   # of the first level of memory for a panel's part, of the second for the left operand's
+ENOUGH_BLOCKS = 16   # for threads to share
+UNKNOWN_PANELS = 8   # where the number of blocks is not known
+LEAST_STEPS = 64     # of a part of the contraction
+STREAMS = 4          # memory answers that many faster than one: each prefetcher follows one, up to the end of a page
+MOST_STREAMED = 8    # rows that are one tile for this alone
+STREAM_STEPS = 64    # of the contraction that are worth a stream
 LATENCY_TILES = 10   # independent accumulators that hide the latency of two multiply-add units (4 cycles each)
 USUAL_VECTORS = 2    # of a panel's columns; kernels of one width are shared, so another one must be worth its code
 WORTH = 1.06
 
 
-def panel_columns(columns: DimLike, rows: DimLike, dtype: DType, caps: Caps) -> int:
+def panel_columns(columns: DimLike, rows: DimLike, dtype: DType, caps: Caps, depth: DimLike = 1) -> int:
     """Columns of a packed panel, which the right operand is laid out for: two vectors, or what a narrow matrix fills, or
     another number of vectors that leaves less of the last panel empty."""
+    for tuned in caps.tuned:
+        if (tuned.rows, tuned.columns, tuned.dtype) == (rows, columns, str(dtype)):
+            return tuned.tile_columns
     lanes = caps.lanes(dtype)
     usual = 3 if caps.vector_registers >= 32 else USUAL_VECTORS
     if not isinstance(columns, int):
@@ -35,11 +63,23 @@ def panel_columns(columns: DimLike, rows: DimLike, dtype: DType, caps: Caps) -> 
     needed = max(1, -(-columns // lanes))
     if rows == 1 and needed >= 4:
         return lanes * (8 if needed >= 8 else 4)
+    if isinstance(rows, int) and 1 < rows <= (_most_rows(usual, caps) if _is_near(columns, depth, dtype, caps) else MOST_STREAMED):
+        # all rows are one tile, so that the right operand is read once
+        for vectors in range((caps.vector_registers - 1) // (rows + 1), 0, -1):
+            panel = vectors * lanes
+            if -(-columns // panel) * panel <= WORTH * columns:
+                return panel
     if needed <= usual:
         return lanes * needed
     best = max(range(1, usual + 2), key=lambda vectors: _share(columns, vectors, lanes, caps))
     worth = _share(columns, best, lanes, caps) > WORTH * _share(columns, usual, lanes, caps)
     return lanes * (best if worth else usual)
+
+
+def _is_near(columns: DimLike, depth: DimLike, dtype: DType, caps: Caps) -> bool:
+    """Whether the right operand may lie in the second level of memory."""
+    size = product((columns, depth, dtype.bytes))
+    return not isinstance(size, int) or size <= caps.level2_bytes
 
 
 def _share(columns: int, vectors: int, lanes: int, caps: Caps) -> float:
@@ -54,9 +94,13 @@ def _most_rows(vectors: int, caps: Caps) -> int:
 
 
 @lru_cache(maxsize=1024)
-def choose_tile(columns: int, rows: DimLike, dtype: DType, caps: Caps) -> Tile:
-    """The tile for a panel of `columns` columns and a matrix of `rows` rows."""
+def choose_tile(columns: int, rows: DimLike, dtype: DType, caps: Caps, whole: tuple[DimLike, DimLike] | None = None) -> Tile:
+    """The tile for a panel of `columns` columns and a matrix of `rows` rows. `whole`: the rows and columns that the panels were
+    chosen for, where measurement may know better."""
     lanes = caps.lanes(dtype)
+    for tuned in caps.tuned if whole is not None else ():
+        if (tuned.rows, tuned.columns, tuned.dtype, tuned.tile_columns) == (*whole, str(dtype), columns):
+            return Tile(tuned.tile_rows, columns, lanes)
     vectors = columns // lanes
     most = _most_rows(vectors, caps)
     if not isinstance(rows, int):
@@ -86,3 +130,45 @@ def tiles_in_block(points: int, channels: int, dtype: DType, caps: Caps) -> int:
     """Tiles of Winograd's algorithm that are worked on together: their products meet the same weights, and their input stays
     near."""
     return max(1, min(MOST_TILES, int(TILES_SHARE * caps.level2_bytes) // (points * channels * dtype.bytes)))
+
+
+def choose_blocks(batch: DimLike, rows: DimLike, columns: DimLike, depth: DimLike, tile: Tile, dtype: DType, caps: Caps) -> Blocks:
+    """The blocks of a matrix product."""
+    row_tiles, panels = ceildiv(rows, tile.rows), ceildiv(columns, tile.columns)
+    if row_tiles == 1:
+        far = batch == 1 and rows == tile.rows and isinstance(depth, int) and depth >= STREAMS * STREAM_STEPS
+        return Blocks(1, 1, streams=STREAMS if far and not _is_near(columns, depth, dtype, caps) else 1)
+    near = max(LEAST_STEPS, int(caps.level1_bytes * NEAR_SHARE) // (tile.columns * dtype.bytes))
+    parts = _even(depth, near) if isinstance(depth, int) else near
+    steps = 0 if isinstance(depth, int) and depth <= near * 9 // 8 else parts
+    most = int(caps.level2_bytes * LEFT_SHARE) // (tile.rows * max(parts, 1) * dtype.bytes)
+    high, wide = _block(batch, row_tiles, panels, max(1, min(most, MOST_ROWS)))
+    return Blocks(high, wide, steps, max(1, tile.columns // high))
+
+
+def choose_window_blocks(rows: DimLike, columns: int, depth: int, tile: Tile, dtype: DType, caps: Caps) -> Blocks:
+    """The blocks of a convolution, whose rows overlap: few rows where all panels stay in the second level of memory."""
+    row_tiles, panels = ceildiv(rows, tile.rows), ceildiv(columns, tile.columns)
+    stays = 2 * columns * depth * dtype.bytes <= caps.level2_bytes
+    high, wide = _block(1, row_tiles, panels, MOST_ROWS if stays else 4 * MOST_ROWS)
+    return Blocks(high, wide)
+
+
+def _block(batch: DimLike, row_tiles: DimLike, panels: DimLike, most: int) -> tuple[int, int]:
+    """Tiles of a block each way, at most `most` of them high: of like size, and enough blocks."""
+    high = _even(row_tiles, most) if isinstance(row_tiles, int) else most
+    wide = _even(panels, MOST_PANELS) if isinstance(panels, int) else UNKNOWN_PANELS
+    while wide > 1:
+        blocks = product((batch, ceildiv(row_tiles, high), ceildiv(panels, wide)))
+        if isinstance(blocks, int) and blocks >= ENOUGH_BLOCKS:
+            break
+        if not isinstance(blocks, int) and wide <= UNKNOWN_PANELS:
+            break
+        wide = (wide + 1) // 2
+    return high, wide
+
+
+def _even(count: int, most: int) -> int:
+    """The size of parts, at most `most`, of which as few as possible and of like size make up `count`."""
+    parts = max(1, -(-count // most))
+    return max(1, -(-count // parts))

@@ -274,15 +274,15 @@ extern "C" int32_t tw_run_timed(const tw_model *model, const tw_context *context
   if (constants == nullptr) constants = model->constants;
   int32_t status = check_buffers(model, context, inputs, outputs, constants);
   if (status != TW_OK) return status;
+  int32_t threads = count_threads(context);
+  if (timeline != nullptr && timeline->threads != threads)
+    return tw_report(context, TW_ERROR_ARGUMENT, "%s: the timeline is for %d threads, the call runs on %d", model->name, timeline->threads, threads);
   void *own = nullptr;
   if (workspace == nullptr && workspace_bytes > 0) {
     status = allocate_workspace(model, context, workspace_bytes, &own);
     if (status != TW_OK) return status;
     workspace = own;
   }
-  int32_t threads = count_threads(context);
-  if (timeline != nullptr && timeline->threads != threads)
-    return tw_report(context, TW_ERROR_ARGUMENT, "%s: the timeline is for %d threads, the call runs on %d", model->name, timeline->threads, threads);
   running_team team;
   memset(&team, 0, sizeof team);
   team.head.barrier = timeline == nullptr ? team_barrier : timed_barrier;

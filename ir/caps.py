@@ -10,8 +10,20 @@ from msgspec import Struct
 from .types import DType
 
 
+class TunedTile(Struct, frozen=True):
+    """A register tile that was measured to be faster than the one that a model chooses, for contractions whose left operand
+    has so many `rows` (of a convolution, positions of its input) and whose result has so many `columns`, in `dtype`."""
+
+    rows: int
+    columns: int
+    dtype: str
+    tile_rows: int
+    tile_columns: int
+
+
 class Caps(Struct, frozen=True):
-    """What a target offers. Sizes are in bytes; `level1_bytes` and `level2_bytes` are of one core, `level3_bytes` is shared (0: none)."""
+    """What a target offers. Sizes are in bytes; `level1_bytes` and `level2_bytes` are of one core, `level3_bytes` is shared (0: none).
+    `tuned`: what measurement adds to the models."""
 
     vector_bits: int = 256
     vector_registers: int = 16
@@ -23,6 +35,7 @@ class Caps(Struct, frozen=True):
     level1_bytes: int = 32768
     level2_bytes: int = 524288
     level3_bytes: int = 0
+    tuned: tuple[TunedTile, ...] = ()
 
     def lanes(self, dtype: DType) -> int:
         """Elements of a vector register. float16 and bfloat16 compute in float32, so they count as that."""

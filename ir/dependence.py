@@ -26,6 +26,7 @@ from .dims import (
     divides,
     exact_quotient,
     size_of,
+    size_of_terms,
     substitute,
     symbol,
     symbols_of,
@@ -170,18 +171,18 @@ def _form(size: DimLike, variables: Ranges) -> _Form | None:
         varying = tuple((atom, power) for atom, power in monomial if _varies(atom, variables))
         fixed = tuple(item for item in monomial if item not in varying) if varying else monomial
         parts.setdefault(varying, []).append((fixed, coefficient))
-    rest = _size(parts.pop(()))
+    rest = size_of_terms(parts.pop(()))
     factors: dict[str, DimLike] = {}
     others: list[_Term] = []
     for varying, terms in parts.items():
         (atom, power), *more = varying
         if not more and power == 1 and isinstance(atom, Symbol):
-            factors[atom.name] = _size(terms)
+            factors[atom.name] = size_of_terms(terms)
             continue
         low, high = bounds(Dim(((varying, 1),)))
         if isinstance(low, float):
             return None
-        others.append((_size(terms), low, None if isinstance(high, float) else high))
+        others.append((size_of_terms(terms), low, None if isinstance(high, float) else high))
     return _Form(rest, factors, tuple(others))
 
 
@@ -189,13 +190,6 @@ def _varies(atom: Atom, variables: Ranges) -> bool:
     if isinstance(atom, Symbol):
         return atom.name in variables.ends
     return any(s.name in variables.ends for s in symbols_of(atom.left, atom.right))
-
-
-def _size(terms: Sequence[tuple[Monomial, int]]) -> DimLike:
-    """The sum of terms that stand in the order of a size in normal form."""
-    if not terms:
-        return 0
-    return terms[0][1] if len(terms) == 1 and not terms[0][0] else Dim(tuple(terms))
 
 
 def never_zero(rest: DimLike, plus: Sequence[_Term], minus: Sequence[_Term]) -> bool:

@@ -102,29 +102,29 @@ class Dim:
         return (Dim, (self.terms,))
 
     def __add__(self, other: DimLike) -> DimLike:
-        if type(other) is int and other == 0:
-            return self
-        return _from_terms([*self.terms, *_terms(other)])
+        if isinstance(other, Dim):
+            return _from_terms([*self.terms, *other.terms])
+        return _shifted(self, int(other))
 
     __radd__ = __add__
 
-    def __neg__(self) -> DimLike:
-        return _from_terms([(m, -c) for m, c in self.terms])
+    def __neg__(self) -> Dim:
+        return Dim(tuple([(m, -c) for m, c in self.terms]))
 
     def __sub__(self, other: DimLike) -> DimLike:
-        if type(other) is int and other == 0:
-            return self
-        return _from_terms([*self.terms, *((m, -c) for m, c in _terms(other))])
+        if isinstance(other, Dim):
+            return _from_terms([*self.terms, *[(m, -c) for m, c in other.terms]])
+        return _shifted(self, -int(other))
 
-    def __rsub__(self, other: DimLike) -> DimLike:
-        return _from_terms([*_terms(other), *((m, -c) for m, c in self.terms)])
+    def __rsub__(self, other: int) -> DimLike:
+        return _shifted(-self, int(other))
 
     def __mul__(self, other: DimLike) -> DimLike:
-        if type(other) is int and other == 1:
-            return self
-        if isinstance(other, Dim) and len(self.terms) * len(other.terms) > MOST_TERMS:
+        if not isinstance(other, Dim):
+            return _scaled(self, int(other))
+        if len(self.terms) * len(other.terms) > MOST_TERMS:
             raise CompileError(f"a size has more than {MOST_TERMS} terms", hint="bind some of its symbols (dims={...})")
-        return _from_terms([(_times(m, n), c * d) for m, c in self.terms for n, d in _terms(other)])
+        return _from_terms([(_times(m, n), c * d) for m, c in self.terms for n, d in other.terms])
 
     __rmul__ = __mul__
 
@@ -176,19 +176,10 @@ def format_dim(size: DimLike) -> str:
 
 def symbols_of(*sizes: DimLike) -> tuple[Symbol, ...]:
     """The symbols that occur, by name, each once."""
-    found: dict[str, Symbol] = {}
-    stack: list[DimLike] = list(sizes)
-    while stack:
-        size = stack.pop()
-        if isinstance(size, int):
-            continue
-        for monomial, _ in size.terms:
-            for atom, _ in monomial:
-                if isinstance(atom, Symbol):
-                    found[atom.name] = atom
-                else:
-                    stack.extend((atom.left, atom.right))
-    return tuple(found[name] for name in sorted(found))
+    if len(sizes) == 1:
+        return () if isinstance(sizes[0], int) else _symbols_in(sizes[0])
+    found = {symbol.name: symbol for size in sizes if not isinstance(size, int) for symbol in _symbols_in(size)}
+    return tuple([found[name] for name in sorted(found)])
 
 
 def substitute(size: DimLike, binding: Mapping[str, DimLike]) -> DimLike:
@@ -385,6 +376,23 @@ def parse_dim(text: str, symbols: Mapping[str, DimLike]) -> DimLike:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=CACHED)
+def _symbols_in(size: Dim) -> tuple[Symbol, ...]:
+    found: dict[str, Symbol] = {}
+    stack: list[DimLike] = [size]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, int):
+            continue
+        for monomial, _ in part.terms:
+            for atom, _ in monomial:
+                if isinstance(atom, Symbol):
+                    found[atom.name] = atom
+                else:
+                    stack.extend((atom.left, atom.right))
+    return tuple([found[name] for name in sorted(found)])
+
+
 def _terms(size: DimLike) -> Iterable[tuple[Monomial, int]]:
     if isinstance(size, Dim):
         return size.terms
@@ -432,6 +440,26 @@ def _from_terms(terms: Iterable[tuple[Monomial, int]]) -> DimLike:
     return Dim(tuple(kept))
 
 
+def _shifted(size: Dim, number: int) -> Dim:
+    """The size plus an integer. The other terms keep their form and place: the constant stands last."""
+    if number == 0:
+        return size
+    *others, (monomial, constant) = size.terms
+    if monomial:
+        return Dim((*size.terms, ((), number)))
+    return Dim((*others, ((), constant + number)) if constant + number else tuple(others))
+
+
+def _scaled(size: Dim, factor: int) -> DimLike:
+    """The size times an integer. A quotient among its atoms may come out even for it."""
+    if factor == 1:
+        return size
+    terms = [(m, c * factor) for m, c in size.terms]
+    if factor == 0 or Composed in [type(atom) for monomial, _ in terms for atom, _ in monomial]:
+        return _from_terms(terms)
+    return Dim(tuple(terms))
+
+
 def _term_key(term: tuple[Monomial, int]) -> tuple[int, list[tuple[tuple[int, str], int]]]:
     return _monomial_key(term[0])
 
@@ -464,6 +492,13 @@ def _recombine(total: dict[Monomial, int]) -> list[tuple[Monomial, int]] | None:
 def size_of(atom: Atom) -> Dim:
     """The atom as a size."""
     return Dim(((((atom, 1),), 1),))
+
+
+def size_of_terms(terms: Sequence[tuple[Monomial, int]]) -> DimLike:
+    """The sum of terms that stand in the order of a size in normal form."""
+    if not terms:
+        return 0
+    return terms[0][1] if len(terms) == 1 and not terms[0][0] else Dim(tuple(terms))
 
 
 def _compose(kind: str, left: DimLike, right: DimLike) -> DimLike:
@@ -585,6 +620,7 @@ def _divide_content(size: Dim, divisor: int) -> DimLike:
     return _from_terms([(m, c // divisor) for m, c in size.terms])
 
 
+@lru_cache(maxsize=CACHED)
 def _known_divisor(size: DimLike) -> int:
     if isinstance(size, int):
         return abs(size)

@@ -8,6 +8,7 @@
                | "let" "%"name "=" expression                        bound until the end of the block
                | "alloc" "%"name ":" dtype "[" size,* "]" space      space: register | local
                | "%"name "[" index,* "]" ("=" | "add=" | "max=" | ...) expression
+               | "prefetch" "%"name "[" index,* "]"
                | "check" expression "," code "," site "," expression "," expression
     expression:= a scalar `Node`: a scalar function, `cast`, `bitcast` on expressions,
                  a literal, `load %name[index,*]`, `%name` of a let, `index(size)`
@@ -32,7 +33,8 @@ its buffer: the lowering proves it or puts a `check` before it. `check c, code, 
 with that status when c is false. Buffers are C-contiguous and do not overlap, except that an `inout` is one buffer for
 both. A `register` buffer is small, has a static shape and is indexed by constants, unrolled and vector variables only;
 `local` memory belongs to the thread: no iteration of a parallel loop reads from it what another one stored. Memory is
-uninitialised until stored to.
+uninitialised until stored to. A `prefetch` says that the element may soon be read; it changes nothing, and its index may
+lie outside the buffer.
 """
 
 from __future__ import annotations
@@ -168,7 +170,14 @@ class Check(Struct, frozen=True, eq=False):
     expected: Node
 
 
-Stmt = For | While | If | Let | Alloc | Store | Check
+class Prefetch(Struct, frozen=True, eq=False):
+    """A hint to bring the line of memory at the index near. It has no effect, wherever the index lies."""
+
+    buffer: str
+    index: tuple[DimLike, ...]
+
+
+Stmt = For | While | If | Let | Alloc | Store | Check | Prefetch
 
 
 class Kernel(Struct, frozen=True, eq=False, weakref=True):
@@ -286,6 +295,9 @@ def map_statements(body: Sequence[Stmt], size: Callable[[DimLike], DimLike], cha
             case If():
                 return replace(s, condition=map_expression(s.condition, change, done), then=block(s.then),
                                otherwise=block(s.otherwise))
+            case Prefetch():
+                buffer, index = access(s.buffer, s.index)
+                return Prefetch(buffer, index)
             case Alloc():
                 return Alloc(replace(s.buffer, shape=tuple(map(size, s.buffer.shape))))
 

@@ -43,6 +43,7 @@ from .loop import (
     Literal,
     Load,
     Local,
+    Prefetch,
     Stmt,
     Store,
     While,
@@ -332,6 +333,8 @@ class _Translator:
                 self.alloc(buffer, rest)
             case Store():
                 self.store(statement, values[0])
+            case Prefetch():
+                self.emit("pass")
             case Check():
                 self.emit(f"if not {values[0]}: faults.check({len(self.faults.checks)}, {values[1]}, {values[2]})")
                 self.faults.checks.append(statement)

@@ -49,6 +49,7 @@ from .loop import (
     Literal,
     Load,
     Local,
+    Prefetch,
     Stmt,
     Store,
     While,
@@ -162,6 +163,8 @@ class _KernelWriter:
                 return [f"{indent}alloc {self.buffer_name(b.name)}: {b.dtype}{self.sizes(b.shape)} {b.space}"]
             case Store(buffer=name, index=index, combine=combine):
                 return [f"{indent}{self.buffer_name(name)}{self.sizes(index)} {combine}= {texts[0]}{shared}"]
+            case Prefetch(buffer=name, index=index):
+                return [f"{indent}prefetch {self.buffer_name(name)}{self.sizes(index)}"]
             case Check(code=code, message=message):
                 return [f"{indent}check {texts[0]}, {code}, {json.dumps(message)}, {texts[1]}, {texts[2]}{shared}"]
 
@@ -441,7 +444,8 @@ class _LoopParser(GraphParser):
         if token.kind == "value":
             return self.store()
         readers: dict[str, Callable[[], Stmt]] = {"for": self.loop, "while": self.while_loop, "if": self.branch,
-                                                  "let": self.let, "alloc": self.alloc, "check": self.check}
+                                                  "let": self.let, "alloc": self.alloc, "check": self.check,
+                                                  "prefetch": self.prefetch}
         if token.kind != "word" or token.text not in readers:
             self.fail(f"expected a statement ({', '.join(readers)} or a store), found {self.lexer.describe()}")
         self.lexer.next()
@@ -544,6 +548,10 @@ class _LoopParser(GraphParser):
         expected = self.expression()
         condition, found, expected = self.definitions([condition, found, expected])
         return Check(condition, code, message, found, expected)
+
+    def prefetch(self) -> Prefetch:
+        name, _ = self.buffer_reference()
+        return Prefetch(name, self.index())
 
     def buffer_reference(self) -> tuple[str, DType]:
         token = self.lexer.token

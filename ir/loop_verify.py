@@ -41,6 +41,7 @@ from .loop import (
     Literal,
     Load,
     Local,
+    Prefetch,
     Stmt,
     Store,
     While,
@@ -226,6 +227,9 @@ class _KernelVerifier:
                 for what, root in (("found", found), ("expected", expected)):
                     if not root.dtype.is_integer:
                         self.fail(f"check reports {what} of dtype {root.dtype}, expected an integer")
+            case Prefetch(buffer=name, index=index):
+                if self.access(scope, name, index).space == "register":
+                    self.fail(f"prefetch of %{name}, which is no memory but registers")
             case _:
                 self.fail(f"{type(statement).__name__} is no statement")
 

@@ -16,6 +16,7 @@ from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
+
 from tilewright.ir.errors import ArgumentError, ArtifactError
 from tilewright.runtime import _native
 from tilewright.runtime.buffer import TensorInfo, convert_input
@@ -47,8 +48,7 @@ class Executable:
 
     `threads`: 0 uses what the process may use (affinity, cgroup quota). `object_code`, `constants` and `metadata` are what
     saving needs; `save_with`, `facts_with` and `explain_with` are the driver's functions behind `save`, `profile` and
-    `explain`. `pack` puts the outputs together as the compiled function
-    returned them (a dict, a list).
+    `explain`. `pack` puts the outputs together as the compiled function returned them (a dict, a list).
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Executable:
         """Calls with the time of every launch on every thread; print it, or see `Profile.by` and `Profile.trace`."""
         if calls < 1:
             raise ArgumentError(f"{self.name}: profile: found {calls} calls, expected 1 or more")
-        values = self._merge(args, named) if named else args
+        values: Sequence[Any] = self._merge(args, named) if named else args
         found = []
         result: object = None
         for _ in range(calls):

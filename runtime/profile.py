@@ -12,12 +12,15 @@ numbers only: what a launch computes is handed in (`LaunchFacts`), and may be mi
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from msgspec import Struct, field
+
+from tilewright.ir.errors import ArgumentError
 
 START, ARRIVE, LEAVE = -1, -2, -3   # tw_event_kind; others are the number of a kernel that has ended
 CAPACITY = 1 << 16                  # events kept of one thread's call
@@ -148,7 +151,7 @@ class Profile(Struct, frozen=True):
     def by(self, grouping: str) -> tuple[Row, ...]:
         """A table by 'kernel', by 'node' of the source or by its 'op', the slowest first."""
         if grouping not in GROUPINGS:
-            raise ValueError(f"by: found {grouping!r}, expected one of {', '.join(GROUPINGS)}")
+            raise ArgumentError(f"by: found {grouping!r}, expected one of {', '.join(GROUPINGS)}")
         totals: dict[str, list[float]] = {}
         for place, (seconds, runs) in enumerate(self.launches()):
             for name, share, operations, moved in self._parts(place, grouping):
@@ -205,7 +208,7 @@ def read_call(tracks: Sequence[bytes], nanoseconds: Sequence[int]) -> Call:
     events = [np.frombuffer(track, np.int64).reshape(-1, 2).tolist() for track in tracks]
     if not events or any(len(track) >= CAPACITY for track in events):
         ends = np.cumsum([0, *nanoseconds]).tolist()
-        return Call(tuple((kernel, start, end) for kernel, (start, end) in enumerate(zip(ends, ends[1:]))))
+        return Call(tuple((kernel, start, end) for kernel, (start, end) in enumerate(itertools.pairwise(ends))))
     launches, caller, met = _read_caller(events[0])
     others = tuple(_read_other(track, met) for track in events[1:])
     return Call(tuple(launches), (tuple(caller), *others))
@@ -362,12 +365,15 @@ def trace_of(profile: Profile) -> dict[str, Any]:
     events += [_meta("thread_name", thread, f"thread {thread}" + " (caller)" * (thread == 0)) for thread in range(profile.threads)]
     events.append(_meta("thread_name", calls_track, "calls"))
     calls = [call for call in profile.calls if call.launches]
-    origin = min((call.launches[0][1] for call in calls), default=0)
+    origin = min((piece.start for call in calls for track in (*call.tracks, (_whole(call),)) for piece in track), default=0)
     for number, call in enumerate(calls):
-        whole = Piece(call.launches[0][1], call.launches[-1][2])
-        events.append(_span(calls_track, whole, origin, f"call {number}", "call", {}))
+        events.append(_span(calls_track, _whole(call), origin, f"call {number}", "call", {}))
         events += _call_events(profile, call, origin)
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"model": profile.name, "threads": profile.threads}}
+
+
+def _whole(call: Call) -> Piece:
+    return Piece(call.launches[0][1], call.launches[-1][2])
 
 
 def _call_events(profile: Profile, call: Call, origin: int) -> Iterable[dict[str, Any]]:

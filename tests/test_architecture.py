@@ -40,31 +40,40 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "options": ("ir.errors",),
     "machine": ("ir.errors",),
     "tiles": ("ir",),
+    "cost": ("ir",),
+    "collector": (),
     "library": ("ir", "ir.errors"),
     # siblings: they meet in the IR
     "frontends": ("ir", "ir.errors", "library"),
     "frontends.onnx": ("ir", "ir.errors", "library"),
-    "passes": ("ir", "ir.errors", "library", "options", "tiles"),
-    "lowering": ("ir", "ir.errors", "tiles"),
+    "passes": ("ir", "ir.errors", "cost", "library", "options", "tiles"),
+    "lowering": ("ir", "ir.errors", "cost", "tiles"),
     # the compile half: joins passes, lowering and backends
     "pipeline": ("ir", "ir.errors", "options", "passes"),
-    "build": ("ir", "ir.errors", "key_facts", "options", "version", "pipeline", "lowering", "backends", "backends.llvm", "runtime"),
+    "build": ("ir", "ir.errors", "collector", "key_facts", "launch_facts", "options", "version", "pipeline", "lowering", "backends",
+              "backends.llvm", "runtime"),
     # the light half: joins front ends, cache and runtime
     "loading": ("runtime",),
     "saving": ("ir", "ir.errors", "runtime", "version"),
     "key_facts": ("ir", "runtime"),
+    # reports: what was chosen, what it costs, what the machine can do
+    "launch_facts": ("ir", "ir.errors", "runtime"),
+    "explaining": ("ir", "ir.errors", "cost", "launch_facts", "runtime"),
+    "calibration": ("ir", "build", "cost", "runtime"),
+    "tuning": ("ir", "ir.errors", "build", "cost", "options", "pipeline", "runtime", "tiles"),
     "compiled_function": ("ir", "ir.errors", "frontends"),
-    "driver": ("ir", "ir.errors", "options", "machine", "compiled_function", "saving", "frontends", "frontends.onnx",
-               "build", "runtime"),
+    "driver": ("ir", "ir.errors", "collector", "options", "machine", "compiled_function", "saving", "frontends", "frontends.onnx",
+               "build", "explaining", "calibration", "tuning", "runtime"),
     # what executes programs sits above the driver
     "tools": ("ir", "ir.errors", "options", "driver", "loading", "runtime"),
     "fuzz": ("ir", "ir.errors", "library"),
-    "cli": ("ir", "ir.errors", "options", "machine", "key_facts", "loading", "saving", "driver", "runtime", "version", "tools", "fuzz"),
+    "cli": ("ir", "ir.errors", "options", "machine", "key_facts", "launch_facts", "loading", "saving", "driver", "runtime", "version",
+            "tools", "fuzz"),
     "": ("version", "cli"),  # __init__ and __main__
 }
 # the first segment of a module's name, where its layer is called otherwise
 LAYER_OF = {
-    "cli_machine": "cli", "cli_model": "cli", "cli_passes": "cli", "cli_shared": "cli", "__init__": "", "__main__": "",
+    "cli_machine": "cli", "cli_model": "cli", "cli_passes": "cli", "cli_profile": "cli", "cli_shared": "cli", "__init__": "", "__main__": "",
     "frontends.from_onnx": "frontends.onnx", "frontends.onnx_ops": "frontends.onnx",
 }
 # third party -> the layers that may import it; None: all
@@ -84,6 +93,9 @@ LATE_IMPORTS = {
     ("driver", "ir.parser"): "a cache hit need not read text",
     ("driver", "saving"): "headers and linking: a cache hit saves nothing",
     ("driver", "frontends.from_onnx"): "needs the extra [onnx]",
+    ("driver", "explaining"): "reports: only when somebody asks for one",
+    ("driver", "calibration"): "compiles and measures: only for reports",
+    ("driver", "tuning"): "compiles and measures: only where that is asked for",
 }
 DYNAMIC_IMPORTS = {
     "__init__": "PEP 562: public names are handed on when they are asked for",

@@ -48,6 +48,17 @@ def test_the_graph_in_the_documentation_is_canonical() -> None:
     assert parse(format_graph(graph)).fingerprint == graph.fingerprint
 
 
+def test_the_profile_in_the_documentation(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+                                          tmp_path: Path) -> None:
+    monkeypatch.setenv("TILEWRIGHT_CACHE_DIR", str(tmp_path))
+    source = next(iter(blocks("profile.md", "python")))
+    place = tmp_path / "example.py"
+    place.write_text(source)
+    exec(compile(source, str(place), "exec"), {"__name__": "example"})
+    text = capsys.readouterr().out
+    assert "of 20 calls" in text and "example.py:5" in text and "contraction, register tile" in text and "measured" in text
+
+
 def test_a_scalar_function_added_as_described(monkeypatch: pytest.MonkeyPatch) -> None:
     row_text, use = (b for b in blocks("add-an-op.md", "python") if "expit2" in b)
     row = eval(row_text.strip().rstrip(","), {"ScalarFunction": scalar.ScalarFunction, "np": np})

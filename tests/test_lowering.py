@@ -451,7 +451,7 @@ def test_schedules_of_the_strategies() -> None:
     assert plans(spread) == [["parallelize(i0)", "fuse(i0, i1)", "vectorize(i2, 4)"]]
     rows = one((symbol("B"), 20), lambda b, x: lib.softmax(b, x, 1))
     (steps,) = plans(rows)
-    assert steps[0].startswith("parallelize(") and all(s.startswith("vectorize(k") and s.endswith(", 4, true)") for s in steps[1:])
+    assert steps[0].startswith("parallelize(") and all(s.startswith("vectorize(k") and s.endswith(", 16, true)") for s in steps[1:])
 
 
 def test_what_is_not_shown_to_be_legal_is_left_out() -> None:

@@ -16,9 +16,10 @@ from tilewright.ir.graph import Builder, Graph, Node
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.ops.compute import Conv, PackedConv
 from tilewright.ir.ops.control import Param
+from tilewright.ir.ops.shape import Transpose
 from tilewright.ir.types import F32, F64, DType
 from tilewright.ir.verify import verify
-from tilewright.library import constant, scalar
+from tilewright.library import broadcast, constant, reshape, scalar
 from tilewright.options import Environment, Options
 from tilewright.passes.choose_layout import choose_layout
 from tilewright.passes.pack_operands import pack_operands
@@ -219,3 +220,74 @@ def test_machine_code_agrees(case: int, symbolic: bool) -> None:
     for sizes in [(5, 6, 3), (1, 2, 1), (9, 4, 2)][:3 if symbolic else 1]:
         arrays = [numbers(rng, (2, 24, *sizes[:rank]), F32), numbers(rng, weight, F32)][:len(graph.params)]
         assert_near(run_compiled(executable, arrays), evaluate_graph(after, arrays), TOLERANCE["f32"])
+
+
+# --- layout ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(6, 5), (symbol("h"), symbol("w"))])
+def test_resampling_by_whole_factors_stays_channels_last(sizes: tuple[DimLike, DimLike]) -> None:
+    """Nearest neighbours, as front ends make them of broadcasts between two convolutions: nothing is transposed there."""
+    b, rng = Builder(), np.random.default_rng(2)
+    h, w = sizes
+    x = b.add(Param("x", F32, (1, 4, h, w)))
+    conv = Conv((1, 1), ((1, 1), (1, 1)), (1, 1), (1, 1), 1)
+    kernels = [constant(b, numbers(rng, (4, 4, 3, 3), F32)) for _ in range(2)]
+    y = b.add(conv, x, kernels[0])
+    y = reshape(b, broadcast(b, reshape(b, y, (1, 4, h, 1, w, 1)), (1, 4, h, 2, w, 2)), (1, 4, 2 * h, 2 * w))
+    graph = Graph("g", [x], [b.add(conv, y, kernels[1])])
+    after = choose_layout(graph, Options())
+    weights = {id(n) for n in after.nodes() if isinstance(n.op, Conv) for n in [n.inputs[1]]}
+    moved = [n for n in after.nodes() if isinstance(n.op, Transpose) and id(n) not in weights]
+    assert len(moved) == 2  # before the first convolution and behind the last
+    data = [rng.standard_normal((1, 4, 6, 5)).astype(np.float32)]
+    np.testing.assert_allclose(evaluate_graph(after, data)[0], evaluate_graph(graph, data)[0], rtol=1e-5, atol=1e-4)
+
+
+def test_a_reshape_of_channels_is_not_of_spatial_axes() -> None:
+    b, rng = Builder(), np.random.default_rng(2)
+    x = b.add(Param("x", F32, (1, 4, 6, 5)))
+    conv = Conv((1, 1), ((1, 1), (1, 1)), (1, 1), (1, 1), 1)
+    y = b.add(conv, x, constant(b, numbers(rng, (4, 4, 3, 3), F32)))
+    graph = Graph("g", [x], [reshape(b, y, (1, 2, 12, 5)), reshape(b, y, (1, 4, 5, 6)), reshape(b, y, (4, 30))])
+    after = choose_layout(graph, Options())
+    data = [rng.standard_normal((1, 4, 6, 5)).astype(np.float32)]
+    for found, expected in zip(evaluate_graph(after, data), evaluate_graph(graph, data), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape, kernel, out, groups, strides, dilation, padding", [
+    ((1, 6, 9, 8), (3, 3), 10, 2, (1, 1), (1, 1), 1), ((2, 12, 7, 6), (1, 1), 36, 3, (1, 1), (1, 1), 0),
+    ((1, 8, 11, 10), (5, 2), 64, 4, (2, 1), (1, 2), 2), ((1, 15, 14, 1), (3, 1), 5, 5, (1, 1), (2, 1), 0),
+    ((3, 4, 5, 5), (2, 2), 34, 2, (2, 2), (1, 1), 0),
+])
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_groups_of_several_channels(shape: tuple[int, ...], kernel: tuple[int, int], out: int, groups: int, strides: tuple[int, int],
+                                    dilation: tuple[int, int], padding: int, symbolic: bool, threads: int) -> None:
+    """Kernels of integers, so that every order of sums gives the same; with a bias behind them."""
+    b, rng = Builder(), np.random.default_rng(4)
+    n, c, h, w = shape
+    x = b.add(Param("x", F32, (symbol("n", 1), c, symbol("h", 9), symbol("w", 9)) if symbolic else shape))
+    conv = Conv(strides, ((padding, padding),) * 2, dilation, (1, 1), groups)
+    weights = constant(b, numbers(rng, (out, c // groups, *kernel), F32))
+    y = b.add(conv, x, weights)
+    y = scalar(b, "add", y, broadcast(b, constant(b, numbers(rng, (out, 1, 1), F32)), y.shape))
+    graph = Graph("g", [x], [y])
+    made = [node.op for node in packed(graph).nodes() if isinstance(node.op, PackedConv)]
+    assert [op.groups for op in made] == [groups]
+    sizes = (n, c, max(h, 9), max(w, 9)) if symbolic else shape
+    data = [numbers(rng, sizes, F32)]
+    found = run_compiled(compiled(graph, threads=threads), data)
+    np.testing.assert_array_equal(found[0], evaluate_graph(graph, data)[0])
+
+
+def test_a_channel_a_group_stays_direct() -> None:
+    """For vectors along channels (`lowering/windows.py`)."""
+    b = Builder()
+    x = b.add(Param("x", F32, (1, 8, 9, 9)))
+    y = b.add(Conv((1, 1), ((0, 0), (0, 0)), (1, 1), (1, 1), 8), x, constant(b, np.ones((8, 1, 3, 3), np.float32)))
+    assert counts(packed(Graph("g", [x], [y])))["conv"] == 1

@@ -23,6 +23,7 @@ from tilewright.ir.types import ARRAY_DTYPES, F32, DType
 from tilewright.lowering.lower import lower_program
 from tilewright.lowering.sorting import SHORT
 from tilewright.options import Options
+from tilewright.passes.share_sorts import share_sorts
 from tilewright.pipeline import run_passes
 
 CAPS = Caps(vector_bits=128, vector_registers=16)
@@ -30,9 +31,10 @@ DTYPES = st.sampled_from(ARRAY_DTYPES)
 
 
 def sorts(shape: tuple[DimLike, ...], axis: int, dtype: DType = F32, descending: bool = False) -> Graph:
+    """Of two arrays: places that sort the same one would be used for its values too."""
     b = Builder()
-    x = b.add(Param("x", dtype, shape))
-    return Graph("sorts", [x], [b.add(Sort(axis, descending), x), b.add(ArgSort(axis, descending), x)])
+    x, y = (b.add(Param(name, dtype, shape)) for name in "xy")
+    return Graph("sorts", [x, y], [b.add(Sort(axis, descending), x), b.add(ArgSort(axis, descending), y)])
 
 
 def values(dtype: DType, shape: tuple[int, ...], seed: int, few: bool) -> np.ndarray:
@@ -65,19 +67,19 @@ SHAPES = st.sampled_from([((3, 7), 1), ((3, 70), 1), ((70, 5), 0), ((2, 45, 3), 
 def test_natively(dtype: DType, case: tuple[tuple[int, ...], int], descending: bool, symbolic: bool, few: bool, seed: int) -> None:
     shape, axis = case
     graph = sorts(named(shape, symbolic), axis, dtype, descending)
-    inputs = [values(dtype, shape, seed, few)]
+    inputs = [values(dtype, shape, seed, few)] * 2
     with np.errstate(invalid="ignore"):
         expected = evaluate_graph(graph, inputs)
     executable = compiled(graph, threads=2)
     assert_identical(run_compiled(executable, inputs), expected)
-    assert_identical(run_compiled(executable, [inputs[0].copy()]), expected)
+    assert_identical(run_compiled(executable, [inputs[0].copy()] * 2), expected)
 
 
 @pytest.mark.parametrize("symbolic", [False, True])
 @pytest.mark.parametrize("shape, axis", [((2, 9), 1), ((2, 60), 1), ((60, 2), 0), ((9, 2, 2), 0)])
 def test_as_loops(shape: tuple[int, ...], axis: int, symbolic: bool) -> None:
     graph = sorts(named(shape, symbolic), axis)
-    inputs = [values(F32, shape, 3, few=False)]
+    inputs = [values(F32, shape, 3, few=False)] * 2
     program = lower_program(run_passes(graph, Options(), CAPS, QUIET)[0], CAPS)[0]
     verify_program(program)
     for kernel in program.kernels():
@@ -90,4 +92,23 @@ def test_as_loops(shape: tuple[int, ...], axis: int, symbolic: bool) -> None:
 def test_digits_that_all_share_and_sorted_rows() -> None:
     rows = np.stack([np.arange(500), np.arange(500)[::-1], np.full(500, 7), np.arange(500) << 40, np.arange(500) - 250])
     graph = sorts(rows.shape, 1, next(d for d in ARRAY_DTYPES if d.name == "i64"))
-    assert_identical(run_compiled(compiled(graph), [rows]), evaluate_graph(graph, [rows]))
+    assert_identical(run_compiled(compiled(graph), [rows] * 2), evaluate_graph(graph, [rows] * 2))
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+@pytest.mark.parametrize("shape, axis", [((2, 9), 1), ((3, 60), 1), ((60, 2), 0), ((0, 50), 1), ((3, 0), 1), ((1,), 0), ((2, 45, 3), 1)])
+@pytest.mark.parametrize("few", [False, True])
+def test_what_is_sorted_once(shape: tuple[int, ...], axis: int, symbolic: bool, few: bool) -> None:
+    """Values, places and ranks of one array take one sort; descending ranks are no inverse."""
+    b = Builder()
+    x = b.add(Param("x", F32, named(shape, symbolic)))
+    places = b.add(ArgSort(axis), x)
+    results = [places, b.add(Sort(axis), x), b.add(ArgSort(axis), places), b.add(ArgSort(axis), b.add(ArgSort(axis, True), x)),
+               b.add(Sort(axis, True), x), b.add(ArgSort(axis, True), places)]
+    graph = Graph("ranks", [x], results)
+    after = share_sorts(graph, Options())
+    assert share_sorts(after, Options()) is after
+    assert sum(isinstance(n.op, (Sort, ArgSort)) for n in after.nodes()) == 3
+    inputs = [values(F32, shape, 5, few)]
+    assert_identical(evaluate_graph(after, inputs), evaluate_graph(graph, inputs))
+    assert_identical(run_compiled(compiled(graph), inputs), evaluate_graph(graph, inputs))

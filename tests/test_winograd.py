@@ -78,7 +78,7 @@ def operands_of(shape: tuple[int, ...], kernel: tuple[int, ...], results: tuple[
     rng = np.random.default_rng(len(shape) + out)
     x, w = rng.standard_normal(shape).astype(dtype), rng.standard_normal((*kernel, shape[-1], out)).astype(dtype)
     op = WinogradConv(kernel, results, out)
-    return op, x, w, transform_weights(w, op.axes, columns)
+    return op, x, w, transform_weights(w, op.axes, 1, columns)
 
 
 @pytest.mark.parametrize("shape, kernel, results, out, columns", [
@@ -111,16 +111,16 @@ def test_what_does_not_fit_is_refused(op: WinogradConv, x: tuple[int, ...], u: t
 
 
 def convolution(shape: tuple[DimLike, ...], kernel: tuple[int, ...], out: int, padding: int = 1, dtype: DType = F32,
-                constant: bool = True, scale: float = 0.1, exit_padding: int = 0, **changes: tuple[int, ...]) -> Graph:
+                constant: bool = True, scale: float = 0.1, exit_padding: int = 0, groups: int = 1, **changes: tuple[int, ...]) -> Graph:
     """Of x [N, *spatial, C] with weights, a bias, a residual of the result's shape, relu, and a pad at the end."""
     b, rng, rank = Builder(), np.random.default_rng(7), len(kernel)
     channels = shape[-1]
     assert isinstance(channels, int)
     x = b.add(Param("x", dtype, shape))
-    array = (rng.standard_normal((*kernel, channels, out)) * scale).astype(dtype.numpy)
+    array = (rng.standard_normal((*kernel, channels // groups, out)) * scale).astype(dtype.numpy)
     w = lib.constant(b, array, dtype) if constant else b.add(Param("w", dtype, array.shape))
     strides, dilation = changes.get("strides", (1,) * rank), changes.get("dilation", (1,) * rank)
-    y = b.add(Conv(strides, ((padding, padding),) * rank, dilation, (1,) * rank, 1, True), x, w)
+    y = b.add(Conv(strides, ((padding, padding),) * rank, dilation, (1,) * rank, groups, True), x, w)
     bias = lib.broadcast(b, lib.constant(b, rng.standard_normal(out).astype(dtype.numpy), dtype), y.shape)
     y = lib.apply(b, "max", lib.apply(b, "add", y, bias), lib.constant(b, -0.5, dtype))
     if exit_padding:
@@ -167,7 +167,7 @@ def test_users_can_forbid_it(precision: str) -> None:
 
 def test_tiles_that_amplify_errors_too_much_are_not_taken() -> None:
     weights = (5, 5, 256, 256)
-    axes = choose_tiles((1, 64, 64), weights, 16, F32, Caps())
+    axes = choose_tiles((1, 64, 64), weights, 1, 16, F32, Caps())
     assert axes is None or math.prod(axis.amplification for axis in axes) <= MOST_AMPLIFICATION
 
 
@@ -185,6 +185,7 @@ SHAPES = [
     ((1, 6, 7, 4), (3, 3), (2, 4), 6, {}), ((2, 5, 5, 9), (3, 3), (2, 2), 17, {}), ((1, 9, 1, 5), (5, 1), (4, 1), 11, {"padding": 0}),
     ((1, 3, 3, 3), (3, 3), (4, 4), 3, {}), ((1, 8, 12), (3,), (6,), 9, {"dtype": F64}), ((1, 4, 5, 4, 8), (3, 2, 3), (2, 2, 2), 4, {}),
     ((2, 5, 6, 8), (3, 3), (4, 2), 8, {"exit_padding": 1}), ((1, 1, 1, 8), (2, 2), (2, 2), 8, {}),
+    ((1, 7, 5, 6), (3, 3), (2, 2), 10, {"groups": 2}), ((1, 9, 12), (3,), (4,), 48, {"groups": 3}),
 ]
 
 
@@ -257,7 +258,7 @@ def test_the_error_is_within_its_bound(kernel: tuple[int, int], results: tuple[i
     for number, values in enumerate(worst_inputs(op.axes, shape, rng)):
         x, w = values.astype(np.float32), rng.standard_normal((*kernel, channels, out)).astype(np.float32)
         exact = plain_conv(2).evaluate((x.astype(np.float64), w.astype(np.float64)), {})
-        found = op.evaluate((x, transform_weights(w, op.axes, 8)), {})
+        found = op.evaluate((x, transform_weights(w, op.axes, 1, 8)), {})
         largest = plain_conv(2).evaluate((np.abs(x).astype(np.float64), np.abs(w).astype(np.float64)), {}).max()
         error = np.abs(found - exact).max()
         assert error <= amplification * terms * roundoff * largest

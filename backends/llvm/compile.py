@@ -26,7 +26,14 @@ from tilewright.ir.program import Program
 from tilewright.runtime.elf_file import read_elf
 
 LIBRARY_SYMBOLS = frozenset({"memcpy", "memmove", "memset"})
-CODE_LEVEL = 2
+CODE_LEVEL = 1
+# LLVM's switches: ours and the usual setting.
+SWITCHES = (
+    # Addresses are already built as the loops need them, and its search takes up to half of all time.
+    ("disable-lsr", "true", "false"),
+    # Whole lines (2**6 bytes): what a short loop costs does not depend on where it happens to lie.
+    ("x86-experimental-pref-innermost-loop-alignment", "6", "4"),
+)
 KERNEL = re.compile(r"_kernel(\d+)$")
 _switching = threading.Lock()
 
@@ -103,15 +110,16 @@ def optimize(text: str, target: Target) -> llvm.ModuleRef:
 
 
 def generate(module: llvm.ModuleRef, target: Target, assembly: bool = False) -> Any:
-    """Object code or assembly. LLVM's loop strength reduction is turned off meanwhile: addresses are already built as the loops need
-    them, and its search takes up to half of all time. The switch belongs to the process, so it is turned back on for others."""
+    """Object code or assembly. SWITCHES belong to the process, so they are turned back for others."""
     machine = target_machine(target)
     with _switching:
-        llvm.set_option("", "-disable-lsr=true")
+        for name, ours, _ in SWITCHES:
+            llvm.set_option("", f"-{name}={ours}")
         try:
             return machine.emit_assembly(module) if assembly else machine.emit_object(module)
         finally:
-            llvm.set_option("", "-disable-lsr=false")
+            for name, _, usual in SWITCHES:
+                llvm.set_option("", f"-{name}={usual}")
 
 
 def check_promoted(module: llvm.ModuleRef, program: Program) -> None:
@@ -122,7 +130,9 @@ def check_promoted(module: llvm.ModuleRef, program: Program) -> None:
         if function.is_declaration or found is None:
             continue
         for instruction in next(iter(function.blocks)).instructions:
-            if instruction.opcode == "alloca" and instruction.name.startswith(("register", "partial")):
+            if instruction.opcode != "alloca":
+                break  # they come first
+            if instruction.name.startswith(("register", "partial")):
                 kernel = kernels[int(found[1])]
                 raise InternalError(f"llvm backend: register buffer not promoted: {instruction.name} in kernel {kernel.name}",
                                     loc=kernel.loc)

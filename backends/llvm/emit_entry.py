@@ -25,6 +25,7 @@ from tilewright.ir.types import F64
 ERROR_SHAPE, ERROR_MEMORY = -2, -3
 EXACTLY, AT_LEAST, AT_MOST, MULTIPLE_OF = range(4)  # tw_relation
 LARGEST_BYTES = 2.0**62
+RUN_ONCE = "nounwind noinline optnone"  # long straight-line code that runs once a call: not worth LLVM's time
 AFTER_LAUNCH, AFTER_UNSYNCHRONIZED, BARRIER = "tw_after_launch", "tw_after_unsynchronized", "tw_meet"
 
 # A launch's end: the barrier, then the profiler's mark. One function each, since programs have many launches.
@@ -142,7 +143,7 @@ class ThreadEmitter:
         self.kernel_symbols = kernel_symbols
         self.numbers = numbers
         self.code = Function(module, f"define hidden i32 @{symbol}(ptr %team, ptr %inputs, ptr %outputs, ptr %shapes, "
-                                     "ptr %constants, ptr %workspace, i64 %thread, i64 %threads) nounwind")
+                                     f"ptr %constants, ptr %workspace, i64 %thread, i64 %threads) {RUN_ONCE}")
         self.indices = Indices(self.code)
         self.pointers = {("constant", 0): "%constants", ("workspace", 0): "%workspace"}
         self.status = self.code.stack_slot("i32", "status", 4)
@@ -311,7 +312,7 @@ class PlanEmitter:
     def __init__(self, module: Module, program: Program, symbol: str) -> None:
         self.program = program
         self.code = Function(module, f"define hidden i32 @{symbol}(ptr %shapes, ptr %output_shapes, ptr %workspace_bytes, "
-                                     "ptr %where, ptr %detail) nounwind")
+                                     f"ptr %where, ptr %detail) {RUN_ONCE}")
         self.indices = Indices(self.code)
         self.magnitudes: dict[object, str] = {}
 

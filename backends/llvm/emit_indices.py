@@ -34,6 +34,11 @@ def atom_names(atom: Atom) -> tuple[str, ...]:
     return (atom.name,) if isinstance(atom, Symbol) else tuple({*names_of(atom.left), *names_of(atom.right)})
 
 
+@lru_cache(maxsize=65536)
+def monomial_names(monomial: Monomial) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([name for atom, _ in monomial for name in atom_names(atom)]))
+
+
 class Binding(Struct):
     """What a symbol stands for: `value`, an integer or an i64 operand, bound in scope `depth`. `lanes`: `value` is a vector.
     `is_chunk`: lane l of a vector loop is at value + l."""
@@ -144,13 +149,23 @@ class Indices:
 
     def depth_of(self, monomial: Monomial) -> int:
         depth = 0
-        for atom, _ in monomial:
-            for name in atom_names(atom):
-                depth = max(depth, self.binding(name).depth)
+        for name in monomial_names(monomial):
+            found = self.bindings.get(name) or self.binding(name)
+            if found.depth > depth:
+                depth = found.depth
         return depth
 
     def depth_of_terms(self, terms: Terms) -> int:
-        return max((self.depth_of(monomial) for monomial, _ in terms), default=0)
+        return max([self.depth_of(monomial) for monomial, _ in terms], default=0)
+
+    def by_depth(self, terms: Terms) -> tuple[int, Terms, Terms]:
+        """The depth of the terms, those that lie outside of it, and those that do not."""
+        depths = [self.depth_of(monomial) for monomial, _ in terms]
+        depth = max(depths)
+        if min(depths) == depth:
+            return depth, (), terms
+        return (depth, tuple([term for term, found in zip(terms, depths) if found < depth]),
+                tuple([term for term, found in zip(terms, depths) if found == depth]))
 
     # ---- scalars ----
 
@@ -179,17 +194,15 @@ class Indices:
 
     def sum_of(self, terms: Terms) -> str:
         """The sum, each term in its scope."""
-        depth = self.depth_of_terms(terms)
+        depth, outer, inner = self.by_depth(terms)
         scope = self.scopes[depth]
         found = scope.cache.get(terms)
         if found is not None:
             return found
-        outer = tuple(term for term in terms if self.depth_of(term[0]) < depth)
         text = self.sum_of(outer) if outer else ""
-        for monomial, coefficient in terms:
-            if self.depth_of(monomial) == depth:
-                part = self.multiply(self.monomial(monomial), str(coefficient), scope.block)
-                text = self.add(text, part, scope.block) if text else part
+        for monomial, coefficient in inner:
+            part = self.multiply(self.monomial(monomial), str(coefficient), scope.block)
+            text = self.add(text, part, scope.block) if text else part
         scope.cache[terms] = text
         return text
 
@@ -257,14 +270,12 @@ class Indices:
         return self.code.pure(f"getelementptr {element}, ptr {text}, i64 {constant}") if constant else text
 
     def outer_pointer(self, base: str, element: str, terms: Terms) -> str:
-        depth = self.depth_of_terms(terms)
+        depth, outer, inner = self.by_depth(terms)
         scope = self.scopes[depth]
         key = (base, element, terms)
         found = scope.cache.get(key)
         if found is not None:
             return found
-        outer = tuple(term for term in terms if self.depth_of(term[0]) < depth)
-        inner = tuple(term for term in terms if self.depth_of(term[0]) == depth)
         start = self.outer_pointer(base, element, outer) if outer else base
         text = self.code.pure(f"getelementptr {element}, ptr {start}, i64 {self.sum_of(inner)}", scope.block)
         scope.cache[key] = text

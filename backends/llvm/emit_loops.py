@@ -42,6 +42,7 @@ from tilewright.ir.loop import (
     Literal,
     Load,
     Local,
+    Prefetch,
     Stmt,
     Store,
     While,
@@ -116,7 +117,7 @@ class KernelEmitter:
             self.accesses.memories[buffer.name] = Memory(buffer, f"%b{i}", row_major_strides(buffer.shape))
         self.statements: dict[type, Callable[..., None]] = {
             For: self.emit_for, While: self.emit_while, If: self.emit_if, Let: self.emit_let, Alloc: self.emit_alloc,
-            Store: self.emit_store, Check: self.emit_check}
+            Store: self.emit_store, Check: self.emit_check, Prefetch: self.emit_prefetch}
 
     def emit(self) -> None:
         has_parallel = any(isinstance(s, For) and s.kind == "parallel" for s in self.kernel.body)
@@ -265,6 +266,12 @@ class KernelEmitter:
                 return
         self.accesses.store(statement.buffer, statement.index, self.expression(value), statement.combine)
 
+    def emit_prefetch(self, statement: Prefetch) -> None:
+        """Into all levels: what is prefetched is read soon, and more than once."""
+        self.code.module.declare("llvm.prefetch.p0", "void", "ptr, i32, i32, i32")
+        address = self.accesses.address(statement.buffer, statement.index)
+        self.code.effect(f"call void @llvm.prefetch.p0(ptr {address}, i32 0, i32 3, i32 1)")
+
     def emit_if(self, statement: If) -> None:
         code = self.code
         condition = self.uniform_condition(statement.condition, "an if")
@@ -369,6 +376,9 @@ class KernelEmitter:
         code = self.code
         before, top, after = code.block, code.new_block("loop"), code.new_block("end")
         if runs:
+            # LLVM would remove an empty block before a loop, and clear accumulators outside of the if that it stands in
+            code.module.declare("llvm.donothing", "void", "")
+            code.effect("call void @llvm.donothing()")
             code.jump(top)
         else:
             code.branch(code.pure(f"icmp slt i64 {start}, {end}"), top, after)

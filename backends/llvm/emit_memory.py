@@ -151,6 +151,11 @@ class Accesses:
         """The address of the first lane's element."""
         return self.indices.pointer(memory.address, memory.element, place.constant, place.terms)
 
+    def address(self, name: str, index: tuple[DimLike, ...]) -> str:
+        """Where the element is, of the first lane in a vector loop."""
+        memory = self.memory(name)
+        return self.first(memory, self.place(memory, index))
+
     # ---- loads ----
 
     def load(self, name: str, index: tuple[DimLike, ...]) -> Value:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from tilewright.backends.llvm.emit_halves import narrow_double_odd, round_half, widen_half
 from tilewright.backends.llvm.emit_math_calls import call_math
 from tilewright.backends.llvm.emit_text import (
@@ -23,7 +25,7 @@ from tilewright.backends.llvm.emit_text import (
     splat_text,
 )
 from tilewright.ir.errors import InternalError
-from tilewright.ir.types import BOOL, F16, F32, F64, INDEX, DType
+from tilewright.ir.types import BOOL, F16, F32, F64, I32, INDEX, DType
 
 # scalar function -> function of MATH, where one computes the other
 MATH_NAMES = {name: name for name in (
@@ -418,9 +420,23 @@ def _cast_to_float(code: Function, value: Value, dtype: DType) -> Value:
 
 def _saturate(code: Function, value: Value, dtype: DType, name: str) -> Value:
     """llvm.fpto[su]i.sat: NaN gives 0."""
+    if value.lanes and dtype.bits < 32:
+        return _saturate_narrow(code, value, dtype)
     element, source = SCALAR_TYPES[dtype.name], SCALAR_TYPES[value.dtype.name]
     symbol = f"llvm.{name}.sat.{mangled(element, value.lanes)}.{mangled(source, value.lanes)}"
     return Value(code.call_pure(symbol, shaped(element, value.lanes), (value.type, value.text)), dtype, value.lanes)
+
+
+def _saturate_narrow(code: Function, value: Value, dtype: DType) -> Value:
+    """Within the limits as a float, which has them exactly, and by way of 32 bits: LLVM would take vectors apart."""
+    kind, lanes, limits = value.type, value.lanes, np.iinfo(dtype.numpy)
+    text = value.text
+    for test, bound in (("olt", int(limits.min)), ("ogt", int(limits.max)), ("uno", 0)):
+        other = literal(float(bound), value.dtype, lanes).text
+        outside = code.pure(f"fcmp {test} {kind} {text}, {other}")
+        text = code.pure(f"select {shaped('i1', lanes)} {outside}, {kind} {other}, {kind} {text}")
+    whole = code.pure(f"fptosi {kind} {text} to {shaped('i32', lanes)}")
+    return _resize(code, Value(whole, I32, lanes), dtype)
 
 
 def _resize(code: Function, value: Value, dtype: DType) -> Value:

@@ -34,6 +34,7 @@ def as_sequence(t: Tracer, arrays: Any) -> list[Any]:
     return list(arrays)
 
 
+_EMPTY_AXIS = "can't extend empty axis {} using modes other than 'constant' or 'empty'"
 _MISMATCH = "all the input array dimensions except for the concatenation axis must match exactly"
 
 
@@ -256,7 +257,9 @@ def pad(t: Tracer, array: Any, pad_width: Any, mode: Any = "constant", **options
     if options.get("reflect_type", "even") != "even":
         raise TraceValueError("pad: reflect_type='odd' is not supported")
     for axis, (low, high) in enumerate(widths):
-        if low or high:
+        if (low or high) and mode == "edge":
+            source = _pad_edges(source, axis, low, high)
+        elif low or high:
             places = _pad_places(t, source, axis, low, high, mode)
             source = np.take(source, places, axis=axis)
     return copy_of(t, source)
@@ -294,16 +297,27 @@ def _pad_constant(t: Tracer, source: TracedArray, widths: list[tuple[int, int]],
     return t.array(node)
 
 
+def _pad_edges(source: TracedArray, axis: int, low: int, high: int) -> Any:
+    """The first and the last element along the axis repeated: whole rows, of which none is looked for."""
+    size = source.shape[axis]
+    if size == 0:
+        raise TraceValueError(_EMPTY_AXIS.format(axis))
+    parts = []
+    for count, place in ((low, 0), (high, size - 1)):
+        edge = source[tuple(slice(place, place + 1) if a == axis else slice(None) for a in range(source.ndim))]
+        shape = tuple(count if a == axis else n for a, n in enumerate(source.shape))
+        parts += [np.broadcast_to(edge, shape)] if count else []
+    return np.concatenate([*parts[:bool(low)], source, *parts[bool(low):]], axis=axis)
+
+
 def _pad_places(t: Tracer, source: TracedArray, axis: int, low: int, high: int, mode: Any) -> Any:
     """For each place of the padded axis the place it shows."""
     size = source.shape[axis]
     if size == 0:
-        raise TraceValueError(f"can't extend empty axis {axis} using modes other than 'constant' or 'empty'")
+        raise TraceValueError(_EMPTY_AXIS.format(axis))
     if isinstance(size, int):
         return np.pad(np.arange(size), (low, high), mode=mode)
     places = np.arange(size + (low + high), like=source) - low
-    if mode == "edge":
-        return np.clip(places, 0, t.array(t.node(size)) - 1)
     if mode == "wrap":
         return np.remainder(places, size)
     if mode == "symmetric":

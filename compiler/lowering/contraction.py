@@ -6,6 +6,12 @@ row of the left operand (Goto and van de Geijn, Anatomy of High-Performance Matr
 dimension is not a multiple of its tile a second, guarded body handles the edge: it reads clamped rows, which exist, and
 stores only what belongs to the result.
 
+Tiles run in blocks (`Blocks`). A block reads a part of a panel that stays in the first level of memory and a part of the
+left operand that stays in the second; what a tile has summed so far waits in the thread's own memory meanwhile. Next to
+the work on one panel the next is prefetched. Where all rows are one tile, each panel is read only once, and its reading
+is what takes time: the tile then reads it at several places at a time (`Blocks.streams`), and the left operand is turned
+so that its rows lie side by side.
+
 A group may end with a `pad`: the epilogue then stores each element where it lies within the padding, and `elements`
 fills the borders. Where a row of the tile lies is counted along with the rows, so that only the first one is divided.
 
@@ -21,14 +27,20 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
-from ..ir.dims import DimLike, Symbol, add_all, ceildiv, dim_min, divides, product, row_major_strides, size_of
+from ..ir.dims import DimLike, Symbol, add_all, bounds, ceildiv, dim_max, dim_min, divides, product, row_major_strides, size_of
 from ..ir.graph import Node
-from ..ir.loop import Alloc, Buffer, For, If, Let, Stmt, Store, loop_variable
-from ..ir.ops.compute import PackedConv, PackedDot, accumulator_dtype
+from ..ir.loop import Alloc, Buffer, For, If, Let, Prefetch, Stmt, Store, loop_variable
+from ..ir.ops.compute import Elementwise, PackedConv, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
+from ..ir.rewrite import COSTS
 from ..ir.types import INDEX
-from ..tiles import Tile
+from ..tiles import Blocks, Tile
 from .inline import Index, Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
+
+LONG_EPILOGUE = 32  # weighted operations an element, from which on a loop over the tile costs next to nothing
+
+
+STREAM_UNIT = 16   # steps
 
 
 class Operand(Struct, frozen=True):
@@ -45,7 +57,7 @@ class Operand(Struct, frozen=True):
     panel: Callable[[Index], DimLike]
 
 
-def row_operand(node: Node, batch: Index) -> Operand:
+def row_operand(node: Node, batch: Index, group: DimLike = 0) -> Operand:
     """How the rows of a contraction are read: plain rows of a matrix, or the windows of a convolution."""
     match node.op:
         case PackedDot(batch=count):
@@ -54,23 +66,24 @@ def row_operand(node: Node, batch: Index) -> Operand:
             start = flatten_index(batch, shape[:count]) * rows * depth
             return Operand(rows, (depth,), lambda row: start + row * depth, lambda at: at[0], lambda at: at[0])
         case PackedConv():
-            return _window_operand(node)
+            return _window_operand(node, group)
     raise AssertionError(f"{node.op.spelling} is no contraction")
 
 
-def _window_operand(node: Node) -> Operand:
+def _window_operand(node: Node, group: DimLike) -> Operand:
     op, x = node.op, node.inputs[0]
     assert isinstance(op, PackedConv)
-    channels = x.shape[-1]
+    channels = node.inputs[1].shape[-2] // product(op.kernel)  # of one group
     strides = [product(x.shape[a + 1:]) for a in range(x.rank)]
     out = node.shape[:-1]
 
     def base(row: DimLike) -> DimLike:
         n, *spatial = unflatten_index(row, out)
-        return n * strides[0] + sum((i * s * w for i, s, w in zip(spatial, op.strides, strides[1:])), start=0)
+        start = n * strides[0] + group * channels
+        return start + sum((i * s * w for i, s, w in zip(spatial, op.strides, strides[1:])), start=0)
 
-    # taps along the last axis lie beside one another: with dilation 1 they and the channels are one loop
-    joined = op.dilation[-1] == 1
+    # taps along the last axis lie beside one another: with dilation 1 they and all channels are one loop
+    joined = op.dilation[-1] == 1 and op.groups == 1
     taps = (*op.kernel[:-1], op.kernel[-1] * channels) if joined else (*op.kernel, channels)
     steps = [d * w for d, w in zip(op.dilation[:-1], strides[1:-2])] + (
         [1] if joined else [op.dilation[-1] * strides[-2], 1])
@@ -81,29 +94,50 @@ def _window_operand(node: Node) -> Operand:
     return Operand(product(out), taps, base, offset, lambda at: flatten_index(at, taps))
 
 
+class _Sums(Struct, frozen=True):
+    """The part of a contraction that a tile is at: `number`, which `variable` counts, of `count` parts of `depth` steps
+    each, and where in the thread's own memory the sums wait between two parts."""
+
+    variable: Symbol
+    number: DimLike
+    count: DimLike
+    depth: DimLike
+    memory: Buffer
+    start: DimLike
+
+
 def lower_contraction(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner,
-                      tile: Tile) -> Stmt:
+                      tile: Tile, blocks: Blocks | None = None) -> Stmt:
     """The loop nest of `node` (packed_dot or packed_conv) and the epilogue that leads from it to `result`; of a result
-    that is padded, all but the borders."""
-    names = inliner.names
+    that is padded, all but the borders. With several streams and rows, `lhs` is the left operand transposed: [K, rows]."""
+    names, blocks = inliner.names, blocks or Blocks(1, 1)
     count = node.op.batch if isinstance(node.op, PackedDot) else 0
     batch_shape = node.shape[:count]
-    columns = node.shape[-1]
-    panels = ceildiv(columns, tile.columns)
+    groups = node.op.groups if isinstance(node.op, PackedConv) else 1
+    columns = node.shape[-1] // groups
     operand = row_operand(node, tuple(0 for _ in batch_shape))
-    row_tiles = ceildiv(operand.rows, tile.rows)
-    extent = product(batch_shape) * panels * row_tiles
-    variable, at = loop_symbol(names.fresh("t"), extent)
-    names_of = [*(f"b{a}_" for a in range(count)), "panel", "tile"]
-    lets, parts = _named_parts(inliner, names_of, unflatten_index(at, (*batch_shape, panels, row_tiles)))
-    *batch, panel, row_tile = parts
-    work = _TileWork(node, result, out, lhs, rhs, inliner, tile, tuple(batch), panel, row_tile)
+    panels, row_tiles = ceildiv(columns, tile.columns), ceildiv(operand.rows, tile.rows)
+    shape = (groups, *batch_shape, ceildiv(panels, blocks.panels), ceildiv(row_tiles, blocks.rows))
+    variable, at = loop_symbol(names.fresh("t"), product(shape))
+    names_of = ["group", *(f"b{a}_" for a in range(count)), "right", "below"]
+    lets, parts = _named_parts(inliner, names_of, unflatten_index(at, shape))
+    group, *batch, right, below = parts
+    panels_here = dim_min(blocks.panels, panels - right * blocks.panels)
+    rows_here = dim_min(blocks.rows, row_tiles - below * blocks.rows)
+    (across, p), (down, r) = loop_symbol(names.fresh("p"), panels_here), loop_symbol(names.fresh("d"), rows_here)
+    places, (panel, row_tile) = _named_parts(inliner, ["panel", "tile"], (right * blocks.panels + p, below * blocks.rows + r))
+    work = _TileWork(node, result, out, lhs, rhs, inliner, tile, (group, *batch), panel, row_tile)
+    work.blocks, work.down = blocks, r
+    sums = work.sum_in_parts(p) if blocks.depth != 0 else None
     body = work.body(guarded=False)
     if not (divides(tile.rows, operand.rows) and divides(tile.columns, columns)):
         whole_rows = inliner.scalar("le", inliner.index((row_tile + 1) * tile.rows), inliner.index(operand.rows))
         whole_columns = inliner.scalar("le", inliner.index((panel + 1) * tile.columns), inliner.index(columns))
         body = (If(inliner.scalar("and", whole_rows, whole_columns), body, work.body(guarded=True)),)
-    return For(variable, extent, "parallel", (*lets, *body))
+    body = (For(across, panels_here, "serial", (For(down, rows_here, "serial", (*places, *body)),)),)
+    if sums is not None:
+        body = (Alloc(sums.memory), For(sums.variable, sums.count, "serial", body))
+    return For(variable, product(shape), "parallel", (*lets, *body))
 
 
 def _named_parts(inliner: Inliner, labels: Sequence[str], index: Index) -> tuple[list[Stmt], list[DimLike]]:
@@ -153,26 +187,71 @@ class _Target(Struct, frozen=True):
     leave: tuple[Stmt, ...] = ()
 
 
+def _work_of_epilogue(node: Node, result: Node) -> int:
+    """The weighted operations for each element between the contraction and the result."""
+    total = 0
+    seen = {node}
+    stack = [result]
+    while stack:
+        found = stack.pop()
+        if found not in seen:
+            seen.add(found)
+            stack.extend(found.inputs)
+            total += COSTS.get(found.op.function, 2) if isinstance(found.op, Elementwise) else 0
+    return total
+
+
 class _TileWork:
     """The statements of one tile."""
 
     def __init__(self, node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner, tile: Tile,
                  batch: Index, panel: DimLike, row_tile: DimLike) -> None:
-        self.within = _within(node, result, len(batch)) if isinstance(result.op, Pad) else None
+        self.within = _within(node, result, len(batch) - 1) if isinstance(result.op, Pad) else None
         self.node, self.result, self.out, self.lhs, self.rhs = node, result, out, lhs, rhs
         if self.within is not None:
             self.result = result.inputs[0]
         self.inliner, self.names, self.tile = inliner, inliner.names, tile
-        self.batch, self.panel = batch, panel
-        self.operand = row_operand(node, batch)
+        self.group, self.batch, self.panel = batch[0], batch[1:], panel
+        self.operand = row_operand(node, self.batch, self.group)
         self.first_row = row_tile * tile.rows
-        self.columns = node.shape[-1]
+        self.columns = node.shape[-1] // (node.op.groups if isinstance(node.op, PackedConv) else 1)
         self.dtype = accumulator_dtype(node.dtype)
+        self.blocks = Blocks(1, 1)
+        self.down: DimLike = 0
+        self.sums: _Sums | None = None
+        self.is_long = _work_of_epilogue(node, self.result) >= LONG_EPILOGUE
+
+    def sum_in_parts(self, across: DimLike) -> _Sums:
+        """Lets the tile, in the `across`-th panel of its block, take one part of the contraction at a time."""
+        high, wide = (int(bounds(size)[1]) for size in (self.blocks.rows, self.blocks.panels))
+        tile = self.tile.rows * self.tile.columns
+        memory = Buffer(self.names.fresh("sums"), self.dtype, (high * wide * tile,), "local")
+        steps = self.operand.steps[0]
+        count = ceildiv(steps if bounds(steps)[0] >= 1 else dim_max(steps, 1), self.blocks.depth)  # an empty sum is one part
+        variable, number = loop_symbol(self.names.fresh("part"), count)
+        self.sums = _Sums(variable, number, count, self.blocks.depth, memory, (across * high + self.down) * tile)
+        return self.sums
 
     def body(self, guarded: bool) -> tuple[Stmt, ...]:
         accumulator = Buffer(self.names.fresh("acc"), self.dtype, (self.tile.rows, self.tile.columns), "register")
-        return (Alloc(accumulator), self._clear(accumulator), self._contract(accumulator, guarded),
-                *self._epilogue(accumulator, guarded))
+        begin, end = (self._clear(accumulator),), self._epilogue(accumulator, guarded)
+        if self.sums is not None:
+            inliner, number = self.inliner, self.inliner.index(self.sums.number)
+            first = inliner.scalar("eq", number, inliner.literal(0, INDEX))
+            last = inliner.scalar("eq", number, inliner.index(self.sums.count - 1))
+            begin = (If(first, begin, (self._carry(self.sums, accumulator, out=False),)),)
+            end = (If(last, end, (self._carry(self.sums, accumulator, out=True),)),)
+        return (Alloc(accumulator), *begin, *self._contract(accumulator, guarded), *end)
+
+    def _carry(self, sums: _Sums, accumulator: Buffer, out: bool) -> Stmt:
+        """The accumulators to where they wait, or back."""
+        row, r = self._row_loop()
+        vector, v, lane, j = self._column_loops()
+        column = v * self.tile.lanes + j
+        inner, place = self.inliner.inner(), (sums.start + r * self.tile.columns + column,)
+        store = (Store(sums.memory.name, place, inner.load(accumulator, (r, column))) if out
+                 else Store(accumulator.name, (r, column), inner.load(sums.memory, place)))
+        return For(row, self.tile.rows, "unrolled", (self._over_columns(vector, lane, (store,)),))
 
     def _row_loop(self) -> tuple[Symbol, DimLike]:
         return loop_symbol(self.names.fresh("r"), self.tile.rows)
@@ -194,60 +273,126 @@ class _TileWork:
         store = Store(accumulator.name, (r, v * self.tile.lanes + j), zero)
         return For(row, self.tile.rows, "unrolled", (self._over_columns(vector, lane, (store,)),))
 
-    def _contract(self, accumulator: Buffer, guarded: bool) -> Stmt:
-        """The loops over the contraction: one vector of the panel at a time meets one element of each row."""
-        steps = [loop_symbol(self.names.fresh("k"), n) for n in self.operand.steps]
-        at = tuple(s for _, s in steps)
+    def _contract(self, accumulator: Buffer, guarded: bool) -> tuple[Stmt, ...]:
+        """The loops over the contraction."""
+        steps = self.operand.steps
+        if self.blocks.streams > 1:
+            return self._in_streams(accumulator, guarded)
+        if self.sums is not None:
+            first = self.sums.number * self.sums.depth
+            variable, k = loop_symbol(self.names.fresh("k"), dim_min(self.sums.depth, steps[0] - first))
+            body = (*self._ahead(k, first), self._step(accumulator, (first + k,), guarded))
+            return (For(variable, dim_min(self.sums.depth, steps[0] - first), "serial", body),)
+        loops = [(*loop_symbol(self.names.fresh("k"), n), n) for n in steps]
+        body = (*(self._ahead(loops[0][1], 0) if len(loops) == 1 else ()),
+                self._step(accumulator, tuple(at for _, at, _ in loops), guarded))
+        for variable, _, extent in reversed(loops):
+            body = (For(variable, extent, "serial", body),)
+        return body
+
+    def _in_streams(self, accumulator: Buffer, guarded: bool) -> tuple[Stmt, ...]:
+        """The contraction at several places at a time: parts that are no multiple of a page apart, as memory likes it,
+        and of which the last is shorter."""
+        depth, streams = self.operand.steps[0], self.blocks.streams
+        part = depth // streams // STREAM_UNIT * STREAM_UNIT + STREAM_UNIT
+        shortest = depth - (streams - 1) * part
+        found: list[Stmt] = []
+        for first, extent, count in ((0, shortest, streams), (shortest, part - shortest, streams - 1)):
+            variable, k = loop_symbol(self.names.fresh("k"), extent)
+            stream, s = loop_symbol(self.names.fresh("s"), count)
+            lets, (at,) = _named_parts(self.inliner, ["at"], (first + k + s * part,))
+            body = (*lets, self._step(accumulator, (at,), guarded))
+            found.append(For(variable, extent, "serial", (For(stream, count, "unrolled", body),)))
+        return tuple(found)
+
+    def _panel(self, at: Index) -> DimLike:
+        """Where the row of the panel lies that belongs to a step."""
         depth, panels = self.node.inputs[1].shape[-2], self.node.inputs[1].shape[-3]
-        batch = flatten_index(self.batch, self.node.shape[:len(self.batch)])
-        panel = ((batch * panels + self.panel) * depth + self.operand.panel(at)) * self.tile.columns
+        batch = flatten_index(self.batch, self.node.shape[:len(self.batch)]) + self.group
+        return ((batch * panels + self.panel) * depth + self.operand.panel(at)) * self.tile.columns
+
+    def _ahead(self, k: DimLike, first: DimLike) -> tuple[Stmt, ...]:
+        """Prefetches of the next panel: each tile of this one brings its share, some elements a step."""
+        if self.blocks.ahead == 0:
+            return ()
+        depth = self.operand.steps[0] if self.sums is None else self.sums.depth
+        share = (self.down * depth + k) * self.blocks.ahead
+        following = self._panel((first,)) + self.operand.steps[0] * self.tile.columns
+        return (Prefetch(self.rhs.name, (following + share,)),)
+
+    def _step(self, accumulator: Buffer, at: Index, guarded: bool) -> Stmt:
+        """One vector of the panel at a time meets one element of each row.
+
+        Row by row: the vectors of the panel stay in registers (equal loads of memory that is only read are one), and of
+        the left operand one broadcast at a time is alive.
+        """
         vector, v, lane, j = self._column_loops()
         row, r = self._row_loop()
         inner = self.inliner.inner()
         column = v * self.tile.lanes + j
-        right = self._read(inner, self.rhs, panel + column)
-        # in a guarded body rows past the end read the last one, which exists
-        place = self.first_row + r
-        base = self.operand.base(dim_min(place, self.operand.rows - 1) if guarded else place)
-        left = self._read(inner, self.lhs, base + self.operand.offset(at))
+        right = self._read(inner, self.rhs, self._panel(at) + column)
+        if self.blocks.streams > 1 and self.tile.rows > 1:
+            left = self._read(inner, self.lhs, at[0] * self.tile.rows + r)
+        else:
+            # in a guarded body rows past the end read the last one, which exists
+            place = self.first_row + r
+            base = self.operand.base(dim_min(place, self.operand.rows - 1) if guarded else place)
+            left = self._read(inner, self.lhs, base + self.operand.offset(at))
         old = inner.load(accumulator, (r, column))
         if self.dtype.is_float:
             value = inner.scalar("fma", left, right, old)
         else:
             value = inner.scalar("add", inner.scalar("mul", left, right), old)
-        # Row by row: the vectors of the panel stay in registers (equal loads of memory that is only read are one), and
-        # of the left operand one broadcast at a time is alive.
         update = self._over_columns(vector, lane, (Store(accumulator.name, (r, column), value),))
-        body: Stmt = For(row, self.tile.rows, "unrolled", (update,))
-        for (found, _), extent in reversed(list(zip(steps, self.operand.steps))):
-            body = For(found, extent, "serial", (body,))
-        return body
+        return For(row, self.tile.rows, "unrolled", (update,))
 
     def _read(self, inliner: Inliner, buffer: Buffer, flat: DimLike) -> Node:
         shape = Buffer(buffer.name, buffer.dtype, (product(buffer.shape),), buffer.space)
         return inliner.cast(inliner.load(shape, (flat,)), self.dtype)
 
     def _epilogue(self, accumulator: Buffer, guarded: bool) -> tuple[Stmt, ...]:
+        """Spelled out for each vector of the tile; as loops over the tile in memory where it is guarded, since edges are
+        rare, or long, since it takes most of the time then: its code is by far the most of a kernel."""
+        if guarded or self.is_long:
+            source = Buffer(self.names.fresh("tile"), self.dtype, accumulator.shape, "local")
+            lane, within = loop_symbol(self.names.fresh("j"), self.tile.columns)
+        else:
+            source = accumulator
+            vector, v, lane, j = self._column_loops()
+            within = v * self.tile.lanes + j
         row, r = self._row_loop()
-        vector, v, lane, j = self._column_loops()
         place = self.first_row + r
-        column = self.panel * self.tile.columns + v * self.tile.lanes + j
+        column = self.group * self.columns + self.panel * self.tile.columns + within
         index = (*self.batch, *unflatten_index(place, self.node.shape[len(self.batch):-1]), column)
         inner = self.inliner.inner()
-        value = inner.cast(inner.load(accumulator, (r, v * self.tile.lanes + j)), self.node.dtype)
+        value = inner.cast(inner.load(source, (r, within)), self.node.dtype)
         inner.bind(self.node, index, lambda: value)
         # the result may have other axes of size 1 than the contraction
         stored = inner.value(self.result, reshape_index(index, self.node.shape, self.result.shape))
         if self.within is None:
-            target = _Target(flatten_index(index[:-1], self.node.shape[:-1]) * self.columns)
+            target = _Target(flatten_index(index[:-1], self.node.shape[:-1]) * self.node.shape[-1])
         else:
             target = self._inside_padding(self.within, place)
         body = (*inner.block, Store(self.out.name, (target.start + column,), stored))
-        if guarded:
-            columns = self._guard(place, vector, v, lane, body)
-        else:
-            columns = self._over_columns(vector, lane, body)
-        return (*target.begin, For(row, self.tile.rows, "unrolled", (*target.enter, columns, *target.leave)))
+        if source is accumulator:
+            rows = For(row, self.tile.rows, "unrolled", (*target.enter, self._over_columns(vector, lane, body), *target.leave))
+            return (*target.begin, rows)
+        count, width = self._room() if guarded else (self.tile.rows, self.tile.columns)
+        columns = For(lane, width, "vector", body, self.tile.lanes)
+        rows = For(row, count, "serial", (*target.enter, columns, *target.leave))
+        return (Alloc(source), self._copy(accumulator, source), *target.begin, rows)
+
+    def _room(self) -> tuple[DimLike, DimLike]:
+        """The rows and columns of the tile that belong to the result."""
+        return (dim_min(self.tile.rows, self.operand.rows - self.first_row),
+                dim_min(self.tile.columns, self.columns - self.panel * self.tile.columns))
+
+    def _copy(self, accumulator: Buffer, target: Buffer) -> Stmt:
+        row, r = self._row_loop()
+        vector, v, lane, j = self._column_loops()
+        index = (r, v * self.tile.lanes + j)
+        store = Store(target.name, index, self.inliner.inner().load(accumulator, index))
+        return For(row, self.tile.rows, "unrolled", (self._over_columns(vector, lane, (store,)),))
 
     def _inside_padding(self, within: _Within, place: DimLike) -> _Target:
         """Where rows lie in a padded result. Several axes of rows are counted like digits: where the row lies, and how far
@@ -276,13 +421,3 @@ class _TileWork:
             step = inner.scalar("select", full, one, zero)
         inner.block.append(Store(counts.name, (0,), moved, "add"))
         return _Target(size_of(found), (Alloc(counts), *begin), (enter,), tuple(inner.block))
-
-    def _guard(self, place: DimLike, vector: Symbol, v: DimLike, lane: Symbol, body: tuple[Stmt, ...]) -> Stmt:
-        """The epilogue of a row with stores only for rows and columns that belong to the result."""
-        inliner, lanes = self.inliner, self.tile.lanes
-        room = self.columns - (self.panel * self.tile.columns + v * lanes)
-        has_columns = inliner.scalar("gt", inliner.index(room), inliner.literal(0, INDEX))
-        store = If(has_columns, (For(lane, dim_min(lanes, room), "vector", body, lanes),))
-        columns = For(vector, self.tile.columns // lanes, "unrolled", (store,))
-        belongs = inliner.scalar("lt", inliner.index(place), inliner.index(self.operand.rows))
-        return If(belongs, (columns,))

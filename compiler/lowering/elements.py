@@ -18,8 +18,7 @@ from ..ir.graph import Graph, Node
 from ..ir.loop import Buffer, For, IndexValue, Let, Load, Stmt, Store, expression_nodes
 from ..ir.loop_verify import linear_factor
 from ..ir.ops.compute import Bitcast, Cast, Elementwise
-from ..ir.ops.control import Const, Param
-from ..ir.ops.shape import Broadcast, Concat, Iota, Pad, UpdateSlice, unproved_windows
+from ..ir.ops.shape import Concat, GatherND, Pad, Reshape, Take, TakeAlong, UpdateSlice, unproved_windows
 from ..ir.schedule import Schedule, Step
 from .inline import Index, Inliner, Names, flatten_index, loop_symbol
 
@@ -152,34 +151,39 @@ def lower_region(region: Region, inliner: Inliner, lanes: int) -> Nest:
 
 
 def lower_together(results: Sequence[Node], buffers: Sequence[Buffer], inliner: Inliner, lanes: int) -> Nest:
-    """One loop nest that stores several values of one shape. What more than one of them needs is computed once."""
+    """One loop nest that stores several values of one shape. What more than one of them needs, or an index that is read from
+    data, is computed once."""
     axes = [(*loop_symbol(inliner.names.fresh("i"), n), n) for n in results[0].shape]
     index = tuple(at for _, at, _ in axes)
     for node in _shared(results):
         inliner.latch_value(node, index)
-    values = [inliner.latch_value(node, index) for node in results]
+    values = [inliner.value(node, index) if len(results) == 1 else inliner.latch_value(node, index) for node in results]
     place = flatten_index(index, results[0].shape)
     stores = (Store(buffer.name, (place,), value) for buffer, value in zip(buffers, values, strict=True))
     return nest([(s, n) for s, _, n in axes if n != 1], (*inliner.block, *stores), lanes, inliner.names)
 
 
 def _shared(results: Sequence[Node]) -> list[Node]:
-    """The nodes, operands first, that several results compute at their own place, without what only these need."""
-    reached: dict[Node, set[int]] = {}
+    """The nodes, operands first, that several results or indices compute at their own place, without what only these need."""
     nodes = Graph("together", [], results).nodes()
-    for number, result in enumerate(results):
-        reached.setdefault(result, set()).add(number)
+    roots = [*results, *(n.inputs[1] for n in nodes if isinstance(n.op, (Take, TakeAlong, GatherND)))]
+    reached: dict[Node, set[int]] = {}
+    for number, root in enumerate(roots):
+        reached.setdefault(root, set()).add(number)
+    found: dict[Node, None] = {}
     for node in reversed(nodes):
-        if isinstance(node.op, (Elementwise, Cast, Bitcast)):
+        if isinstance(node.op, (Elementwise, Cast, Bitcast, Concat)) or isinstance(node.op, Reshape) and _adds_ones(node):
             for operand in node.inputs:
                 reached.setdefault(operand, set()).update(reached.get(node, ()))
-    found: set[Node] = set()
     for node in nodes:
-        for operand in node.inputs:
-            if len(reached.get(operand, ())) > max(1, len(reached.get(node, ()))):
-                found.add(operand)
-    found |= {result for result in results if len(reached[result]) > 1}
-    return [n for n in nodes if n in found and not isinstance(n.op, (Const, Param, Broadcast, Iota)) and n.shape == results[0].shape]
+        found.update((n, None) for n in node.inputs if len(reached.get(n, ())) > max(1, len(reached.get(node, ()))))
+    found.update((n, None) for n in results if len(reached[n]) > 1)
+    computed = (Elementwise, Cast, Bitcast, Take, TakeAlong, GatherND)
+    return [n for n in nodes if n in found and isinstance(n.op, computed) and n.shape == results[0].shape]
+
+
+def _adds_ones(node: Node) -> bool:
+    return [n for n in node.shape if n != 1] == [n for n in node.inputs[0].shape if n != 1]
 
 
 def lower_border(region: Region, inliner: Inliner, lanes: int) -> Nest:
@@ -194,10 +198,12 @@ def nest(loops: Loops, body: tuple[Stmt, ...], lanes: int, names: Names) -> Nest
     """Loops around the body, of which the last is a vector loop."""
     if not loops:
         return around([], body, names)
-    schedule, merged = merge_neighbours(loops, body)
+    schedule, merged, finest = merge_neighbours(loops, body)
     last, _ = merged[-1]
-    if _crosses(merged, body):
+    if _crosses(merged, finest, body):
         schedule += _in_tiles(merged, lanes)
+    elif _narrow(merged, finest, body, lanes):
+        schedule += _beside(merged, lanes, names)
     elif len(merged) > 1:
         schedule += (*share(merged[:-1]), Step("vectorize", (last.name, fitting_lanes(lanes, merged[-1][1]))))
     else:
@@ -207,12 +213,35 @@ def nest(loops: Loops, body: tuple[Stmt, ...], lanes: int, names: Names) -> Nest
     return Nest(_serial(loops, body), schedule)
 
 
-def _crosses(loops: Loops, body: tuple[Stmt, ...]) -> bool:
+def _crosses(loops: Loops, finest: Sequence[Symbol], body: tuple[Stmt, ...]) -> bool:
     """Whether something that is read lies far apart along the last loop, and beside one another along the one before it."""
     if len(loops) < 2 or bounds(loops[-2][1])[1] < TILE_ROWS or bounds(loops[-1][1])[1] < TILE_COLUMNS:
         return False
-    (before, _), (last, _) = loops[-2:]
+    before, last = finest[-2:]
     return any(linear_factor(a, before) == 1 and linear_factor(a, last) not in (None, 0, 1) for a in _accesses(body) or ())
+
+
+def _narrow(loops: Loops, finest: Sequence[Symbol], body: tuple[Stmt, ...], lanes: int) -> bool:
+    """Whether vectors along the last loop would be mostly empty, and what is read lies side by side along the one before it:
+    pixels whose channels are brought together. Vectors run along that one then, and are stored apart."""
+    if len(loops) < 2:
+        return False
+    (_, length), (_, width) = loops[-2:]
+    before, last = finest[-2:]
+    reads = [node.op.index[0] for s in body if isinstance(s, Store) for node in expression_nodes(s.value) if isinstance(node.op, Load)]
+    return (isinstance(width, int) and 2 * width < lanes and bounds(length)[1] >= lanes
+            and all(linear_factor(at, before) in (0, 1) and linear_factor(at, last) is not None for at in reads)
+            and any(linear_factor(at, before) == 1 and linear_factor(at, last) != 1 for at in reads) and _accesses(body) is not None)
+
+
+def _beside(loops: Loops, lanes: int, names: Names) -> Schedule:
+    """Vectors along the last loop but one."""
+    (before, _), (last, _) = loops[-2:]
+    if len(loops) > 2:
+        return (*share(loops[:-2]), Step("reorder", (before.name, last.name)), Step("vectorize", (before.name, lanes)))
+    inner = names.fresh(f"{before.name}_inner")
+    return (*share(loops[:1]), Step("split", (before.name, PARALLEL_CHUNK, "min", inner)), Step("reorder", (inner, last.name)),
+            Step("vectorize", (inner, lanes)))
 
 
 def _in_tiles(loops: Loops, lanes: int) -> Schedule:
@@ -251,20 +280,22 @@ def share(loops: Loops) -> Schedule:
     return (Step("parallelize", (names[0],)), *fused)
 
 
-def merge_neighbours(loops: Loops, body: tuple[Stmt, ...]) -> tuple[Schedule, Loops]:
-    """Neighbouring axes that every access walks as if they were one become one; the loops then.
+def merge_neighbours(loops: Loops, body: tuple[Stmt, ...]) -> tuple[Schedule, Loops, list[Symbol]]:
+    """Neighbouring axes that every access walks as if they were one become one; the loops then, and the axis of each along
+    which it walks.
 
     Left alone where the body has inner blocks or index lets, or uses an index as a value: those read the single indices.
     """
     accesses = _accesses(body) if len(loops) > 1 else None
     if accesses is None:
-        return (), loops
+        return (), loops, [symbol for symbol, _ in loops]
     groups: list[Loops] = [[loops[0]]]
     for before, after in itertools.pairwise(loops):
         joined = all(_contiguous(a, before[0], after[0], after[1]) for a in accesses)
         groups[-1].append(after) if joined else groups.append([after])
     schedule = tuple(Step("fuse", tuple(s.name for s, _ in group)) for group in groups if len(group) > 1)
-    return schedule, [(group[0][0], product(n for _, n in group)) for group in groups]
+    joined_loops = [(group[0][0], product(n for _, n in group)) for group in groups]
+    return schedule, joined_loops, [group[-1][0] for group in groups]
 
 
 def _accesses(body: tuple[Stmt, ...]) -> list[DimLike] | None:

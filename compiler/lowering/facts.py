@@ -21,6 +21,7 @@ from ..ir.loop import Alloc, For, Kernel, Stmt, walk
 from ..ir.ops.compute import PackedConv, PackedDot
 from ..ir.ops.control import Fusion, Param
 from ..ir.ops.shape import GatherND, Slice, Take, TakeAlong
+from ..ir.ops.winograd import WinogradConv
 from ..ir.types import TensorType
 
 PICKING = (Take, TakeAlong, GatherND, Slice)  # they read some elements of their first operand
@@ -83,10 +84,11 @@ class _Buffer(Struct, frozen=True):
 def _buffers(node: Node, results: Sequence[TensorType]) -> list[_Buffer]:
     """The operands and results of a node with the layout that its lowering asks for."""
     layouts = [""] * len(node.inputs)
-    body = node.op.body if isinstance(node.op, Fusion) else None
-    for inner in body.nodes() if body is not None else ():
-        if isinstance(inner.op, (PackedDot, PackedConv)) and inner.inputs[1] in body.params:
-            layouts[body.params.index(inner.inputs[1])] = f"panels of {inner.inputs[1].shape[-1]} columns"
+    if isinstance(node.op, Fusion):
+        params = node.op.body.params
+        for inner in node.op.body.nodes():
+            if isinstance(inner.op, (PackedDot, PackedConv, WinogradConv)) and inner.inputs[1] in params:
+                layouts[params.index(inner.inputs[1])] = f"panels of {inner.inputs[1].shape[-1]} columns"
     operands = [_Buffer(f"x{i}", n.tensor, layout) for i, (n, layout) in enumerate(zip(node.inputs, layouts))]
     return [*operands, *(_Buffer(f"y{i}", kind, "") for i, kind in enumerate(results))]
 

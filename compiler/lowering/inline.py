@@ -134,6 +134,7 @@ class Inliner:
         self.block: list[Stmt] = []
         self._memo: dict[tuple[int, Index], Node] = {}
         self._bound: dict[Node, tuple[Index, Callable[[], Node]]] = {}
+        self._checked: dict[tuple[Node, DimLike], DimLike] = {}
 
     # --- small pieces ------------------------------------------------------------------------------------------------
 
@@ -244,7 +245,10 @@ class Inliner:
         return self.checked(node, self.value(indices, at), size)
 
     def checked(self, node: Node, value: Node, size: DimLike) -> DimLike:
-        """A value as an index into an axis of `size`, behind a check that it is one."""
+        """A value as an index into an axis of `size`, behind a check that it is one; once for each value and size."""
+        known = self._checked.get((value, size))
+        if known is not None:
+            return known
         found = loop_variable(self.names.fresh("at"), size)
         local = self.builder.add(Local(found.name, INDEX))
         inside = self.scalar("and", self.scalar("ge", local, self.literal(0, INDEX)),
@@ -255,7 +259,7 @@ class Inliner:
             self.block.append(Check(inside, ERROR_INDEX_UNSIGNED, message, value, self.index(size)))
         else:
             self.block.append(Check(inside, ERROR_INDEX, message, local, self.index(size)))
-        return size_of(found)
+        return self._checked.setdefault((value, size), size_of(found))
 
     # --- inner loops -------------------------------------------------------------------------------------------------
 
@@ -314,10 +318,9 @@ class Inliner:
         value = inside.builder.add(Local(name, x.dtype))
         old = inside.load(best, ())
         better = inside.scalar("gt" if op.kind == "max" else "lt", value, old)
-        if x.dtype.is_float:
-            fresh_nan = inside.scalar("and", inside.scalar("isnan", value), inside.scalar("not", inside.scalar("isnan", old)))
-            ordered = inside.scalar("not", inside.scalar("isnan", old))
-            better = inside.scalar("or", inside.scalar("and", better, ordered), fresh_nan)
+        if x.dtype.is_float:  # the first NaN is the best: nothing is better than it, and it is not worse than anything
+            not_worse = inside.scalar("not", inside.scalar("le", *((value, old) if op.kind == "max" else (old, value))))
+            better = inside.scalar("and", not_worse, inside.scalar("not", inside.scalar("isnan", old)))
         here = inside.cast(inside.index(k), I64)
         inside.block.append(Store(place.name, (), inside.scalar("select", better, here, inside.load(place, ()))))
         inside.block.append(Store(best.name, (), inside.scalar("select", better, value, old)))

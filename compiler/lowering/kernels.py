@@ -7,21 +7,37 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from ..ir.caps import Caps
-from ..ir.dims import DimLike, Symbol, product, symbols_of
+from ..ir.dims import DimLike, Symbol, product, symbol, symbols_of
 from ..ir.errors import UNKNOWN, InternalError, Loc
 from ..ir.facts import Choice
 from ..ir.graph import Builder, Graph, Node, encode, encode_op
-from ..ir.loop import Alloc, Buffer, Check, For, IndexValue, Kernel, Let, Load, Stmt, Store, expression_nodes, expressions_of, walk
-from ..ir.ops.compute import ArgSort, Cumulative, Elementwise, PackedConv, PackedDot, Sort
+from ..ir.loop import (
+    Alloc,
+    Buffer,
+    Check,
+    For,
+    IndexValue,
+    Kernel,
+    Let,
+    Load,
+    Prefetch,
+    Stmt,
+    Store,
+    expression_nodes,
+    expressions_of,
+    walk,
+)
+from ..ir.ops.compute import ArgReduce, ArgSort, Bitcast, Cast, Cumulative, Elementwise, PackedConv, PackedDot, Sort
 from ..ir.ops.control import Fusion, Param
-from ..ir.ops.shape import Broadcast, Concat, Pad, ScatterAlong, ScatterND, Slice, UpdateSlice, unproved_windows
+from ..ir.ops.shape import Broadcast, Concat, Pad, Reshape, ScatterAlong, ScatterND, Slice, Transpose, UpdateSlice, unproved_windows
 from ..ir.ops.winograd import WinogradConv
 from ..ir.schedule import Schedule, apply_legal
 from ..ir.types import INDEX, TensorType
-from ..tiles import Tile, choose_tile
+from ..tiles import MOST_PANELS, MOST_ROWS, Blocks, Tile, choose_blocks, choose_tile, choose_window_blocks
 from .columns import lower_columns
 from .contraction import lower_contraction
 from .elements import Nest, border_regions, lower_border, lower_region, lower_together, overlapping, regions_of
+from .extremes import lower_extremes
 from .generalize import generalize
 from .in_place import writes_over
 from .inline import ERROR_INDEX, Inliner, Names
@@ -44,6 +60,7 @@ Plan = tuple[Kernel, Schedule]
 
 
 ELEMENTS = Choice("elements")
+BLOCK_NAMES = ("high", "wide", "steps")
 
 
 class KernelMaker:
@@ -53,7 +70,7 @@ class KernelMaker:
         self.caps = caps
         self._known: dict[bytes, Launches] = {}
         self._names: dict[str, int] = {}
-        self._contractions: dict[tuple[str, Tile], Kernel] = {}
+        self._contractions: dict[tuple[str, Tile, Blocks], Kernel] = {}
         self._in_place: dict[tuple[int, int], Kernel | None] = {}
         self.plans: dict[str, Plan] = {}
         self.choices: dict[str, Choice] = {}  # by the kernel's name, for reports
@@ -154,22 +171,52 @@ class KernelMaker:
         count = core.op.batch if isinstance(core.op, PackedDot) else 0
         columns = core.inputs[1].shape[-1]
         assert isinstance(columns, int)
-        tile = choose_tile(columns, product(core.shape[count:-1]), core.dtype, self.caps)
+        whole = (product(core.inputs[0].shape[count:-1]), core.shape[-1])
+        tile = choose_tile(columns, product(core.shape[count:-1]), core.dtype, self.caps, whole)
+        blocks = self._blocks(core, count, tile)
+        before: Launches = []
+        buffers: tuple[Entry, ...] = order
+        if blocks.streams > 1 and tile.rows > 1:
+            before, buffers = self._turned(core.inputs[0], body.params.index(core.inputs[0]), order, loc)
         general = generalize(body, core, tile)
         values: dict[str, DimLike] = {}
         if general is not None:
             body, values = general
-        key = (body.fingerprint, tile)
+            blocks = _general_blocks(blocks, values)
+        key = (body.fingerprint, tile, blocks)
         if key not in self._contractions:
             inputs = {p: Buffer(f"x{i}", p.dtype, p.shape, "in") for i, p in enumerate(body.params)}
             out = Buffer("y0", body.results[0].dtype, body.results[0].shape, "out")
             core, result, names = _core_of(body), body.results[0], self._fresh_names(body)
-            statement = lower_contraction(core, result, out, inputs[core.inputs[0]], inputs[core.inputs[1]],
-                                          Inliner(inputs, names), tile)
+            names.used.update(dict.fromkeys(BLOCK_NAMES, 1))
+            left = inputs[core.inputs[0]]
+            turned = [Buffer("turned", left.dtype, (left.shape[-1], tile.rows), "in")] if before else []
+            statement = lower_contraction(core, result, out, turned[0] if before else left, inputs[core.inputs[1]],
+                                          Inliner(inputs, names), tile, blocks)
             nests = [Nest(statement), *self._borders(body, out, inputs, names)]
-            self._contractions[key] = self._kernel(body.name, [*inputs.values(), out], nests, loc,
+            self._contractions[key] = self._kernel(body.name, [*inputs.values(), out, *turned], nests, loc,
                                                    Choice("contraction", (tile.rows, tile.columns), general is not None))
-        return [(self._contractions[key], order, values)]
+        return [*before, (self._contractions[key], buffers, values)]
+
+    def _blocks(self, core: Node, batch: int, tile: Tile) -> Blocks:
+        rows, columns = product(core.shape[batch:-1]), core.shape[-1]
+        depth, dtype = core.inputs[1].shape[-2], core.inputs[1].dtype
+        if isinstance(core.op, PackedDot):
+            return choose_blocks(product(core.shape[:batch]), rows, columns, depth, tile, dtype, self.caps)
+        assert isinstance(core.op, PackedConv) and isinstance(depth, int) and isinstance(columns, int)
+        return choose_window_blocks(rows, columns // core.op.groups, depth, tile, dtype, self.caps)
+
+    def _turned(self, left: Node, position: int, order: tuple[int, ...], loc: Loc) -> tuple[Launches, tuple[Entry, ...]]:
+        """What brings the rows of the left operand side by side, [K, rows], in scratch memory; and the buffers of the
+        contraction then."""
+        depth = left.shape[-1]
+        b = Builder(loc)
+        x = b.add(Param("x0", left.dtype, left.shape))
+        rows = b.add(Reshape((product(left.shape[:-1]), depth)), x)
+        result = b.add(Transpose((1, 0)), rows)
+        fused = b.add(Fusion("elements", Graph("turn", [x], [result])), x)
+        (kernel, _, values), = self.make(fused)
+        return [(kernel, (order[position], result.tensor), values)], (*order, len(order))
 
     def _winograd(self, body: Graph, core: Node, loc: Loc) -> Kernel:
         inputs = {p: Buffer(f"x{i}", p.dtype, p.shape, "in") for i, p in enumerate(body.params)}
@@ -177,7 +224,8 @@ class KernelMaker:
         names = self._fresh_names(body)
         statement = lower_winograd(core, body.results[0], out, inputs[core.inputs[0]], inputs[core.inputs[1]],
                                    Inliner(inputs, names), choose_block(core, self.caps))
-        return self._kernel(body.name, [*inputs.values(), out], [Nest(statement), *self._borders(body, out, inputs, names)], loc)
+        nests = [Nest(statement), *self._borders(body, out, inputs, names)]
+        return self._kernel(body.name, [*inputs.values(), out], nests, loc, Choice("winograd"))
 
     def _borders(self, body: Graph, out: Buffer, inputs: dict[Node, Buffer], names: Names) -> list[Nest]:
         """What lies around a result that is padded."""
@@ -189,16 +237,19 @@ class KernelMaker:
                   order: tuple[int, ...]) -> Launches:
         lanes = self._lanes(body)
         buffers = [*inputs.values(), *outputs]
-        if len(outputs) > 1:
-            together = lower_together(body.results, outputs, Inliner(inputs, names), lanes)
-            return [(self._kernel(body.name, buffers, [together], loc), order, {})]
-        windows = lower_windows(body, inputs, outputs[0], names, self.caps)
+        windows = lower_windows(body, inputs, outputs[0], names, self.caps) if len(outputs) == 1 else None
         if windows is not None:
             return [(self._kernel(body.name, buffers, [Nest(windows)], loc, Choice("windows")), order, {})]
         columns = lower_columns(body, inputs, outputs[0], names, self.caps)
         if columns is not None:
             return [(self._kernel(body.name, buffers, [columns], loc, Choice("columns")), order, {})]
+        extremes = lower_extremes(body, inputs, outputs[0], names, lanes)
+        if extremes is not None:
+            return [(self._kernel(body.name, buffers, [extremes], loc), order, {})]
         root = body.results[0]
+        if isinstance(root.op, (Elementwise, Cast, Bitcast)):
+            together = lower_together(body.results, outputs, Inliner(inputs, names), lanes)
+            return [(self._kernel(body.name, buffers, [together], loc), order, {})]
         regions = regions_of(root, outputs[0])
         statements = [lower_region(region, Inliner(inputs, names), lanes) for region in regions]
         if overlapping(root):
@@ -217,7 +268,8 @@ class KernelMaker:
         if all(d.bits < 32 for d in narrow) and widest.bits < 32:
             return min(self.caps.lanes(widest), 16)
         main = min((d for d in narrow), key=lambda d: (d.bits < 32, d.bits))
-        chains = any(isinstance(n.op, Elementwise) and n.op.function in LONG_CHAINS for n in body.nodes())
+        chains = any(isinstance(n.op, Elementwise) and n.op.function in LONG_CHAINS
+                     or isinstance(n.op, ArgReduce) and n.op.axis != n.rank for n in body.nodes())
         return max(self.caps.lanes(main if main.bits >= 32 else widest), 4) * (CHAINS if chains else 1)
 
     # --- ops with a lowering of their own ----------------------------------------------------------------------------
@@ -271,6 +323,18 @@ class KernelMaker:
         return f"{name}_{count}" if count else name
 
 
+def _general_blocks(blocks: Blocks, values: dict[str, DimLike]) -> Blocks:
+    """The blocks with what a kernel can be given when it is launched as symbols."""
+    if blocks.rows == blocks.panels == 1:
+        return blocks
+    high, wide, steps = BLOCK_NAMES
+    values |= {high: blocks.rows, wide: blocks.panels}
+    if blocks.depth != 0:
+        values[steps] = blocks.depth
+    return replace(blocks, rows=symbol(high, 1, MOST_ROWS), panels=symbol(wide, 1, MOST_PANELS),
+                   depth=symbol(steps, 1) if blocks.depth != 0 else 0)
+
+
 def _core_of(body: Graph) -> Node:
     """The contraction of a group."""
     return next(n for n in body.nodes() if isinstance(n.op, (PackedDot, PackedConv, WinogradConv)))
@@ -296,7 +360,7 @@ def free_symbols(buffers: Sequence[Buffer], body: Sequence[Stmt]) -> tuple[Symbo
                 sizes.append(extent)
             case Let(symbol=symbol) if symbol is not None:
                 bound.add(symbol.name)
-            case Store(index=index):
+            case Store(index=index) | Prefetch(index=index):
                 sizes.extend(index)
             case Alloc(buffer):
                 sizes.extend(buffer.shape)

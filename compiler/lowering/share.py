@@ -18,7 +18,19 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..ir.dims import Atom, DimLike, Symbol, bounds, dim_min, divides, size_of, substitute, symbols_of
+from ..ir.dims import (
+    Atom,
+    DimLike,
+    Monomial,
+    Symbol,
+    bounds,
+    dim_min,
+    divides,
+    size_of,
+    size_of_terms,
+    substitute,
+    symbols_of,
+)
 from ..ir.graph import Node
 from ..ir.loop import (
     Alloc,
@@ -32,6 +44,7 @@ from ..ir.loop import (
     Literal,
     Load,
     Local,
+    Prefetch,
     Stmt,
     Store,
     While,
@@ -142,6 +155,9 @@ class _Walk:
                 where, index = self.sizes(s.index)
                 skeleton, value = self.expression(s.value)
                 return (Store, s.buffer, s.combine, where, skeleton), replace(s, index=index, value=value)
+            case Prefetch(buffer, index):
+                where, index = self.sizes(index)
+                return (Prefetch, buffer, where), Prefetch(buffer, index)
             case Check():
                 what = [self.expression(x) for x in (s.condition, s.found, s.expected)]
                 (_, condition), (_, found_value), (_, expected) = what
@@ -216,37 +232,42 @@ class _Walk:
 
     def size(self, size: DimLike, fixed: bool = False) -> tuple[Skeleton, DimLike]:
         """A sum of products of variables, each with a factor that may be passed unless it is `fixed`."""
-        factors: dict[Skeleton, DimLike] = {(): 0}
+        if isinstance(size, int):
+            skeleton, total = self.factor(size, fixed)
+            return (((), skeleton),), total
+        factors: dict[Skeleton, list[tuple[Monomial, int]]] = {(): []}
         products: dict[Skeleton, tuple[DimLike, bool]] = {(): (1, fixed)}
-        for monomial, coefficient in ((((), size),) if isinstance(size, int) else size.terms):
+        for monomial, coefficient in size.terms:
             place: Skeleton = ()
             product: DimLike = 1
-            factor: DimLike = coefficient
+            free = []
             stays = fixed
             for atom, power in monomial:
-                if self.is_bound(atom):
-                    skeleton, made, atom_stays = self.atom(atom, fixed)
-                    place, stays = (*place, (skeleton, power)), stays or atom_stays
-                    product = _times(product, made, power if self.makes else 0)
-                else:
-                    factor = _times(factor, size_of(atom), power)
+                if not self.is_bound(atom):
+                    free.append((atom, power))
+                    continue
+                skeleton, made, atom_stays = self.atom(atom, fixed)
+                place, stays = (*place, (skeleton, power)), stays or atom_stays
+                if self.makes:
+                    product = _times(product, made, power)
             if len(place) > 1:
                 place = tuple(sorted(place, key=_order))
-            factors[place] = factors[place] + factor if place in factors else factor
+            factors.setdefault(place, []).append((tuple(free), coefficient))
             products[place] = (product, stays)
-        total: DimLike = 0
+        total = 0
         written = []
-        for place in sorted(factors, key=_order):
+        for place in sorted(factors, key=_order) if len(factors) > 1 else factors:
             product, stays = products[place]
-            skeleton, factor = self.factor(factors[place], stays)
+            skeleton, factor = self.factor(size_of_terms(factors[place]), stays)
             written.append((place, skeleton))
             total = total + product * factor if self.makes else size
         return tuple(written), total
 
     def factor(self, factor: DimLike, stays: bool) -> tuple[Skeleton, DimLike]:
-        if stays or bounds(factor)[0] < 0 and not isinstance(factor, int):
+        low = factor if isinstance(factor, int) else bounds(factor)[0]
+        if stays or low < 0 and not isinstance(factor, int):
             return factor, factor
-        sign = -1 if bounds(factor)[0] < 0 else 1
+        sign = -1 if low < 0 else 1
         found = self.number(factor * sign)
         assert not isinstance(found, float)
         return sign, found * sign
@@ -265,8 +286,9 @@ class _Walk:
         return (atom.kind, first, second), made, stays
 
     def is_bound(self, atom: Atom) -> bool:
-        names = [atom] if isinstance(atom, Symbol) else symbols_of(atom.left, atom.right)
-        return any(s.name in self.variables for s in names)
+        if isinstance(atom, Symbol):
+            return atom.name in self.variables
+        return any(s.name in self.variables for s in symbols_of(atom.left, atom.right))
 
 
 def _times(product: DimLike, factor: DimLike, power: int) -> DimLike:
@@ -277,8 +299,15 @@ def _times(product: DimLike, factor: DimLike, power: int) -> DimLike:
 
 def _order(skeleton: Skeleton) -> list[int]:
     """An order of skeletons in which names play no part."""
-    return [skeleton] if isinstance(skeleton, int) else [len(skeleton), *(n for part in skeleton for n in _order(part))] \
-        if isinstance(skeleton, tuple) else []
+    if not isinstance(skeleton, tuple):
+        return [skeleton] if isinstance(skeleton, int) else []
+    order = [len(skeleton)]
+    for part in skeleton:
+        if isinstance(part, int):
+            order.append(part)
+        else:
+            order += _order(part)
+    return order
 
 
 class _Reader:

@@ -3,7 +3,8 @@
 Long rows are sorted by digits of eight bits, the lowest first (Knuth, The Art of Computer Programming 3, 5.2.5): each
 element has a key, an unsigned number of its width whose order is that of the elements; one round counts how often each
 digit occurs and then puts every element behind the equal and lesser ones. Nothing is compared, so nothing is guessed wrong.
-Digits that all keys of a row share take no round: small integers need only few. A short row takes the number of elements
+Pairs of digits that all keys of a row share take no round: small integers need only few. Places are sorted together with their keys
+where both fit one word; else keys are looked up. A short row takes the number of elements
 before each as its place, which runs in vectors.
 
 Rows are independent and shared among threads. The loop over them is built parallel, since where an element goes is not
@@ -27,6 +28,7 @@ from .inline import Inliner, flatten_index, loop_symbol, unflatten_index
 DIGIT_BITS = 8
 DIGITS = 1 << DIGIT_BITS
 SHORT = 40  # elements up to which all pairs are compared
+PLACE_BITS = 32  # of a word with a key above
 
 KEYS = {d.bits: d for d in (U8, U16, U32, U64)}
 KEY_LIMITS = {bits: (1 << bits) - 1 for bits in KEYS}
@@ -64,6 +66,7 @@ class _Sort:
         self.index, self.axis = unflatten_index(number, others), axis
         self.in_line = all(n == 1 for n in x.shape[axis + 1:])
         self.key_type = key_type(x.dtype)
+        self.packed = False
         self.vectors: list[Step] = []
 
     def lower(self) -> Nest:
@@ -71,11 +74,25 @@ class _Sort:
         if most <= SHORT:
             body = self._by_pairs()
         elif least > SHORT:
-            body = self._by_digits()
+            body = self._long()
         else:
-            short = self.inliner.scalar("le", self.inliner.index(self.size), self.inliner.literal(SHORT, INDEX))
-            body = (If(short, self._by_pairs(), self._by_digits()),)
+            body = (self._if_at_most(SHORT, self._by_pairs(), self._long()),)
         return Nest(For(self.row, self.rows, "parallel", body), tuple(self.vectors))
+
+    def _long(self) -> tuple[Stmt, ...]:
+        """By digits, in one word with the places where both fit."""
+        least, most = bounds(self.size)
+        places = 1 << PLACE_BITS
+        if self.keys is None or self.key_type.bits + PLACE_BITS > self.out.dtype.bits or least > places:
+            return self._by_digits()
+        self.packed = True
+        together = self._by_digits()
+        self.packed = False
+        return together if most <= places else (self._if_at_most(places, together, self._by_digits()),)
+
+    def _if_at_most(self, size: int, then: tuple[Stmt, ...], otherwise: tuple[Stmt, ...]) -> If:
+        limit = self.inliner.literal(size, INDEX)
+        return If(self.inliner.scalar("le", self.inliner.index(self.size), limit), then, otherwise)
 
     # --- pieces ------------------------------------------------------------------------------------------------------
 
@@ -103,8 +120,24 @@ class _Sort:
         return size_of(found) if isinstance(extent, int) else dim_min(size_of(found), extent - 1)
 
     def _item(self, inside: Inliner, position: DimLike) -> Node:
-        """What is put in order: places or values."""
-        return self._load(inside, self.x, position) if self.keys is None else inside.cast(inside.index(position), I64)
+        """What is put in order: places or values, or keys with places below."""
+        if self.keys is None:
+            return self._load(inside, self.x, position)
+        place = inside.cast(inside.index(position), I64)
+        if not self.packed:
+            return place
+        key = inside.cast(self._key(inside, self._load(inside, self.x, position)), U64)
+        word = inside.scalar("or", inside.scalar("shl", key, inside.literal(PLACE_BITS, U64)), inside.builder.add(Bitcast(U64), place))
+        return inside.builder.add(Bitcast(I64), word)
+
+    def _key_of(self, inside: Inliner, item: Node) -> Node:
+        """The key of an item that is being put in order."""
+        if self.keys is None:
+            return self._key(inside, item)
+        if not self.packed:
+            return self._load(inside, self.keys, self._named(inside, item, self.size))
+        above = inside.scalar("shr", inside.builder.add(Bitcast(U64), item), inside.literal(PLACE_BITS, U64))
+        return inside.cast(above, self.key_type)
 
     # --- short rows --------------------------------------------------------------------------------------------------
 
@@ -140,32 +173,49 @@ class _Sort:
         none, all_bits = self.inliner.literal(0, self.key_type), self.inliner.literal(KEY_LIMITS[self.key_type.bits], self.key_type)
         clear = self._for(rounds, lambda outer, r: [self._for(DIGITS, lambda inside, d: [
             Store(counts.name, (r, d), inside.literal(0, INDEX))], vector=True)])
-        variable, number = loop_symbol(self.names.fresh("round"), rounds)
-        inside = self.inliner.inner()
-        differing = inside.scalar("xor", inside.load(some, ()), inside.load(every, ()))
-        needed = inside.scalar("ne", self._digit(inside, differing, number), none)
+        places = (self._for(self.size, self._place_alone, vector=True),) if self.packed else ()
         return (Alloc(counts), Alloc(some), Alloc(every), Store(some.name, (), none), Store(every.name, (), all_bits), clear,
                 self._for(self.size, lambda inside, k: self._prepare(inside, k, some, every), vector=True),
                 self._for(self.size, lambda inside, k: self._count(inside, k, counts)),
-                For(variable, rounds, "serial", (If(needed, self._round(counts, number)),)))
+                self._rounds(counts, some, every), *places)
+
+    def _place_alone(self, inside: Inliner, k: DimLike) -> list[Stmt]:
+        """What is left when all is in order."""
+        below = inside.literal((1 << PLACE_BITS) - 1, I64)
+        return [Store(self.out.name, (self.at(k),), inside.scalar("and", self._load(inside, self.out, k), below))]
 
     def _prepare(self, inside: Inliner, k: DimLike, some: Buffer, every: Buffer) -> list[Stmt]:
         """The items as they come, their keys, and the bits that some keys and that all keys have."""
         key = inside.latch(self._key(inside, self._load(inside, self.x, k)))
-        kept = [] if self.keys is None else [Store(self.keys.name, (self.at(k),), key)]
+        kept = [] if self.keys is None or self.packed else [Store(self.keys.name, (self.at(k),), key)]
         return [Store(self.out.name, (self.at(k),), self._item(inside, k)), *kept, Store(some.name, (), key, "or"),
                 Store(every.name, (), key, "and")]
 
     def _count(self, inside: Inliner, k: DimLike, counts: Buffer) -> list[Stmt]:
         """How often each digit occurs does not depend on the order: all are counted at once."""
-        key = self._load(inside, self.keys, k) if self.keys is not None else self._key(inside, self._load(inside, self.x, k))
-        key = inside.latch(key)
+        looked_up = self.keys is not None and not self.packed
+        key = inside.latch(self._load(inside, self.keys, k) if looked_up else self._key_of(inside, self._load(inside, self.out, k)))
         rounds = self.key_type.bits // DIGIT_BITS
         digits = [self._named(inside, self._digit(inside, key, number), DIGITS) for number in range(rounds)]
         return [Store(counts.name, (number, digit), inside.literal(1, INDEX), "add") for number, digit in enumerate(digits)]
 
-    def _round(self, counts: Buffer, number: DimLike) -> tuple[Stmt, ...]:
-        """Orders the items by one digit, from `out` to `spare` and back."""
+    def _rounds(self, counts: Buffer, some: Buffer, every: Buffer) -> For:
+        """All rounds that are needed; two at a time, from `out` to `spare` and back, so that none is only brought back."""
+        rounds = self.key_type.bits // DIGIT_BITS
+        together = 1 if rounds == 1 else 2
+        variable, at = loop_symbol(self.names.fresh("round"), rounds // together)
+        inside = self.inliner.inner()
+        differing = inside.scalar("xor", inside.load(some, ()), inside.load(every, ()))
+        numbers = [at * together + n for n in range(together)]
+        tests = [inside.scalar("ne", self._digit(inside, differing, n), inside.literal(0, self.key_type)) for n in numbers]
+        if together == 2:
+            body = (*self._round(counts, numbers[0], self.out, self.spare), *self._round(counts, numbers[1], self.spare, self.out))
+            return For(variable, rounds // 2, "serial", (If(inside.scalar("or", *tests), body),))
+        back = self._for(self.size, lambda inside, k: [Store(self.out.name, (self.at(k),), self._load(inside, self.spare, k))], vector=True)
+        return For(variable, 1, "serial", (If(tests[0], (*self._round(counts, numbers[0], self.out, self.spare), back)),))
+
+    def _round(self, counts: Buffer, number: DimLike, source: Buffer, target: Buffer) -> tuple[Stmt, ...]:
+        """Orders the items by one digit, from one buffer to the other."""
         running = Buffer(self.names.fresh("running"), INDEX, (), "register")
 
         def begin(inside: Inliner, d: DimLike) -> list[Stmt]:
@@ -174,21 +224,15 @@ class _Sort:
             return [Store(counts.name, (number, d), start), Store(running.name, (), inside.scalar("add", start, own))]
 
         def move(inside: Inliner, k: DimLike) -> list[Stmt]:
-            item = inside.latch(self._load(inside, self.out, k))
-            if self.keys is None:
-                key = self._key(inside, item)
-            else:
-                key = self._load(inside, self.keys, self._named(inside, item, self.size))
+            item = inside.latch(self._load(inside, source, k))
+            key = self._key_of(inside, item)
             digit = self._named(inside, self._digit(inside, key, number), DIGITS)
             place = self._named(inside, inside.load(counts, (number, digit)), self.size)
             following = inside.scalar("add", inside.index(place), inside.literal(1, INDEX))
-            return [Store(self.spare.name, (self.at(place),), item), Store(counts.name, (number, digit), following)]
-
-        def bring_back(inside: Inliner, k: DimLike) -> list[Stmt]:
-            return [Store(self.out.name, (self.at(k),), self._load(inside, self.spare, k))]
+            return [Store(target.name, (self.at(place),), item), Store(counts.name, (number, digit), following)]
 
         return (Alloc(running), Store(running.name, (), self.inliner.literal(0, INDEX)), self._for(DIGITS, begin),
-                self._for(self.size, move), self._for(self.size, bring_back, vector=True))
+                self._for(self.size, move))
 
     def _digit(self, inside: Inliner, key: Node, number: DimLike) -> Node:
         shift = inside.cast(inside.index(number * DIGIT_BITS), self.key_type)

@@ -12,7 +12,8 @@ from ..ir.ops.shape import ScatterAlong, ScatterND
 from .elements import Loops, Nest, around, nest
 from .inline import Index, Inliner, flatten_index, loop_symbol
 
-ROWS = 4  # that run side by side
+ROWS = 4     # that run side by side
+COLUMNS = 4  # vectors of them that do
 
 SCATTER = {"set": "", "add": "add", "mul": "mul", "min": "min", "max": "max"}
 
@@ -37,7 +38,7 @@ def lower_cumulative(op: Cumulative, x: Buffer, out: Buffer, inliner: Inliner, l
     loops, index = _axes(inliner, x.shape, op.axis)
     body = tuple(_run(op, x, out, inliner, [tuple(index)]))
     if loops and op.axis != len(x.shape) - 1:
-        return nest(loops, body, lanes, inliner.names)
+        return nest(loops, body, lanes * COLUMNS, inliner.names)
     return around(loops, body, inliner.names)
 
 

@@ -45,6 +45,7 @@ MOST_LANES = 16    # of narrow integers
 MOST_TERMS = 96    # combining steps of a tile that are spelled out
 LATENCY = 2.0      # cycles that a result waits between two of its taps; other tiles run meanwhile
 TILE_CYCLES = 3.0  # what a row of taps costs besides
+NARROW = 3         # columns of the tiles that take the rest of an unknown width
 REST = 1.05        # a second, narrower tile must be worth its code
 PAGE = 4096        # bytes after which addresses share a set of the first level of memory again, on all cores that we know
 LINE = 64
@@ -234,12 +235,11 @@ def band_rows(height: DimLike, work: DimLike) -> int:
 
 class _Tile(Struct, frozen=True):
     """Results beside one another: `columns` of them from `first` on, at the place `at` along the other axes but the
-    last. `guarded`: some may lie past the end."""
+    last."""
 
     at: Index
     first: DimLike
     columns: int
-    guarded: bool = False
 
 
 class _Lowering:
@@ -302,10 +302,18 @@ class _Lowering:
         return self.inliner.scalar("lt", self.inliner.index(left), self.inliner.index(right))
 
     def _rest(self, place: Index, whole: DimLike, group: DimLike) -> tuple[Stmt, ...]:
-        """What whole tiles leave of the columns."""
+        """What whole tiles leave of the columns: one narrower tile where their number is known, else some that are much
+        narrower, and the last columns one by one."""
         if isinstance(whole, int) and isinstance(self.width, int):
             return self._statements(_Tile(place, whole * self.columns, self.width % self.columns), group)
-        return self._statements(_Tile(place, whole * self.columns, self.columns, guarded=True), group)
+        found: list[Stmt] = []
+        left = self.width % self.columns
+        for columns in (NARROW, 1) if self.columns > NARROW else (1,):
+            each, e = loop_symbol(self.names.fresh("rest"), left // columns)
+            tile = _Tile(place, self.width - left + e * columns, columns)
+            found.append(For(each, left // columns, "serial", self._statements(tile, group)))
+            left = left % columns
+        return tuple(found)
 
     def _statements(self, tile: _Tile, group: DimLike) -> tuple[Stmt, ...]:
         """A tile, one vector of channels of the group after the other."""
@@ -372,15 +380,14 @@ class _Lowering:
         return found
 
     def _input(self, tile: _Tile, taps: Mapping[int, DimLike], position: int, channel: DimLike) -> Index:
-        """The index into the input. In a guarded tile what lies past the end reads the last column, which exists."""
+        """The index into the input."""
         others = iter(tile.at)
         index: list[DimLike] = []
         for axis, along in enumerate(self.found.axes):
             if axis != self.found.column:
                 index.append(next(others) * along.stride + taps.get(axis, 0) * along.dilation)
                 continue
-            place = tile.first * along.stride + position
-            index.append(dim_min(place, self.found.x.shape[axis] - 1) if tile.guarded else place)
+            index.append(tile.first * along.stride + position)
         return (*index, channel)
 
     def _total(self, inner: Inliner, accumulator: Buffer, column: DimLike) -> Node:
@@ -404,6 +411,4 @@ class _Lowering:
         # the result may have other axes of size 1 than the windows
         stored = inner.value(self.result, reshape_index(index, self.node.shape, self.result.shape))
         body: tuple[Stmt, ...] = (*inner.block, Store(self.out.name, (flatten_index(index, self.node.shape),), stored))
-        if tile.guarded:
-            body = (If(self._less(place, self.width), body),)
         return For(column, tile.columns, "unrolled", body)

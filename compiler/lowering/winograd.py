@@ -42,7 +42,7 @@ def choose_block(node: Node, caps: Caps) -> Block:
     """The size of blocks for a winograd_conv."""
     op = node.op
     assert isinstance(op, WinogradConv)
-    points, _, channels, columns = node.inputs[1].shape
+    points, channels, columns = node.inputs[1].shape[0], node.inputs[0].shape[-1], node.inputs[1].shape[-1]
     assert isinstance(points, int) and isinstance(channels, int) and isinstance(columns, int)
     register = choose_tile(columns, MANY_ROWS, node.dtype, caps)
     most = tiles_in_block(points, channels, node.dtype, caps)
@@ -74,7 +74,9 @@ class _Work:
         self.axes = node.op.axes
         self.tiles = _tiles(node, node.op)
         self.count = product(self.tiles)
-        self.points, self.panels, self.channels, self.columns = node.inputs[1].shape
+        self.points, self.panels, self.depth, self.columns = node.inputs[1].shape
+        self.channels, self.groups = node.inputs[0].shape[-1], node.op.groups
+        self.of_group = node.op.channels // self.groups
         self.lanes, dtype = block.register.lanes, node.dtype
         self.taken = Buffer(self.names.fresh("taken"), dtype, (self.points, block.tiles, self.channels), "local")
         self.products = Buffer(self.names.fresh("products"), dtype, (self.points, block.tiles, self.columns), "local")
@@ -84,9 +86,12 @@ class _Work:
     def lower(self) -> Stmt:
         variable, number = loop_symbol(self.names.fresh("block"), ceildiv(self.count, self.block.tiles))
         first = number * self.block.tiles
-        panel, p = loop_symbol(self.names.fresh("panel"), self.panels)
+        panels = self.panels // self.groups
+        group, g = loop_symbol(self.names.fresh("group"), self.groups)
+        panel, p = loop_symbol(self.names.fresh("panel"), panels)
+        each = For(panel, panels, "serial", (self._multiply(g, g * panels + p), self._give(first, g, p)))
         body = (Alloc(self.taken), self._take(first), Alloc(self.products), Alloc(self.made),
-                For(panel, self.panels, "serial", (self._multiply(p), self._give(first, p))))
+                *((For(group, self.groups, "serial", (each,)),) if self.groups > 1 else (each,)))
         return For(variable, ceildiv(self.count, self.block.tiles), "parallel", body)
 
     # --- where tiles are ---------------------------------------------------------------------------------------------
@@ -154,26 +159,26 @@ class _Work:
 
     # --- the products ------------------------------------------------------------------------------------------------
 
-    def _multiply(self, panel: DimLike) -> Stmt:
-        """For each point the tiles' input times a panel of the weights, a register tile at a time."""
+    def _multiply(self, of: DimLike, panel: DimLike) -> Stmt:
+        """For each point the tiles' input of a group times a panel of the weights, a register tile at a time."""
         register, dtype = self.block.register, self.node.dtype
         point, p = loop_symbol(self.names.fresh("point"), self.points)
-        group, g = loop_symbol(self.names.fresh("group"), self.block.tiles // register.rows)
-        step, k = loop_symbol(self.names.fresh("k"), self.channels)
+        group, g = loop_symbol(self.names.fresh("rows"), self.block.tiles // register.rows)
+        step, k = loop_symbol(self.names.fresh("k"), self.depth)
         total = Buffer(self.names.fresh("acc"), dtype, (register.rows, register.columns), "register")
         inner = self.inliner.inner()
         zero = self._each(total, lambda r, column: Store(total.name, (r, column), inner.literal(0.0, dtype)))
-        right = ((p * self.panels + panel) * self.channels + k) * self.columns
+        right = ((p * self.panels + panel) * self.depth + k) * self.columns
         weights = Buffer(self.rhs.name, dtype, (product(self.rhs.shape),), self.rhs.space)
 
         def update(r: DimLike, column: DimLike) -> Stmt:
-            left = inner.load(self.taken, (p, g * register.rows + r, k))
+            left = inner.load(self.taken, (p, g * register.rows + r, of * self.depth + k))
             return Store(total.name, (r, column), inner.scalar("fma", left, inner.load(weights, (right + column,)),
                                                                inner.load(total, (r, column))))
 
         store = self._each(total, lambda r, column: Store(self.products.name, (p, g * register.rows + r, column),
                                                           inner.load(total, (r, column))))
-        loop = For(step, self.channels, "serial", (self._each(total, update),))
+        loop = For(step, self.depth, "serial", (self._each(total, update),))
         return For(point, self.points, "serial", (For(group, self.block.tiles // register.rows, "serial",
                                                       (Alloc(total), zero, loop, store)),))
 
@@ -189,7 +194,7 @@ class _Work:
 
     # --- the result --------------------------------------------------------------------------------------------------
 
-    def _give(self, first: DimLike, panel: DimLike) -> Stmt:
+    def _give(self, first: DimLike, group: DimLike, panel: DimLike) -> Stmt:
         """A on both sides of each tile's products, and the epilogue on what belongs to the result."""
         tile, t = loop_symbol(self.names.fresh("t"), self.block.tiles)
         lets, (n, *place) = self._place(first + t)
@@ -201,10 +206,10 @@ class _Work:
             inner.block.append(Store(self.made.name, (position, v * self.lanes + j), value))
         make = For(vector, self.columns // self.lanes, "serial", (For(lane, self.lanes, "vector", tuple(inner.block), self.lanes),))
         rest = dim_min(self.block.tiles, self.count - first)
-        return For(tile, rest, "serial", (*lets, make, self._epilogue(n, place, panel)))
+        return For(tile, rest, "serial", (*lets, make, self._epilogue(n, place, group, panel)))
 
-    def _epilogue(self, n: DimLike, place: Sequence[DimLike], panel: DimLike) -> Stmt:
-        room = self.node.shape[-1] - panel * self.columns
+    def _epilogue(self, n: DimLike, place: Sequence[DimLike], group: DimLike, panel: DimLike) -> Stmt:
+        room = self.of_group - panel * self.columns
         vectors = self.columns // self.lanes
         vector, v = loop_symbol(self.names.fresh("v"), vectors)
         lane, j = loop_symbol(self.names.fresh("j"), self.lanes)
@@ -213,13 +218,13 @@ class _Work:
             found, i = loop_symbol(self.names.fresh("i"), axis.results)
             inside = divides(axis.results, size)
             loops.append((found, i, axis.results if inside else dim_min(axis.results, size - at * axis.results), at * axis.results + i))
-        column = panel * self.columns + v * self.lanes + j
+        column = group * self.of_group + panel * self.columns + v * self.lanes + j
         index = (n, *(at for *_, at in loops), column)
         inner = self.inliner.inner()
         position = flatten_index([i for _, i, *_ in loops], [axis.results for axis in self.axes])
         inner.bind(self.node, index, lambda: inner.load(self.made, (position, v * self.lanes + j)))
         body: tuple[Stmt, ...] = (*self._store(inner, index), )
-        whole = divides(self.columns, self.node.shape[-1])
+        whole = divides(self.columns, self.of_group)
         count = self.lanes if whole else dim_min(self.lanes, room - v * self.lanes)
         body = (For(lane, count, "vector", body, self.lanes),)
         present = vectors if whole else dim_min(vectors, ceildiv(room, self.lanes))

@@ -10,6 +10,7 @@ fail stay; running the pass twice changes nothing more.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -124,6 +125,8 @@ _ARITHMETIC = (
     Rule("pow_two", "bounded", lambda x: (x ** 2, x * x), bound=1),
     Rule("pow_three", "bounded", lambda x: (x ** 3, x * x * x), bound=2),
     Rule("pow_minus_one", "bounded", lambda x: (x ** -1, 1 / x), "f", bound=1),
+    Rule("pow_minus_three_halves", "bounded", lambda x: (
+        x ** -1.5, call("select", call("eq", x, -math.inf), 0, (1 / x) * (1 / call("sqrt", x)))), "f", bound=3),
     Rule("abs_abs", "exact", lambda x: (abs(abs(x)), abs(x))),
     Rule("abs_neg", "exact", lambda x: (abs(-x), abs(x)), "if"),
     Rule("square_of_abs", "exact", lambda x: (abs(x) * abs(x), x * x)),

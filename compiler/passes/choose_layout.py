@@ -2,7 +2,7 @@
 
 Every convolution becomes channels-last: its rows are then contiguous along the contraction and its columns are vectors
 of channels. A value that a convolution made, and whatever is computed from it by ops that do not care (elementwise,
-pad, windows, reductions, concat, slice, resampling by take along a spatial axis), stays channels-last; the transpose
+pad, windows, reductions, concat, slice, reshapes of the spatial axes, resampling by take along one), stays channels-last; the transpose
 back is made once, where an op that reads a particular order needs it. Weights are transposed here and folded later.
 
 Contract: exact. Cost: one transpose at each border of a convolutional region, in exchange for none inside.
@@ -16,7 +16,7 @@ from typing import Any
 from ..ir.dims import DimLike
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.compute import Bitcast, Cast, Conv, Elementwise, Reduce, ReduceWindow
-from ..ir.ops.shape import Broadcast, Concat, Pad, Slice, Take, Transpose
+from ..ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Take, Transpose
 from ..ir.types import TensorType
 from ..library import broadcast, reshape, transpose
 from ..options import Options
@@ -86,6 +86,8 @@ class _Layout:
                 return b.add(node.op, *(self.as_last(i) for i in node.inputs), loc=node.loc)
             case Reduce() as op:
                 return self._reduce(node, op)
+            case Reshape():
+                return self._reshape(node)
         if not self._wanted(node):
             return None
         order = _to_last(node.rank)
@@ -108,6 +110,13 @@ class _Layout:
             case Broadcast(shape):
                 return broadcast(b, self.as_last(node.inputs[0]), _permuted(shape, order))
         return None
+
+    def _reshape(self, node: Node) -> Node | None:
+        """A reshape of the spatial axes alone, as resampling by whole factors has them."""
+        x = node.inputs[0]
+        if x in self.plain or node.rank < 3 or node.shape[:2] != x.shape[:2]:
+            return None
+        return reshape(self.b, self.last[x], _permuted(node.shape, _to_last(node.rank)))
 
     def _reduce(self, node: Node, op: Reduce) -> Node | None:
         """A reduction of a channels-last value that keeps the order of what is left; its result is plain."""

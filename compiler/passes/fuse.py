@@ -12,9 +12,9 @@ Strategies of a group, in the order in which they claim nodes:
 
 Cost model. Keeping a value costs one write and a read for each reader; computing it again costs its operations times
 the number of kernels (and of repetitions, behind a broadcast or in a window). A value that several kernels need is kept
-when computing it takes more than CHEAP weighted operations, or contains a reduction. A group never makes a cycle: a
-node joins only if no operand outside the group depends on the group. At last elementwise groups over one shape are joined
-where they read the same (`siblings.py`).
+when computing it takes more than CHEAP weighted operations, or contains a reduction, or when a broadcast spreads it. A group
+never makes a cycle: a node joins only if no operand outside the group depends on the group. At last elementwise groups over
+one shape are joined where they read the same (`siblings.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
+from ..cost import WEIGHTS
 from ..ir.dims import DimLike, bounds, product
 from ..ir.errors import merge_locs
 from ..ir.graph import Builder, Graph, Node
@@ -65,6 +66,7 @@ from .siblings import Group, Siblings
 CHEAP = 3          # weighted operations that may be computed again in another kernel
 REPEATED = 16      # weighted operations that may be computed again for an element that one kernel reads at several places
 GROUP_LIMIT = 96   # nodes a group may grow to (bounds the depth of expressions)
+SPREAD = 16        # places that an element is broadcast to, from which on a value is kept that two readers need
 SMALL_ROW = 16     # rows shorter than this are reduced element by element
 
 INLINE = (Elementwise, Cast, Bitcast, Broadcast, Reshape, Transpose, Slice, Iota, SizeOf, Take, TakeAlong, GatherND)
@@ -74,7 +76,6 @@ CONTRACTION = (PackedDot, PackedConv, WinogradConv)
 OWN_LOWERING = (Sort, ArgSort, Cumulative, ScatterND, ScatterAlong, If, While, Scan)
 # ops whose operands are read more than once an element
 REREADING = (ReduceWindow, Conv, Dot, Broadcast)
-WEIGHTS = {"exp": 8, "log": 8, "pow": 16, "tanh": 12, "erf": 12, "sigmoid": 12, "sin": 12, "cos": 12, "div": 4, "sqrt": 4}
 
 MOST_PLACES = 32   # of one value in a kernel that are told apart
 Place = tuple[int, ...]  # the nodes that change the index between what a kernel stores and a value
@@ -95,6 +96,7 @@ class _Fuser:
         self.group_of: dict[Node, Group] = {}
         self.groups: list[Group] = []
         self.deep: set[Node] = set()
+        self.spread: set[Node] = set()
 
     def run(self) -> Graph:
         for node in self.nodes:
@@ -266,6 +268,8 @@ class _Fuser:
         depth: dict[Node, int] = {}
         for node in self.nodes:
             cost[node] = self._cost(node, cost)
+            if cost[node] > 0 and len(self.users[node]) > 1 and self._is_spread(node):
+                self.spread.add(node)
             inline = isinstance(node.op, INLINE) and node not in self.group_of
             depth[node] = 1 + max((depth[i] for i in node.inputs), default=0) if inline else 0
             if depth[node] >= GROUP_LIMIT:
@@ -329,7 +333,7 @@ class _Fuser:
         return False
 
     def _better_kept(self, node: Node, kernels: dict[Node, set[int]], cost: dict[Node, float]) -> bool:
-        if node in self.deep:
+        if node in self.deep or node in self.spread:
             return True
         if cost[node] <= CHEAP:
             return False
@@ -341,6 +345,17 @@ class _Fuser:
             if isinstance(user.op, (Take, TakeAlong, GatherND)) and user.inputs[0] is node:
                 return True
         return len(found) > 1
+
+    def _is_spread(self, node: Node) -> bool:
+        """Whether each element goes to so many places that computing it there costs more than keeping it."""
+        for user in self.users[node]:
+            if isinstance(user.op, Reshape) and _without_ones(user) == _without_ones(node) and self._is_spread(user):
+                return True
+            before = (*(1 for _ in range(user.rank - node.rank)), *node.shape)
+            if isinstance(user.op, Broadcast) and node.rank > 0 \
+                    and bounds(product(n for n, old in zip(user.shape, before) if n != old))[1] >= SPREAD:
+                return True
+        return False
 
     def _same_row_group(self, node: Node, user: Node) -> bool:
         return node in self.group_of and self.group_of.get(user) is self.group_of[node]
@@ -357,7 +372,7 @@ class _Fuser:
                 own = 2
             case Cast():
                 own = 1
-        return own + sum(cost.get(i, 0) for i in node.inputs)
+        return own + sum(cost.get(i, 0) for i in node.inputs if i not in self.spread)
 
     # --- the new graph -----------------------------------------------------------------------------------------------
 
@@ -399,7 +414,7 @@ class _Fuser:
             if node in seen:
                 continue
             seen.add(node)
-            if node not in own and self._is_stored(node):
+            if node not in own and self._is_stored(node) and _viewed(node) not in own:
                 # Scalars are part of the code, but for contractions: there they are operands, so that layers which
                 # differ only in learned numbers share one microkernel.
                 if group.strategy == "contraction" or not _scalar_constant(node):
@@ -412,6 +427,13 @@ class _Fuser:
         if isinstance(node.op, (Param, Const, Get, MakeTuple)) or node in self.kept or node in self.views:
             return True
         return isinstance(node.op, Reshape) and self._is_stored(node.inputs[0])
+
+
+def _viewed(node: Node) -> Node:
+    """What a view looks at; the value itself where it is none."""
+    while isinstance(node.op, Reshape):
+        node = node.inputs[0]
+    return node
 
 
 def _without_ones(node: Node) -> list[DimLike]:

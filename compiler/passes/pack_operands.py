@@ -3,7 +3,7 @@
 `dot` becomes `packed_dot` and `conv` becomes `packed_conv`: the left operand as rows that are contiguous along the
 contraction, the right one cut into panels of a few vectors of columns (`compiler/lowering/contraction.py`). The packing
 is made of ordinary ops (pad, reshape, transpose), so that constant folding packs weights at compile time and fusion
-makes one kernel of it otherwise. Convolutions with padding get it from `pad`; grouped ones stay direct. Dots with a
+makes one kernel of it otherwise. Convolutions with padding get it from `pad`; depthwise ones stay direct. Dots with a
 single column become a multiplication and a sum over rows.
 
 A transposed convolution (one with input dilation) becomes plain ones over the operand as it is, whose results interleave
@@ -72,7 +72,7 @@ def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps) -> Node | N
     right = reshape(b, transpose(b, rhs, [*op.rhs_batch, *op.rhs_contract, *free_right]), (*batch, depth, width))
     if width == 1 or not lhs.dtype.is_float:
         return _sum_of_products(b, left, right, len(batch), rows, columns) if width == 1 else None
-    tile = panel_columns(width, product(rows), accumulator_dtype(lhs.dtype), caps)
+    tile = panel_columns(width, product(rows), accumulator_dtype(lhs.dtype), caps, depth)
     packed = pack_columns(b, right, len(batch), tile)
     value = b.add(PackedDot(len(batch), width), left, packed)
     return reshape(b, value, (*batch, *rows, *columns))
@@ -107,11 +107,13 @@ def _pack_conv(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps: C
     high = [0, *(p[1] for p in op.padding), 0]
     x = pad(b, x, low, high)
     plain = ((0, 0),) * rank
-    if op.groups != 1:
-        return b.add(Conv(op.strides, plain, op.dilation, (1,) * rank, op.groups, True), x, w)
     kernel, channels, out = w.shape[:-2], w.shape[-2], w.shape[-1]
     assert isinstance(out, int)
     taps = product(kernel)
+    if op.groups != 1:
+        if channels == 1 or not x.dtype.is_float:
+            return b.add(Conv(op.strides, plain, op.dilation, (1,) * rank, op.groups, True), x, w)
+        return _pack_groups(b, op, x, w, options, caps)
     if taps == 1 and all(s == 1 for s in op.strides):
         return _pack_dot(b, Dot((x.rank - 1,), (0,)), x, reshape(b, w, (channels, out)), caps)
     tile = panel_columns(out, product(x.shape[:-1]), accumulator_dtype(x.dtype), caps)
@@ -121,6 +123,20 @@ def _pack_conv(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps: C
     packed = pack_columns(b, reshape(b, w, (taps * channels, out)), 0, tile)
     sizes = tuple(int(k) for k in kernel)
     return b.add(PackedConv(sizes, op.strides, op.dilation, out), x, packed)
+
+
+def _pack_groups(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps: Caps) -> Node:
+    """Several channels a group: panels of each group's kernel."""
+    *kernel, channels, out = w.shape
+    assert isinstance(out, int)
+    depth, of_group = product((*kernel, channels)), out // op.groups
+    tile = panel_columns(of_group, product(x.shape[:-1]), accumulator_dtype(x.dtype), caps)
+    fast = fast_convolution(b, op, x, w, tile, options, caps)
+    if fast is not None:
+        return fast
+    matrices = transpose(b, reshape(b, w, (depth, op.groups, of_group)), [1, 0, 2])
+    sizes = tuple(int(k) for k in kernel)
+    return b.add(PackedConv(sizes, op.strides, op.dilation, out, op.groups), x, pack_columns(b, matrices, 1, tile))
 
 
 # --- transposed convolutions -----------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ from msgspec import Struct, field
 
 from ..ir.graph import Node
 from ..ir.ops.compute import Bitcast, Cast, Elementwise
+from ..ir.ops.shape import Broadcast, Concat, GatherND, Reshape, Take, TakeAlong
 
-MOST_RESULTS = 8   # of a joined group
+MOST_RESULTS = 16  # of a joined group, with what is then not stored any more
 MOST_NODES = 192   # that it computes
 
 POINTWISE = (Elementwise, Cast, Bitcast)
@@ -57,13 +58,16 @@ class Siblings:
         for group in sorted(self.groups, key=lambda g: self.order[g.exits[-1]]):
             if not _is_pointwise(group):
                 continue
-            new = self._joint(group)
+            new: _Joint | None = self._joint(group)
             same_shape = joints.setdefault(group.exits[0].shape, [])
-            fitting = next((old for old in reversed(same_shape) if self._fit(old, new)), None)
-            if fitting is None:
-                same_shape.append(new)
-            else:
-                self._merge(fitting, new)
+            while new is not None:  # one that has grown may reach others
+                fitting = next((old for old in reversed(same_shape) if self._fit(old, new)), None)
+                if fitting is None:
+                    same_shape.append(new)
+                else:
+                    same_shape.remove(fitting)
+                    self._merge(fitting, new)
+                new = fitting
         return self._without_inner_exits([joint.group for bucket in joints.values() for joint in bucket if len(joint.group.exits) > 1])
 
     def _joint(self, group: Group) -> _Joint:
@@ -76,21 +80,22 @@ class Siblings:
             if (node, same) in seen:
                 continue
             seen.add((node, same))
-            if node is not exit and self.is_stored(node):
+            if node is not exit and self.is_stored(node) and not isinstance(node.op, Reshape):
                 reads[node] = reads.get(node, True) and same
                 continue
-            same = same and isinstance(node.op, POINTWISE)
-            stack.extend((operand, same) for operand in node.inputs)
+            stack.extend((operand, same and _keeps_place(node, number)) for number, operand in enumerate(node.inputs))
         return _Joint(group, reads, len(seen))
 
     def _fit(self, old: _Joint, new: _Joint) -> bool:
-        exits = old.group.exits
-        if len(exits) >= MOST_RESULTS or old.size + new.size > MOST_NODES or not all(new.reads.get(e, True) for e in exits):
+        """Whether the groups may be joined, and share something."""
+        pairs = ((old, new), (new, old))
+        if len(old.group.exits) + len(new.group.exits) > MOST_RESULTS or old.size + new.size > MOST_NODES \
+                or not all(b.reads.get(exit, True) for a, b in pairs for exit in a.group.exits):
             return False
-        shape = exits[0].shape
-        shared = any(e in new.reads for e in exits) or any(n in old.reads and n.shape == shape for n in new.reads)
-        return (shared and not self._depends((n for n in new.reads if n not in exits), old.group)
-                and not self._depends(old.reads, new.group))
+        shape = new.group.exits[0].shape
+        shared = any(exit in b.reads for a, b in pairs for exit in a.group.exits) \
+            or any(n in old.reads and n.shape == shape for n in new.reads)
+        return shared and not any(self._depends((n for n in b.reads if n not in a.group.exits), a.group) for a, b in pairs)
 
     def _depends(self, values: Iterable[Node], group: Group) -> bool:
         """Whether computing the values needs the group, by any path through whole groups."""
@@ -111,14 +116,16 @@ class Siblings:
         return False
 
     def _merge(self, old: _Joint, new: _Joint) -> None:
-        exit, = new.group.exits
+        """Adds the new group to the old one."""
         self.groups.remove(new.group)
-        self.group_of[exit] = old.group
-        old.group.exits.append(exit)
-        old.group.members.add(exit)
+        old.group.exits = sorted((*old.group.exits, *new.group.exits), key=self.order.__getitem__)
+        old.group.members |= new.group.members
+        for exit in new.group.exits:
+            self.group_of[exit] = old.group
         for node, same in new.reads.items():
-            if node not in old.group.exits:
-                old.reads[node] = old.reads.get(node, True) and same
+            old.reads[node] = old.reads.get(node, True) and same
+        for exit in old.group.exits:
+            old.reads.pop(exit, None)
         old.size += new.size
 
     def _without_inner_exits(self, joined: list[Group]) -> tuple[list[Group], set[Node]]:
@@ -137,6 +144,25 @@ class Siblings:
             dropped.update(e for e in group.exits if e not in needed)
             group.exits = [e for e in group.exits if e in needed]
         return self.groups, dropped
+
+
+def _keeps_place(node: Node, number: int) -> bool:
+    """Whether the node reads this operand, or as much of it as gives an index, at the place that it computes itself; axes of
+    size 1 count for nothing."""
+    match node.op:
+        case Elementwise() | Cast() | Bitcast():
+            return True
+        case Reshape() | Broadcast():
+            return [n for n in node.shape if n != 1] == [n for n in node.inputs[0].shape if n != 1]
+        case TakeAlong():
+            return number == 1
+        case GatherND() | Take():
+            indices = node.inputs[1]
+            grid = indices.shape[:-1] if isinstance(node.op, GatherND) else indices.shape
+            return number == 1 and grid == node.shape
+        case Concat(axis):  # of columns of indices, see `fuse`
+            return axis == node.rank - 1 and all(part.shape[-1] == 1 for part in node.inputs)
+    return False
 
 
 def _is_pointwise(group: Group) -> bool:

@@ -37,20 +37,20 @@ USUAL_SIZE = 64           # of an axis that is symbolic
 
 
 def fast_convolution(b: Builder, op: Conv, x: Node, w: Node, columns: int, options: Options, caps: Caps) -> Node | None:
-    """The convolution of a padded x [N, *spatial, C] with w [*kernel, C, O] by Winograd's algorithm, its weights in panels of
-    `columns`; None where that is not allowed, possible, or faster."""
-    plain = all(s == 1 for s in (*op.strides, *op.dilation)) and op.groups == 1
+    """The convolution of a padded x [N, *spatial, C] with w [*kernel, C / groups, O] by Winograd's algorithm, its weights in
+    panels of `columns`; None where that is not allowed, possible, or faster."""
+    plain = all(s == 1 for s in (*op.strides, *op.dilation))
     if not plain or options.precision != "default" or x.dtype not in (F32, F64):
         return None
     weights = _known(w)
     sizes = tuple(n - (k - 1) for n, k in zip(x.shape[1:-1], w.shape[:-2]))
     if weights is None or 0 in (*weights.shape, x.shape[0], *sizes) or not np.isfinite(weights).all():
         return None
-    axes = choose_tiles((x.shape[0], *sizes), weights.shape, columns, x.dtype, caps)
+    axes = choose_tiles((x.shape[0], *sizes), weights.shape, op.groups, columns, x.dtype, caps)
     if axes is None:
         return None
-    made = WinogradConv(weights.shape[:-2], tuple(axis.results for axis in axes), weights.shape[-1])
-    return b.add(made, x, b.add(Const(Constant(transform_weights(weights, axes, columns)))))
+    made = WinogradConv(weights.shape[:-2], tuple(axis.results for axis in axes), weights.shape[-1], op.groups)
+    return b.add(made, x, b.add(Const(Constant(transform_weights(weights, axes, op.groups, columns)))))
 
 
 def _known(node: Node) -> Array | None:
@@ -64,43 +64,44 @@ def _known(node: Node) -> Array | None:
     return None
 
 
-def transform_weights(weights: Array, axes: Sequence[Winograd], columns: int) -> Array:
-    """[*kernel, C, O] -> [points, panels, C, columns], rounded once."""
+def transform_weights(weights: Array, axes: Sequence[Winograd], groups: int, columns: int) -> Array:
+    """[*kernel, C, O] -> [points, groups * panels, C, columns], rounded once."""
     value = weights.astype(np.float64)
     for axis in axes:
         value = np.tensordot(value, np.array(axis.weights), ([0], [1]))  # [*kernel, C, O] -> [C, O, *points] in turn
-    channels, out = weights.shape[-2:]
-    value = np.moveaxis(value.reshape(channels, out, -1), 2, 0)
+    channels, out = weights.shape[-2], weights.shape[-1] // groups
+    value = value.reshape(channels, groups, out, -1).transpose(3, 1, 2, 0)  # [points, groups, O, C]
     panels = -(-out // columns)
-    padded = np.pad(value, [(0, 0), (0, 0), (0, panels * columns - out)]).reshape(-1, channels, panels, columns)
-    return np.ascontiguousarray(padded.transpose(0, 2, 1, 3).astype(weights.dtype))
+    padded = np.zeros((len(value), groups, panels * columns, channels), weights.dtype)
+    padded[:, :, :out] = value
+    return np.ascontiguousarray(padded.reshape(len(value), groups * panels, columns, channels).transpose(0, 1, 3, 2))
 
 
-def choose_tiles(shape: tuple[DimLike, ...], weights: tuple[int, ...], columns: int, dtype: DType,
+def choose_tiles(shape: tuple[DimLike, ...], weights: tuple[int, ...], groups: int, columns: int, dtype: DType,
                  caps: Caps) -> tuple[Winograd, ...] | None:
     """The tiles with which a result of `shape` (batch and spatial axes) takes the fewest cycles, None where the plain
     convolution does."""
     kernel = weights[:-2]
     able = [[winograd(m, k) for m in ((1,) if k == 1 else RESULTS) if m + k - 1 <= MOST_POINTS] for k in kernel]
     sizes = [n if isinstance(n, int) else USUAL_SIZE for n in shape]
-    direct = prod(sizes) * prod(kernel) * _products(weights, columns, dtype, caps)
+    direct = prod(sizes) * prod(kernel) * _products(weights, groups, columns, dtype, caps)
     found = [axes for axes in itertools.product(*able) if prod(a.amplification for a in axes) <= MOST_AMPLIFICATION]
-    best = min(found, key=lambda axes: _cycles(sizes, weights, axes, columns, dtype, caps), default=None)
-    if best is None or _cycles(sizes, weights, best, columns, dtype, caps) * WORTH > direct:
+    best = min(found, key=lambda axes: _cycles(sizes, weights, groups, axes, columns, dtype, caps), default=None)
+    if best is None or _cycles(sizes, weights, groups, best, columns, dtype, caps) * WORTH > direct:
         return None
     return best
 
 
-def _products(weights: tuple[int, ...], columns: int, dtype: DType, caps: Caps) -> float:
+def _products(weights: tuple[int, ...], groups: int, columns: int, dtype: DType, caps: Caps) -> float:
     """Cycles of one row of products: two vectors a cycle."""
     lanes = caps.lanes(dtype)
-    return weights[-2] * -(-weights[-1] // columns) * columns / lanes / 2 / RATE
+    return groups * weights[-2] * -(-weights[-1] // groups // columns) * columns / lanes / 2 / RATE
 
 
-def _cycles(sizes: Sequence[int], weights: tuple[int, ...], axes: Sequence[Winograd], columns: int, dtype: DType,
+def _cycles(sizes: Sequence[int], weights: tuple[int, ...], groups: int, axes: Sequence[Winograd], columns: int, dtype: DType,
             caps: Caps) -> float:
     """Cycles of the whole result."""
-    channels, out = weights[-2:]
+    channels, out = weights[-2] * groups, weights[-1]
     lanes = caps.lanes(dtype)
     points, results = prod(a.points for a in axes), prod(a.results for a in axes)
     tiles = prod([sizes[0], *(-(-n // a.results) for n, a in zip(sizes[1:], axes))])
@@ -108,7 +109,7 @@ def _cycles(sizes: Sequence[int], weights: tuple[int, ...], axes: Sequence[Winog
     moved = 1.5 * points * (1 + sum(a.taps > 1 for a in axes))
     into = sum(points // a.points * count_steps(a.input) for a in axes) / 2 + moved
     back = sum(points // a.points * count_steps(a.output) for a in axes) / 2 + moved + 2 * results
-    tile = points * _products(weights, columns, dtype, caps) + -(-channels // lanes) * into + -(-out // lanes) * back
-    far = points * channels * out * dtype.bytes
+    tile = points * _products(weights, groups, columns, dtype, caps) + -(-channels // lanes) * into + -(-out // lanes) * back
+    far = points * weights[-2] * out * dtype.bytes
     rounds = -(-tiles // tiles_in_block(points, channels, dtype, caps))
     return tiles * tile + (rounds * far / FAR if far > caps.level2_bytes // 2 else 0)

@@ -65,7 +65,7 @@ const char *const dim_names[] = {"n"}, *const kernels[] = {"double", "add"}, *co
 const tw_tensor_descriptor tensors[] = {{"values", TW_INT64, 1, dims, dim_names}};
 alignas(64) const int64_t one_constant[8] = {1};
 const tw_model model = {TW_ABI_VERSION, 0, "test", "host", "", "0", 1, 1, tensors, tensors, 64, "d",
-                        reinterpret_cast<const uint8_t *>(one_constant), 2, 1, kernels, sites, plan, run_thread, -1, 0, 0};
+                        reinterpret_cast<const uint8_t *>(one_constant), 2, 1, kernels, sites, plan, run_thread, -1, 0, 0, 0};
 
 tw_context make_context(int32_t threads, char *error, size_t capacity) {
   tw_context context = {};
@@ -96,6 +96,44 @@ void test_run() {
   int64_t nanoseconds[2] = {0, 0};
   run_once(10000, 2, nanoseconds);
   CHECK(nanoseconds[0] > 0 && nanoseconds[1] > 0);
+}
+
+/* Every thread of a timed call starts, and meets the others once for each launch; the caller says which kernel ended. */
+void test_timeline() {
+  const int64_t capacity = 16;
+  for (int32_t threads : {1, 2, 5}) {
+    std::vector<tw_event> events(static_cast<size_t>(threads * capacity));
+    std::vector<int64_t> counts(static_cast<size_t>(threads), 0), in(101), out(101);
+    std::vector<uint64_t> owners(static_cast<size_t>(threads), 0);
+    int64_t nanoseconds[2] = {0, 0}, count = 100;
+    const void *inputs[] = {in.data()};
+    void *outputs[] = {out.data()};
+    char error[256] = "";
+    tw_context context = make_context(threads, error, sizeof error);
+    tw_timeline timeline = {events.data(), capacity, counts.data(), owners.data(), threads};
+    int64_t workspace = 0;
+    CHECK(tw_plan_model(&model, &context, &count, nullptr, &workspace) == TW_OK);
+    CHECK(tw_run_timed(&model, &context, inputs, outputs, &count, nullptr, nullptr, workspace, nanoseconds, &timeline) == TW_OK);
+    for (int32_t thread = 0; thread < threads; thread++) {
+      const tw_event *track = &events[static_cast<size_t>(thread * capacity)];
+      int64_t met = 0, ended = 0, kept = counts[static_cast<size_t>(thread)];
+      CHECK(kept <= capacity && track[0].what == TW_EVENT_START);
+      for (int64_t i = 1; i < kept; i++) {
+        CHECK(track[i].nanoseconds >= track[i - 1].nanoseconds);
+        if (track[i].what == TW_EVENT_LEAVE) CHECK(track[i - 1].what == TW_EVENT_ARRIVE);
+        met += track[i].what == TW_EVENT_LEAVE;
+        if (track[i].what >= 0) CHECK(track[i].what == ended++);
+      }
+      CHECK(ended == (thread == 0 ? 2 : 0));
+      CHECK(met == 2);
+    }
+    timeline.capacity = 1; /* what finds no room is counted */
+    counts.assign(counts.size(), 0);
+    CHECK(tw_run_timed(&model, &context, inputs, outputs, &count, nullptr, nullptr, workspace, nanoseconds, &timeline) == TW_OK);
+    CHECK(counts[0] >= 3);
+    timeline.threads = threads + 1;
+    CHECK(tw_run_timed(&model, &context, inputs, outputs, &count, nullptr, nullptr, workspace, nanoseconds, &timeline) == TW_ERROR_ARGUMENT);
+  }
 }
 
 void test_failures() {
@@ -400,6 +438,7 @@ int main(int count, char **arguments) {
   test_machine();
   test_constants();
   test_run();
+  test_timeline();
   test_failures();
   test_golden();
   test_host_functions();

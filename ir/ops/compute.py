@@ -498,9 +498,10 @@ def window_view(x: Array, window: Sequence[int], strides: Sequence[int], dilatio
 
 
 class PackedConv(Op, frozen=True):
-    """Channels-last convolution with the kernel in panels, as `pack_operands` makes it; no padding, no groups.
+    """Channels-last convolution with the kernel in panels, as `pack_operands` makes it; no padding.
 
-    x [N, *spatial, C], w [ceil(O / tile), taps * C, tile] (taps in C order of `kernel`) -> [N, *out, O], O = `channels`.
+    x [N, *spatial, C], w [ceil(O / tile), taps * C, tile] (taps in C order of `kernel`) -> [N, *out, O], O = `channels`. With
+    groups w is [groups, ceil(O / groups / tile), taps * C / groups, tile].
     """
 
     name: ClassVar[str] = "packed_conv"
@@ -508,31 +509,39 @@ class PackedConv(Op, frozen=True):
     strides: tuple[int, ...]
     dilation: tuple[int, ...]
     channels: int
+    groups: int = 1
 
     def infer(self, *types: Type) -> Type:
         x, w = operands(self, types, 2)
-        if x.rank != len(self.kernel) + 2 or w.rank != 3 or x.dtype != w.dtype or not x.dtype.is_float:
+        grouped = self.groups != 1
+        if x.rank != len(self.kernel) + 2 or w.rank != 3 + grouped or x.dtype != w.dtype or not x.dtype.is_float:
             raise CompileError(f"packed_conv: {x} and {w} do not fit")
-        tile = w.shape[2]
-        taps = product(self.kernel)
-        if not isinstance(tile, int) or w.shape[1] != taps * x.shape[-1] or w.shape[0] != -(-self.channels // tile):
-            raise CompileError(f"packed_conv: {x} and {w} do not fit kernel {self.kernel}, channels {self.channels}")
+        *groups, panels, depth, tile = w.shape
+        of_group = self.channels // self.groups
+        fits = (isinstance(tile, int) and depth * self.groups == product(self.kernel) * x.shape[-1]
+                and self.channels % self.groups == 0 and panels == -(-of_group // tile) and (not grouped or groups == [self.groups]))
+        if not fits:
+            raise CompileError(f"packed_conv: {x} and {w} do not fit kernel {self.kernel}, channels {self.channels}, "
+                               f"groups {self.groups}")
         sizes = [(n - ((k - 1) * d + 1)) // s + 1
                  for n, k, s, d in zip(x.shape[1:-1], self.kernel, self.strides, self.dilation)]
         return TensorType(x.dtype, (x.shape[0], *sizes, self.channels))
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
         x, w = inputs
-        dense = np.moveaxis(w, 0, 1).reshape(w.shape[1], -1)[:, :self.channels]
-        kernel = dense.reshape(*self.kernel, x.shape[-1], self.channels)
+        depth, of_group = w.shape[-2], self.channels // self.groups
+        panels = np.moveaxis(w.reshape(self.groups, *w.shape[-3:]), 2, 0)  # [depth, groups, panels, tile]
+        dense = panels.reshape(depth, self.groups, -1)[..., :of_group]
+        kernel = dense.reshape(*self.kernel, x.shape[-1] // self.groups, self.channels)
         rank = len(self.kernel)
-        plain = Conv(self.strides, ((0, 0),) * rank, self.dilation, (1,) * rank, 1, True)
+        plain = Conv(self.strides, ((0, 0),) * rank, self.dilation, (1,) * rank, self.groups, True)
         return plain.evaluate((x, kernel), binding)
 
     @classmethod
     def samples(cls) -> tuple[Sample, ...]:
         return (Sample(cls((3, 3), (1, 1), (1, 1), 6), (TensorType(F32, (2, 6, 7, 4)), TensorType(F32, (1, 36, 16)))),
-                Sample(cls((1, 3), (2, 1), (1, 2), 20), (TensorType(F32, (1, 5, 9, 4)), TensorType(F32, (2, 12, 16)))))
+                Sample(cls((1, 3), (2, 1), (1, 2), 20), (TensorType(F32, (1, 5, 9, 4)), TensorType(F32, (2, 12, 16)))),
+                Sample(cls((3, 2), (1, 1), (1, 1), 30, 3), (TensorType(F32, (2, 5, 6, 6)), TensorType(F32, (3, 2, 12, 8)))))
 
 
 class ReduceWindow(Op, frozen=True):

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..dims import bounds, ceildiv, product
+from ..dims import bounds, product
 from ..errors import CompileError
 from ..graph import Array, Binding, Op, Sample
 from ..types import F32, TensorType, Type
@@ -16,10 +16,10 @@ from .shape import operands
 
 
 class WinogradConv(Op, frozen=True):
-    """Channels-last convolution of stride and dilation 1 by tiles of `results` along each axis; no padding, no groups.
+    """Channels-last convolution of stride and dilation 1 by tiles of `results` along each axis; no padding.
 
-    x [N, *spatial, C], u [points, ceil(O / tile), C, tile] (the weights as G makes them, points in C order of the axes, in
-    panels of columns) -> [N, *out, O], O = `channels`. Along an axis of `kernel` 1 `results` is 1. Differs from the plain
+    x [N, *spatial, C], u [points, groups * ceil(O / groups / tile), C / groups, tile] (the weights as G makes them, points in C
+    order of the axes, in panels of columns) -> [N, *out, O], O = `channels`. Along an axis of `kernel` 1 `results` is 1. Differs from the plain
     convolution as `ir/winograd.py` says; a NaN or an infinity reaches all results of the tiles that read it. Tiles that reach
     past the end of an axis read its last element again.
     """
@@ -28,6 +28,7 @@ class WinogradConv(Op, frozen=True):
     kernel: tuple[int, ...]
     results: tuple[int, ...]
     channels: int
+    groups: int = 1
 
     @property
     def axes(self) -> tuple[Winograd, ...]:
@@ -39,10 +40,11 @@ class WinogradConv(Op, frozen=True):
         good = len(self.kernel) == len(self.results) == x.rank - 2 and u.rank == 4 and x.dtype == u.dtype and x.dtype.is_float
         if not good or any(m < 1 or r < 1 or m + r - 1 > MOST_POINTS or r == 1 < m for m, r in zip(self.results, self.kernel)):
             raise CompileError(f"winograd_conv: {x} and {u} do not fit kernel {self.kernel}, results {self.results}")
-        points, tile = product(axis.points for axis in self.axes), u.shape[3]
-        if not isinstance(tile, int) or u.shape != (points, ceildiv(self.channels, tile), x.shape[-1], tile):
+        points, tile, depth = product(axis.points for axis in self.axes), u.shape[3], u.shape[2]
+        panels = self.groups * -(-self.channels // self.groups // tile) if isinstance(tile, int) else -1
+        if u.shape[:2] != (points, panels) or depth * self.groups != x.shape[-1] or self.channels % self.groups:
             raise CompileError(f"winograd_conv: {u} does not fit {x}, kernel {self.kernel}, results {self.results}, "
-                               f"channels {self.channels}")
+                               f"channels {self.channels}, groups {self.groups}")
         sizes = [n - (k - 1) for n, k in zip(x.shape[1:-1], self.kernel)]
         if any(bounds(n)[1] < 0 for n in sizes):
             raise CompileError(f"winograd_conv: the kernel {self.kernel} is larger than the input {x}")
@@ -63,9 +65,11 @@ class WinogradConv(Op, frozen=True):
         with np.errstate(all="ignore"):
             for axis in axes:  # [N, *tiles, C, *elements] -> [N, *tiles, C, *points], one axis at a time
                 value = np.tensordot(value, np.array(axis.input, wide), ([rank + 2], [1]))
-            rows = np.moveaxis(value.reshape(-1, x.shape[-1], u.shape[0]), 2, 0)
-            dense = np.moveaxis(u.astype(wide), 2, 1).reshape(u.shape[0], u.shape[2], -1)[..., :self.channels]
-            value = (rows @ dense).reshape(*(axis.points for axis in axes), x.shape[0], *tiles, self.channels)
+            rows = value.reshape(-1, self.groups, u.shape[2], u.shape[0]).transpose(3, 1, 0, 2)  # [points, groups, tiles, C]
+            panels = u.astype(wide).reshape(u.shape[0], self.groups, -1, *u.shape[2:])
+            dense = np.moveaxis(panels, 3, 2).reshape(*panels.shape[:2], u.shape[2], -1)[..., :self.channels // self.groups]
+            value = np.moveaxis(rows @ dense, 1, 2)  # [points, tiles, groups, O]
+            value = value.reshape(*(axis.points for axis in axes), x.shape[0], *tiles, self.channels)
             for axis in axes:  # [*points, N, *tiles, O] -> [N, *tiles, O, *results]
                 value = np.tensordot(value, np.array(axis.output, wide), ([0], [1]))
         order = [0, *(a for i in range(rank) for a in (1 + i, rank + 2 + i)), rank + 1]
@@ -75,4 +79,5 @@ class WinogradConv(Op, frozen=True):
     @classmethod
     def samples(cls) -> tuple[Sample, ...]:
         return (Sample(cls((3, 3), (2, 4), 6), (TensorType(F32, (2, 6, 7, 4)), TensorType(F32, (24, 1, 4, 8)))),
-                Sample(cls((5, 1), (4, 1), 20), (TensorType(F32, (1, 9, 3, 4)), TensorType(F32, (8, 2, 4, 16)))))
+                Sample(cls((5, 1), (4, 1), 20), (TensorType(F32, (1, 9, 3, 4)), TensorType(F32, (8, 2, 4, 16)))),
+                Sample(cls((3,), (2,), 20, 2), (TensorType(F32, (1, 9, 6)), TensorType(F32, (4, 4, 3, 8)))))
