@@ -72,7 +72,7 @@ def count(node: Node) -> tuple[DimLike, DimLike, DimLike]:
             return 0, elements, elements
         case WinogradConv(results=results, channels=channels):  # its products; what it adds before and behind them is less
             tiles = product((node.shape[0], *(ceildiv(n, m) for n, m in zip(node.shape[1:-1], results))))
-            slots = tiles * node.inputs[1].shape[0] * node.inputs[0].shape[-1] * channels
+            slots = tiles * node.inputs[1].shape[0] * node.inputs[1].shape[-2] * channels
             return slots * 2, slots, slots
     return 0, 0, elements
 

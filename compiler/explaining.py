@@ -252,6 +252,7 @@ def _how(facts: LaunchRecord) -> str:
         parts.append(f"in registers {', '.join(facts.registers)}")
     parts.append(f"{facts.lanes} lanes" if facts.lanes else "scalar")
     parts.append(f"parallel over {max(facts.parallel)}" if facts.parallel else "serial")
+    parts += facts.details
     if facts.general:
         parts.append("any size")
     if facts.shared > 1:

@@ -60,6 +60,7 @@ class LaunchRecord(Struct, frozen=True):
     tile: tuple[int, int] | None
     columns: int
     rows: int
+    details: tuple[str, ...]
     general: bool
     in_place: bool
     schedule: tuple[str, ...]
@@ -114,7 +115,7 @@ def _steps(steps: Sequence[Step], numbers: Mapping[int, int], rows: list[dict[st
 def _facts_row(facts: Facts) -> dict[str, Any]:
     choice = facts.choice
     return {
-        "strategy": choice.strategy, "tile": choice.tile, "general": choice.general, "in_place": choice.in_place,
+        "strategy": choice.strategy, "tile": choice.tile, "details": choice.details, "general": choice.general, "in_place": choice.in_place,
         "schedule": choice.schedule, "refused": choice.refused, "contract": facts.contract, "lanes": facts.lanes,
         "bits": facts.bits, "registers": facts.registers, "parallel": [_size(n) for n in facts.parallel],
         "read": _size(facts.read), "written": _size(facts.written),
@@ -197,6 +198,7 @@ def _record(row: Mapping[str, Any], rounds: int | None, serves: int, sizes: Mapp
     return LaunchRecord(
         kernel=row["kernel"], name=row["name"], strategy=row.get("strategy", "unknown"), rounds=rounds, shared=serves,
         tile=None if row.get("tile") is None else tuple(row["tile"]), columns=result[-1] if result else 1, rows=prod(result[:-1]),
+        details=tuple(row.get("details", ())),
         general=row.get("general", False), in_place=row.get("in_place", False), schedule=tuple(row.get("schedule", ())),
         refused=tuple(row.get("refused", ())),
         buffers=tuple(Buffer(name, f"{dtype}[{', '.join(map(str, shape))}]", prod(shape), space, layout)

@@ -48,8 +48,9 @@ class Options(Struct, frozen=True):
             if not isinstance(value, int) or value < 0:
                 raise CompileError(f"options: {name} must be 0 or more, found {value!r}")
 
-        if not isinstance(self.tune, (int, float)) or isinstance(self.tune, bool) or not 0 <= self.tune <= MOST_SECONDS:
-            raise CompileError(f"options: tune must be seconds from 0 to {MOST_SECONDS}, found {self.tune!r}")
+        seconds: object = self.tune
+        if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not 0 <= seconds <= MOST_SECONDS:
+            raise CompileError(f"options: tune must be seconds from 0 to {MOST_SECONDS}, found {seconds!r}")
 
     def code_key(self) -> str:
         """The options that change generated code, as canonical text."""

@@ -29,7 +29,7 @@ from .passes.canonicalize import canonicalize
 from .passes.choose_layout import choose_layout
 from .passes.decompose import decompose
 from .passes.eliminate_dead import eliminate_dead
-from .passes.fold_constants import fold_constants
+from .passes.fold_constants import fold_constants, fold_packed
 from .passes.fuse import fuse
 from .passes.hoist_invariants import hoist_invariants
 from .passes.inline_control import inline_control
@@ -42,6 +42,9 @@ Pass = Callable[[Graph, Options], Graph]
 def in_bodies(function: Pass) -> Pass:
     """The pass applied to the bodies of control flow first, then to the graph."""
     def apply(graph: Graph, options: Options) -> Graph:
+        if not any(isinstance(node.op, (If, While, Scan)) for node in graph.nodes()):
+            return function(graph, options)
+
         def visit(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
             if not isinstance(node.op, (If, While, Scan)):
                 return None
@@ -60,14 +63,14 @@ def passes_for(caps: Caps) -> tuple[tuple[str, Pass], ...]:
         ("decompose", decompose),                                # only primitives are left
         ("inline_control", inline_control),                      # no `if` on a constant is left
         ("canonicalize", canonicalize),                          # identities applied; chains of one kind of movement are one
-        ("fold_constants", fold_constants),                      # nothing but large fillings is computed from constants alone
+        ("fold_constants", fold_constants),                      # only large fillings and moved operands are made of constants alone
         ("share_sorts", in_bodies(share_sorts)),                 # no array is sorted twice
         ("choose_layout", in_bodies(choose_layout)),                        # every convolution is channels-last
         ("pack_operands", partial(pack_operands, caps=caps)),    # contractions have packed operands, no padding inside
         ("hoist_invariants", hoist_invariants),                  # loops compute nothing twice that only captures decide
         ("eliminate_dead", eliminate_dead),                      # control flow is given nothing that its bodies do not read
         ("canonicalize_packed", canonicalize),                   # what layout and packing brought in is simplified
-        ("fold_packed", fold_constants),                         # weights are packed; the originals are dropped
+        ("fold_packed", fold_packed),                            # weights are packed; the originals are dropped
         ("fuse", in_bodies(fuse)),                                          # every node is one kernel, a view, or control flow
     )
 

@@ -98,8 +98,8 @@ def choose_tile(columns: int, rows: DimLike, dtype: DType, caps: Caps, whole: tu
     """The tile for a panel of `columns` columns and a matrix of `rows` rows. `whole`: the rows and columns that the panels were
     chosen for, where measurement may know better."""
     lanes = caps.lanes(dtype)
-    for tuned in caps.tuned if whole is not None else ():
-        if (tuned.rows, tuned.columns, tuned.dtype, tuned.tile_columns) == (*whole, str(dtype), columns):
+    for tuned in caps.tuned:
+        if (tuned.rows, tuned.columns) == whole and (tuned.dtype, tuned.tile_columns) == (str(dtype), columns):
             return Tile(tuned.tile_rows, columns, lanes)
     vectors = columns // lanes
     most = _most_rows(vectors, caps)

@@ -28,7 +28,7 @@ from msgspec.structs import replace
 from .build import OBJECT_PREFIX, capabilities, generate, lower_checked, resolved, segment_digest, target_text
 from .cost import count
 from .ir.caps import Caps, TunedTile
-from .ir.dims import ceildiv, product
+from .ir.dims import DimLike, ceildiv, product
 from .ir.errors import CompileError
 from .ir.graph import Builder, Graph, Node, attribute_names
 from .ir.ops.compute import PackedConv, PackedDot, accumulator_dtype
@@ -155,8 +155,8 @@ def groups_of(graph: Graph, options: Options, caps: Caps) -> list[Group]:
             if not isinstance(node.op, (PackedDot, PackedConv, WinogradConv)):
                 continue
             batch = node.op.batch if isinstance(node.op, PackedDot) else 0
-            rows, height, columns, work = (product(node.inputs[0].shape[batch:-1]), product(node.shape[batch:-1]), node.shape[-1],
-                                           count(node)[1])
+            rows, height = product(node.inputs[0].shape[batch:-1]), product(node.shape[batch:-1])
+            columns, work = _columns(node), count(node)[1]
             if not (isinstance(rows, int) and isinstance(height, int) and isinstance(columns, int) and isinstance(work, int)):
                 continue
             key = (rows, columns, str(node.dtype))
@@ -169,10 +169,16 @@ def groups_of(graph: Graph, options: Options, caps: Caps) -> list[Group]:
     return sorted((group for key, group in found.items() if key not in left_out), key=lambda group: -group.work)
 
 
+def _columns(node: Node) -> DimLike:
+    """What panels are chosen for: the columns of a group."""
+    return node.shape[-1] // (node.op.groups if isinstance(node.op, (PackedConv, WinogradConv)) else 1)
+
+
 def _name(node: Node) -> str:
     """A contraction by all that decides its time but the panels."""
     depth = node.inputs[1].shape[-2]
-    return f"{node.op.spelling} {node.inputs[0].type} depth {depth} {node.type}"
+    strides = f" strides {node.op.strides}" if isinstance(node.op, PackedConv) else ""
+    return f"{node.op.spelling} {node.inputs[0].type} depth {depth}{strides} {node.type}"
 
 
 def candidates(rows: int, columns: int, dtype: DType, caps: Caps) -> tuple[tuple[int, int], ...]:
@@ -244,7 +250,7 @@ def _compiled(group: Group, tile: tuple[int, int] | None, target: str, caps: Cap
 def _compiled_node(node: Node, width: int | None, target: str, caps: Caps) -> Callable[[], float]:
     left, right = (operand.tensor for operand in node.inputs)
     if width is not None:
-        right = TensorType(right.dtype, (*right.shape[:-3], ceildiv(node.shape[-1], width), right.shape[-2], width))
+        right = TensorType(right.dtype, (*right.shape[:-3], ceildiv(_columns(node), width), right.shape[-2], width))
     b = Builder()
     params = [b.add(Param(name, kind.dtype, kind.shape)) for name, kind in (("left", left), ("right", right))]
     graph = Graph("contraction", params, [b.add(node.op, *params)], ["result"])

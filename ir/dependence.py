@@ -25,6 +25,7 @@ from .dims import (
     bounds,
     divides,
     exact_quotient,
+    sample,
     size_of,
     size_of_terms,
     substitute,
@@ -202,9 +203,9 @@ def never_zero(rest: DimLike, plus: Sequence[_Term], minus: Sequence[_Term]) -> 
     moduli = list(dict.fromkeys([0, *(factor for factor, _, _ in terms)]))
     unlikely = []  # what does not hold for one choice of sizes is tried last for all
     for side, added, taken in ((rest, plus, minus), (0 - rest, minus, plus)):
-        some = None if static else (_some(side), _some_terms(added), _some_terms(taken))
+        some = None if static else (sample(side), _sampled(added), _sampled(taken))
         for modulus in moduli:
-            if some is not None and not _between(*some, _some(modulus), ()):
+            if some is not None and not _between(*some, sample(modulus), ()):
                 unlikely.append((side, added, taken, modulus))
             elif _between(side, added, taken, modulus, facts):
                 return True
@@ -239,31 +240,8 @@ def _least(rest: DimLike, plus: Sequence[_Term], minus: Sequence[_Term], facts: 
     return add_all(parts)
 
 
-def _some(size: DimLike) -> int:
-    """The size for a certain choice of its symbols."""
-    if isinstance(size, int):
-        return size
-    total = 0
-    for monomial, coefficient in size.terms:
-        for atom, power in monomial:
-            coefficient *= _some_atom(atom) ** power
-        total += coefficient
-    return total
-
-
-def _some_terms(terms: Sequence[_Term]) -> list[_Term]:
-    return [(_some(factor), least, None if most is None else _some(most)) for factor, least, most in terms]
-
-
-def _some_atom(atom: Atom) -> int:
-    if isinstance(atom, Symbol):
-        least, most = atom.tight
-        some = least + 3 * atom.multiple_of
-        return some if some <= most else least
-    left, right = _some(atom.left), _some(atom.right)
-    if atom.kind == "min":
-        return min(left, right)
-    return left // max(right, 1) if atom.kind == "floordiv" else left % max(right, 1)
+def _sampled(terms: Sequence[_Term]) -> list[_Term]:
+    return [(sample(factor), least, None if most is None else sample(most)) for factor, least, most in terms]
 
 
 def _positive(size: DimLike | None, facts: tuple[DimLike, ...]) -> bool:

@@ -275,14 +275,18 @@ def _interval(size: DimLike) -> tuple[Bound, Bound]:
     low: Bound = 0
     high: Bound = 0
     for monomial, coefficient in size.terms:
-        a: Bound = coefficient
-        b: Bound = coefficient
+        a: Bound = 1
+        b: Bound = 1
         for atom, power in monomial:
             c, d = _atom_bounds(atom)
             for _ in range(power):
-                products = [_multiply(x, y) for x in (a, b) for y in (c, d)]
-                a, b = min(products), max(products)
-        low, high = low + a, high + b
+                if a >= 0 and c >= 0:  # as most are
+                    a, b = a * c, _multiply(b, d)
+                else:
+                    products = [_multiply(x, y) for x in (a, b) for y in (c, d)]
+                    a, b = min(products), max(products)
+        a, b = a * coefficient, b * coefficient
+        low, high = (low + a, high + b) if coefficient > 0 else (low + b, high + a)
     return low, high
 
 
@@ -310,8 +314,21 @@ def provably_equal(left: DimLike, right: DimLike) -> bool:
 
 @lru_cache(maxsize=CACHED)
 def provably_at_most(left: DimLike, right: DimLike) -> bool:
-    """True when left <= right for all bindings."""
-    return bounds(right - left)[0] >= 0
+    """True when left <= right is shown for all bindings."""
+    return sample(left) <= sample(right) and bounds(right - left)[0] >= 0
+
+
+@lru_cache(maxsize=CACHED)
+def sample(size: DimLike) -> int:
+    """The size for a certain binding, the same for all sizes: what does not hold for it need not be proved."""
+    if isinstance(size, int):
+        return size
+    total = 0
+    for monomial, coefficient in size.terms:
+        for atom, power in monomial:
+            coefficient *= _sample_atom(atom) ** power
+        total += coefficient
+    return total
 
 
 def dim_min(left: DimLike, right: DimLike) -> DimLike:
@@ -634,6 +651,18 @@ def _known_divisor(size: DimLike) -> int:
     return result
 
 
+def _sample_atom(atom: Atom) -> int:
+    if isinstance(atom, Symbol):
+        least, most = atom.tight
+        some = least + 3 * atom.multiple_of
+        return some if some <= most else least
+    left, right = sample(atom.left), sample(atom.right)
+    if atom.kind == "min":
+        return min(left, right)
+    return left // max(right, 1) if atom.kind == "floordiv" else left % max(right, 1)
+
+
+@lru_cache(maxsize=CACHED)
 def _atom_bounds(atom: Atom) -> tuple[Bound, Bound]:
     if isinstance(atom, Symbol):
         return atom.tight

@@ -12,9 +12,10 @@ from .errors import Loc
 
 
 class Choice(Struct, frozen=True):
-    """How a kernel computes. `strategy`: which lowering made it; `tile`: rows and columns of its register tile; `general`: it
-    serves all sizes; `schedule`: the steps taken; `refused`: steps that were chosen and left out, since they are not shown
-    to keep the meaning; `in_place`: it writes over an operand that nothing reads afterwards."""
+    """How a kernel computes. `strategy`: which lowering made it; `tile`: rows and columns of its register tile; `details`: what
+    else that lowering decided; `general`: it serves all sizes; `schedule`: the steps taken; `refused`: steps that were
+    chosen and left out, since they are not shown to keep the meaning; `in_place`: it writes over an operand that nothing reads
+    afterwards."""
 
     strategy: str
     tile: tuple[int, int] | None = None
@@ -22,6 +23,7 @@ class Choice(Struct, frozen=True):
     schedule: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     in_place: bool = False
+    details: tuple[str, ...] = ()
 
 
 class Operand(Struct, frozen=True):

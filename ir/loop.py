@@ -230,6 +230,8 @@ def expressions_of(statement: Stmt) -> tuple[Node, ...]:
 
 def expression_nodes(root: Node) -> tuple[Node, ...]:
     """The nodes of an expression, operands first, each once."""
+    if not root.inputs:
+        return (root,)
     order: list[Node] = []
     seen: set[int] = set()
     stack: list[tuple[Node, bool]] = [(root, False)]

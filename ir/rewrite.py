@@ -24,15 +24,16 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import permutations
 from typing import Union
 
 import numpy as np
-from msgspec.structs import replace
+from msgspec.structs import fields, replace
 
 from .dims import DimLike
 from .errors import CompileError, InternalError
-from .graph import Builder, Constant, Graph, Node, Op, attribute_names
+from .graph import Builder, Constant, Graph, Node, Op
 from .ops.compute import Elementwise
 from .ops.control import Const, Get, MakeTuple
 from .ops.scalar import SCALARS
@@ -90,7 +91,7 @@ class _Rewriting:
                 values[id(node)] = builder.keep(node)
                 continue
             builder.loc = node.loc
-            made = self.forwarded(node, inputs) or self.visit(builder, node, inputs)
+            made = self.forwarded(node.op, inputs) or self.visit(builder, node, inputs)
             if made is None:
                 made = self.kept(builder, node, inputs)
             elif isinstance(made, tuple):
@@ -107,11 +108,10 @@ class _Rewriting:
             return graph
         return Graph(graph.name, graph.params, results, graph.result_names)
 
-    def forwarded(self, node: Node, inputs: tuple[Node, ...]) -> Node | None:
+    @staticmethod
+    def forwarded(op: Op, inputs: tuple[Node, ...]) -> Node | None:
         """An item of a tuple that is made in this graph needs no projection."""
-        if isinstance(node.op, Get) and isinstance(inputs[0].op, MakeTuple):
-            return inputs[0].inputs[node.op.index]
-        return None
+        return inputs[0].inputs[op.index] if isinstance(op, Get) and isinstance(inputs[0].op, MakeTuple) else None
 
     def kept(self, builder: Builder, node: Node, inputs: tuple[Node, ...]) -> Node:
         op = self.with_bodies(node.op) if self.bodies else node.op
@@ -121,14 +121,18 @@ class _Rewriting:
 
     def with_bodies(self, op: Op) -> Op:
         changes = {}
-        for name in attribute_names(type(op)):
+        for name in _names_of_bodies(type(op)):
             body = getattr(op, name)
-            if isinstance(body, Graph):
-                if id(body) not in self.rewritten:
-                    self.rewritten[id(body)] = (body, self.graph(body))
-                if self.rewritten[id(body)][1] is not body:
-                    changes[name] = self.rewritten[id(body)][1]
+            if id(body) not in self.rewritten:
+                self.rewritten[id(body)] = (body, self.graph(body))
+            if self.rewritten[id(body)][1] is not body:
+                changes[name] = self.rewritten[id(body)][1]
         return replace(op, **changes) if changes else op
+
+
+@lru_cache(maxsize=256)
+def _names_of_bodies(op_class: type[Op]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(op_class) if field.type is Graph)
 
 
 # --- patterns --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tilewright.ir import dims
-from tilewright.ir.dims import DimLike, bounds, compare, dim_min, divides, evaluate, parse_dim, substitute, symbol
+from tilewright.ir.dims import (
+    Dim,
+    DimLike,
+    add_all,
+    bounds,
+    compare,
+    dim_min,
+    divides,
+    evaluate,
+    parse_dim,
+    sample,
+    size_of_terms,
+    substitute,
+    symbol,
+)
 from tilewright.ir.errors import CompileError
 
 SYMBOLS: dict[str, DimLike] = {
@@ -119,6 +133,23 @@ D = symbol("D")
 ])
 def test_what_simplifies(size: DimLike, text: str) -> None:
     assert str(size) == text
+
+
+@given(EXPRESSIONS, st.integers(-5, 5))
+def test_an_integer_beside_a_size_leaves_its_form_normal(expression: Expression, number: int) -> None:
+    size = expression[0]
+    for made in (size + number, size - number, number - size, size * number, -size if isinstance(size, Dim) else size):
+        if isinstance(made, Dim):
+            assert made == add_all([size_of_terms([term]) for term in reversed(made.terms)])
+    assert (size + number) - number == size
+    assert not isinstance(size, Dim) or number - size == -(size - number)
+
+
+@given(EXPRESSIONS)
+def test_a_sample_is_within_the_bounds(expression: Expression) -> None:
+    size = expression[0]
+    low, high = bounds(size)
+    assert low <= sample(size) <= high
 
 
 def test_sizes_refuse_to_be_numbers() -> None:

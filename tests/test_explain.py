@@ -22,6 +22,7 @@ from tilewright.ir.ops.winograd import WinogradConv
 from tilewright.ir.printer import save_text
 from tilewright.ir.types import F16, F32, I32
 from tilewright.launch_facts import KEY, LaunchRecord, source_of
+from tilewright.launch_facts import Source as Launched
 
 RATES = Rates(2, 50e9, 8, (Level(1 << 20, 100e9, 100e9), Level(1 << 62, 10e9, 5e9)), 1e-6)
 
@@ -59,6 +60,7 @@ def node_of(op, *shapes, dtype=F32):
     (Conv((1, 1), ((0, 0), (0, 0)), (1, 1), (1, 1), 2), [(1, 4, 6, 6), (6, 2, 3, 3)], 2 * 6 * 16 * 18, 6 * 16 * 18),
     (Conv((1,), ((0, 0),), (1,), (1,), 1, True), [(1, 6, 4), (3, 4, 5)], 2 * 4 * 5 * 12, 4 * 5 * 12),
     (PackedConv((3, 3), (1, 1), (1, 1), 6), [(2, 6, 7, 4), (1, 36, 16)], 2 * 2 * 4 * 5 * 6 * 36, 2 * 4 * 5 * 6 * 36),
+    (PackedConv((3, 2), (1, 1), (1, 1), 30, 3), [(2, 5, 6, 6), (3, 2, 12, 8)], 2 * 2 * 3 * 5 * 30 * 12, 2 * 3 * 5 * 30 * 12),
     (WinogradConv((3, 3), (2, 4), 6), [(2, 6, 7, 4), (24, 1, 4, 8)], 2 * 2 * 2 * 2 * 24 * 4 * 6, 2 * 2 * 2 * 24 * 4 * 6),
     (Reduce("sum", (0,)), [(5, 6)], 30, 30),
     (ReduceWindow("max", (1, 1, 2, 2), (1, 1, 2, 2), ((0, 0),) * 4, (1, 1, 1, 1)), [(1, 3, 4, 4)], 48, 48),
@@ -147,7 +149,7 @@ def test_facts_of_a_contraction() -> None:
     assert facts.operations == 100 * 40 * (2 * 48 + 1 + 1) and facts.slots == 100 * 40 * (48 + 1 + 12)
     packed = -(-40 // columns) * columns * 48
     assert facts.read == 4 * (100 * 48 + packed) + sum(4 for b in facts.buffers if b.type in ("f32[1]", "f32[]"))
-    assert facts.written == 4 * 100 * 40 and facts.parallel == (-(-100 // rows) * -(-40 // columns),)
+    assert facts.written == 4 * 100 * 40 and 1 <= facts.parallel[0] <= -(-100 // rows) * -(-40 // columns)
     left, right, *_, result = sorted(facts.buffers, key=lambda b: (b.name != "x0", b.space != "constant", b.name))
     assert right.space == "constant" and right.layout == f"panels of {columns} columns" and result.space == "output"
     assert left.space == "input" and left.type == "f32[100, 48]" and not left.layout
@@ -283,7 +285,7 @@ def test_nothing_to_compute() -> None:
 
 def record(**changed) -> LaunchRecord:
     facts = {"kernel": 0, "name": "k", "strategy": "elements", "rounds": 1, "shared": 1, "tile": None, "columns": 1, "rows": 1,
-             "general": False, "in_place": False, "schedule": (), "refused": (), "buffers": (), "sources": (), "contract": "exact",
+             "details": (), "general": False, "in_place": False, "schedule": (), "refused": (), "buffers": (), "sources": (), "contract": "exact",
              "parallel": (100,), "lanes": 8, "bits": 32, "read": 0, "written": 0, "registers": ()}
     return LaunchRecord(**{**facts, **changed})
 
@@ -294,6 +296,9 @@ def record(**changed) -> LaunchRecord:
     ({"parallel": (1,)}, "1 iterations for 2 threads"),
     ({"tile": (6, 16), "rows": 7, "columns": 16}, "58 % of the register tiles hold results, the rest is edges"),
     ({"rounds": None}, "runs as often as data decides; counted once"),
+    ({"lanes": 0, "sources": (Launched("x", "add", 5, 5, 1.0),)}, "not vectorized"),
+    ({"lanes": 2, "sources": (Launched("x", "add", 5, 5, 1.0),)}, "vectors of 2 lanes"),
+    ({"lanes": 4, "bits": 64, "sources": (Launched("x", "add", 5, 5, 1.0),)}, None),
     ({"strategy": "check", "parallel": (), "lanes": 0}, None),
     ({}, None),
 ])

@@ -243,8 +243,9 @@ def test_an_interpreter_has_times_without_facts(backend: str, monkeypatch: pytes
 
 
 def test_no_calls(executable: tw.Executable) -> None:
-    with pytest.raises(tw.ArgumentError, match="profile: found 0 calls, expected 1 or more"):
-        executable.profile(*inputs(), calls=0)
+    for calls in (0, -1, 1.5):
+        with pytest.raises(tw.ArgumentError, match=f"profile: found {calls} calls, expected 1 or more"):
+            executable.profile(*inputs(), calls=calls)
 
 
 # --- traces ---

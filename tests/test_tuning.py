@@ -12,13 +12,15 @@ from test_cli import fail, succeed
 
 import tilewright as tw
 from tilewright import driver, tuning
-from tilewright.build import capabilities
+from tilewright.build import build, capabilities
 from tilewright.ir.caps import Caps, TunedTile
 from tilewright.ir.graph import Builder, Constant, Graph
 from tilewright.ir.ops.compute import Conv
 from tilewright.ir.ops.control import Const, Param
 from tilewright.ir.printer import save_text
 from tilewright.ir.types import F32, F64
+from tilewright.options import read_environment
+from tilewright.runtime.executable import Executable
 from tilewright.tiles import choose_tile, panel_columns
 from tilewright.tuning import Entry, Record, candidates, fits, groups_of, load_record, measure_in_turn, read_record, tune
 
@@ -201,26 +203,21 @@ def test_every_candidate_computes_the_same(rows: int, columns: int) -> None:
     weight = np.random.default_rng(1).standard_normal((19, columns)).astype(np.float32)
     x = np.random.default_rng(0).standard_normal((rows, 19)).astype(np.float32)
     graph = tw.trace(lambda x: np.maximum(x @ weight, 0), args=(tw.spec((rows, 19), "float32"),))
-    from tilewright.build import build
-    from tilewright.options import read_environment
-    from tilewright.runtime.executable import Executable
     for tile in candidates(rows, columns, F32, CAPS)[::3]:
         built = build(graph, "cpu", tw.Options(), read_environment(), (TunedTile(rows, columns, "f32", *tile),))
         made = Executable.from_object(built.object_code, built.constants, threads=1)
         np.testing.assert_allclose(made(x), np.maximum(x @ weight, 0), rtol=2e-5, atol=1e-5, err_msg=str(tile))
 
 
-def test_convolutions_follow_a_record() -> None:
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolutions_follow_a_record(groups: int) -> None:
     b = Builder()
-    x, w = b.add(Param("x", F32, (1, 8, 12, 12))), np.random.default_rng(0).standard_normal((24, 8, 3, 3)).astype(np.float32)
-    graph = Graph("c", [x], [b.add(Conv((2, 2), ((1, 1), (1, 1)), (1, 1), (1, 1)), x, b.add(Const(Constant(w))))], ["y"])
+    x, w = b.add(Param("x", F32, (1, 32, 12, 12))), np.random.default_rng(0).standard_normal((96, 32 // groups, 3, 3)).astype(np.float32)
+    graph = Graph("c", [x], [b.add(Conv((2, 2), ((1, 1), (1, 1)), (1, 1), (1, 1), groups), x, b.add(Const(Constant(w))))], ["y"])
     group, = groups_of(graph, tw.Options(), CAPS)
-    assert group.key == (14 * 14, 24, "f32") and group.height == 36
+    assert group.key == (14 * 14, 96 // groups, "f32") and group.height == 36
     record = tune(graph, "cpu", tw.Options(), 60, tuning.empty_record("cpu"), Clock(fastest(1, 0.5), lambda count: [1.0, 0.5]))
-    from tilewright.build import build
-    from tilewright.options import read_environment
-    from tilewright.runtime.executable import Executable
-    values = np.random.default_rng(1).standard_normal((1, 8, 12, 12)).astype(np.float32)
+    values = np.random.default_rng(1).standard_normal((1, 32, 12, 12)).astype(np.float32)
     results = []
     for tuned in ((), record.tiles()):
         built = build(graph, "cpu", tw.Options(), read_environment(), tuned)

@@ -26,7 +26,7 @@ from tilewright.ir.program import Program
 from tilewright.runtime.elf_file import read_elf
 
 LIBRARY_SYMBOLS = frozenset({"memcpy", "memmove", "memset"})
-CODE_LEVEL = 1
+CODE_LEVEL = 2
 # LLVM's switches: ours and the usual setting.
 SWITCHES = (
     # Addresses are already built as the loops need them, and its search takes up to half of all time.

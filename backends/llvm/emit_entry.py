@@ -147,6 +147,7 @@ class ThreadEmitter:
         self.indices = Indices(self.code)
         self.pointers = {("constant", 0): "%constants", ("workspace", 0): "%workspace"}
         self.status = self.code.stack_slot("i32", "status", 4)
+        self.leave = self.code.new_block("leave")
         self.loose = False                            # something was launched since the last barrier
 
     def emit(self) -> None:
@@ -162,6 +163,8 @@ class ThreadEmitter:
             behind = code.pure(f"mul i64 {code.pure('add i64 %thread, 1')}, {-max(self.scratch)}")
             self.pointers[("scratch", 0)] = code.pure(f"getelementptr i8, ptr %workspace, i64 {behind}")
         self.emit_steps(program.steps)
+        code.jump(self.leave)
+        code.start(self.leave)
         code.end(f"ret i32 {code.value(f'load i32, ptr {self.status}')}")
         code.finish()
 
@@ -214,10 +217,9 @@ class ThreadEmitter:
 
     def leave_unless_zero(self, status: str) -> None:
         code = self.code
-        leave, go = code.new_block("leave"), code.new_block("go")
-        code.branch(code.pure(f"icmp eq i32 {status}, 0"), go, leave)
-        code.start(leave)
-        code.end(f"ret i32 {status}")
+        go = code.new_block("go")
+        code.effect(f"store i32 {status}, ptr {self.status}")
+        code.branch(code.pure(f"icmp eq i32 {status}, 0"), go, self.leave)
         code.start(go)
 
     def meet(self) -> None:

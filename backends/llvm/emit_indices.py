@@ -77,6 +77,7 @@ class Indices:
         self.scopes = [Scope(code.entry)]
         self.bindings: dict[str, Binding] = {}
         self.integers: dict[str, int] = {}
+        self.varying_names: set[str] = set()  # what differs between the lanes of the vector loop
         self.resolved: dict[object, tuple[int, Terms]] = {}
 
     # ---- binding ----
@@ -93,21 +94,25 @@ class Indices:
     def bind(self, name: str, value: int | str, lanes: int = 0, is_chunk: bool = False) -> Binding | None:
         """Binds a symbol in the innermost scope and returns what it stood for before."""
         before = self.bindings.get(name)
-        self.bindings[name] = Binding(value, len(self.scopes) - 1, lanes, is_chunk)
-        if isinstance(value, int) and not is_chunk:
-            self.integers[name] = value
-        else:
-            self.integers.pop(name, None)
+        self.bind_to(name, Binding(value, len(self.scopes) - 1, lanes, is_chunk))
         return before
 
-    def restore(self, name: str, before: Binding | None) -> None:
+    def bind_to(self, name: str, binding: Binding) -> None:
+        self.bindings[name] = binding
         self.integers.pop(name, None)
-        if before is None:
-            del self.bindings[name]
+        self.varying_names.discard(name)
+        if binding.lanes or binding.is_chunk:
+            self.varying_names.add(name)
+        elif isinstance(binding.value, int):
+            self.integers[name] = binding.value
+
+    def restore(self, name: str, before: Binding | None) -> None:
+        if before is not None:
+            self.bind_to(name, before)
             return
-        self.bindings[name] = before
-        if isinstance(before.value, int) and not before.is_chunk:
-            self.integers[name] = before.value
+        del self.bindings[name]
+        self.integers.pop(name, None)
+        self.varying_names.discard(name)
 
     def binding(self, name: str) -> Binding:
         found = self.bindings.get(name)
@@ -120,11 +125,7 @@ class Indices:
         """Whether lanes of the vector loop see different values."""
         if isinstance(size, int):
             return False
-        for name in names_of(size):
-            found = self.binding(name)
-            if found.lanes or found.is_chunk:
-                return True
-        return False
+        return not self.varying_names.isdisjoint(names_of(size))
 
     # ---- polynomials with the integers put in ----
 
@@ -290,10 +291,10 @@ class Indices:
         strides: list[tuple[Monomial, int]] = []
         kept: list[tuple[Monomial, int]] = []
         for monomial, coefficient in terms:
-            varying = [(atom, power) for atom, power in monomial if self._atom_varies(atom)]
-            if not varying:
+            if self.varying_names.isdisjoint(monomial_names(monomial)):
                 kept.append((monomial, coefficient))
                 continue
+            varying = [(atom, power) for atom, power in monomial if self._atom_varies(atom)]
             atom, power = varying[0]
             found = self.bindings[atom.name] if isinstance(atom, Symbol) else None
             if len(varying) > 1 or power > 1 or found is None or not found.is_chunk:
@@ -314,11 +315,7 @@ class Indices:
         return Place("contiguous" if stride == 1 else "strided", constant, first, stride)
 
     def _atom_varies(self, atom: Atom) -> bool:
-        for name in atom_names(atom):
-            found = self.binding(name)
-            if found.lanes or found.is_chunk:
-                return True
-        return False
+        return not self.varying_names.isdisjoint(atom_names(atom))
 
     def _stride(self, terms: list[tuple[Monomial, int]]) -> int | str:
         constant = sum(coefficient for monomial, coefficient in terms if not monomial)

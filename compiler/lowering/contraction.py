@@ -353,13 +353,11 @@ class _TileWork:
     def _epilogue(self, accumulator: Buffer, guarded: bool) -> tuple[Stmt, ...]:
         """Spelled out for each vector of the tile; as loops over the tile in memory where it is guarded, since edges are
         rare, or long, since it takes most of the time then: its code is by far the most of a kernel."""
+        vector, v, lane, j = self._column_loops()
+        source, within = accumulator, v * self.tile.lanes + j
         if guarded or self.is_long:
             source = Buffer(self.names.fresh("tile"), self.dtype, accumulator.shape, "local")
             lane, within = loop_symbol(self.names.fresh("j"), self.tile.columns)
-        else:
-            source = accumulator
-            vector, v, lane, j = self._column_loops()
-            within = v * self.tile.lanes + j
         row, r = self._row_loop()
         place = self.first_row + r
         column = self.group * self.columns + self.panel * self.tile.columns + within

@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..cost import contract, costs, count
-from ..ir.dims import DimLike, add_all, dim_min, substitute
+from ..ir.dims import DimLike, add_all, dim_min, product, substitute
 from ..ir.facts import Choice, Facts, Operand, Work
 from ..ir.graph import Graph, Node
 from ..ir.loop import Alloc, For, Kernel, Stmt, walk
@@ -23,6 +23,7 @@ from ..ir.ops.control import Fusion, Param
 from ..ir.ops.shape import GatherND, Slice, Take, TakeAlong
 from ..ir.ops.winograd import WinogradConv
 from ..ir.types import TensorType
+from ..tiles import Blocks, Tile
 
 PICKING = (Take, TakeAlong, GatherND, Slice)  # they read some elements of their first operand
 Concrete = Callable[[DimLike], DimLike]
@@ -55,7 +56,10 @@ class FactsMaker:
         results = _items(node)
         binding = {symbol.name: size for symbol, size in zip(kernel.symbols, sizes)}
         shape = _shape_of(kernel)
-        written = 0 if choice.strategy == "check" else add_all([t.elements * t.dtype.bytes for t in results])
+        if main:
+            read, written = _bytes_read(node, body), add_all([t.elements * t.dtype.bytes for t in results])
+        else:
+            read, written = (substitute(_bytes_of(kernel, spaces), binding) for spaces in (("in", "inout"), ("out", "inout")))
         return Facts(
             choice=choice if main or choice.strategy == "check" else replace(choice, strategy="copy"),
             operands=tuple(_operand(buffer, concrete) for buffer in _buffers(node, results)) if main else (),
@@ -64,10 +68,23 @@ class FactsMaker:
             parallel=tuple(concrete(substitute(extent, binding)) for extent in shape.parallel),
             lanes=shape.lanes,
             bits=max((n.dtype.bits for n in nodes if isinstance(n.type, TensorType)), default=32),
-            read=concrete(_bytes_read(node, body) if main else written),
+            read=concrete(read),
             written=concrete(written),
             registers=shape.registers,
         )
+
+
+def contraction_choice(tile: Tile, blocks: Blocks, general: bool) -> Choice:
+    """How a contraction computes. Sizes of blocks that are arguments of the kernel are not its own."""
+    details = [f"blocks of {blocks.rows} x {blocks.panels} tiles"] if blocks.rows != 1 or blocks.panels != 1 else []
+    if isinstance(blocks.depth, int) and blocks.depth:
+        details.append(f"parts of {blocks.depth} steps")
+    if blocks.ahead:
+        details.append(f"prefetches {blocks.ahead} elements a step")
+    if blocks.streams > 1:
+        details.append(f"{blocks.streams} streams")
+    static = isinstance(blocks.rows, int) and isinstance(blocks.panels, int)
+    return Choice("contraction", (tile.rows, tile.columns), general, details=tuple(details if static else details[1:]))
 
 
 def _items(node: Node) -> tuple[TensorType, ...]:
@@ -118,6 +135,10 @@ def _bytes_read(node: Node, body: Graph | None) -> DimLike:
             elements = dim_min(elements, picked[param])
         read.append(elements * param.dtype.bytes)
     return add_all(read)
+
+
+def _bytes_of(kernel: Kernel, spaces: Sequence[str]) -> DimLike:
+    return add_all([product(buffer.shape) * buffer.dtype.bytes for buffer in kernel.buffers if buffer.space in spaces])
 
 
 class _Shape(Struct, frozen=True):

@@ -119,9 +119,12 @@ class Names(Struct):
     used: dict[str, int] = field(default_factory=dict)
 
     def fresh(self, stem: str) -> str:
-        count = self.used.get(stem, 0)
-        self.used[stem] = count + 1
-        return f"{stem}{count}" if count or stem in "ijkt" else stem
+        while True:
+            count = self.used.get(stem, 0)
+            self.used[stem] = count + 1
+            name = f"{stem}{count}" if count or stem in "ijkt" else stem
+            if name == stem or self.used.setdefault(name, 0) == 0:  # not so where a size is called n4
+                return name
 
 
 class Inliner:

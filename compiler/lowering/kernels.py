@@ -38,6 +38,7 @@ from .columns import lower_columns
 from .contraction import lower_contraction
 from .elements import Nest, border_regions, lower_border, lower_region, lower_together, overlapping, regions_of
 from .extremes import lower_extremes
+from .facts import contraction_choice
 from .generalize import generalize
 from .in_place import writes_over
 from .inline import ERROR_INDEX, Inliner, Names
@@ -171,7 +172,8 @@ class KernelMaker:
         count = core.op.batch if isinstance(core.op, PackedDot) else 0
         columns = core.inputs[1].shape[-1]
         assert isinstance(columns, int)
-        whole = (product(core.inputs[0].shape[count:-1]), core.shape[-1])
+        groups = core.op.groups if isinstance(core.op, PackedConv) else 1
+        whole = (product(core.inputs[0].shape[count:-1]), core.shape[-1] // groups)
         tile = choose_tile(columns, product(core.shape[count:-1]), core.dtype, self.caps, whole)
         blocks = self._blocks(core, count, tile)
         before: Launches = []
@@ -195,7 +197,7 @@ class KernelMaker:
                                           Inliner(inputs, names), tile, blocks)
             nests = [Nest(statement), *self._borders(body, out, inputs, names)]
             self._contractions[key] = self._kernel(body.name, [*inputs.values(), out, *turned], nests, loc,
-                                                   Choice("contraction", (tile.rows, tile.columns), general is not None))
+                                                   contraction_choice(tile, blocks, general is not None))
         return [*before, (self._contractions[key], buffers, values)]
 
     def _blocks(self, core: Node, batch: int, tile: Tile) -> Blocks:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..ir.dims import DimLike, bounds, ceildiv, dim_min, divides
+from msgspec.structs import replace
+
+from ..ir.dims import DimLike, bounds, ceildiv, dim_min, divides, product
 from ..ir.graph import Node
 from ..ir.loop import Alloc, Buffer, For, If, Stmt, Store
 from ..ir.ops.compute import COMBINE, Cumulative, accumulator_dtype, reduction_identity
@@ -33,7 +35,7 @@ def _axes(inliner: Inliner, shape: Index, without: int) -> tuple[Loops, list[Dim
 def lower_cumulative(op: Cumulative, x: Buffer, out: Buffer, inliner: Inliner, lanes: int) -> Nest:
     """Runs along the axis; other axes are independent: where one of them is the last it is a vector loop, and otherwise some
     rows run side by side, since each step of one waits for the step before."""
-    if op.axis == len(x.shape) - 1 and op.axis > 0 and bounds(x.shape[op.axis - 1])[1] >= ROWS:
+    if op.axis == len(x.shape) - 1 and bounds(product(x.shape[:-1]))[1] >= ROWS:
         return _rows_side_by_side(op, x, out, inliner)
     loops, index = _axes(inliner, x.shape, op.axis)
     body = tuple(_run(op, x, out, inliner, [tuple(index)]))
@@ -43,19 +45,19 @@ def lower_cumulative(op: Cumulative, x: Buffer, out: Buffer, inliner: Inliner, l
 
 
 def _rows_side_by_side(op: Cumulative, x: Buffer, out: Buffer, inliner: Inliner) -> Nest:
-    """The rows of the last axis but one in blocks of ROWS, and one by one where they do not fill a block."""
-    loops, index = _axes(inliner, x.shape[:-2], -1)
-    rows = x.shape[-2]
+    """The rows of the last axis in blocks of ROWS, and one by one where they do not fill a block."""
+    rows, size = product(x.shape[:-1]), x.shape[-1]
+    op, x, out = replace(op, axis=1), replace(x, shape=(rows, size)), replace(out, shape=(rows, size))
     block, at_block = loop_symbol(inliner.names.fresh("block"), ceildiv(rows, ROWS))
     first = at_block * ROWS
-    whole = tuple(_run(op, x, out, inliner, [(*index, first + row, 0) for row in range(ROWS)]))
+    whole = tuple(_run(op, x, out, inliner, [(first + row, 0) for row in range(ROWS)]))
     rest, at_rest = loop_symbol(inliner.names.fresh("row"), dim_min(ROWS, rows - first))
-    single = For(rest, dim_min(ROWS, rows - first), "serial", tuple(_run(op, x, out, inliner, [(*index, first + at_rest, 0)])))
+    single = For(rest, dim_min(ROWS, rows - first), "serial", tuple(_run(op, x, out, inliner, [(first + at_rest, 0)])))
     body: tuple[Stmt, ...] = whole
     if not divides(ROWS, rows):
         full = inliner.scalar("le", inliner.index(first + ROWS), inliner.index(rows))
         body = (If(full, whole, (single,)),)
-    return around([*loops, (block, ceildiv(rows, ROWS))], body, inliner.names)
+    return around([(block, ceildiv(rows, ROWS))], body, inliner.names)
 
 
 def _run(op: Cumulative, x: Buffer, out: Buffer, inliner: Inliner, starts: Sequence[Index]) -> list[Stmt]:

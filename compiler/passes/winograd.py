@@ -67,14 +67,17 @@ def _known(node: Node) -> Array | None:
 def transform_weights(weights: Array, axes: Sequence[Winograd], groups: int, columns: int) -> Array:
     """[*kernel, C, O] -> [points, groups * panels, C, columns], rounded once."""
     value = weights.astype(np.float64)
-    for axis in axes:
-        value = np.tensordot(value, np.array(axis.weights), ([0], [1]))  # [*kernel, C, O] -> [C, O, *points] in turn
+    for number, axis in enumerate(axes):  # [*points, taps, *kernel, C, O] -> [*points, point, *kernel, C, O]
+        taps = np.moveaxis(value, number, 0)
+        points = [sum((factor * tap for factor, tap in zip(row, taps) if factor), start=np.zeros(())) for row in axis.weights]
+        value = np.stack(points, axis=number)
     channels, out = weights.shape[-2], weights.shape[-1] // groups
-    value = value.reshape(channels, groups, out, -1).transpose(3, 1, 2, 0)  # [points, groups, O, C]
+    value = value.reshape(-1, channels, groups, out).transpose(0, 2, 1, 3)  # [points, groups, C, O]
     panels = -(-out // columns)
-    padded = np.zeros((len(value), groups, panels * columns, channels), weights.dtype)
-    padded[:, :, :out] = value
-    return np.ascontiguousarray(padded.reshape(len(value), groups * panels, columns, channels).transpose(0, 1, 3, 2))
+    padded = np.zeros((*value.shape[:3], panels * columns), weights.dtype)
+    padded[..., :out] = value
+    packed = padded.reshape(*value.shape[:3], panels, columns).transpose(0, 1, 3, 2, 4)
+    return np.ascontiguousarray(packed).reshape(-1, groups * panels, channels, columns)
 
 
 def choose_tiles(shape: tuple[DimLike, ...], weights: tuple[int, ...], groups: int, columns: int, dtype: DType,
