@@ -137,8 +137,9 @@ class Executable:
 
     def profile(self, *args: object, calls: int = 1, out: Array | Sequence[Array | None] | None = None, **named: object) -> Profile:
         """Calls with the time of every launch on every thread; print it, or see `Profile.by` and `Profile.trace`."""
-        if not isinstance(calls, int) or calls < 1:
-            raise ArgumentError(f"{self.name}: profile: found {calls!r} calls, expected 1 or more")
+        wanted: object = calls
+        if not isinstance(wanted, int) or wanted < 1:
+            raise ArgumentError(f"{self.name}: profile: found {wanted!r} calls, expected 1 or more")
         values: Sequence[Any] = self._merge(args, named) if named else args
         found = []
         result: object = None

@@ -51,7 +51,7 @@ def test_not_a_number_in_short_rows(shape: tuple[int, ...]) -> None:
     check_kernels(softmax, x, symbolic=True)
 
 
-@pytest.mark.parametrize("n, m, features", [(1, 1, 1), (3, 70, 3), (5, 9, 8), (2, 65, 20), (4, 64, 2), (7, 1, 4)])
+@pytest.mark.parametrize("n, m, features", [(1, 1, 1), (3, 70, 3), (2, 65, 20), (7, 1, 4)])
 def test_rows_of_all_pairs(n: int, m: int, features: int) -> None:
     for symbolic in (False, True):
         check_kernels(energies, normal(n, features), normal(m, features), symbolic=symbolic)
@@ -65,8 +65,8 @@ def places(x: Any) -> Any:
 
 
 @pytest.mark.parametrize("symbolic", [False, True])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int8, np.int64, np.uint16, np.bool_])
-@pytest.mark.parametrize("shape", [(3, 50), (40, 7), (1, 1), (5, 16), (2, 3, 33)])
+@pytest.mark.parametrize("shape, dtype", [((3, 50), np.float32), ((40, 7), np.int8), ((1, 1), np.float32), ((5, 16), np.bool_),
+                                          ((2, 3, 33), np.float64), ((4, 35), np.uint16), ((5, 18), np.int64)])
 def test_places_of_extremes(shape: tuple[int, ...], dtype: Any, symbolic: bool) -> None:
     """Few different values: the first of equal ones is found."""
     check_kernels(places, RNG.integers(0, 4, shape).astype(dtype), symbolic=symbolic)
@@ -87,7 +87,7 @@ def test_places_of_special_values(symbolic: bool) -> None:
 
 
 @pytest.mark.parametrize("symbolic", [False, True])
-@pytest.mark.parametrize("shape", [(1, 9), (ROWS - 1, 5), (ROWS, 6), (2 * ROWS + 1, 7), (3, 2, 4), (2, ROWS + 1, 1), (7,), (0, 4), (5, 0)])
+@pytest.mark.parametrize("shape", [(1, 9), (ROWS, 6), (2 * ROWS + 1, 7), (3, 2, 4), (2, ROWS + 1, 1), (7,), (0, 4), (5, 0)])
 def test_running_sums(shape: tuple[int, ...], symbolic: bool) -> None:
     def running(x: Any) -> Any:
         return np.cumsum(x, axis=-1), np.cumprod(x[..., ::-1], axis=-1), np.maximum.accumulate(x, axis=0)
@@ -99,9 +99,8 @@ def test_running_sums(shape: tuple[int, ...], symbolic: bool) -> None:
 
 
 @pytest.mark.parametrize("source", [np.float32, np.float64])
-@pytest.mark.parametrize("target", [np.int8, np.uint8, np.int16, np.uint16, np.int32])
-def test_casts_saturate(source: Any, target: Any) -> None:
-    limits = np.iinfo(target)
-    near = [limits.min - 1, limits.min - 0.5, limits.min, limits.max, limits.max + 0.5, limits.max + 1, -0.5, 0.5, -0.0, 1e30, -1e30]
-    x = np.array([*near, np.nan, -np.nan, np.inf, -np.inf, *range(-300, 300, 7)], source)
-    check_kernels(lambda x: x.astype(target), x, symbolic=False)
+def test_casts_saturate(source: Any) -> None:
+    targets = (np.int8, np.uint8, np.int16, np.uint16, np.int32)
+    near = [limit + d for t in targets for limit in (int(np.iinfo(t).min), int(np.iinfo(t).max)) for d in (-1, -0.5, 0, 0.5, 1)]
+    x = np.array([*near, -0.5, -0.0, 1e30, -1e30, np.nan, -np.nan, np.inf, -np.inf, *range(-300, 300, 7)], source)
+    check_kernels(lambda x: tuple(x.astype(t) for t in targets), x, symbolic=False)

@@ -35,7 +35,7 @@ def count(function: Any, *arrays: np.ndarray, symbolic: bool = False) -> int:
 
 
 @pytest.mark.parametrize("symbolic", [False, True])
-@pytest.mark.parametrize("shape", [(7, 13), (5,), (1, 1), (3, 1), (2, 3, 35), (0, 4), (129,)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 3, 35), (0, 4), (129,)])
 @pytest.mark.parametrize("function", [waves, steps])
 def test_results_over_one_shape(function: Any, shape: tuple[int, ...], symbolic: bool) -> None:
     program = check_kernels(function, floats(*shape), floats(*shape), symbolic=symbolic)

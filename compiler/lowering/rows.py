@@ -85,7 +85,8 @@ class RowKernel:
                 self.vectors.append(Step("vectorize", (variable.name, min(self.lanes, SHORT_ROW))))
             body = self._body(place, {}) if across else self._along_rows(place)
             bodies.append((For(variable, count, "serial", tuple(body)),))
-        return [*loops[:-1], (block, ceildiv(rows, BLOCK_ROWS))], [If(short, *bodies)]
+        blocks: Loops = [(block, ceildiv(rows, BLOCK_ROWS))] if block.upper != 0 else []
+        return [*loops[:-1], *blocks], [If(short, *bodies)]
 
     def _along_rows(self, row: Index) -> list[Stmt]:
         """What computes one row, with expensive values in row buffers where these are large enough."""

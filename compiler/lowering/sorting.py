@@ -193,8 +193,10 @@ class _Sort:
 
     def _count(self, inside: Inliner, k: DimLike, counts: Buffer) -> list[Stmt]:
         """How often each digit occurs does not depend on the order: all are counted at once."""
-        looked_up = self.keys is not None and not self.packed
-        key = inside.latch(self._load(inside, self.keys, k) if looked_up else self._key_of(inside, self._load(inside, self.out, k)))
+        if self.keys is None or self.packed:
+            key = inside.latch(self._key_of(inside, self._load(inside, self.out, k)))
+        else:
+            key = inside.latch(self._load(inside, self.keys, k))
         rounds = self.key_type.bits // DIGIT_BITS
         digits = [self._named(inside, self._digit(inside, key, number), DIGITS) for number in range(rounds)]
         return [Store(counts.name, (number, digit), inside.literal(1, INDEX), "add") for number, digit in enumerate(digits)]

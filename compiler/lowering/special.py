@@ -57,7 +57,7 @@ def _rows_side_by_side(op: Cumulative, x: Buffer, out: Buffer, inliner: Inliner)
     if not divides(ROWS, rows):
         full = inliner.scalar("le", inliner.index(first + ROWS), inliner.index(rows))
         body = (If(full, whole, (single,)),)
-    return around([(block, ceildiv(rows, ROWS))], body, inliner.names)
+    return around([(block, ceildiv(rows, ROWS))] if block.upper != 0 else [], body, inliner.names)
 
 
 def _run(op: Cumulative, x: Buffer, out: Buffer, inliner: Inliner, starts: Sequence[Index]) -> list[Stmt]:

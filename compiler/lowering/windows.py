@@ -5,9 +5,8 @@ one position at a time, every multiply-add needs two loads. Here a tile of neigh
 columns) is accumulated at once: the taps of a row stay in registers, and each column of the input is loaded once and
 goes into all results whose windows hold it. The epilogue is computed on the accumulators.
 
-What does not divide into whole tiles is a narrower tile where the size is static, else a guarded one: it reads clamped
-columns, which exist, and stores only what belongs to the result. Every result takes its taps in the same order, in
-whichever tile it lies.
+What does not divide into whole tiles is a narrower tile where the size is static, else tiles of a few columns, as many
+as are left, and single ones. Every result takes its taps in the same order, in whichever tile it lies.
 
 Windows along the last axis, several channels a group and one channel in all are left to `elements`.
 """

@@ -268,7 +268,7 @@ class _Fuser:
         depth: dict[Node, int] = {}
         for node in self.nodes:
             cost[node] = self._cost(node, cost)
-            if cost[node] > 0 and len(self.users[node]) > 1 and self._is_spread(node):
+            if cost[node] > 0 and len(self.users[node]) > 1 and isinstance(node.type, TensorType) and self._is_spread(node):
                 self.spread.add(node)
             inline = isinstance(node.op, INLINE) and node not in self.group_of
             depth[node] = 1 + max((depth[i] for i in node.inputs), default=0) if inline else 0
@@ -351,10 +351,10 @@ class _Fuser:
         for user in self.users[node]:
             if isinstance(user.op, Reshape) and _without_ones(user) == _without_ones(node) and self._is_spread(user):
                 return True
-            before = (*(1 for _ in range(user.rank - node.rank)), *node.shape)
-            if isinstance(user.op, Broadcast) and node.rank > 0 \
-                    and bounds(product(n for n, old in zip(user.shape, before) if n != old))[1] >= SPREAD:
-                return True
+            if isinstance(user.op, Broadcast) and node.rank > 0:
+                before = (*(1 for _ in range(user.rank - node.rank)), *node.shape)
+                if bounds(product(n for n, old in zip(user.shape, before) if n != old))[1] >= SPREAD:
+                    return True
         return False
 
     def _same_row_group(self, node: Node, user: Node) -> bool:
