@@ -44,7 +44,7 @@ def import_programs() -> ModuleType:
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from benchmarks import numpy_programs
 
-    numpy_programs.tw = SimpleNamespace(while_loop=while_loop)  # type: ignore[attr-defined]
+    numpy_programs.tw = SimpleNamespace(while_loop=while_loop)  # type: ignore[assignment]
     return numpy_programs
 
 

@@ -1,4 +1,4 @@
-"""Twenty ordinary NumPy functions, as a user would bring them: issue 3 lists what they stand for.
+"""Twenty ordinary NumPy functions, as a user would bring them.
 
 What it does: each function is plain NumPy (two use `tw.while_loop` and `tw.scan`, which on plain arrays just run in
 Python), beside inputs for it at two scales: those of a real use, and small ones for tests. `numpy_functions.py` measures them.

@@ -1,8 +1,8 @@
 """Chooses register tiles, and the blocks of them that are worked on together.
 
 A model of the core, unless measurement found better (`tuning.py`): the tile with the most multiply-adds for each load
-that fits into the vector registers and hides the latency of the multiply-add; blocks of which the right operand's part
-stays in the first level of memory and the left operand's in the second.
+that fits into the vector registers and hides the latency of the multiply-add; blocks of which the operands' parts stay in
+the first two levels of memory.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Blocks(Struct, frozen=True):
 
 
 MOST_ROWS, MOST_PANELS = 16, 32   # tiles of a block
-NEAR_SHARE, LEFT_SHARE = 0.75, 0.3   # of the first level of memory for a panel's part, of the second for the left operand's
+# What a part of the contraction may take: of a panel, twice the first level of memory, since it is read in order, and an
+# eighth of the second; of the left operand, a share of the second.
+PANEL_SHARES, LEFT_SHARE = (2.0, 0.125), 0.3
 ENOUGH_BLOCKS = 16   # for threads to share
 UNKNOWN_PANELS = 8   # where the number of blocks is not known
 LEAST_STEPS = 64     # of a part of the contraction
@@ -138,7 +140,8 @@ def choose_blocks(batch: DimLike, rows: DimLike, columns: DimLike, depth: DimLik
     if row_tiles == 1:
         far = batch == 1 and rows == tile.rows and isinstance(depth, int) and depth >= STREAMS * STREAM_STEPS
         return Blocks(1, 1, streams=STREAMS if far and not _is_near(columns, depth, dtype, caps) else 1)
-    near = max(LEAST_STEPS, int(caps.level1_bytes * NEAR_SHARE) // (tile.columns * dtype.bytes))
+    room = min(PANEL_SHARES[0] * caps.level1_bytes, PANEL_SHARES[1] * caps.level2_bytes)
+    near = max(LEAST_STEPS, int(room) // (tile.columns * dtype.bytes))
     parts = _even(depth, near) if isinstance(depth, int) else near
     steps = 0 if isinstance(depth, int) and depth <= near * 9 // 8 else parts
     most = int(caps.level2_bytes * LEFT_SHARE) // (tile.rows * max(parts, 1) * dtype.bytes)

@@ -175,7 +175,7 @@ def test_channels_may_be_symbolic() -> None:
         agree_natively(graph, inputs)
 
 
-@pytest.mark.parametrize("width", [5, 6, 9, 10, 11, 13, 20, 21, 22, 29])
+@pytest.mark.parametrize("width", [6, 9, 10, 11, 13, 20, 21, 22, 29])
 def test_a_result_does_not_depend_on_the_tile_or_the_thread(width: int) -> None:
     """The same bits from whole tiles, narrower and single ones, from wider inputs, and on two threads."""
     rng = np.random.default_rng(width)

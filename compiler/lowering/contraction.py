@@ -6,9 +6,9 @@ row of the left operand (Goto and van de Geijn, Anatomy of High-Performance Matr
 dimension is not a multiple of its tile a second, guarded body handles the edge: it reads clamped rows, which exist, and
 stores only what belongs to the result.
 
-Tiles run in blocks (`Blocks`). A block reads a part of a panel that stays in the first level of memory and a part of the
-left operand that stays in the second; what a tile has summed so far waits in the thread's own memory meanwhile. Next to
-the work on one panel the next is prefetched. Where all rows are one tile, each panel is read only once, and its reading
+Tiles run in blocks (`Blocks`). A block reads parts of panels and of the left operand that stay in the first two levels of
+memory; what a tile has summed so far waits in the thread's own memory meanwhile. Next to the work on one panel the next
+is prefetched. Where all rows are one tile, each panel is read only once, and its reading
 is what takes time: the tile then reads it at several places at a time (`Blocks.streams`), and the left operand is turned
 so that its rows lie side by side.
 

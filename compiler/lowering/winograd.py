@@ -74,7 +74,7 @@ class _Work:
         self.axes = node.op.axes
         self.tiles = _tiles(node, node.op)
         self.count = product(self.tiles)
-        self.points, self.panels, self.depth, self.columns = node.inputs[1].shape
+        self.points, self.panels, self.depth, self.columns = node.inputs[1].tensor.static_shape
         self.channels, self.groups = node.inputs[0].shape[-1], node.op.groups
         self.of_group = node.op.channels // self.groups
         self.lanes, dtype = block.register.lanes, node.dtype
@@ -216,14 +216,15 @@ class _Work:
         loops = []
         for axis, at, size in zip(self.axes, place, self.node.shape[1:-1]):
             found, i = loop_symbol(self.names.fresh("i"), axis.results)
-            inside = divides(axis.results, size)
-            loops.append((found, i, axis.results if inside else dim_min(axis.results, size - at * axis.results), at * axis.results + i))
+            whole = divides(axis.results, size)
+            extent = axis.results if whole else dim_min(axis.results, size - at * axis.results)
+            loops.append((found, i, extent, at * axis.results + i))
         column = group * self.of_group + panel * self.columns + v * self.lanes + j
         index = (n, *(at for *_, at in loops), column)
         inner = self.inliner.inner()
         position = flatten_index([i for _, i, *_ in loops], [axis.results for axis in self.axes])
         inner.bind(self.node, index, lambda: inner.load(self.made, (position, v * self.lanes + j)))
-        body: tuple[Stmt, ...] = (*self._store(inner, index), )
+        body = self._store(inner, index)
         whole = divides(self.columns, self.of_group)
         count = self.lanes if whole else dim_min(self.lanes, room - v * self.lanes)
         body = (For(lane, count, "vector", body, self.lanes),)

@@ -19,9 +19,9 @@ class WinogradConv(Op, frozen=True):
     """Channels-last convolution of stride and dilation 1 by tiles of `results` along each axis; no padding.
 
     x [N, *spatial, C], u [points, groups * ceil(O / groups / tile), C / groups, tile] (the weights as G makes them, points in C
-    order of the axes, in panels of columns) -> [N, *out, O], O = `channels`. Along an axis of `kernel` 1 `results` is 1. Differs from the plain
-    convolution as `ir/winograd.py` says; a NaN or an infinity reaches all results of the tiles that read it. Tiles that reach
-    past the end of an axis read its last element again.
+    order of the axes, in panels of columns) -> [N, *out, O], O = `channels`. Along an axis of `kernel` 1 `results` is 1. Differs
+    from the plain convolution as `ir/winograd.py` says; a NaN or an infinity reaches all results of the tiles that read it.
+    Tiles that reach past the end of an axis read its last element again.
     """
 
     name: ClassVar[str] = "winograd_conv"

@@ -1,0 +1,40 @@
+"""The benchmark of single kernels (benchmarks/kernels.py) on tiny ones: what it reports, not how fast anything is."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from benchmarks.kernels import Case, arguments_of, by_constant, line, measure, seconds_of, summary
+
+RATES = {"float32": 1e11, "float64": 5e10, "read": 3e10, "mix of 1": 2e10}
+LIMITS = SimpleNamespace(clock=time.perf_counter)
+
+
+def test_what_computes_is_measured_against_multiply_adds() -> None:
+    row = measure(by_constant(5, 7, 9), LIMITS, RATES, 0.0)
+    assert row["error"] < 1e-5 and row["limit"] == RATES["float32"] and row["unit"] == "GFLOP/s"
+    assert row["share"] == pytest.approx(2 * 5 * 7 * 9 / row["seconds"] / RATES["float32"])
+    assert "5x7x9 float32" in line(row)
+
+
+def test_what_moves_memory_is_measured_against_its_mix() -> None:
+    x = np.ones((4, 8), np.float32)
+    row = measure(Case("memory", "twice", lambda x: x + x, (x,), moved=256.0, sources=1), LIMITS, RATES, 0.0)
+    assert row["limit"] == RATES["mix of 1"] and row["unit"] == "GB/s"
+    skinny = measure(by_constant(1, 8, 8, "skinny"), LIMITS, RATES, 0.0)
+    assert skinny["limit"] == RATES["read"] and skinny["rate"] == pytest.approx(4 * 64 / skinny["seconds"])
+    assert set(summary([row, skinny])) == {"memory: mean share", "memory: least", "skinny: mean share", "skinny: least"}
+
+
+def test_calls_are_repeated_within_a_measurement_that_is_short() -> None:
+    assert len(seconds_of(lambda: None, time.perf_counter, 0.0)) == 5
+
+
+def test_unknown_kernels_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        arguments_of(["--only", "matmul,conv"])
+    assert "unknown: conv; kernels are matmul, run-time, skinny, memory, call" in capsys.readouterr().err
