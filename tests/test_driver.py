@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import tilewright as tw
+from tilewright import driver
 from tilewright.build import build
 from tilewright.ir.loop_text import format_kernel, parse_kernel
 from tilewright.ir.parser import load_text
@@ -268,6 +270,7 @@ def test_onnx_is_asked_for_by_name_when_it_is_missing() -> None:
 import sys
 sys.modules["onnx"] = None
 import tilewright as tw
+from tilewright import driver
 try:
     tw.from_onnx("model.onnx")
 except tw.UnsupportedError as error:
@@ -404,3 +407,51 @@ def test_a_model_file_that_was_compiled_is_found_without_onnx(tmp_path: Path) ->
         return subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, text=True).stdout.strip()
 
     assert [run(), run()] == ["False True", "True False"]
+
+
+def _sum_file(path: Path, offset: float) -> Path:
+    from onnx import TensorProto, helper, save
+
+    value = helper.make_tensor("c", TensorProto.FLOAT, [3], [offset] * 3)
+    graph = helper.make_graph([helper.make_node("Add", ["x", "c"], ["y"])], "sum",
+                              [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3])],
+                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3])], [value])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+def test_a_file_replaced_while_it_is_compiled_is_not_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes were read before, its graph after: the first must not stand for the second."""
+    monkeypatch.setenv("TILEWRIGHT_CACHE_DIR", str(tmp_path / "cache"))
+    path, before = _sum_file(tmp_path / "sum.onnx", 1), tmp_path / "before.onnx"
+    before.write_bytes(path.read_bytes())
+    load = driver.load_model
+
+    def replaced(*arguments: object) -> object:
+        _sum_file(path, 5)
+        return load(*arguments)
+
+    x = np.zeros(3, np.float32)
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "load_model", replaced)
+        assert tw.compile(str(path))(x)[0] == 5
+    assert tw.compile(str(before))(x)[0] == 1
+    assert tw.compile(str(path))(x)[0] == 5
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the administrator reads every file")
+def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILEWRIGHT_CACHE_DIR", str(tmp_path / "cache"))
+    path = _sum_file(tmp_path / "sum.onnx", 1)
+    path.chmod(0)
+    with pytest.raises(tw.CompileError, match=r"sum\.onnx"):
+        tw.compile(str(path))
+
+
+def test_a_file_whose_bytes_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the test: the error of the digest is not the user's, that of reading the model is."""
+    monkeypatch.setenv("TILEWRIGHT_CACHE_DIR", str(tmp_path / "cache"))
+    path = tmp_path / "sum.onnx"
+    path.mkdir()
+    with pytest.raises(tw.CompileError, match=r"sum\.onnx"):
+        tw.compile(str(path))
