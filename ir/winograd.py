@@ -106,6 +106,11 @@ def apply_rows(rows: Rows, values: Sequence[Value], combine: Callable[[Sequence[
     return [found[i] for i in range(len(rows))]
 
 
+def in_order(terms: Sequence[tuple[float, Value]]) -> list[tuple[float, Value]]:
+    """The terms of a sum in the order in which they are added: first one that needs no product."""
+    return sorted(terms, key=lambda term: term[0] != 1)
+
+
 def count_steps(rows: Rows) -> int:
     """The additions and multiply-adds that `apply_rows` takes for one vector."""
     total = 0

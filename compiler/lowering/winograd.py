@@ -23,7 +23,7 @@ from ..ir.graph import Node
 from ..ir.loop import Alloc, Buffer, For, Let, Stmt, Store, loop_variable
 from ..ir.ops.shape import Pad
 from ..ir.ops.winograd import WinogradConv
-from ..ir.winograd import apply_rows
+from ..ir.winograd import apply_rows, in_order
 from ..tiles import Tile, choose_tile, tiles_in_block
 from .inline import Index, Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
 
@@ -253,7 +253,7 @@ def _sums(offsets: Sequence[Sequence[DimLike]]) -> list[DimLike]:
 
 def _sum(inner: Inliner, terms: Sequence[tuple[float, Node]]) -> Node:
     """factor * value summed, by additions where the factor allows it."""
-    (factor, value), *rest = sorted(terms, key=lambda term: term[0] != 1)  # begin with one that needs no product
+    (factor, value), *rest = in_order(terms)
     total = value if factor == 1 else inner.scalar("mul", inner.literal(factor, value.dtype), value)
     for factor, value in rest:
         if abs(factor) == 1:

@@ -11,8 +11,17 @@ from ..dims import bounds, product
 from ..errors import CompileError
 from ..graph import Array, Binding, Op, Sample
 from ..types import F32, TensorType, Type
-from ..winograd import MOST_POINTS, Winograd, winograd
+from ..winograd import MOST_POINTS, Rows, Winograd, apply_rows, in_order, winograd
 from .shape import operands
+
+
+def _applied(rows: Rows, values: Array) -> Array:
+    """The rows on the first axis, which becomes the last one. Zeros of the matrix meet nothing, so no infinity either."""
+    def combine(terms: Sequence[tuple[float, Array]]) -> Array:
+        first, *rest = [value * value.dtype.type(factor) for factor, value in in_order(terms)]
+        return sum(rest, start=first)
+
+    return np.stack(apply_rows(rows, list(values), combine), axis=-1)
 
 
 class WinogradConv(Op, frozen=True):
@@ -64,14 +73,14 @@ class WinogradConv(Op, frozen=True):
         value = windows[(slice(None), *(slice(None, None, axis.results) for axis in axes))]
         with np.errstate(all="ignore"):
             for axis in axes:  # [N, *tiles, C, *elements] -> [N, *tiles, C, *points], one axis at a time
-                value = np.tensordot(value, np.array(axis.input, wide), ([rank + 2], [1]))
+                value = _applied(axis.input, np.moveaxis(value, rank + 2, 0))
             rows = value.reshape(-1, self.groups, u.shape[2], u.shape[0]).transpose(3, 1, 0, 2)  # [points, groups, tiles, C]
             panels = u.astype(wide).reshape(u.shape[0], self.groups, -1, *u.shape[2:])
             dense = np.moveaxis(panels, 3, 2).reshape(*panels.shape[:2], u.shape[2], -1)[..., :self.channels // self.groups]
             value = np.moveaxis(rows @ dense, 1, 2)  # [points, tiles, groups, O]
             value = value.reshape(*(axis.points for axis in axes), x.shape[0], *tiles, self.channels)
             for axis in axes:  # [*points, N, *tiles, O] -> [N, *tiles, O, *results]
-                value = np.tensordot(value, np.array(axis.output, wide), ([0], [1]))
+                value = _applied(axis.output, value)
         order = [0, *(a for i in range(rank) for a in (1 + i, rank + 2 + i)), rank + 1]
         value = value.transpose(order).reshape(x.shape[0], *(t * axis.results for t, axis in zip(tiles, axes)), self.channels)
         return np.ascontiguousarray(value[(slice(None), *(slice(n) for n in shape))]).astype(dtype)
