@@ -21,7 +21,9 @@ def _applied(rows: Rows, values: Array) -> Array:
         first, *rest = [value * value.dtype.type(factor) for factor, value in in_order(terms)]
         return sum(rest, start=first)
 
-    return np.stack(apply_rows(rows, list(values), combine), axis=-1)
+    lines: list[Array] = [*values]
+    made: list[Array] = apply_rows(rows, lines, combine)
+    return np.asarray(np.stack(made, axis=-1))
 
 
 class WinogradConv(Op, frozen=True):
