@@ -23,7 +23,8 @@ def _applied(rows: Rows, values: Array) -> Array:
 
     lines: list[Array] = [*values]
     made: list[Array] = apply_rows(rows, lines, combine)
-    return np.asarray(np.stack(made, axis=-1))
+    stacked: Array = np.stack(made, axis=-1)
+    return stacked
 
 
 class WinogradConv(Op, frozen=True):
