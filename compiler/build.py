@@ -281,6 +281,7 @@ def describe(program: Program, statistics: Statistics, target: Target) -> dict[s
         "target": str(target),
         "architecture": target.architecture,
         "features": list(target.features),
+        "vector_bits": target.vector_bits,
         "inputs": describe_tensors(program.inputs),
         "outputs": describe_tensors(program.outputs),
         "kernels": [kernel.name for kernel in program.kernels()],

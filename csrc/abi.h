@@ -1,4 +1,4 @@
-/* tilewright C ABI, version 1: what generated code, the runtime and a host program agree on. C99.
+/* tilewright C ABI, version 2: what generated code, the runtime and a host program agree on. C99.
  *
  * Three parties meet here:
  *   generated code   machine code emitted by a backend; position independent, no mutable globals, no calls by symbol
@@ -80,6 +80,8 @@ typedef struct tw_context {
                       void *argument);
   char *error;                /* receives a message, null-terminated, when a call fails; may be null */
   size_t error_capacity;
+  const char *variant;        /* null: the best variant that the CPU can run (see tw_model); else the `target` of the one to
+                                 use, the same in every call, since each variant has constants and a workspace of its own */
 } tw_context;
 
 /* The constants segment of a model, mapped from its sidecar file by `<name>_open`. Owned by the caller, who hands `data`
@@ -91,13 +93,15 @@ typedef struct tw_constants {
   int64_t mapping_bytes;
 } tw_constants;
 
-/* The sidecar file: this header, zeros up to header_bytes, then the segment. Little endian. */
+/* The sidecar file: this header, zeros up to header_bytes, then the segment. Little endian. Where variants of a model have
+ * different constants, such parts follow one another, each at a multiple of header_bytes; a variant uses the one with its
+ * digest, and the others are not read. */
 #define TW_CONSTANTS_MAGIC "TWCONST1"
 #define TW_CONSTANTS_HEADER_BYTES 4096
 typedef struct tw_constants_header {
   char magic[8];
   uint64_t header_bytes;       /* TW_CONSTANTS_HEADER_BYTES: the segment starts on a page */
-  uint64_t bytes;              /* size of the segment; the file ends with it */
+  uint64_t bytes;              /* size of the segment; the file or the next part's padding follows */
   uint64_t checksum;           /* XXH64 (seed 0) of the segment: detects damage, not malice */
   char digest[128];            /* the model's constants_digest, null-terminated */
 } tw_constants_header;
@@ -126,12 +130,15 @@ typedef struct tw_tensor_descriptor {
 } tw_tensor_descriptor;
 
 /* What an artifact says of itself; emitted as constant data beside the code under the symbol `tw_model`
- * (with a prefix in ahead-of-time builds). */
+ * (with a prefix in ahead-of-time builds).
+ * A library may hold the model several times, compiled for different CPUs: its variants, which form a list, the best one
+ * first. They agree in name, inputs and outputs, not in constants, kernels and memory. The runtime uses the first one whose
+ * features the CPU has, unless tw_context.variant says which; no code of the others runs. */
 typedef struct tw_model {
   uint32_t abi_version;
   uint32_t flags;
   const char *name;
-  const char *target;          /* e.g. "x86_64-linux" */
+  const char *target;          /* e.g. "cpu:x86-64-v3"; in process the system, e.g. "x86_64-linux" */
   const char *features;        /* comma separated CPU features the code uses, checked at load */
   const char *version;         /* tilewright version */
   int32_t input_count, output_count;
@@ -148,6 +155,8 @@ typedef struct tw_model {
   int64_t golden_offset;       /* golden section, from the start of the constants segment */
   int64_t golden_bytes;        /* its size; 0: the model has none */
   int64_t thread_bytes;        /* of the workspace for each thread, a multiple of 64; they lie before all else, thread 0 last */
+  const struct tw_model *first_variant; /* the list of variants, the best one first; a model without others is a list of one */
+  const struct tw_model *next_variant;  /* the next one of it, or null */
 } tw_model;
 
 #ifdef __cplusplus

@@ -31,18 +31,27 @@ int32_t refuse(char *error, size_t capacity, const char *path, const char *what)
   return TW_ERROR_FILE;
 }
 
-/* Compares header, file and model; null when they agree, else a message in `text`. */
-const char *check_header(const tw_constants_header *header, int64_t file_bytes, int64_t bytes, const char *digest, char *text,
-                         size_t capacity) {
+/* Checks the header of the part at `place`; null when it is sound, and where the part after it begins (file_bytes: none). */
+const char *check_header(const uint8_t *file, int64_t place, int64_t file_bytes, int64_t *next, char *text, size_t capacity) {
+  const tw_constants_header *header = (const tw_constants_header *)(file + place);
   if (memcmp(header->magic, TW_CONSTANTS_MAGIC, 8) != 0) return "not a tilewright constants file (wrong magic)";
   if (header->header_bytes != TW_CONSTANTS_HEADER_BYTES) return "damaged header (unexpected header size)";
   if (header->digest[sizeof header->digest - 1] != 0) return "damaged header (digest is not terminated)";
-  if (header->bytes > (uint64_t)INT64_MAX - TW_CONSTANTS_HEADER_BYTES ||
-      (int64_t)header->bytes + TW_CONSTANTS_HEADER_BYTES != file_bytes) {
-    snprintf(text, capacity, "found %lld bytes, its header promises %llu: truncated or overwritten; save the model again",
-             (long long)file_bytes, (unsigned long long)header->bytes + TW_CONSTANTS_HEADER_BYTES);
-    return text;
+  const int64_t room = file_bytes - place - TW_CONSTANTS_HEADER_BYTES;
+  *next = file_bytes;
+  if (header->bytes == (uint64_t)room) return nullptr;
+  if (header->bytes < (uint64_t)room) {
+    int64_t end = place + TW_CONSTANTS_HEADER_BYTES + (int64_t)header->bytes;
+    *next = (end + TW_CONSTANTS_HEADER_BYTES - 1) / TW_CONSTANTS_HEADER_BYTES * TW_CONSTANTS_HEADER_BYTES;
+    if (*next <= file_bytes - TW_CONSTANTS_HEADER_BYTES && memcmp(file + *next, TW_CONSTANTS_MAGIC, 8) == 0) return nullptr;
   }
+  snprintf(text, capacity, "found %lld bytes, its header promises %llu: truncated or overwritten; save the model again",
+           (long long)file_bytes, (unsigned long long)place + header->bytes + TW_CONSTANTS_HEADER_BYTES);
+  return text;
+}
+
+/* Compares a part and the model; null when they agree, else a message in `text`. */
+const char *compare(const tw_constants_header *header, int64_t bytes, const char *digest, char *text, size_t capacity) {
   if ((int64_t)header->bytes != bytes) {
     snprintf(text, capacity, "found constants of %llu bytes, the model expects %lld: it belongs to another model",
              (unsigned long long)header->bytes, (long long)bytes);
@@ -53,6 +62,21 @@ const char *check_header(const tw_constants_header *header, int64_t file_bytes, 
     return text;
   }
   return nullptr;
+}
+
+/* Finds the model's part of the file; null when there is one, else a message, which is about the first part. */
+const char *find_part(const uint8_t *file, int64_t file_bytes, int64_t bytes, const char *digest, int64_t *place, char *text,
+                      size_t capacity) {
+  char later[400];
+  for (int64_t next = *place = 0; next < file_bytes;) {
+    *place = next;
+    const char *wrong = check_header(file, *place, file_bytes, &next, text, capacity);
+    if (wrong != nullptr) return wrong;
+    char *about = *place == 0 ? text : later;
+    if (compare((const tw_constants_header *)(file + *place), bytes, digest, about, *place == 0 ? capacity : sizeof later) == nullptr)
+      return nullptr;
+  }
+  return text;
 }
 
 }  // namespace
@@ -107,9 +131,10 @@ extern "C" int32_t tw_constants_open(const char *path, int64_t bytes, const char
     snprintf(text, sizeof text, "cannot be mapped: %s", strerror(errno));
     return refuse(error, capacity, path, text);
   }
-  const tw_constants_header *header = (const tw_constants_header *)mapping;
-  const uint8_t *data = (const uint8_t *)mapping + TW_CONSTANTS_HEADER_BYTES;
-  const char *wrong = check_header(header, (int64_t)status.st_size, bytes, digest, text, sizeof text);
+  int64_t place = 0;
+  const char *wrong = find_part((const uint8_t *)mapping, (int64_t)status.st_size, bytes, digest, &place, text, sizeof text);
+  const tw_constants_header *header = (const tw_constants_header *)((const uint8_t *)mapping + place);
+  const uint8_t *data = (const uint8_t *)mapping + place + TW_CONSTANTS_HEADER_BYTES;
   if (wrong == nullptr && verify && tw_checksum(data, (size_t)bytes) != header->checksum)
     wrong = "checksum differs: the file is damaged; save the model again";
   if (wrong != nullptr) {

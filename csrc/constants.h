@@ -16,8 +16,8 @@ extern "C" {
 /* XXH64 with seed 0. */
 uint64_t tw_checksum(const void *data, size_t bytes);
 
-/* Opens `path` into `constants`. `bytes` and `digest` are what the model says (digest null: not compared). On failure
- * returns TW_ERROR_FILE, writes a message to `error`, and leaves `constants` zeroed. */
+/* Opens `path` into `constants`: of several parts, the one that fits. `bytes` and `digest` are what the model says (digest
+ * null: not compared). On failure returns TW_ERROR_FILE, writes a message to `error`, and leaves `constants` zeroed. */
 int32_t tw_constants_open(const char *path, int64_t bytes, const char *digest, int32_t verify, tw_constants *constants,
                           char *error, size_t error_capacity);
 void tw_constants_close(tw_constants *constants);

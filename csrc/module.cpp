@@ -148,6 +148,7 @@ class Model {
         {"tw_plan_model", address(tw_plan_model)}, {"tw_run_model", address(tw_run_model)},
         {"tw_profile_model", address(tw_profile_model)}, {"tw_open_model", address(tw_open_model)},
         {"tw_close_model", address(tw_close_model)}, {"tw_selftest_model", address(tw_selftest_model)},
+        {"tw_describe_model", address(tw_describe_model)},
     };
     char error[1024] = "";
     result->code_ = tw_code_load(static_cast<const uint8_t *>(bytes.ptr), static_cast<size_t>(bytes.size * bytes.itemsize), externals,
@@ -160,7 +161,9 @@ class Model {
     return result;
   }
 
-  static std::unique_ptr<Model> from_library(const std::string &path, const std::string &symbol, py::object constants, py::object converter) {
+  /* `variant`: the target of the one to use, or empty for the library's own choice. */
+  static std::unique_ptr<Model> from_library(const std::string &path, const std::string &symbol, py::object constants, py::object converter,
+                                             const std::string &variant) {
     auto result = std::make_unique<Model>(std::move(converter), std::move(constants));
     result->library_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (result->library_ == nullptr) raise("ArtifactError", "library '" + path + "': cannot be loaded: " + dlerror());
@@ -168,7 +171,8 @@ class Model {
     if (place == nullptr) raise("ArtifactError", "library '" + path + "': it does not export '" + symbol + "'; is it a tilewright artifact?");
     bool describes = symbol.size() > 9 && symbol.compare(symbol.size() - 9, 9, "_describe") == 0;
     const tw_model *model = describes ? reinterpret_cast<const tw_model *(*)()>(place)() : static_cast<const tw_model *>(place);
-    result->adopt(model, sizeof(tw_model));
+    check_version(model, sizeof(tw_model));
+    result->adopt(variant.empty() ? model : find_variant(model, variant), sizeof(tw_model));
     return result;
   }
 
@@ -179,6 +183,14 @@ class Model {
   }
 
   const tw_model *get() const { return model_; }
+
+  /* The targets and features of all variants, the best one first. */
+  py::list variants() const {
+    py::list found;
+    for (const tw_model *next = first_variant(model_); next != nullptr; next = next->next_variant)
+      found.append(py::make_tuple(next->target, next->features));
+    return found;
+  }
   size_t code_bytes() const { return code_ == nullptr ? 0 : tw_code_bytes(code_); }
   py::object constants() const { return constants_; }
 
@@ -251,17 +263,18 @@ class Model {
   template <typename Function>
   static const void *address(Function *function) { return reinterpret_cast<const void *>(function); }
 
-  static tw_context make_context(int32_t threads, char *error, size_t capacity) {
-    tw_context context;
-    std::memset(&context, 0, sizeof context);
-    context.abi_version = TW_ABI_VERSION;
-    context.threads = threads;
-    context.error = error;
-    context.error_capacity = capacity;
-    return context;
+  static const tw_model *first_variant(const tw_model *model) { return model->first_variant == nullptr ? model : model->first_variant; }
+
+  static const tw_model *find_variant(const tw_model *model, const std::string &target) {
+    std::string known;
+    for (const tw_model *next = first_variant(model); next != nullptr; next = next->next_variant) {
+      if (next->target == target) return next;
+      known += (known.empty() ? "" : ", ") + std::string(next->target);
+    }
+    raise("ArtifactError", std::string(model->name) + ": found variant=\"" + target + "\", expected one of: " + known);
   }
 
-  void adopt(const tw_model *model, size_t bytes) {
+  static void check_version(const tw_model *model, size_t bytes) {
     uint32_t version = 0;
     if (model == nullptr || bytes < sizeof version) raise("ArtifactError", "the model's description is missing or too short");
     std::memcpy(&version, model, sizeof version);
@@ -269,13 +282,31 @@ class Model {
       raise("ArtifactError", "the artifact has ABI version " + std::to_string(version) + ", this runtime expects " +
                                  std::to_string(TW_ABI_VERSION) + "; compile the model again with this version of tilewright");
     if (bytes < sizeof(tw_model)) raise("ArtifactError", "the model's description is truncated");
+  }
+
+  tw_context make_context(int32_t threads, char *error, size_t capacity) const {
+    tw_context context;
+    std::memset(&context, 0, sizeof context);
+    context.abi_version = TW_ABI_VERSION;
+    context.threads = threads;
+    context.error = error;
+    context.error_capacity = capacity;
+    context.variant = model_->target; /* chosen when it was loaded */
+    return context;
+  }
+
+  void adopt(const tw_model *model, size_t bytes) {
+    check_version(model, bytes);
     model_ = model;
     const char *wrong = find_damage();
     if (wrong != nullptr) raise("ArtifactError", std::string("the model's description is damaged: ") + wrong);
     char feature[64];
-    if (tw_missing_feature(model->features, feature, sizeof feature))
-      raise("ArtifactError", std::string(model->name) + ": compiled for a CPU with " + feature +
-                                 ", which this one lacks; compile it for this CPU (target=\"cpu\")");
+    if (tw_missing_feature(model->features, feature, sizeof feature)) {
+      char error[1024] = "";
+      tw_context context = make_context(0, error, sizeof error);
+      if (model->next_variant == nullptr) context.variant = nullptr; /* the last one: speak of all */
+      raise_status(tw_refuse_cpu(model, &context, feature), std::string(error) + " (target=\"cpu\")");
+    }
     for (int32_t index = 0; index < model->input_count; index++) input_dtypes_.push_back(dtype_object(model->inputs[index].dtype));
     for (int32_t index = 0; index < model->output_count; index++) {
       output_dtypes_.push_back(dtype_object(model->outputs[index].dtype));
@@ -287,7 +318,8 @@ class Model {
 
   const char *find_damage() const {
     const tw_model &model = *model_;
-    if (model.name == nullptr || model.features == nullptr || model.plan == nullptr || model.thread == nullptr) return "null pointer";
+    if (model.name == nullptr || model.target == nullptr || model.features == nullptr || model.plan == nullptr || model.thread == nullptr)
+      return "null pointer";
     if (model.input_count < 0 || model.output_count < 0 || model.kernel_count < 0 || model.site_count < 0) return "negative count";
     if (model.constants_bytes < 0) return "negative size of constants";
     if (code_ != nullptr && !(tw_code_contains(code_, reinterpret_cast<const void *>(model.plan), 1) &&
@@ -641,7 +673,8 @@ void bind_constants(py::module_ &module) {
 void bind_model(py::module_ &module) {
   py::class_<Model>(module, "Model", "A loaded model: its description and its entry points.")
       .def_static("from_object", &Model::from_object, py::arg("object_code"), py::arg("symbol"), py::arg("constants"), py::arg("converter"))
-      .def_static("from_library", &Model::from_library, py::arg("path"), py::arg("symbol"), py::arg("constants"), py::arg("converter"))
+      .def_static("from_library", &Model::from_library, py::arg("path"), py::arg("symbol"), py::arg("constants"), py::arg("converter"),
+                  py::arg("variant") = "")
       .def("run", &Model::run, py::arg("arguments"), py::arg("out"), py::arg("threads"))
       .def("profile", &Model::profile, py::arg("arguments"), py::arg("out"), py::arg("threads"), py::arg("capacity"))
       .def("plan", &Model::plan, py::arg("shapes"))
@@ -652,6 +685,7 @@ void bind_model(py::module_ &module) {
       .def_property_readonly("name", [](const Model &self) { return self.get()->name; })
       .def_property_readonly("target", [](const Model &self) { return self.get()->target; })
       .def_property_readonly("features", [](const Model &self) { return self.get()->features; })
+      .def_property_readonly("variants", &Model::variants)
       .def_property_readonly("version", [](const Model &self) { return self.get()->version; })
       .def_property_readonly("abi_version", [](const Model &self) { return self.get()->abi_version; })
       .def_property_readonly("constants_bytes", [](const Model &self) { return self.get()->constants_bytes; })

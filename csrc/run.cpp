@@ -94,13 +94,36 @@ void run_thread(void *argument, int32_t thread, int32_t threads) {
   if (status != TW_OK) team_fail(&team->head, status, -1, 0, 0); /* no effect after a failure with a site */
 }
 
-/* A table of models whose features were found present, by address: parsing the list costs more than a small model runs.
- * Correct because a model's code and this table are unloaded together, or (in Python) the loader checks each one. */
-bool features_known(const tw_model *model, bool remember) {
-  static const tw_model *known[16];
-  const tw_model **entry = &known[((uintptr_t)model >> 4) % 16];
-  if (remember) __atomic_store_n(entry, model, __ATOMIC_RELAXED);
-  return __atomic_load_n(entry, __ATOMIC_RELAXED) == model;
+/* Whether this CPU has all features of the model. What was found is kept in a table by address, the lowest bit set for no:
+ * parsing the list costs more than a small model runs. Correct because a model's code and this table are unloaded together,
+ * or (in Python) the loader checks each one and asks for no other. */
+bool runs_here(const tw_model *model) {
+  static const uintptr_t lacks = 1;
+  static uintptr_t known[64];
+  uintptr_t self = (uintptr_t)model, *free_entry = &known[(self >> 4) % 64];
+  for (uintptr_t step = 0; step < 8; step++) {
+    uintptr_t *entry = &known[((self >> 4) + step) % 64], found = __atomic_load_n(entry, __ATOMIC_RELAXED);
+    if ((found & ~lacks) == self) return (found & lacks) == 0;
+    if (found != 0) continue;
+    free_entry = entry;
+    break;
+  }
+  char name[64];
+  bool missing = tw_missing_feature(model->features, name, sizeof name) != 0;
+  __atomic_store_n(free_entry, self | (missing ? lacks : 0), __ATOMIC_RELAXED);
+  return !missing;
+}
+
+const tw_model *first_variant(const tw_model *model) { return model->first_variant == nullptr ? model : model->first_variant; }
+
+/* "cpu:x86-64-v4, cpu:x86-64-v3": the model's variants from `model` back to the best one, which comes first. */
+void name_variants(const tw_model *model, const tw_model *last, char *text, size_t capacity) {
+  size_t used = 0;
+  for (const tw_model *variant = first_variant(model); variant != nullptr && used < capacity; variant = variant->next_variant) {
+    int written = snprintf(text + used, capacity - used, "%s%s", used == 0 ? "" : ", ", variant->target);
+    if (written > 0) used += (size_t)written;
+    if (variant == last) return;
+  }
 }
 
 /* Turns a position in the list of all dims into "input 'x', axis 1". */
@@ -224,7 +247,19 @@ extern "C" int32_t tw_dtype_bytes(int32_t dtype) {
   return dtype >= 0 && dtype < (int32_t)sizeof bytes ? bytes[dtype] : 0;
 }
 
-extern "C" int32_t tw_check_model(const tw_model *model, const tw_context *context) {
+extern "C" int32_t tw_refuse_cpu(const tw_model *model, const tw_context *context, const char *feature) {
+  const char *wanted = context == nullptr ? nullptr : context->variant;
+  if (first_variant(model) == model || wanted != nullptr)
+    return tw_report(context, TW_ERROR_CPU, "%s: compiled for a CPU with %s, which this one lacks; compile it for this CPU", model->name,
+                     feature);
+  char names[400];
+  name_variants(model, model, names, sizeof names);
+  return tw_report(context, TW_ERROR_CPU, "%s: compiled for %s; the last of these needs a CPU with %s, which this one lacks; "
+                   "compile it for this CPU", model->name, names, feature);
+}
+
+extern "C" int32_t tw_choose_variant(const tw_model **place, const tw_context *context) {
+  const tw_model *model = *place;
   if (model == nullptr) return tw_report(context, TW_ERROR_ARGUMENT, "the model is null");
   if (context != nullptr && context->abi_version != TW_ABI_VERSION)
     return tw_report(context, TW_ERROR_VERSION, "the context has ABI version %u, expected %d: set context.abi_version to TW_ABI_VERSION",
@@ -232,17 +267,33 @@ extern "C" int32_t tw_check_model(const tw_model *model, const tw_context *conte
   if (model->abi_version != TW_ABI_VERSION)
     return tw_report(context, TW_ERROR_VERSION, "the artifact has ABI version %u, this runtime expects %d; compile the model again",
                      model->abi_version, TW_ABI_VERSION);
-  if (features_known(model, false)) return TW_OK;
-  char name[64];
-  if (tw_missing_feature(model->features, name, sizeof name))
-    return tw_report(context, TW_ERROR_CPU, "%s: compiled for a CPU with %s, which this one lacks; compile it for this CPU", model->name, name);
-  features_known(model, true);
-  return TW_OK;
+  const char *wanted = context == nullptr ? nullptr : context->variant;
+  const tw_model *refused = nullptr; /* the last one looked at: none asks for less */
+  for (const tw_model *variant = first_variant(model); variant != nullptr; variant = variant->next_variant) {
+    if (wanted != nullptr && strcmp(variant->target, wanted) != 0) continue;
+    refused = variant;
+    if (!runs_here(variant)) continue;
+    *place = variant;
+    return TW_OK;
+  }
+  char text[400] = "";
+  if (refused == nullptr) {
+    name_variants(model, nullptr, text, sizeof text);
+    return tw_report(context, TW_ERROR_ARGUMENT, "%s: found the variant '%s' in the context, expected one of: %s", model->name, wanted, text);
+  }
+  tw_missing_feature(refused->features, text, sizeof text);
+  return tw_refuse_cpu(refused, context, text);
+}
+
+extern "C" const tw_model *tw_describe_model(const tw_model *model) {
+  if (tw_choose_variant(&model, nullptr) == TW_OK) return model;
+  while (model->next_variant != nullptr) model = model->next_variant;
+  return model;
 }
 
 extern "C" int32_t tw_plan_model(const tw_model *model, const tw_context *context, const int64_t *shapes, int64_t *output_shapes,
                                  int64_t *workspace_bytes) {
-  int32_t status = tw_check_model(model, context);
+  int32_t status = tw_choose_variant(&model, context);
   if (status != TW_OK) return status;
   int64_t no_shape = 0, bytes = 0, where = -1, detail[3] = {0, 0, TW_EXACTLY};
   if (shapes == nullptr) shapes = &no_shape; /* allowed when all inputs are scalars */
@@ -308,7 +359,8 @@ extern "C" int32_t tw_run_timed(const tw_model *model, const tw_context *context
 extern "C" int32_t tw_profile_model(const tw_model *model, const tw_context *context, const void *const *inputs, void *const *outputs,
                                     const int64_t *shapes, const uint8_t *constants, void *workspace, int64_t *nanoseconds) {
   int64_t bytes = 0, no_shape = 0;
-  int32_t status = tw_plan_model(model, context, shapes, nullptr, &bytes);
+  int32_t status = tw_choose_variant(&model, context);
+  if (status == TW_OK) status = tw_plan_model(model, context, shapes, nullptr, &bytes);
   if (status != TW_OK) return status;
   return tw_run_planned(model, context, inputs, outputs, shapes == nullptr ? &no_shape : shapes, constants, workspace, bytes, nanoseconds);
 }
@@ -321,7 +373,7 @@ extern "C" int32_t tw_run_model(const tw_model *model, const tw_context *context
 extern "C" int32_t tw_open_model(const tw_model *model, const tw_context *context, const char *path, tw_constants *constants) {
   if (constants == nullptr) return tw_report(context, TW_ERROR_ARGUMENT, "the place for the constants is null");
   memset(constants, 0, sizeof *constants);
-  int32_t status = tw_check_model(model, context);
+  int32_t status = tw_choose_variant(&model, context);
   if (status != TW_OK) return status;
   if (model->constants != nullptr || model->constants_bytes == 0) {
     constants->data = model->constants;

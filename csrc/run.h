@@ -2,7 +2,7 @@
  *
  * Guarantees: nothing here changes the model; every failure comes back as a negative tw_status with a message in
  * context->error (when the host gave room for one); no exception and no signal. The model's ABI version and CPU features
- * are checked before any of its code runs.
+ * are checked before any of its code runs; of several variants, one that the CPU can run is chosen.
  * Ownership: inputs, outputs, constants, shapes and a workspace that was passed stay the caller's; a null workspace is
  * allocated and released inside the call. Thread safety: any number of calls at once, each with its own context error
  * buffer, outputs and workspace. A null context means: default threads, C library memory, no message.
@@ -14,7 +14,7 @@
  *   hidden constant  tw_model <name>_model
  *   and seven default-visibility functions, each of which only puts &<name>_model in front and tail-calls the runtime:
  *
- *   const tw_model *<name>_describe(void)                                   { return &<name>_model; }
+ *   const tw_model *<name>_describe(void)                                   -> tw_describe_model(&<name>_model)
  *   int32_t <name>_plan(const tw_context *context, const int64_t *shapes, int64_t *output_shapes,
  *                       int64_t *workspace_bytes)                           -> tw_plan_model(&<name>_model, ...)
  *   int32_t <name>_run(const tw_context *context, const void *const *inputs, void *const *outputs, const int64_t *shapes,
@@ -41,8 +41,17 @@
 extern "C" {
 #endif
 
-/* Can this runtime and this CPU run the model? TW_OK, TW_ERROR_VERSION or TW_ERROR_CPU, TW_ERROR_ARGUMENT for null. */
-int32_t tw_check_model(const tw_model *model, const tw_context *context);
+/* Replaces any of a model's variants by the one to use (abi.h: tw_model). TW_OK, TW_ERROR_VERSION, TW_ERROR_CPU where this CPU
+ * lacks a feature, or TW_ERROR_ARGUMENT for null and for a context that names no variant of it. A function of the CPU and of
+ * context->variant alone, so all calls agree. */
+int32_t tw_choose_variant(const tw_model **model, const tw_context *context);
+
+/* The variant that calls use unless their context names another; where this CPU can run none, the one that asks for least. */
+const tw_model *tw_describe_model(const tw_model *model);
+
+/* Leaves the message that this CPU lacks `feature`, without which it can run neither the model nor any variant of it that
+ * asks for more; returns TW_ERROR_CPU. */
+int32_t tw_refuse_cpu(const tw_model *model, const tw_context *context, const char *feature);
 
 /* Checks `shapes`, writes every output's dims in order and the bytes of workspace that a run with them and with the
  * context's threads needs. Either result may be null. */
@@ -80,7 +89,7 @@ int32_t tw_run_timed(const tw_model *model, const tw_context *context, const voi
                      const int64_t *shapes, const uint8_t *constants, void *workspace, int64_t workspace_bytes,
                      int64_t *nanoseconds, tw_timeline *timeline);
 
-/* For hosts that have just planned: runs without planning again. `workspace_bytes` is what the plan said. */
+/* For hosts that have just planned: runs this very variant without planning again. `workspace_bytes` is what the plan said. */
 int32_t tw_run_planned(const tw_model *model, const tw_context *context, const void *const *inputs, void *const *outputs,
                        const int64_t *shapes, const uint8_t *constants, void *workspace, int64_t workspace_bytes,
                        int64_t *nanoseconds);

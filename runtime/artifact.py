@@ -87,14 +87,18 @@ def write_bytes(path: str | PathLike[str], *parts: bytes | memoryview) -> None:
             file.write(part)
 
 
-def write_constants(path: str | PathLike[str], constants: Any, digest: str) -> None:
-    """Write the sidecar file of a constants segment (any contiguous buffer)."""
-    data = memoryview(constants).cast("B")
-    encoded = digest.encode()
-    if len(encoded) > 127:
-        raise ArtifactError(f"{path}: found a constants digest of {len(encoded)} bytes, expected at most 127")
-    header = struct.pack("<8sQQQ128s", b"TWCONST1", _native.CONSTANTS_HEADER_BYTES, len(data), _native.checksum(data), encoded)
-    write_bytes(path, header.ljust(_native.CONSTANTS_HEADER_BYTES, b"\0"), data)
+def write_constants(path: str | PathLike[str], constants: Any, digest: str, *others: tuple[Any, str]) -> None:
+    """Write the sidecar file of a constants segment (any contiguous buffer), or of several: `others` as (segment, digest)."""
+    parts: list[bytes | memoryview] = []
+    for segment, name in ((constants, digest), *others):
+        data, encoded = memoryview(segment).cast("B"), name.encode()
+        if len(encoded) > 127:
+            raise ArtifactError(f"{path}: found a constants digest of {len(encoded)} bytes, expected at most 127")
+        page = _native.CONSTANTS_HEADER_BYTES
+        parts.append(b"\0" * (-sum(map(len, parts)) % page))
+        header = struct.pack("<8sQQQ128s", b"TWCONST1", page, len(data), _native.checksum(data), encoded)
+        parts += [header.ljust(page, b"\0"), data]
+    write_bytes(path, *parts)
 
 
 def make_golden(inputs: Sequence[np.ndarray[Any, Any]], outputs: Sequence[np.ndarray[Any, Any]]) -> bytes:
@@ -196,7 +200,8 @@ _HEADER = """\
 extern "C" {{
 #endif
 
-/* The model's description: name, inputs, outputs, CPU features, kernels. Constant. */
+/* The model's description: name, inputs, outputs, CPU features, kernels. Constant. Where the library holds variants for
+ * different CPUs, it is that of the one in use: the best that this CPU can run, or what context->variant says. */
 const tw_model *{name}_describe(void);
 
 /* Checks `shapes` (every dim of every input, in order), writes every dim of every output and the bytes of workspace. */
@@ -230,12 +235,14 @@ int32_t {name}_profile(const tw_context *context, const void *const *inputs, voi
 
 
 def load_library(
-    path: str | PathLike[str], *, weights: str | PathLike[str] | None = None, threads: int = 0, verify: bool = True
+    path: str | PathLike[str], *, weights: str | PathLike[str] | None = None, threads: int = 0, verify: bool = True, variant: str = ""
 ) -> Executable:
-    """Load an artifact. `weights` defaults to the file beside it; `verify` compares the checksum of the constants."""
+    """Load an artifact. `weights` defaults to the file beside it; `verify` compares the checksum of the constants; `variant` is
+    the target of the one to use where there are several, the best that this CPU can run unless given."""
     library = Path(path).absolute()
     symbol = find_describe(library)
-    executable = Executable.from_library(_fresh_spelling(library), symbol, threads=threads, metadata={"path": str(library)})
+    executable = Executable.from_library(_fresh_spelling(library), symbol, threads=threads, metadata={"path": str(library)},
+                                         variant=variant)
     model = executable._model
     if model.constants_bytes > 0 and not model.constants_embedded:
         place = Path(weights) if weights is not None else find_weights(library, model.name)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -111,10 +111,12 @@ class Executable:
         *,
         threads: int = 0,
         metadata: Mapping[str, Any] | None = None,
+        variant: str = "",
     ) -> Executable:
-        """Load a shared library that exports `symbol`: a `<name>_describe` function or a tw_model constant."""
+        """Load a shared library that exports `symbol`: a `<name>_describe` function or a tw_model constant. `variant`: the
+        target of the one to use, '' for the best that this CPU can run."""
         converter = _Converter()
-        model = _native.Model.from_library(fspath(path), symbol, _as_constants(constants), converter)
+        model = _native.Model.from_library(fspath(path), symbol, _as_constants(constants), converter, variant)
         converter.bind(model)
         return cls(model, threads=threads, metadata=metadata)
 
@@ -198,6 +200,17 @@ class Executable:
         return tuple(name for name in self._model.features.split(",") if name)
 
     @property
+    def target(self) -> str:
+        """What the code was compiled for."""
+        return str(self.metadata.get("target", self._model.target))
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The targets for which the program was compiled, the best one first; this is the executable of one of them."""
+        compiled = self.metadata.get("variants") or [target for target, _ in self._model.variants]
+        return tuple(compiled) if len(compiled) > 1 else (self.target,)
+
+    @property
     def workspace_bytes(self) -> int | None:
         """Peak workspace of a call, known before the first one; None when it depends on the sizes (see `plan`)."""
         return self._model.static_workspace if self._model.static_workspace >= 0 else None
@@ -222,6 +235,14 @@ class Executable:
 
     def _merge(self, args: Sequence[object], named: Mapping[str, object]) -> tuple[object, ...]:
         """All arguments in the order of the inputs."""
+        if len(args) + len(named) == len(self._names):
+            known = {**dict(zip(self._names, args)), **named}
+            if known.keys() == self._names.keys():
+                return tuple([known[name] for name in self._names])
+        self._refuse(args, named)
+
+    def _refuse(self, args: Sequence[object], named: Mapping[str, object]) -> NoReturn:
+        """Says what is wrong with arguments that do not fit. (The text of what is expected takes longer than small models.)"""
         expected = ", ".join(map(str, self.inputs))
         if len(args) > len(self.inputs):
             raise ArgumentError(f"{self.name}: found {len(args)} inputs, expected {len(self.inputs)} ({expected})")
@@ -233,9 +254,7 @@ class Executable:
                 raise ArgumentError(f"{self.name}: input '{name}' is given by position and by name")
             values[name] = value
         missing = [name for name in self._names if name not in values]
-        if missing:
-            raise ArgumentError(f"{self.name}: missing input{'s' * (len(missing) > 1)} {', '.join(missing)}; expected {expected}")
-        return tuple(values[name] for name in self._names)
+        raise ArgumentError(f"{self.name}: missing input{'s' * (len(missing) > 1)} {', '.join(missing)}; expected {expected}")
 
     def __repr__(self) -> str:
         inputs, outputs = ", ".join(map(str, self.inputs)), ", ".join(map(str, self.outputs))

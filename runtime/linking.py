@@ -59,19 +59,22 @@ def link_shared(
     output: str | PathLike[str],
     exports: Sequence[str],
     *,
+    others: Sequence[bytes] = (),
     runtime_object: str | PathLike[str] = RUNTIME_OBJECT,
     linker: Linker | None = None,
 ) -> None:
-    """Link generated code with the runtime object to a shared library that exports exactly `exports`."""
+    """Link generated code with the runtime object to a shared library that exports exactly `exports`. `others`: objects that
+    the first one needs."""
     linker = linker or find_linker()
     _check_defined(object_code, exports)
     if not Path(runtime_object).is_file():
         raise ArtifactError(f"{runtime_object}: the runtime object is missing", hint="install tilewright again (pip install -e .)")
     with _linker_folder() as folder, replacing(output) as temporary:
-        code, script = folder / "model.o", folder / "exports.map"
-        write_bytes(code, object_code)
+        objects, script = [folder / f"model{number}.o" for number in range(1 + len(others))], folder / "exports.map"
+        for place, code in zip(objects, (object_code, *others)):
+            write_bytes(place, code)
         write_bytes(script, ("{ global: " + " ".join(f"{name};" for name in exports) + " local: *; };\n").encode())
-        _run_linker(linker, [str(code), str(runtime_object)], script, temporary, Path(output).name)
+        _run_linker(linker, [*map(str, objects), str(runtime_object)], script, temporary, Path(output).name)
 
 
 @contextmanager
@@ -146,10 +149,12 @@ def make_archive(
     object_code: bytes,
     member: str,
     *,
+    others: Sequence[tuple[str, bytes]] = (),
     runtime_object: str | PathLike[str] = RUNTIME_OBJECT,
 ) -> None:
-    """Write a static archive (System V format, with symbol table; all times and owners zero). Link with -pthread."""
-    members = [(member, object_code), ("tw_runtime.o", Path(runtime_object).read_bytes())]
+    """Write a static archive (System V format, with symbol table; all times and owners zero). Link with -pthread. `others`:
+    names and objects that the first one needs."""
+    members = [(member, object_code), *others, ("tw_runtime.o", Path(runtime_object).read_bytes())]
     symbols = []
     for index, (name, data) in enumerate(members):
         symbols += [(symbol.name, index) for symbol in read_elf(data, name).symbols if symbol.defined and not symbol.local]

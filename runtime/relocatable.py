@@ -3,7 +3,8 @@
 What changes between the two is the model's description (csrc/abi.h: tw_model) and the names of symbols: the prefix of
 the public functions, the model's name, its constants (more bytes when a golden section was added; inside the object
 when they are embedded). `specialize` edits these in the relocatable file: changed tables are appended to it, and new
-texts and embedded constants come as one new section.
+texts and embedded constants come as one new section. Of several variants of a model, each is such an object: their
+descriptions point to one another, and one of them has the public functions.
 
 Assumes an ELF64 little-endian object with RELA relocations that defines `<prefix>_model` with its fields for pointers
 relocated; anything else is an ArtifactError. Stateless. The same input gives the same bytes.
@@ -24,8 +25,11 @@ SYMBOL_TABLE, STRING_TABLE, PROGRAM_DATA, RELOCATIONS, EXTENDED_INDICES = 2, 3, 
 ALLOCATED, GLOBAL_OBJECT, HIDDEN = 2, 0x11, 2
 ALIGNMENT = 64
 
+GLOBAL_UNDEFINED = 0x10
+
 # Offsets of fields of tw_model.
-NAME, CONSTANTS_BYTES, CONSTANTS_DIGEST, CONSTANTS, GOLDEN_OFFSET, GOLDEN_BYTES, MODEL_SIZE = 8, 64, 72, 80, 136, 144, 152
+NAME, TARGET, CONSTANTS_BYTES, CONSTANTS_DIGEST, CONSTANTS, GOLDEN_OFFSET, GOLDEN_BYTES = 8, 16, 64, 72, 80, 136, 144
+FIRST_VARIANT, NEXT_VARIANT, MODEL_SIZE = 160, 168, 176
 
 
 class Section(Struct):
@@ -45,7 +49,9 @@ class Section(Struct):
 
 
 class Description(Struct, frozen=True):
-    """What an artifact says of itself that the in-process object does not. `embedded`: the constants, or None."""
+    """What an artifact says of itself that the in-process object does not. `target`: '' leaves what it says; `embedded`: the
+    constants, or None; `variants`: the prefixes of the symbols of all variants, the best one first, with that of this object
+    at `position`; none for a model without others, whose symbols begin with its name."""
 
     name: str
     constants_bytes: int
@@ -53,10 +59,17 @@ class Description(Struct, frozen=True):
     golden_offset: int = 0
     golden_bytes: int = 0
     embedded: bytes | memoryview | None = None
+    target: str = ""
+    variants: tuple[str, ...] = ()
+    position: int = 0
+
+    @property
+    def prefix(self) -> str:
+        return self.variants[self.position] if self.variants else self.name
 
 
 def specialize(object_code: bytes, prefix: str, description: Description) -> bytes:
-    """The object with every symbol `<prefix>_*` renamed to `<description.name>_*` and the description filled in."""
+    """The object with every symbol `<prefix>_*` renamed to `<description.prefix>_*` and the description filled in."""
     try:
         return _Editor(object_code, prefix, description).run()
     except (struct.error, IndexError, ValueError, UnicodeDecodeError) as error:
@@ -85,8 +98,9 @@ class _Editor:
         number = self._add_section(texts)
         added = len(entries)
         entries.append((len(names), GLOBAL_OBJECT, HIDDEN, number, 0, len(texts)))
-        names += f"{self.description.name}_description\0".encode()
-        self._describe(model[3], model[4], added, places)
+        names += f"{self.description.prefix}_description\0".encode()
+        pointers = {field: (added, place) for field, place in places.items()}
+        self._describe(model[3], model[4], pointers | self._point_to_variants(entries, names))
         self.strings.content = bytes(names)
         self.symbols.content = b"".join(SYMBOL.pack(*entry) for entry in entries)
         return self._assemble()
@@ -114,8 +128,9 @@ class _Editor:
                 continue
             if text == f"{self.prefix}_model":
                 model = entry
-            entries[index] = (len(names), *entry[1:])
-            names += f"{self.description.name}_{text.removeprefix(self.prefix + '_')}\0".encode()
+            public = self.description.prefix == self.description.name
+            entries[index] = (len(names), entry[1], entry[2] if public else HIDDEN, *entry[3:])
+            names += f"{self.description.prefix}_{text.removeprefix(self.prefix + '_')}\0".encode()
         if model is None or model[5] < MODEL_SIZE:
             raise ArtifactError(f"object code: it does not define a whole {self.prefix}_model",
                                 hint="compile it for ahead-of-time use")
@@ -129,10 +144,24 @@ class _Editor:
         if embedded is not None:
             places[CONSTANTS] = 0
             content += embedded
-        for field, text in ((NAME, self.description.name), (CONSTANTS_DIGEST, self.description.constants_digest)):
+        target = ((TARGET, self.description.target),) if self.description.target else ()
+        for field, text in ((NAME, self.description.name), (CONSTANTS_DIGEST, self.description.constants_digest), *target):
             places[field] = len(content)
             content += text.encode() + b"\0"
         return bytes(content), places
+
+    def _point_to_variants(self, entries: list[tuple[int, ...]], names: bytearray) -> dict[int, tuple[int, int]]:
+        """Symbols for the first variant and the one after this, which other objects define; none where there are no others."""
+        variants, position = self.description.variants, self.description.position
+        found = {FIRST_VARIANT: variants[0]} if position > 0 else {}
+        if position + 1 < len(variants):
+            found[NEXT_VARIANT] = variants[position + 1]
+        pointers = {}
+        for field, prefix in found.items():
+            pointers[field] = (len(entries), 0)
+            entries.append((len(names), GLOBAL_UNDEFINED, HIDDEN, 0, 0, 0))
+            names += f"{prefix}_model\0".encode()
+        return pointers
 
     def _add_section(self, content: bytes) -> int:
         names = self.sections[self.header[13]]
@@ -141,8 +170,8 @@ class _Editor:
         self.sections.append(Section(len(table), PROGRAM_DATA, ALLOCATED, 0, 0, len(content), 0, 0, ALIGNMENT, 0, content))
         return len(self.sections) - 1
 
-    def _describe(self, section_number: int, start: int, symbol: int, places: Mapping[int, int]) -> None:
-        """Writes the model's numbers, and points its pointers into the new section."""
+    def _describe(self, section_number: int, start: int, pointers: Mapping[int, tuple[int, int]]) -> None:
+        """Writes the model's numbers, and its pointers: (symbol, distance from it) for each field."""
         section = self.sections[section_number]
         data = bytearray(self._content(section))
         description = self.description
@@ -157,7 +186,7 @@ class _Editor:
         if start + NAME not in rows:
             raise ArtifactError("object code: the model's name is not relocated")
         kind = rows[start + NAME][1] & 0xFFFFFFFF
-        for field, place in places.items():
+        for field, (symbol, place) in pointers.items():
             rows[start + field] = (start + field, symbol << 32 | kind, place)
         table.content = b"".join(RELOCATION.pack(*rows[offset]) for offset in sorted(rows))
 

@@ -23,6 +23,7 @@ IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 # public function -> (result, parameters behind the model) as in csrc/run.h
 WRAPPERS = {
+    "describe": ("ptr", ()),
     "plan": ("i32", ("ptr", "ptr", "ptr", "ptr")),
     "run": ("i32", ("ptr", "ptr", "ptr", "ptr", "ptr", "ptr")),
     "open": ("i32", ("ptr", "ptr", "ptr")),
@@ -91,6 +92,7 @@ def emit_model(module: Module, program: Program, name: str, facts: ModelFacts, p
         f"ptr {data.pointers([data.string(message) for message in module.sites])}",
         f"ptr @{plan}", f"ptr @{thread}", f"i64 {_static(program.workspace_bytes)}",
         f"i64 {facts.golden_offset}", f"i64 {facts.golden_bytes}", f"i64 {thread_bytes}",
+        f"ptr @{name}", "ptr null",  # the list of variants: itself alone
     ]
     kinds = ", ".join(field.split(" ")[0] for field in fields)
     # In process, the loader finds the symbol whatever its visibility; in a library it must not be seen.
@@ -122,12 +124,11 @@ def emit_wrappers(module: Module, prefix: str, model: str) -> None:
     """The public functions of an ahead-of-time build; each puts the model in front and calls the runtime."""
     if not IDENTIFIER.fullmatch(prefix):
         raise CompileError(f"the name {prefix!r} is no C identifier, which the functions of the library begin with")
-    module.parts.append(f"define ptr @{prefix}_describe() nounwind {{\n  ret ptr @{model}\n}}")
     for name, (result, parameters) in WRAPPERS.items():
         runtime = f"tw_{name}_model"
-        module.declarations[runtime] = f"declare hidden {result} @{runtime}(ptr, {', '.join(parameters)})"
+        module.declarations[runtime] = f"declare hidden {result} @{runtime}({', '.join(('ptr', *parameters))})"
         taken = ", ".join(f"{kind} %a{i}" for i, kind in enumerate(parameters))
-        call = f"tail call {result} @{runtime}(ptr @{model}, {taken})"
+        call = f"tail call {result} @{runtime}({', '.join((f'ptr @{model}', *filter(None, (taken,))))})"
         body = f"  {call}\n  ret void" if result == "void" else f"  %r = {call}\n  ret {result} %r"
         module.parts.append(f"define {result} @{prefix}_{name}({taken}) nounwind {{\n{body}\n}}")
 

@@ -65,7 +65,8 @@ const char *const dim_names[] = {"n"}, *const kernels[] = {"double", "add"}, *co
 const tw_tensor_descriptor tensors[] = {{"values", TW_INT64, 1, dims, dim_names}};
 alignas(64) const int64_t one_constant[8] = {1};
 const tw_model model = {TW_ABI_VERSION, 0, "test", "host", "", "0", 1, 1, tensors, tensors, 64, "d",
-                        reinterpret_cast<const uint8_t *>(one_constant), 2, 1, kernels, sites, plan, run_thread, -1, 0, 0, 0};
+                        reinterpret_cast<const uint8_t *>(one_constant), 2, 1, kernels, sites, plan, run_thread, -1, 0, 0, 0,
+                        nullptr, nullptr};
 
 tw_context make_context(int32_t threads, char *error, size_t capacity) {
   tw_context context = {};
@@ -167,6 +168,46 @@ void test_failures() {
   context.abi_version = TW_ABI_VERSION;
   CHECK(tw_run_model(&other, &context, inputs, outputs, &count, nullptr, nullptr) == TW_ERROR_CPU);
   CHECK(std::strstr(error, "compiled for a CPU with no-such") != nullptr);
+}
+
+/* Three variants, of which this machine lacks something for the first: the second runs unless the context says otherwise. */
+void test_variants() {
+  alignas(64) static const int64_t ten[8] = {10}, hundred[8] = {100};
+  static tw_model best = model, middle = model, least = model; /* their addresses are remembered */
+  best.target = "best", middle.target = "middle", least.target = "least";
+  best.features = "no-such";
+  middle.constants = reinterpret_cast<const uint8_t *>(ten);
+  least.constants = reinterpret_cast<const uint8_t *>(hundred);
+  best.first_variant = middle.first_variant = least.first_variant = &best;
+  best.next_variant = &middle, middle.next_variant = &least;
+  char error[512] = "";
+  tw_context context = make_context(1, error, sizeof error);
+  int64_t in[1] = {1}, out[1], count = 1;
+  const void *inputs[] = {in};
+  void *outputs[] = {out};
+  for (const tw_model *any : {&best, &middle, &least}) {
+    context.variant = nullptr;
+    CHECK(tw_run_model(any, &context, inputs, outputs, &count, nullptr, nullptr) == TW_OK && out[0] == 12);
+    CHECK(tw_describe_model(any) == &middle);
+    context.variant = "least";
+    CHECK(tw_run_model(any, &context, inputs, outputs, &count, nullptr, nullptr) == TW_OK && out[0] == 102);
+    tw_constants constants;
+    CHECK(tw_open_model(any, &context, nullptr, &constants) == TW_OK && constants.data == least.constants);
+    context.variant = "best";
+    CHECK(tw_run_model(any, &context, inputs, outputs, &count, nullptr, nullptr) == TW_ERROR_CPU);
+    CHECK(std::strcmp(error, "test: compiled for a CPU with no-such, which this one lacks; compile it for this CPU") == 0);
+    context.variant = "other";
+    CHECK(tw_run_model(any, &context, inputs, outputs, &count, nullptr, nullptr) == TW_ERROR_ARGUMENT);
+    CHECK(std::strcmp(error, "test: found the variant 'other' in the context, expected one of: best, middle, least") == 0);
+  }
+  static tw_model one = best, two = best;
+  one.first_variant = two.first_variant = &one;
+  one.next_variant = &two, two.next_variant = nullptr;
+  two.target = "also", two.features = "sse2,no-such-either";
+  context.variant = nullptr;
+  CHECK(tw_run_model(&two, &context, inputs, outputs, &count, nullptr, nullptr) == TW_ERROR_CPU && tw_describe_model(&one) == &two);
+  CHECK(std::strcmp(error, "test: compiled for best, also; the last of these needs a CPU with no-such-either, which this one lacks; "
+                           "compile it for this CPU") == 0);
 }
 
 /* A host that brings its own threads and memory. */
@@ -320,6 +361,38 @@ void test_constants() {
   CHECK(tw_constants_open(path.c_str(), 100, "d", 1, &constants, error, sizeof error) == TW_ERROR_FILE && constants.data == nullptr);
 }
 
+/* A file of two parts, cut off at every size: what is found is always the right part, and whole. */
+void test_constants_in_parts() {
+  std::string path = "/tmp/tilewright-test-parts-" + std::to_string(getpid()) + ".weights";
+  const size_t second = 2 * TW_CONSTANTS_HEADER_BYTES;
+  std::vector<char> file(second + TW_CONSTANTS_HEADER_BYTES + 50);
+  for (size_t part : {size_t(0), second}) {
+    tw_constants_header header = {};
+    std::memcpy(header.magic, TW_CONSTANTS_MAGIC, 8);
+    header.header_bytes = TW_CONSTANTS_HEADER_BYTES;
+    header.bytes = part == 0 ? 100 : 50;
+    std::memset(&file[part + TW_CONSTANTS_HEADER_BYTES], part == 0 ? 1 : 2, header.bytes);
+    header.checksum = tw_checksum(&file[part + TW_CONSTANTS_HEADER_BYTES], header.bytes);
+    std::strcpy(header.digest, part == 0 ? "d" : "e");
+    std::memcpy(&file[part], &header, sizeof header);
+  }
+  char error[400];
+  tw_constants constants;
+  for (size_t size = 0; size <= file.size(); size += size % 512 < 500 && size < file.size() - 60 ? 500 : 1) {
+    FILE *stream = std::fopen(path.c_str(), "wb");
+    CHECK(stream != nullptr && std::fwrite(file.data(), 1, size, stream) == size);
+    std::fclose(stream);
+    if (tw_constants_open(path.c_str(), 100, "d", 1, &constants, error, sizeof error) == TW_OK) CHECK(constants.data[99] == 1);
+    tw_constants_close(&constants);
+    CHECK((tw_constants_open(path.c_str(), 50, "e", 1, &constants, error, sizeof error) == TW_OK) == (size == file.size()));
+    if (size == file.size()) CHECK(constants.data[49] == 2 && constants.bytes == 50);
+    tw_constants_close(&constants);
+  }
+  CHECK(tw_constants_open(path.c_str(), 50, "f", 1, &constants, error, sizeof error) == TW_ERROR_FILE);
+  CHECK(std::strstr(error, "found constants of 100 bytes, the model expects 50") != nullptr);
+  unlink(path.c_str());
+}
+
 void test_golden() { /* in[2] = {1, 2} gives {5, 3}; every word of the table is damaged in turn */
   alignas(64) int64_t segment[32] = {1, 0, 0, 0, 0, 0, 0, 0, TW_GOLDEN_MAGIC, 1, 2, 64, 16, 128, 16};
   segment[16] = 1, segment[17] = 2, segment[24] = 5, segment[25] = 3;
@@ -437,7 +510,9 @@ int main(int count, char **arguments) {
   CHECK(count == 2);
   test_machine();
   test_constants();
+  test_constants_in_parts();
   test_run();
+  test_variants();
   test_timeline();
   test_failures();
   test_golden();

@@ -18,13 +18,14 @@ from .shape import operands
 def _applied(rows: Rows, values: Array) -> Array:
     """The rows on the first axis, which becomes the last one. Zeros of the matrix meet nothing, so no infinity either."""
     def combine(terms: Sequence[tuple[float, Array]]) -> Array:
-        first, *rest = [value * value.dtype.type(factor) for factor, value in in_order(terms)]
-        return sum(rest, start=first)
+        total, *rest = [value * value.dtype.type(factor) for factor, value in in_order(terms)]
+        for value in rest:
+            total += value
+        return np.asarray(total)
 
     lines: list[Array] = [*values]
     made: list[Array] = apply_rows(rows, lines, combine)
-    stacked: Array = np.stack(made, axis=-1)
-    return stacked
+    return np.stack(made, axis=-1)
 
 
 class WinogradConv(Op, frozen=True):
