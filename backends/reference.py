@@ -63,6 +63,7 @@ class ReferenceModel:
     golden_bytes = 0
     features = ""
     target = "reference"
+    variants = (("reference", ""),)
     version = None
     abi_version = 0
 

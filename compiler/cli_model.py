@@ -75,7 +75,9 @@ def compile_command(model: Path, output: Path | None, dims: Sequence[str], targe
     files = {str(file): file.stat().st_size for file in saved.files}
     data = {"files": files, "selftest": saved.selftest, **{name: fact for name, fact in facts.items() if name != LAUNCHES}}
     how = "from the cache" if facts["cached"] else f"compiled in {facts['compile_seconds']:.2f} s"
+    several = len(executable.variants) > 1
     lines = [f"{graph.name}: {len(executable.kernels)} kernels for {facts['target']}, {how}",
+             *([f"  variants: {', '.join(executable.variants)}; the first of these that a CPU can run is used"] if several else []),
              f"  peak arena: {workspace_text(facts)}",
              *([f"  tuned: {facts['tuned_tiles']} tiles were measured to be faster than the model's"] if tune or tune_record else []),
              *(f"  {byte_text(size):>12}  {file}" for file, size in files.items())]
@@ -265,6 +267,8 @@ def describe_executable(executable: Any) -> dict[str, Any]:
         "name": executable.name,
         "inputs": [str(info) for info in executable.inputs],
         "outputs": [str(info) for info in executable.outputs],
+        "target": executable.target,
+        "variants": list(executable.variants),
         "kernels": list(executable.kernels),
         "features": list(executable.features),
         "peak_arena": workspace,
@@ -293,6 +297,9 @@ def inspection_lines(data: Mapping[str, Any]) -> list[str]:
             lines += [f"    no plan for this order needs less than {byte_text(data['peak_arena_lower_bound'])}"]
         if data["constants_bytes"] is not None:
             lines += [f"  constants: {byte_text(data['constants_bytes'])}"]
+        lines += [f"  compiled for {data['target']}"]
+        if len(data["variants"]) > 1:
+            lines += [f"  variants, the best one first: {', '.join(data['variants'])}"]
         lines += [f"  CPU features: {', '.join(data['features'])}"]
     if "version" in data:
         lines += [f"  written by tilewright {data['version']}, ABI version {data['abi_version']}, "

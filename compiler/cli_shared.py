@@ -31,6 +31,9 @@ dims_option = click.option("--dims", multiple=True, metavar="NAME=SIZE",
                            help="Fix a symbolic size of the model; may be repeated. The others stay symbolic.")
 target_option = click.option("--target", default="cpu", show_default=True,
                              help="What to compile for: cpu, cpu:<name>, features added and removed by +name and -name.")
+targets_option = click.option("--target", default="cpu", show_default=True,
+                              help="What to compile for: cpu, cpu:<name>, features added and removed by +name and -name. Several, "
+                                   "with commas between them, are variants of which a machine uses the best that it can run.")
 threads_option = click.option("--threads", type=click.IntRange(0), default=0, help="Threads of a call.  [default: all]")
 precision_option = click.option("--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], show_default=True,
                                 help="plain: no Winograd convolutions; strict: only exact rewrites and reordered sums.")
@@ -39,7 +42,7 @@ cache_option = click.option("--no-cache", is_flag=True, help="Neither look into 
 
 def compile_options(command: Command) -> Command:
     """The options of commands that compile a model."""
-    for option in (cache_option, precision_option, threads_option, target_option, dims_option):
+    for option in (cache_option, precision_option, threads_option, targets_option, dims_option):
         command = option(command)
     return command
 

@@ -11,6 +11,7 @@ function gives the plain function's result in its structure.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
@@ -19,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from blake3 import blake3
+from msgspec.structs import replace
 
 from .collector import collector_paused
 from .compiled_function import CompiledFunction
@@ -34,6 +36,7 @@ from .options import Environment, Options, read_environment
 from .runtime import _native
 from .runtime.cache import Cache, Key, source_digest, sources_changed
 from .runtime.executable import Executable
+from .variants import Code, best_first, check_targets, labelled, split_targets
 
 PathText = str | os.PathLike[str]
 Source = Callable[..., Any] | Graph | PathText
@@ -56,7 +59,8 @@ def compile(
 
     With `args` (and `kwargs`) a function is traced once: `tw.spec(...)` among them are inputs, all else is constant; the
     result is an `Executable`. Without, the result is traced at the first call for each dtype and rank. `target`: "cpu"
-    (this machine), "cpu:<name>", features added and removed by +name and -name. `name` renames the program.
+    (this machine), "cpu:<name>", features added and removed by +name and -name; several, with commas between them, give the
+    best variant that this machine can run, and are saved as one library. `name` renames the program.
     """
     check_platform()
     options = options or Options()
@@ -104,8 +108,8 @@ def compile_file(path: PathText, target: str, options: Options, *, dims: Mapping
     model; not one with constants in files beside it, whose bytes are not all."""
     environment = read_environment()
     place = Path(path)
-    tunes = bool(options.tune or options.tune_record)  # the record is a part of the key
-    cache = open_cache(environment, options) if options.cache and name is None and not tunes else None
+    plain = name is None and not (options.tune or options.tune_record) and len(split_targets(target)) == 1
+    cache = open_cache(environment, options) if options.cache and plain else None  # the record of tuning is a part of the key
     digest = None
     if cache is not None and place.suffix == ".onnx" and environment.backend not in INTERPRETERS:
         digest = _file_digest(place)
@@ -116,9 +120,9 @@ def compile_file(path: PathText, target: str, options: Options, *, dims: Mapping
     fingerprint, _, title = (cache.recall(subject) or "").partition(" ")
     if fingerprint:
         key = key_of(title, fingerprint, target, options, cache)
-        found = _find(cache, key, environment, options, None)
+        found = _find(cache, key, environment)
         if found is not None:
-            return found
+            return _executable((found,), options, None)
     graph = load_model(path, dims)
     executable = compile_graph(graph, target, options)
     if _is_whole(place, digest):
@@ -145,8 +149,9 @@ def _is_whole(place: Path, digest: str) -> bool:
 
 def compile_graph(graph: Graph, target: str, options: Options, *, settle: Callable[[], Graph] | None = None, pack: Any = None,
                   name: str | None = None) -> Any:
-    """The executable of a graph; for a target that this machine cannot run, what saves it. `settle` gives the graph to
-    compile where this one only serves to look into the cache (`Traced.settle`)."""
+    """The executable of a graph; for a target that this machine cannot run, what saves it. Of several targets it is the best
+    that this machine can run. `settle` gives the graph to compile where this one only serves to look into the cache
+    (`Traced.settle`)."""
     if name is not None:
         graph = Graph(name, graph.params, graph.results, graph.result_names)
     environment = read_environment()
@@ -159,35 +164,55 @@ def compile_graph(graph: Graph, target: str, options: Options, *, settle: Callab
         return Executable(model, threads=options.threads, metadata=dict(INTERPRETED, backend=environment.backend),
                           save_with=_refuse_saving, pack=pack)
     cache = open_cache(environment, options) if options.cache else None
+    targets = split_targets(target)
+    if len(targets) == 1:
+        return _executable((_code(graph, target, options, environment, cache, settle),), options, pack)
+    if options.tune or options.tune_record:
+        raise CompileError(f"{graph.name}: tune: found the targets {', '.join(targets)}, expected one: tiles are measured for one CPU",
+                           hint="leave out tune, or compile for each target on its own")
+    check_targets(targets, partial(resolved_text, cache=cache))
+    graph = graph if settle is None else settle()
+    codes = [labelled(_code(graph, one, options, _dumping_to(environment, one), cache), one) for one in targets]
+    return _executable(best_first(codes), options, pack)
+
+
+def _dumping_to(environment: Environment, target: str) -> Environment:
+    """With a folder for the target inside the one for dumps."""
+    folder = None if environment.dump is None else environment.dump / re.sub(r"[^\w.+-]", "_", target)
+    return replace(environment, dump=folder)
+
+
+def _code(graph: Graph, target: str, options: Options, environment: Environment, cache: Cache | None,
+          settle: Callable[[], Graph] | None = None) -> Code:
+    """A graph's code for one target, from the cache or built."""
     tuned: tuple[TunedTile, ...] = ()
     if options.tune or options.tune_record:
         graph, settle = graph if settle is None else settle(), None
         tuned = _tuned(graph, target, options).tiles()
     key = key_of(graph.name, graph.fingerprint, target, options, cache, tuned) if cache is not None else None
     if cache is not None and key is not None:
-        found = _find(cache, key, environment, options, pack)
+        found = _find(cache, key, environment)
         if found is not None:
             return found
     settled = graph if settle is None else settle()
     if settled is not graph:
-        return compile_graph(settled, target, options, pack=pack)
+        return _code(settled, target, options, environment, cache)
     _refuse_index(graph)
     verify(graph)  # a graph that was found above was verified when it was compiled: its key is the digest of all it says
     built = compile_half().build(graph, target, options, environment, tuned)
-    metadata = {**built.metadata, "cached": False}
     if cache is not None and key is not None and not sources_changed():
         cache.store(compile_half().add_facts(key, graph), built.object_code, built.constants, built.constants_digest, built.metadata)
-    return _executable(built.object_code, built.constants, metadata, options, pack)
+    return Code(built.object_code, built.constants, {**built.metadata, "cached": False})
 
 
-def _find(cache: Cache, key: Key, environment: Environment, options: Options, pack: Any) -> Any:
-    """The executable from the cache, or None; whoever asks for dumps or checks wants the passes to run."""
+def _find(cache: Cache, key: Key, environment: Environment) -> Code | None:
+    """The code from the cache, or None; whoever asks for dumps or checks wants the passes to run."""
     if environment.dump is not None or environment.verify:
         return None
     entry = cache.find(key)
     if entry is None:
         return None
-    return _executable(entry.object_code, entry.constants, {**entry.metadata, "cached": True}, options, pack)
+    return Code(entry.object_code, entry.constants, {**entry.metadata, "cached": True})
 
 
 def _tuned(graph: Graph, target: str, options: Options) -> Any:
@@ -225,12 +250,22 @@ def _refuse_index(graph: Graph) -> None:
             raise CompileError(f"{graph.name}: {what} '{name}' is {node.type}; index is a dtype within programs only", hint="use i64")
 
 
-def _executable(code: bytes, constants: Any, metadata: dict[str, Any], options: Options, pack: Any) -> Any:
-    """Loads object code; what this machine cannot run can still be saved."""
-    if metadata["architecture"] != os.uname().machine or _native.missing_feature(",".join(metadata["features"])) is not None:
-        return _saving().ForeignExecutable(code, constants, metadata, explain)
-    return Executable.from_object(code, constants, symbol=SYMBOL, threads=options.threads, metadata=metadata,
-                                  save_with=_save, pack=pack, facts_with=_facts_at, explain_with=explain)
+def _executable(codes: tuple[Code, ...], options: Options, pack: Any) -> Any:
+    """Loads the first object code that this machine can run; what it cannot run can still be saved."""
+    code = next(filter(_runs_here, codes), None)
+    metadata = (code or codes[0]).metadata
+    if len(codes) > 1:
+        metadata = {**metadata, "variants": [one.metadata["target"] for one in codes],
+                    "cached": all(one.metadata["cached"] for one in codes),
+                    "compile_seconds": sum(one.metadata["compile_seconds"] for one in codes)}
+    if code is None:
+        return _saving().ForeignExecutable(codes, metadata, explain)
+    return Executable.from_object(code.object_code, code.constants, symbol=SYMBOL, threads=options.threads, metadata=metadata,
+                                  save_with=partial(_save, codes), pack=pack, facts_with=_facts_at, explain_with=explain)
+
+
+def _runs_here(code: Code) -> bool:
+    return code.metadata["architecture"] == os.uname().machine and _native.missing_feature(",".join(code.metadata["features"])) is None
 
 
 def _facts_at(executable: Executable, shapes: Sequence[Sequence[int]]) -> Any:
@@ -259,11 +294,9 @@ def machine_rates(threads: int, anew: bool = False) -> Any:
     return rates
 
 
-def _save(executable: Executable, path: str, **options: Any) -> Any:
-    """What stands behind `executable.save`."""
-    assert executable.object_code is not None
-    saveable = _saving().Saveable(executable.object_code, executable.constants, executable.metadata, executable)
-    return _saving().save(saveable, path, **options)
+def _save(codes: tuple[Code, ...], executable: Executable, path: str, **options: Any) -> Any:
+    """What stands behind `executable.save`, which is one of the codes loaded."""
+    return _saving().save(codes, path, runner=executable, **options)
 
 
 def _refuse_saving(executable: Executable, path: str, **options: Any) -> Any:

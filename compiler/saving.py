@@ -4,6 +4,10 @@ The object code is that of the compile; only the model's description changes (ru
 neither the graph nor LLVM. A golden call with small inputs is recorded for the artifact's self-test where this machine
 can run the code.
 
+A program compiled for several targets becomes one library with a variant for each (csrc/abi.h: tw_model). Every variant
+keeps the constants that it was compiled with, since packed weights depend on the width of vectors: the file of constants
+has a part for each, of which a process reads the one it uses; variants with equal constants share one.
+
 Guarantees: the same program gives the same bytes; the files appear together, each whole, or not at all.
 """
 
@@ -37,28 +41,12 @@ from .runtime.buffer import TensorInfo
 from .runtime.executable import Executable
 from .runtime.linking import link_shared, make_archive
 from .runtime.relocatable import Description, specialize
+from .variants import Code
 from .version import __version__
 
 OBJECT_PREFIX = "tw"
 ALIGNMENT = 64
 LARGEST_GOLDEN = 4 << 20  # a self-test that would add more than this is left out
-
-
-class Saveable(Struct, frozen=True, eq=False):
-    """What saving needs of a compiled program. `constants`: the segment (buffer) or None; `runner`: for the golden call."""
-
-    object_code: bytes
-    constants: Any
-    metadata: dict[str, Any]
-    runner: Executable | None = None
-
-    @property
-    def inputs(self) -> tuple[TensorInfo, ...]:
-        return _infos(self.metadata["inputs"])
-
-    @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
-        return _infos(self.metadata["outputs"])
 
 
 class Saved(Struct, frozen=True):
@@ -77,65 +65,72 @@ class Saved(Struct, frozen=True):
 class ForeignExecutable:
     """A program compiled for a machine that this one is not: it can be saved, not called."""
 
-    def __init__(self, object_code: bytes, constants: Any, metadata: dict[str, Any], explain_with: Callable[..., Any]) -> None:
+    def __init__(self, codes: Sequence[Code], metadata: dict[str, Any], explain_with: Callable[..., Any]) -> None:
         self._explain_with = explain_with
-        self.object_code = object_code
-        self.constants = constants
+        self._codes = tuple(codes)
+        self.object_code = codes[0].object_code
+        self.constants = codes[0].constants
         self.metadata = metadata
         self.name: str = metadata["name"]
         self.inputs = _infos(metadata["inputs"])
         self.outputs = _infos(metadata["outputs"])
         self.kernels: tuple[str, ...] = tuple(metadata["kernels"])
         self.features: tuple[str, ...] = tuple(metadata["features"])
+        self.target: str = metadata["target"]
+        self.variants: tuple[str, ...] = tuple(code.metadata["target"] for code in codes)
 
     def save(self, path: str | PathLike[str], **options: Any) -> Saved:
         """Write an ahead-of-time artifact; see `Executable.save`."""
-        return save(Saveable(self.object_code, self.constants, self.metadata), path, **options)
+        return save(self._codes, path, **options)
 
     def explain(self, *, sizes: Mapping[str, int] | None = None) -> Any:
         """See `Executable.explain`; this machine cannot say how long it takes on another."""
         return self._explain_with(self, (), sizes)
 
     def __call__(self, *args: object, **named: object) -> Any:
-        raise ArtifactError(f"{self.name}: compiled for {self.metadata['target']}, which this machine cannot run",
+        raise ArtifactError(f"{self.name}: compiled for {' and '.join(self.variants)}, which this machine cannot run",
                             hint='save it and run it there, or compile for this machine: target="cpu"')
 
     run = profile = plan = selftest = with_threads = __call__
 
     def __repr__(self) -> str:
-        return f"<ForeignExecutable {self.name} for {self.metadata['target']}>"
+        return f"<ForeignExecutable {self.name} for {', '.join(self.variants)}>"
 
 
 def _infos(rows: Sequence[Sequence[Any]]) -> tuple[TensorInfo, ...]:
     return tuple(TensorInfo(name, DTYPES[dtype].numpy, tuple(shape)) for name, dtype, shape in rows)
 
 
-def save(program: Saveable, path: str | PathLike[str], *, name: str | None = None, embed: bool = False,
-         static: bool | None = None, selftest: bool = True) -> Saved:
+def save(codes: Sequence[Code], path: str | PathLike[str], *, runner: Executable | None = None, name: str | None = None,
+         embed: bool = False, static: bool | None = None, selftest: bool = True) -> Saved:
     """Write `path` (a shared library, or with `static` or the suffix .a an archive), its header, and its constants.
 
-    `name`: the prefix of the C functions, by default the file's stem; `embed` puts the constants inside the library;
-    `selftest` records a golden call.
+    `codes`: the program, for several targets the best one first; `runner`: one of them loaded, for the golden call; `name`: the
+    prefix of the C functions, by default the file's stem; `embed` puts the constants inside the library; `selftest` records a
+    golden call.
     """
     target = Path(path)
     static = target.suffix == ".a" if static is None else static
     name = check_prefix(name or target.stem)
     check_library_path(target, static)
-    _check_architecture(program)
-    golden = _golden(program) if selftest else b""
-    description, segment = _describe(program, name, golden, embed)
-    code = specialize(program.object_code, OBJECT_PREFIX, description)
-    header = make_header(name, program.inputs, program.outputs, version=__version__,
-                         constants_bytes=description.constants_bytes, workspace=_workspace(program), summary=_summary(program))
+    _check_architecture(codes[0])
+    golden = _golden(codes[0], runner) if selftest else b""
+    described = [_describe(codes, position, name, golden, embed) for position in range(len(codes))]
+    segments = {d.constants_digest: segment for d, segment in described if segment is not None and d.embedded is None}
+    *others, code = (specialize(code.object_code, OBJECT_PREFIX, d) for code, (d, _) in zip(codes, described))
+    header = make_header(name, _infos(codes[0].metadata["inputs"]), _infos(codes[0].metadata["outputs"]), version=__version__,
+                         constants_bytes=max(d.constants_bytes for d, _ in described), workspace=_workspace(codes),
+                         summary=_summary(codes))
     with _staged(target) as folder:
-        if segment is not None and description.embedded is None:
-            write_constants(folder / f"{name}{WEIGHTS_SUFFIX}", segment, description.constants_digest)
+        if segments:
+            (digest, first), *more = segments.items()
+            write_constants(folder / f"{name}{WEIGHTS_SUFFIX}", first, digest, *((segment, other) for other, segment in more))
         write_bytes(folder / f"{name}.h", header.encode())
         if static:
-            make_archive(folder / target.name, code, f"{name}.o")
+            make_archive(folder / target.name, code, f"{name}.o", others=[(f"{name}.{i}.o", data) for i, data in enumerate(others)])
         else:
-            link_shared(code, folder / target.name, public_symbols(name))
-    weights = target.with_name(name + WEIGHTS_SUFFIX) if segment is not None and description.embedded is None else None
+            link_shared(code, folder / target.name, public_symbols(name), others=others)
+    weights = target.with_name(name + WEIGHTS_SUFFIX) if segments else None
     return Saved(target, target.with_name(f"{name}.h"), weights, bool(golden))
 
 
@@ -151,27 +146,34 @@ def check_library_path(target: Path, static: bool) -> None:
                             hint=f"{target.with_suffix(suffix).name}")
 
 
-def _check_architecture(program: Saveable) -> None:
-    architecture, ours = program.metadata["architecture"], os.uname().machine
+def _check_architecture(code: Code) -> None:
+    architecture, ours = code.metadata["architecture"], os.uname().machine
     if architecture != ours:
-        raise ArtifactError(f"{program.metadata['name']}: compiled for {architecture}, but this installation carries the runtime "
+        raise ArtifactError(f"{code.metadata['name']}: compiled for {architecture}, but this installation carries the runtime "
                             f"object for {ours} only", hint=f"save it with tilewright on an {architecture} machine")
 
 
-def _workspace(program: Saveable) -> int | None:
-    found = program.metadata["workspace"]
-    return found if isinstance(found, int) else None
+def _workspace(codes: Sequence[Code]) -> int | None:
+    """What suffices for each variant; None where that depends on the sizes."""
+    found = [code.metadata["workspace"] for code in codes]
+    return max(found) if all(isinstance(size, int) for size in found) else None
 
 
-def _summary(program: Saveable) -> str:
-    return f"Compiled for {program.metadata['target']}; {len(program.metadata['kernels'])} kernels."
+def _summary(codes: Sequence[Code]) -> str:
+    if len(codes) == 1:
+        return f"Compiled for {codes[0].metadata['target']}; {len(codes[0].metadata['kernels'])} kernels."
+    return f"Compiled for {', '.join(code.metadata['target'] for code in codes)}: the first of these that the CPU can run is used."
 
 
-def _describe(program: Saveable, name: str, golden: bytes, embed: bool) -> tuple[Description, Any]:
-    """The artifact's description and its constants segment, to which the golden call is added. Constants that hold
-    nothing but the golden call go inside: a program without weights needs no file for them."""
-    own = np.zeros(0, np.uint8) if program.constants is None else np.frombuffer(program.constants, np.uint8)
-    digest = program.metadata["constants_digest"]
+def _describe(codes: Sequence[Code], position: int, name: str, golden: bytes, embed: bool) -> tuple[Description, Any]:
+    """A variant's description and its constants segment, to which the golden call is added. Constants that hold
+    nothing but the golden call go inside: a program without weights needs no file for them. The last variant, which asks for
+    least, has the public functions: they run on every CPU that any variant runs on."""
+    code = codes[position]
+    own = np.zeros(0, np.uint8) if code.constants is None else np.frombuffer(code.constants, np.uint8)
+    digest = code.metadata["constants_digest"]
+    # No name that a caller may give has a dot, so these meet no other model's.
+    prefixes = (*(f"{name}.{index}" for index in range(len(codes) - 1)), name)
     offset, segment = 0, own
     if golden:
         offset = -(-own.size // ALIGNMENT) * ALIGNMENT
@@ -179,20 +181,20 @@ def _describe(program: Saveable, name: str, golden: bytes, embed: bool) -> tuple
         segment[:own.size] = own
         segment[offset:] = np.frombuffer(golden, np.uint8)
         digest = blake3(digest.encode() + golden).hexdigest()
-    if segment.size == 0:
-        return Description(name, 0, ""), None
-    inside = segment.data if embed or own.size == 0 else None
-    return Description(name, segment.size, digest, offset, len(golden), inside), segment
+    inside = segment.data if segment.size and (embed or own.size == 0) else None
+    description = Description(name, segment.size, digest if segment.size else "", offset, len(golden), inside, code.metadata["target"],
+                              prefixes, position)
+    return description, segment if segment.size else None
 
 
 # --- the golden call -------------------------------------------------------------------------------------------------
 
 
-def _golden(program: Saveable) -> bytes:
+def _golden(code: Code, runner: Executable | None) -> bytes:
     """A recorded call on small inputs, best one whose results are numbers; empty where the program refuses each of them, or
     this machine cannot run it."""
-    runner, found = program.runner, b""
-    for inputs in _candidates(program.inputs, program.metadata.get("sample_shapes", ())) if runner is not None else ():
+    found = b""
+    for inputs in _candidates(_infos(code.metadata["inputs"]), code.metadata.get("sample_shapes", ())) if runner is not None else ():
         assert runner is not None
         if sum(array.nbytes for array in inputs) > LARGEST_GOLDEN:
             break

@@ -126,6 +126,7 @@ def _rate(rows: int, vectors: int) -> float:
 
 TILES_SHARE = 0.6   # of the second level of memory that the input of a block of Winograd's tiles may take
 MOST_TILES = 64
+MANY_ROWS = 1 << 20  # of a register tile whose number is free
 
 
 def tiles_in_block(points: int, channels: int, dtype: DType, caps: Caps) -> int:

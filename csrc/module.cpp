@@ -305,7 +305,8 @@ class Model {
       char error[1024] = "";
       tw_context context = make_context(0, error, sizeof error);
       if (model->next_variant == nullptr) context.variant = nullptr; /* the last one: speak of all */
-      raise_status(tw_refuse_cpu(model, &context, feature), std::string(error) + " (target=\"cpu\")");
+      const int32_t status = tw_refuse_cpu(model, &context, feature);
+      raise_status(status, std::string(error) + " (target=\"cpu\")");
     }
     for (int32_t index = 0; index < model->input_count; index++) input_dtypes_.push_back(dtype_object(model->inputs[index].dtype));
     for (int32_t index = 0; index < model->output_count; index++) {

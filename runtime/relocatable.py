@@ -25,7 +25,7 @@ SYMBOL_TABLE, STRING_TABLE, PROGRAM_DATA, RELOCATIONS, EXTENDED_INDICES = 2, 3, 
 ALLOCATED, GLOBAL_OBJECT, HIDDEN = 2, 0x11, 2
 ALIGNMENT = 64
 
-GLOBAL_UNDEFINED = 0x10
+LOCAL, GLOBAL_UNDEFINED = 0, 0x10
 
 # Offsets of fields of tw_model.
 NAME, TARGET, CONSTANTS_BYTES, CONSTANTS_DIGEST, CONSTANTS, GOLDEN_OFFSET, GOLDEN_BYTES = 8, 16, 64, 72, 80, 136, 144
@@ -128,8 +128,8 @@ class _Editor:
                 continue
             if text == f"{self.prefix}_model":
                 model = entry
-            public = self.description.prefix == self.description.name
-            entries[index] = (len(names), entry[1], entry[2] if public else HIDDEN, *entry[3:])
+            hidden = entry[1] >> 4 != LOCAL and self.description.prefix != self.description.name  # of a variant: not for callers
+            entries[index] = (len(names), entry[1], HIDDEN if hidden else entry[2], *entry[3:])
             names += f"{self.description.prefix}_{text.removeprefix(self.prefix + '_')}\0".encode()
         if model is None or model[5] < MODEL_SIZE:
             raise ArtifactError(f"object code: it does not define a whole {self.prefix}_model",

@@ -26,6 +26,7 @@ from msgspec.structs import replace
 from tilewright.backends.llvm.emit_indices import Indices
 from tilewright.backends.llvm.emit_memory import Accesses, Memory, VectorLoop
 from tilewright.backends.llvm.emit_scalars import emit_bitcast, emit_cast, emit_scalar, literal, spread, spread_text
+from tilewright.backends.llvm.emit_transposed import Across, is_tile
 from tilewright.backends.llvm.emit_text import MEMORY_TYPES, Function, Module, Value, mask_text, shaped
 from tilewright.ir.dims import DimLike, bounds, divides, product, row_major_strides, symbols_of
 from tilewright.ir.errors import InternalError
@@ -345,6 +346,8 @@ class KernelEmitter:
         if extent is not loop.extent:
             loop = replace(loop, extent=extent)
         match loop.kind:
+            case "serial" if self.accesses.vector is None and is_tile(loop):
+                self.emit_tile(loop)
             case "serial":
                 self.emit_range(loop, "0", self.indices.uniform(loop.extent), bounds(loop.extent)[0] >= 1)
             case "unrolled":
@@ -355,6 +358,34 @@ class KernelEmitter:
                 self.emit_parallel(loop)
             case _:
                 raise InternalError(f"llvm backend: no code for a {loop.kind} loop")
+
+    def emit_tile(self, loop: For) -> None:
+        """A square that is read by columns: transposed in registers where it is whole, which may be known at run time only."""
+        code, inner = self.code, loop.body[0]
+        assert isinstance(inner, For)
+        partial = [(n, most) for n, most in ((loop.extent, bounds(loop.extent)[1]), (inner.extent, inner.lanes)) if not isinstance(n, int)]
+        if not partial:
+            self.emit_whole_tile(loop, inner)
+            return
+        whole, rest, after = code.new_block("tile"), code.new_block("rest"), code.new_block("end")
+        tests = [code.pure(f"icmp eq i64 {self.indices.uniform(n)}, {most}") for n, most in partial]
+        code.branch(tests[0] if len(tests) == 1 else code.pure(f"and i1 {tests[0]}, {tests[1]}"), whole, rest)
+        for block, emit in ((whole, lambda: self.emit_whole_tile(loop, inner)),
+                            (rest, lambda: self.emit_range(loop, "0", self.indices.uniform(loop.extent), False))):
+            code.start(block)
+            depth = self.indices.push_scope()
+            emit()
+            self.indices.pop_scopes(depth)
+            code.jump(after)
+        code.start(after)
+
+    def emit_whole_tile(self, loop: For, inner: For) -> None:
+        across = self.accesses.across = Across(loop.symbol)
+        for across.position in range(int(bounds(loop.extent)[1])):
+            before = self.indices.bind(loop.symbol.name, across.position)
+            self.emit_block((replace(inner, extent=inner.lanes),))
+            self.indices.restore(loop.symbol.name, before)
+        self.accesses.across = None
 
     def emit_range(self, loop: For, start: str, end: str, runs: bool) -> None:
         """`symbol` from `start` up to `end`; `runs`: at least once, as far as is proved."""

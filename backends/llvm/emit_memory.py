@@ -32,9 +32,11 @@ from tilewright.backends.llvm.emit_text import (
     mangled,
     shaped,
 )
+from tilewright.backends.llvm.emit_transposed import Across, columns_of, part_of
 from tilewright.ir.dims import DimLike, row_major_strides
 from tilewright.ir.errors import InternalError
 from tilewright.ir.loop import Buffer
+from tilewright.ir.loop_verify import linear_factor
 from tilewright.ir.types import DType
 
 
@@ -93,7 +95,7 @@ class VectorLoop(Struct):
 
 
 class Accesses:
-    """Emits loads and stores. `vector` is the loop around, set by the emitter of loops."""
+    """Emits loads and stores. `vector` is the loop around, `across` the tile, set by the emitter of loops."""
 
     def __init__(self, code: Function, indices: Indices) -> None:
         self.code = code
@@ -101,6 +103,7 @@ class Accesses:
         self.memories: dict[str, Memory] = {}
         self.offsets: dict[tuple[str, tuple[DimLike, ...]], DimLike] = {}
         self.vector: VectorLoop | None = None
+        self.across: Across | None = None
 
     def memory(self, name: str) -> Memory:
         found = self.memories.get(name)
@@ -170,8 +173,30 @@ class Accesses:
         lanes, mask = self.vector.lanes, self.vector.mask
         if place.kind == "contiguous":
             return self.load_contiguous(memory, self.first(memory, place), lanes, "" if memory.is_padded else mask)
-        text = self.gather(memory, place, lanes, mask)
+        text = self.column(memory, index, place, lanes) if self.is_across(memory, index, place) else self.gather(memory, place, lanes, mask)
         return from_memory(self.code, text, memory.dtype, lanes)
+
+    def is_across(self, memory: Memory, index: tuple[DimLike, ...], place: Place) -> bool:
+        """Whether this reads a column of a tile whose rows lie in memory that the kernel does not write."""
+        across = self.across
+        return (across is not None and memory.is_constant and place.kind == "strided"
+                and linear_factor(self.offset(memory, index), across.symbol) == 1)
+
+    def column(self, memory: Memory, index: tuple[DimLike, ...], place: Place, lanes: int) -> str:
+        """A column of a tile. With the first one of a part, all of the part are made."""
+        across, code = self.across, self.code
+        assert across is not None
+        width = part_of(memory.dtype.bytes, lanes)
+        number = across.position % width
+        key = (memory.address, index, across.position // width)
+        found = across.columns.get(key)
+        if found is None:
+            first = Place(place.kind, place.constant - number, place.terms, place.stride)
+            addresses, kind = self.lane_addresses(memory, first, lanes), shaped(memory.element, width)
+            parts = [self.read(memory, f"load {kind}, ptr {address}, align {memory.dtype.bytes}") for address in addresses]
+            found = columns_of(code, memory.element, [parts[row::width] for row in range(width)])
+            across.columns[key] = found
+        return found[number]
 
     def load_scalar(self, memory: Memory, address: str) -> Value:
         text = self.read(memory, f"load {memory.element}, ptr {address}, align {memory.dtype.bytes}")

@@ -248,6 +248,8 @@ def base_target(name: str) -> Target:
 
 def resolve_target(text: str) -> Target:
     """`cpu[:name][(+|-)feature...]` to a Target; CompileError with close matches for a name that is not known."""
+    if "," in text:
+        raise CompileError(f"target: found several targets, expected one: {text!r}")
     kind, colon, body = text.partition(":")
     if kind != "cpu" or (colon and not body):
         raise CompileError(

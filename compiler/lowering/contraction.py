@@ -60,10 +60,12 @@ class Operand(Struct, frozen=True):
 def row_operand(node: Node, batch: Index, group: DimLike = 0) -> Operand:
     """How the rows of a contraction are read: plain rows of a matrix, or the windows of a convolution."""
     match node.op:
-        case PackedDot(batch=count):
+        case PackedDot(batch=count, turned=turned):
             shape = node.inputs[0].shape
-            rows, depth = product(shape[count:-1]), shape[-1]
+            rows, depth = product(node.shape[count:-1]), node.inputs[1].shape[-2]
             start = flatten_index(batch, shape[:count]) * rows * depth
+            if turned:
+                return Operand(rows, (depth,), lambda row: start + row, lambda at: at[0] * rows, lambda at: at[0])
             return Operand(rows, (depth,), lambda row: start + row * depth, lambda at: at[0], lambda at: at[0])
         case PackedConv():
             return _window_operand(node, group)
@@ -109,7 +111,7 @@ class _Sums(Struct, frozen=True):
 def lower_contraction(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner,
                       tile: Tile, blocks: Blocks | None = None) -> Stmt:
     """The loop nest of `node` (packed_dot or packed_conv) and the epilogue that leads from it to `result`; of a result
-    that is padded, all but the borders. With several streams and rows, `lhs` is the left operand transposed: [K, rows]."""
+    that is padded, all but the borders. With several streams and rows, `lhs` is the left operand turned: [K, rows]."""
     names, blocks = inliner.names, blocks or Blocks(1, 1)
     count = node.op.batch if isinstance(node.op, PackedDot) else 0
     batch_shape = node.shape[:count]
@@ -134,6 +136,9 @@ def lower_contraction(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: B
         whole_rows = inliner.scalar("le", inliner.index((row_tile + 1) * tile.rows), inliner.index(operand.rows))
         whole_columns = inliner.scalar("le", inliner.index((panel + 1) * tile.columns), inliner.index(columns))
         body = (If(inliner.scalar("and", whole_rows, whole_columns), body, work.body(guarded=True)),)
+    if work.mirrors:  # nothing for a tile below the diagonal
+        reaches = inliner.scalar("lt", inliner.index(work.first_row), inliner.index((panel + 1) * tile.columns))
+        body = (If(reaches, body),)
     body = (For(across, panels_here, "serial", (For(down, rows_here, "serial", (*places, *body)),)),)
     if sums is not None:
         body = (Alloc(sums.memory), For(sums.variable, sums.count, "serial", body))
@@ -220,6 +225,7 @@ class _TileWork:
         self.down: DimLike = 0
         self.sums: _Sums | None = None
         self.is_long = _work_of_epilogue(node, self.result) >= LONG_EPILOGUE
+        self.mirrors = isinstance(node.op, PackedDot) and node.op.symmetric and self.within is None
 
     def sum_in_parts(self, across: DimLike) -> _Sums:
         """Lets the tile, in the `across`-th panel of its block, take one part of the contraction at a time."""
@@ -331,7 +337,7 @@ class _TileWork:
         inner = self.inliner.inner()
         column = v * self.tile.lanes + j
         right = self._read(inner, self.rhs, self._panel(at) + column)
-        if self.blocks.streams > 1 and self.tile.rows > 1:
+        if self.blocks.streams > 1 and self.tile.rows > 1:  # all rows, turned
             left = self._read(inner, self.lhs, at[0] * self.tile.rows + r)
         else:
             # in a guarded body rows past the end read the last one, which exists
@@ -353,6 +359,8 @@ class _TileWork:
     def _epilogue(self, accumulator: Buffer, guarded: bool) -> tuple[Stmt, ...]:
         """Spelled out for each vector of the tile; as loops over the tile in memory where it is guarded, since edges are
         rare, or long, since it takes most of the time then: its code is by far the most of a kernel."""
+        if self.mirrors:
+            return self._both_sides(accumulator)
         vector, v, lane, j = self._column_loops()
         source, within = accumulator, v * self.tile.lanes + j
         if guarded or self.is_long:
@@ -361,17 +369,12 @@ class _TileWork:
         row, r = self._row_loop()
         place = self.first_row + r
         column = self.group * self.columns + self.panel * self.tile.columns + within
-        index = (*self.batch, *unflatten_index(place, self.node.shape[len(self.batch):-1]), column)
-        inner = self.inliner.inner()
-        value = inner.cast(inner.load(source, (r, within)), self.node.dtype)
-        inner.bind(self.node, index, lambda: value)
-        # the result may have other axes of size 1 than the contraction
-        stored = inner.value(self.result, reshape_index(index, self.node.shape, self.result.shape))
         if self.within is None:
-            target = _Target(flatten_index(index[:-1], self.node.shape[:-1]) * self.node.shape[-1])
+            target = _Target(flatten_index((*self.batch, place), (*self.node.shape[:len(self.batch)], self.operand.rows))
+                             * self.node.shape[-1])
         else:
             target = self._inside_padding(self.within, place)
-        body = (*inner.block, Store(self.out.name, (target.start + column,), stored))
+        body = self._store(source, (r, within), place, column, target.start + column)
         if source is accumulator:
             rows = For(row, self.tile.rows, "unrolled", (*target.enter, self._over_columns(vector, lane, body), *target.leave))
             return (*target.begin, rows)
@@ -379,6 +382,39 @@ class _TileWork:
         columns = For(lane, width, "vector", body, self.tile.lanes)
         rows = For(row, count, "serial", (*target.enter, columns, *target.leave))
         return (Alloc(source), self._copy(accumulator, source), *target.begin, rows)
+
+    def _store(self, source: Buffer, within: Index, row: DimLike, column: DimLike, target: DimLike) -> tuple[Stmt, ...]:
+        """What is computed of the sum at `within` of the tile, as the element (row, column) of the result."""
+        index = (*self.batch, *unflatten_index(row, self.node.shape[len(self.batch):-1]), column)
+        inner = self.inliner.inner()
+        value = inner.cast(inner.load(source, within), self.node.dtype)
+        inner.bind(self.node, index, lambda: value)
+        # the result may have other axes of size 1 than the contraction
+        stored = inner.value(self.result, reshape_index(index, self.node.shape, self.result.shape))
+        return (*inner.block, Store(self.out.name, (target,), stored))
+
+    def _both_sides(self, accumulator: Buffer) -> tuple[Stmt, ...]:
+        """The epilogue of a symmetric product: what the tile has on the diagonal and above, and that once more where the
+        diagonal mirrors it. So each element of the result is written once, and the two halves are the same sums."""
+        source = Buffer(self.names.fresh("tile"), self.dtype, accumulator.shape, "local")
+        size, first_column = self.columns, self.panel * self.tile.columns
+        start = flatten_index(self.batch, self.node.shape[:len(self.batch)]) * size * size
+        count, width = self._room()
+        (row, r), (lane, j) = (loop_symbol(self.names.fresh(name), n) for name, n in zip("rj", self.tile_shape))
+        skipped = dim_max(self.first_row + r - first_column, 0)  # columns of the tile that lie below the diagonal
+        place, column = self.first_row + r, first_column + skipped + j
+        body = self._store(source, (r, skipped + j), place, column, start + place * size + column)
+        rows = For(row, count, "serial", (For(lane, dim_max(width - skipped, 0), "vector", body, self.tile.lanes),))
+        (lane, j), (row, r) = (loop_symbol(self.names.fresh(name), n) for name, n in zip("jr", reversed(self.tile_shape)))
+        place, column = first_column + j, self.first_row + r
+        body = self._store(source, (r, j), place, column, start + place * size + column)
+        above = dim_min(count, dim_max(place - self.first_row, 0))
+        columns = For(lane, width, "serial", (For(row, above, "serial", body),))
+        return (Alloc(source), self._copy(accumulator, source), rows, columns)
+
+    @property
+    def tile_shape(self) -> tuple[int, int]:
+        return self.tile.rows, self.tile.columns
 
     def _room(self) -> tuple[DimLike, DimLike]:
         """The rows and columns of the tile that belong to the result."""

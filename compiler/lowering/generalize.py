@@ -73,8 +73,11 @@ def _core_shape(core: Node, op: PackedDot, tile: Tile, values: dict[str, DimLike
     batch = [_named(f"b{a}", n, 1, values) for a, n in enumerate(core.shape[:op.batch])]
     lead = core.shape[op.batch:-1]
     alone = sum(n != 1 for n in lead) == 1  # only then does a multiple of the tile show in one symbol
+    columns = _named("n", core.shape[-1], tile.columns, values)
+    if op.symmetric:
+        return (*batch, columns, columns)
     rows = [_named(f"m{a}", n, tile.rows if alone else 1, values) for a, n in enumerate(lead)]
-    return (*batch, *rows, _named("n", core.shape[-1], tile.columns, values))
+    return (*batch, *rows, columns)
 
 
 def _assign_shapes(body: Graph, core: Node, core_shape: Shape, tile: Tile,
@@ -105,9 +108,10 @@ def _assign_shapes(body: Graph, core: Node, core_shape: Shape, tile: Tile,
         if node is core:
             if shape != core_shape:
                 return None
-            depth = _named("k", node.inputs[0].shape[-1], 1, values)
-            batch = shape[:core.op.batch] if isinstance(core.op, PackedDot) else ()
-            stack.append((node.inputs[0], (*shape[:-1], depth)))
+            assert isinstance(core.op, PackedDot)
+            depth = _named("k", node.inputs[1].shape[-2], 1, values)
+            batch, rows = shape[:core.op.batch], shape[core.op.batch:-1]
+            stack.append((node.inputs[0], (*batch, depth, *rows) if core.op.turned else (*batch, *rows, depth)))
             stack.append((node.inputs[1], (*batch, ceildiv(shape[-1], tile.columns), depth, tile.columns)))
             continue
         match node.op:

@@ -173,12 +173,13 @@ class KernelMaker:
         columns = core.inputs[1].shape[-1]
         assert isinstance(columns, int)
         groups = core.op.groups if isinstance(core.op, PackedConv) else 1
-        whole = (product(core.inputs[0].shape[count:-1]), core.shape[-1] // groups)
+        rows = core.op.rows(core.inputs[0].tensor) if isinstance(core.op, PackedDot) else core.inputs[0].shape[:-1]
+        whole = (product(rows), core.shape[-1] // groups)
         tile = choose_tile(columns, product(core.shape[count:-1]), core.dtype, self.caps, whole)
         blocks = self._blocks(core, count, tile)
         before: Launches = []
         buffers: tuple[Entry, ...] = order
-        if blocks.streams > 1 and tile.rows > 1:
+        if blocks.streams > 1 and tile.rows > 1 and not (isinstance(core.op, PackedDot) and core.op.turned):
             before, buffers = self._turned(core.inputs[0], body.params.index(core.inputs[0]), order, loc)
         general = generalize(body, core, tile)
         values: dict[str, DimLike] = {}

@@ -2,8 +2,8 @@
 
 For the tiles of a block: their input as B makes it, all channels (vectors run along these); then for each panel of the
 weights one product of matrices a point, in registers, and what A makes of the products, to which the epilogue is applied.
-Tiles that reach past the result read clamped elements, which exist, and store only what belongs to it; the last block
-computes its last tile several times rather than fewer tiles.
+Tiles that reach past the result read clamped elements, which exist, and store only what belongs to it; where the tiles do
+not fill a register tile of rows the last one is computed several times.
 
 A group may end with a `pad`: elements are stored where they lie within it, and the borders are written by others.
 
@@ -24,11 +24,10 @@ from ..ir.loop import Alloc, Buffer, For, Let, Stmt, Store, loop_variable
 from ..ir.ops.shape import Pad
 from ..ir.ops.winograd import WinogradConv
 from ..ir.winograd import apply_rows, in_order
-from ..tiles import Tile, choose_tile, tiles_in_block
+from ..tiles import MANY_ROWS, Tile, choose_tile, tiles_in_block
 from .inline import Index, Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
 
-ENOUGH_BLOCKS = 4    # that threads can share
-MANY_ROWS = 1 << 20  # of a register tile whose number is free
+ENOUGH_BLOCKS = 4  # that threads can share
 
 
 class Block(Struct, frozen=True):
@@ -86,13 +85,24 @@ class _Work:
     def lower(self) -> Stmt:
         variable, number = loop_symbol(self.names.fresh("block"), ceildiv(self.count, self.block.tiles))
         first = number * self.block.tiles
+        lets = self._count_groups(first)
         panels = self.panels // self.groups
         group, g = loop_symbol(self.names.fresh("group"), self.groups)
         panel, p = loop_symbol(self.names.fresh("panel"), panels)
         each = For(panel, panels, "serial", (self._multiply(g, g * panels + p), self._give(first, g, p)))
-        body = (Alloc(self.taken), self._take(first), Alloc(self.products), Alloc(self.made),
+        body = (*lets, Alloc(self.taken), self._take(first), Alloc(self.products), Alloc(self.made),
                 *((For(group, self.groups, "serial", (each,)),) if self.groups > 1 else (each,)))
         return For(variable, ceildiv(self.count, self.block.tiles), "parallel", body)
+
+    def _count_groups(self, first: DimLike) -> list[Stmt]:
+        """Register tiles of rows that the block has: the last block may have fewer."""
+        rows = self.block.register.rows
+        whole = self.block.tiles // rows
+        if divides(self.block.tiles, self.count):
+            self.groups_here: DimLike = whole
+            return []
+        lets, self.groups_here = self._named("groups", dim_min(whole, ceildiv(self.count - first, rows)), whole + 1)
+        return lets
 
     # --- where tiles are ---------------------------------------------------------------------------------------------
 
@@ -117,7 +127,8 @@ class _Work:
 
     def _take(self, first: DimLike) -> Stmt:
         """B on both sides of each tile's elements."""
-        tile, t = loop_symbol(self.names.fresh("t"), self.block.tiles)
+        count = self.groups_here * self.block.register.rows
+        tile, t = loop_symbol(self.names.fresh("t"), count)
         number = first + t if divides(self.block.tiles, self.count) else dim_min(first + t, self.count - 1)
         lets, (n, *place) = self._place(number)
         steps = row_major_strides(self.lhs.shape)
@@ -137,7 +148,7 @@ class _Work:
         for position, value in enumerate(self._apply(inner, values, [axis.input for axis in self.axes])):
             inner.block.append(Store(self.taken.name, (position, t, c), value))
         vectors = For(lane, self.channels, "vector", tuple(inner.block), self.lanes)
-        return For(tile, self.block.tiles, "serial", (*lets, vectors))
+        return For(tile, count, "serial", (*lets, vectors))
 
     def _apply(self, inner: Inliner, values: list[Node], matrices: Sequence[tuple[tuple[float, ...], ...]]) -> list[Node]:
         """The matrices on the values, one axis after the other; both in C order."""
@@ -163,7 +174,7 @@ class _Work:
         """For each point the tiles' input of a group times a panel of the weights, a register tile at a time."""
         register, dtype = self.block.register, self.node.dtype
         point, p = loop_symbol(self.names.fresh("point"), self.points)
-        group, g = loop_symbol(self.names.fresh("rows"), self.block.tiles // register.rows)
+        group, g = loop_symbol(self.names.fresh("rows"), self.groups_here)
         step, k = loop_symbol(self.names.fresh("k"), self.depth)
         total = Buffer(self.names.fresh("acc"), dtype, (register.rows, register.columns), "register")
         inner = self.inliner.inner()
@@ -179,8 +190,7 @@ class _Work:
         store = self._each(total, lambda r, column: Store(self.products.name, (p, g * register.rows + r, column),
                                                           inner.load(total, (r, column))))
         loop = For(step, self.depth, "serial", (self._each(total, update),))
-        return For(point, self.points, "serial", (For(group, self.block.tiles // register.rows, "serial",
-                                                      (Alloc(total), zero, loop, store)),))
+        return For(point, self.points, "serial", (For(group, self.groups_here, "serial", (Alloc(total), zero, loop, store)),))
 
     def _each(self, total: Buffer, make: Callable[[DimLike, DimLike], Stmt]) -> Stmt:
         """A statement for each element of a register tile."""

@@ -26,7 +26,8 @@ from ..ir.caps import Caps
 from ..ir.dims import DimLike, bounds, ceildiv, product
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot, ReduceWindow, accumulator_dtype, reduction_identity
-from ..ir.ops.shape import Concat, Slice, Take, UpdateSlice
+from ..ir.ops.control import Const
+from ..ir.ops.shape import Concat, Slice, Take, Transpose, UpdateSlice
 from ..ir.rewrite import rewrite_graph
 from ..ir.types import I64
 from ..library import apply, broadcast, constant, full, pad, reduce, reshape, slice_axis, transpose
@@ -35,6 +36,8 @@ from ..tiles import panel_columns
 from .winograd import fast_convolution
 
 MOST_PARTS = 16  # convolutions that one transposed convolution may become
+MOST_TURNED = 512     # columns of a product whose left operand is read across memory
+LEAST_MIRRORED = 128  # products for an element of a symmetric result, from which on copying half of it is less
 
 
 def pack_operands(graph: Graph, options: Options, caps: Caps) -> Graph:
@@ -74,8 +77,36 @@ def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps) -> Node | N
         return _sum_of_products(b, left, right, len(batch), rows, columns) if width == 1 else None
     tile = panel_columns(width, product(rows), accumulator_dtype(lhs.dtype), caps, depth)
     packed = pack_columns(b, right, len(batch), tile)
-    value = b.add(PackedDot(len(batch), width), left, packed)
+    source, order = _moved(lhs, (*op.lhs_batch, *op.lhs_contract, *free_left))
+    turned = order == list(range(lhs.rank)) and _reads_turned(source, rows, width)
+    if turned:
+        left = reshape(b, source, (*batch, depth, *rows))
+    other = _moved(rhs, (*op.rhs_batch, *op.rhs_contract, *free_right))
+    symmetric = (source, order) == other and len(rows) == 1 and _is_worth_mirroring(width, depth, tile)
+    value = b.add(PackedDot(len(batch), width, turned, symmetric), left, packed)
     return reshape(b, value, (*batch, *rows, *columns))
+
+
+def _moved(node: Node, axes: Sequence[int]) -> tuple[Node, list[int]]:
+    """These axes of a node as axes of what it is a transpose of."""
+    found = list(axes)
+    while isinstance(node.op, Transpose):
+        found = [node.op.perm[a] for a in found]
+        node = node.inputs[0]
+    return node, found
+
+
+def _reads_turned(source: Node, rows: tuple[DimLike, ...], width: DimLike) -> bool:
+    """Whether a left operand with the contraction before the rows is read as it lies. A wide product reads it many times, at
+    places far apart: then it is turned once, as a constant is at compile time."""
+    if isinstance(source.op, Const) or product(rows) == 1:
+        return False
+    return not isinstance(width, int) or width <= MOST_TURNED
+
+
+def _is_worth_mirroring(width: DimLike, depth: DimLike, tile: int) -> bool:
+    """Whether some tiles lie below the diagonal, and computing one takes longer than copying it."""
+    return not (isinstance(width, int) and width < 2 * tile or isinstance(depth, int) and depth < LEAST_MIRRORED)
 
 
 def _sum_of_products(b: Builder, left: Node, right: Node, batch: int, rows: tuple[DimLike, ...],

@@ -26,14 +26,15 @@ from ..ir.ops.winograd import WinogradConv
 from ..ir.types import F32, F64, DType
 from ..ir.winograd import MOST_POINTS, Winograd, count_steps, winograd
 from ..options import Options
-from ..tiles import tiles_in_block
+from ..tiles import MANY_ROWS, choose_tile, tiles_in_block
 
 RESULTS = (2, 4, 6)       # along an axis with more than one tap
 MOST_AMPLIFICATION = 1000.0
 WORTH = 1.15
 RATE = 0.92               # of the peak that the products of a tile reach
 FAR = 6.0                 # bytes a cycle that arrive from beyond the second level of memory
-USUAL_SIZE = 64           # of an axis that is symbolic
+IMAGE_SIZE = 64           # of a symbolic axis that is not the only one: that of an image
+SEQUENCE_SIZE = 8         # of a symbolic axis alone: steps may come a few at a time
 
 
 def fast_convolution(b: Builder, op: Conv, x: Node, w: Node, columns: int, options: Options, caps: Caps) -> Node | None:
@@ -86,13 +87,20 @@ def choose_tiles(shape: tuple[DimLike, ...], weights: tuple[int, ...], groups: i
     convolution does."""
     kernel = weights[:-2]
     able = [[winograd(m, k) for m in ((1,) if k == 1 else RESULTS) if m + k - 1 <= MOST_POINTS] for k in kernel]
-    sizes = [n if isinstance(n, int) else USUAL_SIZE for n in shape]
+    sizes = _usual(shape)
     direct = prod(sizes) * prod(kernel) * _products(weights, groups, columns, dtype, caps)
     found = [axes for axes in itertools.product(*able) if prod(a.amplification for a in axes) <= MOST_AMPLIFICATION]
     best = min(found, key=lambda axes: _cycles(sizes, weights, groups, axes, columns, dtype, caps), default=None)
     if best is None or _cycles(sizes, weights, groups, best, columns, dtype, caps) * WORTH > direct:
         return None
     return best
+
+
+def _usual(shape: tuple[DimLike, ...]) -> list[int]:
+    """Sizes to choose for, of a batch and spatial axes: a symbolic batch is one."""
+    axes = sum(n != 1 for n in shape[1:])
+    unknown = IMAGE_SIZE if axes > 1 else SEQUENCE_SIZE
+    return [n if isinstance(n, int) else 1 if axis == 0 else unknown for axis, n in enumerate(shape)]
 
 
 def _products(weights: tuple[int, ...], groups: int, columns: int, dtype: DType, caps: Caps) -> float:
@@ -107,7 +115,8 @@ def _cycles(sizes: Sequence[int], weights: tuple[int, ...], groups: int, axes: S
     channels, out = weights[-2] * groups, weights[-1]
     lanes = caps.lanes(dtype)
     points, results = prod(a.points for a in axes), prod(a.results for a in axes)
-    tiles = prod([sizes[0], *(-(-n // a.results) for n, a in zip(sizes[1:], axes))])
+    rows = choose_tile(columns, MANY_ROWS, dtype, caps).rows
+    tiles = -(-prod([sizes[0], *(-(-n // a.results) for n, a in zip(sizes[1:], axes))]) // rows) * rows
     # all elements are read, and written after each axis; registers do not hold them between
     moved = 1.5 * points * (1 + sum(a.taps > 1 for a in axes))
     into = sum(points // a.points * count_steps(a.input) for a in axes) / 2 + moved
