@@ -155,8 +155,8 @@ def groups_of(graph: Graph, options: Options, caps: Caps) -> list[Group]:
             if not isinstance(node.op, (PackedDot, PackedConv, WinogradConv)):
                 continue
             batch = node.op.batch if isinstance(node.op, PackedDot) else 0
-            lead = node.op.rows(node.inputs[0].tensor) if isinstance(node.op, PackedDot) else node.inputs[0].shape[:-1]
-            rows, height = product(lead), product(node.shape[batch:-1])
+            height = product(node.shape[batch:-1])
+            rows = height if isinstance(node.op, PackedDot) else product(node.inputs[0].shape[:-1])
             columns, work = _columns(node), count(node)[1]
             if not (isinstance(rows, int) and isinstance(height, int) and isinstance(columns, int) and isinstance(work, int)):
                 continue

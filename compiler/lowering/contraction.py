@@ -60,16 +60,27 @@ class Operand(Struct, frozen=True):
 def row_operand(node: Node, batch: Index, group: DimLike = 0) -> Operand:
     """How the rows of a contraction are read: plain rows of a matrix, or the windows of a convolution."""
     match node.op:
-        case PackedDot(batch=count, turned=turned):
+        case PackedDot(symmetric=True):
+            return _panel_operand(node, batch)
+        case PackedDot(batch=count):
             shape = node.inputs[0].shape
-            rows, depth = product(node.shape[count:-1]), node.inputs[1].shape[-2]
+            rows, depth = product(shape[count:-1]), shape[-1]
             start = flatten_index(batch, shape[:count]) * rows * depth
-            if turned:
-                return Operand(rows, (depth,), lambda row: start + row, lambda at: at[0] * rows, lambda at: at[0])
             return Operand(rows, (depth,), lambda row: start + row * depth, lambda at: at[0], lambda at: at[0])
         case PackedConv():
             return _window_operand(node, group)
     raise AssertionError(f"{node.op.spelling} is no contraction")
+
+
+def _panel_operand(node: Node, batch: Index) -> Operand:
+    """The rows of a symmetric product: columns of the packed operand, whose steps lie near one another."""
+    *grid, panels, depth, width = node.inputs[1].shape
+    start = flatten_index(batch, grid) * panels
+
+    def base(row: DimLike) -> DimLike:
+        return (start + row // width) * depth * width + row % width
+
+    return Operand(node.shape[-1], (depth,), base, lambda at: at[0] * width, lambda at: at[0])
 
 
 def _window_operand(node: Node, group: DimLike) -> Operand:

@@ -23,7 +23,9 @@ from ..ir.schedule import Schedule, Step
 from .inline import Index, Inliner, Names, flatten_index, loop_symbol
 
 PARALLEL_CHUNK = 2048  # elements of a one-dimensional loop that a thread takes at once
-TILE_ROWS, TILE_COLUMNS = 16, 16  # of a transpose: a line of memory, and lines that do not fall onto each other in the first level
+LEAST_CROSSED = 16     # iterations of each of two loops that cross from which on they run in tiles
+TILE_BYTES = 128       # of a side of a tile: two lines of memory, since the next one often comes with a line
+MOST_SQUARE = 16       # lanes of the squares in a tile
 LEAST_LANES = 4
 ENOUGH_PARALLEL = 16   # iterations of the parallel loop after which no further axis is merged into it
 
@@ -201,7 +203,7 @@ def nest(loops: Loops, body: tuple[Stmt, ...], lanes: int, names: Names) -> Nest
     schedule, merged, finest = merge_neighbours(loops, body)
     last, _ = merged[-1]
     if _crosses(merged, finest, body):
-        schedule += _in_tiles(merged, lanes)
+        schedule += _in_tiles(merged, body, lanes)
     elif _narrow(merged, finest, body, lanes):
         schedule += _beside(merged, lanes, names)
     elif len(merged) > 1:
@@ -215,7 +217,7 @@ def nest(loops: Loops, body: tuple[Stmt, ...], lanes: int, names: Names) -> Nest
 
 def _crosses(loops: Loops, finest: Sequence[Symbol], body: tuple[Stmt, ...]) -> bool:
     """Whether something that is read lies far apart along the last loop, and beside one another along the one before it."""
-    if len(loops) < 2 or bounds(loops[-2][1])[1] < TILE_ROWS or bounds(loops[-1][1])[1] < TILE_COLUMNS:
+    if len(loops) < 2 or bounds(loops[-2][1])[1] < LEAST_CROSSED or bounds(loops[-1][1])[1] < LEAST_CROSSED:
         return False
     before, last = finest[-2:]
     return any(linear_factor(a, before) == 1 and linear_factor(a, last) not in (None, 0, 1) for a in _accesses(body) or ())
@@ -244,11 +246,17 @@ def _beside(loops: Loops, lanes: int, names: Names) -> Schedule:
             Step("vectorize", (inner, lanes)))
 
 
-def _in_tiles(loops: Loops, lanes: int) -> Schedule:
-    """Tiles of a transpose, for which the lines of memory that one column reads are still there for the next."""
+def _in_tiles(loops: Loops, body: tuple[Stmt, ...], lanes: int) -> Schedule:
+    """Tiles of a transpose, for which the lines of memory that one column reads are still there for the next. Within one, squares
+    of as many rows as there are lanes, which the backend transposes in registers; they follow one another along what is read."""
     (before, _), (last, _) = loops[-2:]
-    return (*share(loops[:-2] or loops[:1]), Step("split", (before.name, TILE_ROWS)), Step("split", (last.name, TILE_COLUMNS)),
-            Step("reorder", (f"{before.name}_inner", f"{last.name}_outer")), Step("vectorize", (f"{last.name}_inner", lanes)))
+    square = min(lanes, MOST_SQUARE)
+    side = max(TILE_BYTES // min(s.value.dtype.bytes for s in body if isinstance(s, Store)), square)
+    rows, columns = f"{before.name}_inner", f"{last.name}_inner"
+    return (*share(loops[:-2] or loops[:1]), Step("split", (before.name, side)), Step("split", (last.name, side)),
+            Step("reorder", (rows, f"{last.name}_outer")), Step("split", (rows, square)), Step("split", (columns, square)),
+            Step("reorder", (f"{rows}_inner", f"{columns}_outer")), Step("reorder", (f"{rows}_outer", f"{columns}_outer")),
+            Step("vectorize", (f"{columns}_inner", square)))
 
 
 def fitting_lanes(lanes: int, extent: DimLike) -> int:

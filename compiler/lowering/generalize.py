@@ -110,9 +110,9 @@ def _assign_shapes(body: Graph, core: Node, core_shape: Shape, tile: Tile,
                 return None
             assert isinstance(core.op, PackedDot)
             depth = _named("k", node.inputs[1].shape[-2], 1, values)
-            batch, rows = shape[:core.op.batch], shape[core.op.batch:-1]
-            stack.append((node.inputs[0], (*batch, depth, *rows) if core.op.turned else (*batch, *rows, depth)))
-            stack.append((node.inputs[1], (*batch, ceildiv(shape[-1], tile.columns), depth, tile.columns)))
+            panels = (*shape[:core.op.batch], ceildiv(shape[-1], tile.columns), depth, tile.columns)
+            stack.append((node.inputs[0], panels if core.op.symmetric else (*shape[:-1], depth)))
+            stack.append((node.inputs[1], panels))
             continue
         match node.op:
             case Elementwise() | Cast() | Bitcast():

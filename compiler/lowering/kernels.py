@@ -173,13 +173,13 @@ class KernelMaker:
         columns = core.inputs[1].shape[-1]
         assert isinstance(columns, int)
         groups = core.op.groups if isinstance(core.op, PackedConv) else 1
-        rows = core.op.rows(core.inputs[0].tensor) if isinstance(core.op, PackedDot) else core.inputs[0].shape[:-1]
+        rows = core.shape[count:-1] if isinstance(core.op, PackedDot) else core.inputs[0].shape[:-1]
         whole = (product(rows), core.shape[-1] // groups)
         tile = choose_tile(columns, product(core.shape[count:-1]), core.dtype, self.caps, whole)
         blocks = self._blocks(core, count, tile)
         before: Launches = []
         buffers: tuple[Entry, ...] = order
-        if blocks.streams > 1 and tile.rows > 1 and not (isinstance(core.op, PackedDot) and core.op.turned):
+        if blocks.streams > 1 and tile.rows > 1:
             before, buffers = self._turned(core.inputs[0], body.params.index(core.inputs[0]), order, loc)
         general = generalize(body, core, tile)
         values: dict[str, DimLike] = {}
@@ -205,7 +205,8 @@ class KernelMaker:
         rows, columns = product(core.shape[batch:-1]), core.shape[-1]
         depth, dtype = core.inputs[1].shape[-2], core.inputs[1].dtype
         if isinstance(core.op, PackedDot):
-            return choose_blocks(product(core.shape[:batch]), rows, columns, depth, tile, dtype, self.caps)
+            blocks = choose_blocks(product(core.shape[:batch]), rows, columns, depth, tile, dtype, self.caps)
+            return replace(blocks, streams=1) if core.op.symmetric else blocks
         assert isinstance(core.op, PackedConv) and isinstance(depth, int) and isinstance(columns, int)
         return choose_window_blocks(rows, columns // core.op.groups, depth, tile, dtype, self.caps)
 

@@ -26,7 +26,6 @@ from ..ir.caps import Caps
 from ..ir.dims import DimLike, bounds, ceildiv, product
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot, ReduceWindow, accumulator_dtype, reduction_identity
-from ..ir.ops.control import Const
 from ..ir.ops.shape import Concat, Slice, Take, Transpose, UpdateSlice
 from ..ir.rewrite import rewrite_graph
 from ..ir.types import I64
@@ -36,7 +35,6 @@ from ..tiles import panel_columns
 from .winograd import fast_convolution
 
 MOST_PARTS = 16  # convolutions that one transposed convolution may become
-MOST_TURNED = 512     # columns of a product whose left operand is read across memory
 LEAST_MIRRORED = 128  # products for an element of a symmetric result, from which on copying half of it is less
 
 
@@ -77,13 +75,10 @@ def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps) -> Node | N
         return _sum_of_products(b, left, right, len(batch), rows, columns) if width == 1 else None
     tile = panel_columns(width, product(rows), accumulator_dtype(lhs.dtype), caps, depth)
     packed = pack_columns(b, right, len(batch), tile)
-    source, order = _moved(lhs, (*op.lhs_batch, *op.lhs_contract, *free_left))
-    turned = order == list(range(lhs.rank)) and _reads_turned(source, rows, width)
-    if turned:
-        left = reshape(b, source, (*batch, depth, *rows))
-    other = _moved(rhs, (*op.rhs_batch, *op.rhs_contract, *free_right))
-    symmetric = (source, order) == other and len(rows) == 1 and _is_worth_mirroring(width, depth, tile)
-    value = b.add(PackedDot(len(batch), width, turned, symmetric), left, packed)
+    lhs_moved, rhs_moved = (_moved(x, (*axes[0], *axes[1], *axes[2])) for x, axes in (
+        (lhs, (op.lhs_batch, op.lhs_contract, free_left)), (rhs, (op.rhs_batch, op.rhs_contract, free_right))))
+    symmetric = lhs_moved == rhs_moved and len(rows) == 1 and _is_worth_mirroring(width, depth, tile)
+    value = b.add(PackedDot(len(batch), width, symmetric), packed if symmetric else left, packed)
     return reshape(b, value, (*batch, *rows, *columns))
 
 
@@ -94,14 +89,6 @@ def _moved(node: Node, axes: Sequence[int]) -> tuple[Node, list[int]]:
         found = [node.op.perm[a] for a in found]
         node = node.inputs[0]
     return node, found
-
-
-def _reads_turned(source: Node, rows: tuple[DimLike, ...], width: DimLike) -> bool:
-    """Whether a left operand with the contraction before the rows is read as it lies. A wide product reads it many times, at
-    places far apart: then it is turned once, as a constant is at compile time."""
-    if isinstance(source.op, Const) or product(rows) == 1:
-        return False
-    return not isinstance(width, int) or width <= MOST_TURNED
 
 
 def _is_worth_mirroring(width: DimLike, depth: DimLike, tile: int) -> bool:

@@ -364,19 +364,14 @@ class PackedDot(Op, frozen=True):
     lhs [*batch, *rows, K], rhs [*batch, ceil(N / tile), K, tile] -> [*batch, *rows, N] with N = `columns`. The columns
     past N in the last panel are zero in rhs and do not appear in the result.
 
-    `turned`: lhs is [*batch, K, *rows] instead. `symmetric`: both operands hold the same matrix, so that the result is its
-    own transpose (rows are one axis); whoever makes the node knows that, and half of the result may be copied.
+    `symmetric`: the product of the transpose of what rhs packs with that, lhs being rhs itself -> [*batch, N, N]. It is its own
+    transpose to the bit.
     """
 
     name: ClassVar[str] = "packed_dot"
     batch: int
     columns: DimLike
-    turned: bool = False
     symmetric: bool = False
-
-    def rows(self, lhs: TensorType) -> tuple[DimLike, ...]:
-        """The sizes of the left operand's axes that appear in the result."""
-        return lhs.shape[self.batch + 1:] if self.turned else lhs.shape[self.batch:-1]
 
     def infer(self, *types: Type) -> Type:
         lhs, rhs = operands(self, types, 2)
@@ -385,28 +380,29 @@ class PackedDot(Op, frozen=True):
         tile = rhs.shape[-1] if rhs.rank else None
         if rhs.rank != self.batch + 3 or lhs.rank < self.batch + 1 or not isinstance(tile, int):
             raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit {self.batch} batch axes")
-        rows, depth = self.rows(lhs), lhs.shape[self.batch if self.turned else -1]
-        if lhs.shape[:self.batch] != rhs.shape[:self.batch] or depth != rhs.shape[-2] \
-                or rhs.shape[-3] != ceildiv(self.columns, tile) or self.symmetric and rows != (self.columns,):
+        fits = lhs == rhs if self.symmetric else lhs.shape[:self.batch] == rhs.shape[:self.batch] and lhs.shape[-1] == rhs.shape[-2]
+        if not fits or rhs.shape[-3] != ceildiv(self.columns, tile):
             raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit, columns {self.columns}")
-        return TensorType(lhs.dtype, (*lhs.shape[:self.batch], *rows, self.columns))
+        lead = (*lhs.shape[:self.batch], self.columns) if self.symmetric else lhs.shape[:-1]
+        return TensorType(lhs.dtype, (*lead, self.columns))
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
         lhs, rhs = inputs
         b = self.batch
         columns = evaluate(self.columns, binding)
         dense = np.moveaxis(rhs, -3, -2).reshape(*rhs.shape[:b], rhs.shape[-2], -1)[..., :columns]
-        left = np.moveaxis(lhs, b, -1) if self.turned else lhs
-        rows = left.reshape(*left.shape[:b], int(np.prod(left.shape[b:-1])), left.shape[-1])
         grid = _LETTERS[:b]
+        if self.symmetric:
+            upper = np.triu(matmul_arrays(f"{grid}xy,{grid}yz->{grid}xz", np.swapaxes(dense, -1, -2), dense))
+            return upper + np.swapaxes(np.triu(upper, 1), -1, -2)
+        rows = lhs.reshape(*lhs.shape[:b], int(np.prod(lhs.shape[b:-1])), lhs.shape[-1])
         value = matmul_arrays(f"{grid}xy,{grid}yz->{grid}xz", rows, dense)
-        return value.reshape(*left.shape[:-1], columns)
+        return value.reshape(*lhs.shape[:-1], columns)
 
     @classmethod
     def samples(cls) -> tuple[Sample, ...]:
         return (Sample(cls(0, 19), (TensorType(F32, (5, 7)), TensorType(F32, (2, 7, 16)))),
-                Sample(cls(1, 5), (TensorType(F32, (2, 3, 4)), TensorType(F32, (2, 1, 4, 8)))),
-                Sample(cls(1, 21, turned=True), (TensorType(F32, (2, 7, 3, 5)), TensorType(F32, (2, 3, 7, 8)))))
+                Sample(cls(1, 5), (TensorType(F32, (2, 3, 4)), TensorType(F32, (2, 1, 4, 8)))))
 
 
 class Conv(Op, frozen=True):

@@ -18,7 +18,7 @@ from ...ir.errors import CompileError, UnsupportedError
 from ...ir.graph import Array, Builder, Node
 from ...ir.ops.compute import Elementwise
 from ...ir.ops.control import Param
-from ...ir.ops.shape import Concat, SizeOf, Slice, UpdateSlice
+from ...ir.ops.shape import Concat, SizeOf, Slice
 from ...ir.types import F32, I64, DType, TensorType
 from ...library import broadcast, cast, constant, full, reshape, scalar
 from .known_values import KnownValues
@@ -191,9 +191,9 @@ class Context(Struct):
             if compare(found, expected) in (-1, 1):
                 self.fail(f"axis {axis} has size {found}, expected {expected}")
         start, step = (0,) * x.rank, (1,) * x.rank
-        # The slice fails where a size is too small, the update where one is too large; together they check equality.
+        # A slice fails where a size is too small. One to the shape and one back check equality, and nothing is moved.
         window = self.b.add(Slice(start, shape, step), x)
-        return self.b.add(UpdateSlice(start, step), window, x)
+        return self.b.add(Slice(start, shape, step), self.b.add(Slice(start, x.shape, step), window))
 
     def broadcast_shape(self, *shapes: Sequence[DimLike]) -> tuple[DimLike, ...]:
         """NumPy's rule. Symbolic sizes that are not proved equal are taken to be equal, which `broadcast_to` checks."""
