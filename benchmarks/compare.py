@@ -290,10 +290,13 @@ def print_details(title: str, name: str, row: dict[str, Any]) -> None:
 
 
 def print_means(results: dict[str, Any]) -> None:
-    """Geometric means over the models before the last, and over all."""
+    """Geometric means: of the table's models over those before the last and over all; of others over all, with the least."""
     shares = [ratio(result["systems"]) for result in results.values()]
     known = [share for share in shares if share is not None]
-    if len(known) == len(models.MODELS):
+    if list(results) != [model.name for model in models.MODELS]:
+        if len(known) > 1:
+            print(f"\ngeometric mean: {geometric_mean(known):.3f}; least: {min(known):.2f}")
+    elif len(known) == len(results):
         print(f"\ngeometric mean of the first five: {geometric_mean(known[:5]):.3f}; of six: {geometric_mean(known):.3f}")
 
 
@@ -320,7 +323,8 @@ def parse_arguments() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--systems", type=names, default=list(SYSTEMS), help=f"of {','.join(SYSTEMS)} (default: all)")
-    parser.add_argument("--models", type=names, default=[model.name for model in models.MODELS], help="by name")
+    parser.add_argument("--models", type=names, default=[model.name for model in models.MODELS], help="by name, or name@shape (minilm@8x64)")
+    parser.add_argument("--other-sizes", action="store_true", help="the models at other sizes than those of the table instead")
     parser.add_argument("--threads", type=int, choices=(1, 2), default=1)
     parser.add_argument("--seconds", type=float, default=5.0, help="time for each system and model (default: 5)")
     parser.add_argument("--output", type=Path, help="write everything as JSON to this file")
@@ -329,7 +333,7 @@ def parse_arguments() -> argparse.Namespace:
         if name not in SYSTEMS:
             parser.error(f"--systems: no system {name!r}; there are {', '.join(SYSTEMS)}")
     try:
-        arguments.models = [models.find(name) for name in arguments.models]
+        arguments.models = [models.find(name) for name in (models.OTHER_SIZES if arguments.other_sizes else arguments.models)]
     except ValueError as error:
         parser.error(f"--models: {error}")
     return arguments

@@ -7,7 +7,7 @@ a synthesised voice) and the same in every run; other sizes may be asked for by 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -154,11 +154,30 @@ MODELS: tuple[Model, ...] = (
 )
 
 
+# sizes that the table does not have, as `find` reads them
+OTHER_SIZES: tuple[str, ...] = (
+    "minilm@1x16", "minilm@1x512", "minilm@8x128", "recognition@1x3x48x160", "recognition@1x3x48x333", "recognition@1x3x48x640",
+    "recognition@4x3x48x320", "detection@1x3x160x160", "detection@1x3x352x224", "detection@1x3x640x640", "classifier@1x3x48x160",
+    "classifier@6x3x48x192", "magika@4x2048",
+)
+
+
 def find(name: str) -> Model:
-    for model in MODELS:
-        if model.name == name:
-            return model
-    raise ValueError(f"no model {name!r}; there are {', '.join(model.name for model in MODELS)}")
+    """The model of a name, or `name@shape` with another shape for all inputs of that rank, as in `minilm@8x64`."""
+    plain, _, shape = name.partition("@")
+    model = next((model for model in MODELS if model.name == plain), None)
+    if model is None:
+        raise ValueError(f"no model {plain!r}; there are {', '.join(model.name for model in MODELS)}")
+    if not shape:
+        return model
+    try:
+        sizes = tuple(int(size) for size in shape.split("x"))
+    except ValueError:
+        raise ValueError(f"{name}: found the shape {shape!r}, expected sizes with x between them, as in 1x3x48x320") from None
+    shapes = {input: sizes if len(old) == len(sizes) else old for input, old in model.shapes.items()}
+    if sizes not in shapes.values():
+        raise ValueError(f"{name}: no input of {plain} has {len(sizes)} axes")
+    return replace(model, name=f"{plain}_{shape}", title=f"{model.title.rpartition(' ')[0]} {shape}", shapes=shapes)
 
 
 def bind_sizes(path: Path, shapes: Shapes) -> dict[str, int]:

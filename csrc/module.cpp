@@ -291,7 +291,8 @@ class Model {
     context.threads = threads;
     context.error = error;
     context.error_capacity = capacity;
-    context.variant = model_->target; /* chosen when it was loaded */
+    const bool alone = first_variant(model_) == model_ && model_->next_variant == nullptr;
+    context.variant = alone ? nullptr : model_->target; /* chosen when it was loaded */
     return context;
   }
 

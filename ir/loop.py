@@ -8,6 +8,7 @@
                | "let" "%"name "=" expression                        bound until the end of the block
                | "alloc" "%"name ":" dtype "[" size,* "]" space      space: register | local
                | "%"name "[" index,* "]" ("=" | "add=" | "max=" | ...) expression
+               | "stream" "%"name "[" index,* "]" "=" expression
                | "prefetch" "%"name "[" index,* "]"
                | "check" expression "," code "," site "," expression "," expression
     expression:= a scalar `Node`: a scalar function, `cast`, `bitcast` on expressions,
@@ -34,7 +35,8 @@ with that status when c is false. Buffers are C-contiguous and do not overlap, e
 both. A `register` buffer is small, has a static shape and is indexed by constants, unrolled and vector variables only;
 `local` memory belongs to the thread: no iteration of a parallel loop reads from it what another one stored. Memory is
 uninitialised until stored to. A `prefetch` says that the element may soon be read; it changes nothing, and its index may
-lie outside the buffer.
+lie outside the buffer. A `stream` is a store to a parameter with the hint that it should go past the caches, as one of many
+that fill lines of memory in order.
 """
 
 from __future__ import annotations
@@ -152,12 +154,13 @@ class Alloc(Struct, frozen=True, eq=False):
 
 
 class Store(Struct, frozen=True, eq=False):
-    """Writes, or combines with, the element at the index."""
+    """Writes, or combines with, the element at the index. `stream`: past the caches, where the target can."""
 
     buffer: str
     index: tuple[DimLike, ...]
     value: Node
     combine: str = ""
+    stream: bool = False
 
 
 class Check(Struct, frozen=True, eq=False):

@@ -161,8 +161,8 @@ class _KernelWriter:
                 return [f"{indent}let {self.variable_name(name)}{declared} = {texts[0]}{shared}"]
             case Alloc(buffer=b):
                 return [f"{indent}alloc {self.buffer_name(b.name)}: {b.dtype}{self.sizes(b.shape)} {b.space}"]
-            case Store(buffer=name, index=index, combine=combine):
-                return [f"{indent}{self.buffer_name(name)}{self.sizes(index)} {combine}= {texts[0]}{shared}"]
+            case Store(buffer=name, index=index, combine=combine, stream=stream):
+                return [f"{indent}{'stream ' if stream else ''}{self.buffer_name(name)}{self.sizes(index)} {combine}= {texts[0]}{shared}"]
             case Prefetch(buffer=name, index=index):
                 return [f"{indent}prefetch {self.buffer_name(name)}{self.sizes(index)}"]
             case Check(code=code, message=message):
@@ -445,7 +445,7 @@ class _LoopParser(GraphParser):
             return self.store()
         readers: dict[str, Callable[[], Stmt]] = {"for": self.loop, "while": self.while_loop, "if": self.branch,
                                                   "let": self.let, "alloc": self.alloc, "check": self.check,
-                                                  "prefetch": self.prefetch}
+                                                  "prefetch": self.prefetch, "stream": self.stream}
         if token.kind != "word" or token.text not in readers:
             self.fail(f"expected a statement ({', '.join(readers)} or a store), found {self.lexer.describe()}")
         self.lexer.next()
@@ -548,6 +548,9 @@ class _LoopParser(GraphParser):
         expected = self.expression()
         condition, found, expected = self.definitions([condition, found, expected])
         return Check(condition, code, message, found, expected)
+
+    def stream(self) -> Store:
+        return replace(self.store(), stream=True)
 
     def prefetch(self) -> Prefetch:
         name, _ = self.buffer_reference()

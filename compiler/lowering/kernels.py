@@ -314,6 +314,8 @@ class KernelMaker:
         plain = Kernel(self._label(name), flat, free_symbols(flat, body), body, loc)
         chosen = tuple(step for nest in nests for step in nest.schedule)
         kernel, schedule = apply_legal(plain, chosen)
+        if choice.strategy in ("elements", "rows"):
+            kernel = streamed(kernel, self.caps)
         self.choices[kernel.name] = replace(choice, schedule=tuple(map(str, schedule)),
                                             refused=tuple(str(step) for step in chosen if step not in schedule))
         if schedule:

@@ -154,7 +154,7 @@ class _Walk:
             case Store():
                 where, index = self.sizes(s.index)
                 skeleton, value = self.expression(s.value)
-                return (Store, s.buffer, s.combine, where, skeleton), replace(s, index=index, value=value)
+                return (Store, s.buffer, s.combine, s.stream, where, skeleton), replace(s, index=index, value=value)
             case Prefetch(buffer, index):
                 where, index = self.sizes(index)
                 return (Prefetch, buffer, where), Prefetch(buffer, index)
