@@ -323,7 +323,7 @@ def parse_arguments() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--systems", type=names, default=list(SYSTEMS), help=f"of {','.join(SYSTEMS)} (default: all)")
-    parser.add_argument("--models", type=names, default=[model.name for model in models.MODELS], help="by name, or name@shape (minilm@8x64)")
+    parser.add_argument("--models", type=names, default=[model.name for model in models.MODELS], help="name or name@shape (minilm@8x64)")
     parser.add_argument("--other-sizes", action="store_true", help="the models at other sizes than those of the table instead")
     parser.add_argument("--threads", type=int, choices=(1, 2), default=1)
     parser.add_argument("--seconds", type=float, default=5.0, help="time for each system and model (default: 5)")

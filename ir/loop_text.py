@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from blake3 import blake3
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from .dims import Atom, DimLike, Symbol, size_of
 from .errors import UNKNOWN, CompileError

@@ -54,7 +54,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
               "backends.llvm", "runtime"),
     # the light half: joins front ends, cache and runtime
     "loading": ("runtime",),
-    "saving": ("ir", "ir.errors", "runtime", "version"),
+    "variants": ("ir.errors",),
+    "saving": ("ir", "ir.errors", "runtime", "variants", "version"),
     "key_facts": ("ir", "runtime"),
     # reports: what was chosen, what it costs, what the machine can do
     "launch_facts": ("ir", "ir.errors", "runtime"),
@@ -62,8 +63,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "calibration": ("ir", "build", "cost", "runtime"),
     "tuning": ("ir", "ir.errors", "build", "cost", "options", "pipeline", "runtime", "tiles"),
     "compiled_function": ("ir", "ir.errors", "frontends"),
-    "driver": ("ir", "ir.errors", "collector", "options", "machine", "compiled_function", "saving", "frontends", "frontends.onnx",
-               "build", "explaining", "calibration", "tuning", "runtime"),
+    "driver": ("ir", "ir.errors", "collector", "options", "machine", "compiled_function", "saving", "variants", "frontends",
+               "frontends.onnx", "build", "explaining", "calibration", "tuning", "runtime"),
     # what executes programs sits above the driver
     "tools": ("ir", "ir.errors", "options", "driver", "loading", "runtime"),
     "fuzz": ("ir", "ir.errors", "library"),

@@ -127,6 +127,7 @@ class KernelEmitter:
         else:
             for statement in self.kernel.body:
                 self.emit_top(statement)
+        self.accesses.finish_streams()
         self.code.end("ret i32 0")
         self.code.finish()
 
@@ -265,7 +266,7 @@ class KernelEmitter:
             left, right = (self.expression(operand) for operand in value.inputs[:2])
             if self.accesses.accumulate_product(statement.buffer, statement.index, left, right):
                 return
-        self.accesses.store(statement.buffer, statement.index, self.expression(value), statement.combine)
+        self.accesses.store(statement.buffer, statement.index, self.expression(value), statement.combine, statement.stream)
 
     def emit_prefetch(self, statement: Prefetch) -> None:
         """Into all levels: what is prefetched is read soon, and more than once."""
@@ -363,12 +364,12 @@ class KernelEmitter:
         """A square that is read by columns: transposed in registers where it is whole, which may be known at run time only."""
         code, inner = self.code, loop.body[0]
         assert isinstance(inner, For)
-        partial = [(n, most) for n, most in ((loop.extent, bounds(loop.extent)[1]), (inner.extent, inner.lanes)) if not isinstance(n, int)]
+        partial = [n for n in (loop.extent, inner.extent) if not isinstance(n, int)]
         if not partial:
             self.emit_whole_tile(loop, inner)
             return
         whole, rest, after = code.new_block("tile"), code.new_block("rest"), code.new_block("end")
-        tests = [code.pure(f"icmp eq i64 {self.indices.uniform(n)}, {most}") for n, most in partial]
+        tests = [code.pure(f"icmp eq i64 {self.indices.uniform(n)}, {inner.lanes}") for n in partial]
         code.branch(tests[0] if len(tests) == 1 else code.pure(f"and i1 {tests[0]}, {tests[1]}"), whole, rest)
         for block, emit in ((whole, lambda: self.emit_whole_tile(loop, inner)),
                             (rest, lambda: self.emit_range(loop, "0", self.indices.uniform(loop.extent), False))):
@@ -381,7 +382,7 @@ class KernelEmitter:
 
     def emit_whole_tile(self, loop: For, inner: For) -> None:
         across = self.accesses.across = Across(loop.symbol)
-        for across.position in range(int(bounds(loop.extent)[1])):
+        for across.position in range(inner.lanes):
             before = self.indices.bind(loop.symbol.name, across.position)
             self.emit_block((replace(inner, extent=inner.lanes),))
             self.indices.restore(loop.symbol.name, before)
@@ -464,9 +465,9 @@ class KernelEmitter:
         return any(_indexes(loop, name) for name in (*registers, *inner))
 
     def emit_static_chunks(self, loop: For, vector: VectorLoop, extent: int) -> None:
-        whole = extent // loop.lanes
+        whole, copies = extent // loop.lanes, self.copies(loop)
         for chunk in range(whole):
-            vector.copy = chunk % COPIES
+            vector.copy = chunk % copies
             self.emit_chunk(loop, vector, chunk * loop.lanes, "")
         if extent % loop.lanes:
             vector.copy = 0
@@ -494,7 +495,7 @@ class KernelEmitter:
         """Interleaved chunks where the loop reduces, single chunks, then the masked rest."""
         lanes, extent = loop.lanes, self.indices.uniform(loop.extent)
         start = "0"
-        copies = COPIES if self.reduces(loop) else 1
+        copies = self.copies(loop) if self.reduces(loop) else 1
         if copies > 1 and bounds(loop.extent)[1] >= 2 * copies * lanes:
             stop = self.whole(loop.extent, extent, copies * lanes)
             self.counted(start, stop, copies * lanes, bounds(loop.extent)[0] >= copies * lanes,
@@ -517,6 +518,12 @@ class KernelEmitter:
         if step & (step - 1) == 0:
             return self.code.pure(f"and i64 {text}, {-step}")
         return self.code.pure(f"sub i64 {text}, {self.code.pure(f'urem i64 {text}, {step}')}")
+
+    def copies(self, loop: For) -> int:
+        """Interleaved copies of a loop that reduces: fewer where a vector takes several registers, which hide latency as well."""
+        bits = max((self.accesses.memory(s.buffer).dtype.bits for s in loop.body if isinstance(s, Store) and s.combine), default=0)
+        registers = -(-loop.lanes * bits // self.code.module.vector_bits)
+        return max(1, COPIES // max(1, registers))
 
     def reduces(self, loop: For) -> bool:
         """Whether the body is a plain list that combines into a place which all lanes share."""

@@ -32,12 +32,14 @@ from tilewright.backends.llvm.emit_text import (
     mangled,
     shaped,
 )
-from tilewright.backends.llvm.emit_transposed import Across, columns_of, part_of
+from tilewright.backends.llvm.emit_transposed import Across, columns_of, part_of, places_text
 from tilewright.ir.dims import DimLike, row_major_strides
 from tilewright.ir.errors import InternalError
 from tilewright.ir.loop import Buffer
 from tilewright.ir.loop_verify import linear_factor
 from tilewright.ir.types import DType
+
+STREAM_BYTES = 16     # of a store past the caches
 
 
 class Memory(Struct):
@@ -104,6 +106,7 @@ class Accesses:
         self.offsets: dict[tuple[str, tuple[DimLike, ...]], DimLike] = {}
         self.vector: VectorLoop | None = None
         self.across: Across | None = None
+        self.has_streams = False
 
     def memory(self, name: str) -> Memory:
         found = self.memories.get(name)
@@ -269,7 +272,7 @@ class Accesses:
 
     # ---- stores ----
 
-    def store(self, name: str, index: tuple[DimLike, ...], value: Value, combine: str) -> None:
+    def store(self, name: str, index: tuple[DimLike, ...], value: Value, combine: str, stream: bool = False) -> None:
         memory = self.memory(name)
         place = self.place(memory, index)
         if memory.lanes:
@@ -280,7 +283,9 @@ class Accesses:
             self.store_uniform(memory, place, value, combine)
         else:
             value = spread(self.code, value, self.vector.lanes)
-            if place.kind == "contiguous":
+            if place.kind == "contiguous" and stream and self.can_stream(memory):
+                self.store_past_caches(memory, self.first(memory, place), value)
+            elif place.kind == "contiguous":
                 self.store_contiguous(memory, self.first(memory, place), value, combine)
             else:
                 self.scatter(memory, place, value, combine)
@@ -326,6 +331,39 @@ class Accesses:
         symbol, masks = f"llvm.masked.store.{mangled(memory.element, vector.lanes)}.p0", shaped("i1", vector.lanes)
         code.module.declare(symbol, "void", f"{kind}, ptr, {masks}")
         code.effect(f"call void @{symbol}({kind} {text}, ptr align {memory.dtype.bytes} {address}, {masks} {mask})")
+
+    def can_stream(self, memory: Memory) -> bool:
+        """Whether whole parts are stored, to what the kernel does not read (an `inout` lies in the caches already)."""
+        vector = self.vector
+        assert vector is not None
+        return (self.code.module.can_stream and not vector.mask and memory.buffer.space == "out"
+                and vector.lanes * memory.dtype.bytes % STREAM_BYTES == 0)
+
+    def store_past_caches(self, memory: Memory, address: str, value: Value) -> None:
+        """In parts as large as every array of some size is aligned to; plainly where it is not, which no later chunk changes."""
+        code, lanes, width = self.code, value.lanes, STREAM_BYTES // memory.dtype.bytes
+        self.has_streams = True
+        text, kind, part = to_memory(code, value), shaped(memory.element, lanes), shaped(memory.element, width)
+        number = code.pure(f"ptrtoint ptr {address} to i64")
+        rest = code.pure(f"and i64 {number}, {STREAM_BYTES - 1}")
+        past, plain, after = code.new_block("past"), code.new_block("plain"), code.new_block("stored")
+        code.branch(code.pure(f"icmp eq i64 {rest}, 0"), past, plain)
+        code.start(past)
+        for first in range(0, lanes, width):
+            taken = code.pure(f"shufflevector {kind} {text}, {kind} poison, {places_text(range(first, first + width))}")
+            to = code.pure(f"getelementptr {memory.element}, ptr {address}, i64 {first}") if first else address
+            code.effect(f"store {part} {taken}, ptr {to}, align {STREAM_BYTES}, !nontemporal !2")
+        code.jump(after)
+        code.start(plain)
+        code.effect(f"store {kind} {text}, ptr {address}, align {memory.dtype.bytes}")
+        code.jump(after)
+        code.start(after)
+
+    def finish_streams(self) -> None:
+        """Before other threads may read what was stored past the caches: such stores keep no order with others."""
+        if self.has_streams:
+            self.code.module.declare("llvm.x86.sse.sfence", "void", "")
+            self.code.effect("call void @llvm.x86.sse.sfence()")
 
     def scatter(self, memory: Memory, place: Place, value: Value, combine: str) -> None:
         """Lane after lane, so that lanes which meet in one place combine."""

@@ -23,8 +23,8 @@ from tilewright.ir.types import DTYPES, DType
 
 SCALAR_TYPES = {name: dtype.llvm for name, dtype in DTYPES.items()} | {"bool": "i1", "f16": "i16", "bf16": "i16"}
 MEMORY_TYPES = SCALAR_TYPES | {"bool": "i8"}
-# !0: on loads of what does not change; !1: on branches to what is rarely needed
-METADATA = '!0 = !{}\n!1 = !{!"branch_weights", i32 1, i32 99}\n'
+# !0: on loads of what does not change; !1: on branches to what is rarely needed; !2: on stores past the caches
+METADATA = '!0 = !{}\n!1 = !{!"branch_weights", i32 1, i32 99}\n!2 = !{i32 1}\n'
 
 
 class Value:
@@ -104,10 +104,13 @@ class Block:
 
 
 class Module:
-    """The text of a module: declarations and helper functions by name, each once, then functions in order."""
+    """The text of a module: declarations and helper functions by name, each once, then functions in order. `can_stream`: whether
+    stores past the caches are instructions, which a fence must follow."""
 
-    def __init__(self, options: MathOptions) -> None:
+    def __init__(self, options: MathOptions, vector_bits: int = 256, can_stream: bool = False) -> None:
         self.options = options
+        self.vector_bits = vector_bits
+        self.can_stream = can_stream
         self.declarations: dict[str, str] = {}
         self.helpers: dict[str, str] = {}
         self.parts: list[str] = []

@@ -10,6 +10,8 @@ Guarantees: the same elements are read as by the loop, each once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from msgspec import Struct, field
 
 from tilewright.backends.llvm.emit_text import Function, shaped
@@ -18,7 +20,6 @@ from tilewright.ir.loop import For, Let, Load, Store, expression_nodes, expressi
 from tilewright.ir.loop_verify import linear_factor
 
 PART_BYTES = 16      # within which registers are interleaved by one instruction
-PARTS = 4
 MOST_LANES = 16      # whole squares stay in registers, or nearly so
 
 
@@ -35,8 +36,7 @@ def is_tile(loop: For) -> bool:
     inner = loop.body[0] if len(loop.body) == 1 else None
     if not isinstance(inner, For) or inner.kind != "vector" or not 2 <= inner.lanes <= MOST_LANES or inner.lanes & inner.lanes - 1:
         return False
-    count = bounds(loop.extent)[1]
-    if bounds(inner.extent)[1] != inner.lanes or count not in (PARTS * n for n in (1,2,4,8,16)) :
+    if bounds(loop.extent)[1] != inner.lanes or bounds(inner.extent)[1] != inner.lanes:
         return False
     return all(isinstance(s, (Store, Let)) for s in inner.body) and any(
         isinstance(node.op, Load) and len(node.op.index) == 1 and linear_factor(node.op.index[0], loop.symbol) == 1
@@ -58,7 +58,7 @@ def columns_of(code: Function, element: str, rows: list[list[str]]) -> list[str]
     kind = shaped(element, lanes)
     while step:
         pairs = [(registers[i], registers[i + width // 2]) for i in range(width // 2)]
-        registers = [code.pure(f"shufflevector {kind} {one}, {kind} {other}, {_mask(_interleaved(width, lanes, high))}")
+        registers = [code.pure(f"shufflevector {kind} {one}, {kind} {other}, {places_text(_interleaved(width, lanes, high))}")
                      for one, other in pairs for high in (0, width // 2)]
         step //= 2
     return registers
@@ -66,7 +66,7 @@ def columns_of(code: Function, element: str, rows: list[list[str]]) -> list[str]
 
 def _joined(code: Function, element: str, width: int, parts: list[str]) -> str:
     while len(parts) > 1:
-        kind, mask = shaped(element, width), _mask(list(range(2 * width)))
+        kind, mask = shaped(element, width), places_text(range(2 * width))
         parts = [code.pure(f"shufflevector {kind} {one}, {kind} {other}, {mask}") for one, other in zip(parts[::2], parts[1::2])]
         width *= 2
     return parts[0]
@@ -77,5 +77,6 @@ def _interleaved(width: int, lanes: int, first: int) -> list[int]:
     return [start + first + k + register * lanes for start in range(0, lanes, width) for k in range(width // 2) for register in (0, 1)]
 
 
-def _mask(places: list[int]) -> str:
+def places_text(places: Sequence[int]) -> str:
+    """The operand of a shuffle that says which elements it takes."""
     return f"<{len(places)} x i32> <{', '.join(f'i32 {place}' for place in places)}>"

@@ -5,6 +5,10 @@ down the whole matrix for a few elements of each row. Here a block of columns is
 so that rows are read as they lie; several rows meet the accumulators at a time, which halves what these cost and makes
 long chains of additions shorter. No column is divided between threads.
 
+Rows of few elements (`FEW`) leave most of a vector empty. Where they follow one another in memory, as many as fit `WIDE`
+accumulators are taken as one long row, whose parts are combined at the end. Where the number of columns is known at run
+time only there are both bodies.
+
 The loops are built serial; their vectors are steps of the schedule.
 """
 
@@ -13,9 +17,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..ir.caps import Caps
-from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_min, divides, product
+from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_max, dim_min, divides, product, size_of, symbols_of
 from ..ir.graph import Graph, Node
-from ..ir.loop import Alloc, Buffer, Check, For, Let, Load, Stmt, Store, expression_nodes, expressions_of
+from ..ir.loop import Alloc, Buffer, Check, For, If, IndexValue, Let, Load, Stmt, Store, expression_nodes, expressions_of, loop_variable
 from ..ir.loop_verify import linear_factor
 from ..ir.ops.compute import (
     COMBINE,
@@ -32,11 +36,13 @@ from ..ir.ops.compute import (
 )
 from ..ir.ops.shape import Reshape
 from ..ir.schedule import Step
+from ..ir.types import INDEX
 from .elements import Loops, Nest, around
 from .inline import UNROLL_LIMIT, Index, Inliner, Names, flatten_index, loop_symbol, reshape_index, term_of
 
 BLOCK_BYTES = 4096  # of accumulators: they stay in the first level of memory, and enough of each row is read in one go
 ROWS = 4            # that meet the accumulators at a time
+WIDE, FEW = 64, 8   # accumulators of rows side by side, and columns that rows of this kind have at most
 
 
 def lower_columns(body: Graph, buffers: Mapping[Node, Buffer], out: Buffer, names: Names, caps: Caps) -> Nest | None:
@@ -46,8 +52,7 @@ def lower_columns(body: Graph, buffers: Mapping[Node, Buffer], out: Buffer, name
         return None
     assert isinstance(core.op, Reduce)
     lanes = caps.lanes(accumulator_dtype(core.dtype))
-    many = bounds(product(core.inputs[0].shape[a] for a in core.op.axes))[1] > UNROLL_LIMIT
-    if not many or bounds(core.shape[-1])[1] < lanes:
+    if bounds(product(core.inputs[0].shape[a] for a in core.op.axes))[1] <= UNROLL_LIMIT:
         return None
     return _Lowering(core, body.results[0], out, Inliner(buffers, names), lanes).lower()
 
@@ -86,16 +91,29 @@ class _Lowering:
         self.vectors: list[Step] = []
 
     def lower(self) -> Nest | None:
-        """For each block of columns: clear the accumulators, add the rows up, store the results."""
-        identity = self.inliner.literal(reduction_identity(self.kind, self.accumulator.dtype), self.accumulator.dtype)
-        j, at = self._column()
-        clear = self._along(j, (Store(self.accumulator.name, (at,), identity),))
+        """The loops over the results, and within them one of the two bodies or both."""
+        least, most = bounds(self.core.shape[-1])
+        narrow = _SideBySide(self).body() if least <= FEW else None
+        body = self.body() if most >= self.lanes and (narrow is None or most > FEW) else narrow
+        if body is None:
+            return None
+        if narrow is not None and body is not narrow:
+            few = self.inliner.scalar("le", self.inliner.index(self.core.shape[-1]), self.inliner.literal(FEW, INDEX))
+            body = (If(few, narrow, body),)
+        loops: Loops = [(s, n) for s, _, n in (*self.outer, (self.block, self.at_block, self.blocks)) if n != 1]
+        return around(loops, body, self.names, tuple(self.vectors))
+
+    def body(self) -> tuple[Stmt, ...] | None:
+        """For a block of columns: clear the accumulators, add the rows up, store the results."""
         rows = self._rows()
         if rows is None:
             return None
-        body = (Alloc(self.accumulator), clear, *rows, self._store())
-        loops: Loops = [(s, n) for s, _, n in (*self.outer, (self.block, self.at_block, self.blocks)) if n != 1]
-        return around(loops, body, self.names, tuple(self.vectors))
+        return (Alloc(self.accumulator), self._clear(), *rows, self._store())
+
+    def _clear(self) -> Stmt:
+        identity = self.inliner.literal(reduction_identity(self.kind, self.accumulator.dtype), self.accumulator.dtype)
+        j, at = self._column()
+        return self._along(j, (Store(self.accumulator.name, (at,), identity),))
 
     def _column(self) -> tuple[Symbol, DimLike]:
         return loop_symbol(self.names.fresh("j"), self.width)
@@ -152,6 +170,89 @@ class _Lowering:
         stored = inside.value(self.result, reshape_index(index, self.core.shape, self.result.shape))
         place = flatten_index(index, self.core.shape)
         return self._along(j, (*inside.block, Store(self.out.name, (place,), stored)))
+
+
+class _SideBySide(_Lowering):
+    """Groups of rows as one row each: element (row, column) of a group is at row * columns + column, as in memory."""
+
+    def __init__(self, whole: _Lowering) -> None:
+        super().__init__(whole.core, whole.result, whole.out, whole.inliner, whole.lanes)
+        self.outer, self.block, self.at_block, self.vectors = whole.outer, whole.block, whole.at_block, whole.vectors
+        columns = self.core.shape[-1]
+        self.columns = columns if bounds(columns)[0] >= 1 else dim_max(columns, 1)
+        self.beside = WIDE // self.columns
+        self.width = WIDE
+        self.accumulator = Buffer(self.names.fresh("acc"), self.accumulator.dtype, (WIDE,), "local")
+        self.count: DimLike = self.beside * self.columns  # that the next loop takes
+
+    def body(self) -> tuple[Stmt, ...] | None:
+        kept = len(self.vectors)
+        extents, _ = term_of(self.core, self._index(0))
+        if bounds(product((extents[-1], self.core.shape[-1])))[1] < ROWS * WIDE or not self._follow():
+            return None
+        rows = self._rows()
+        if rows is None:
+            del self.vectors[kept:]
+            return None
+        self.count = self.beside * self.columns
+        clear = self._clear()
+        self.count = self.core.shape[-1]
+        return (Alloc(self.accumulator), clear, *rows, self._combine(), self._store())
+
+    def _along(self, j: Symbol, body: tuple[Stmt, ...]) -> Stmt:
+        self.vectors.append(Step("vectorize", (j.name, self.lanes)))
+        return For(j, self.count, "serial", body)
+
+    def _index(self, at: DimLike) -> Index:
+        return (*(i for _, i, _ in self.outer), at)
+
+    def _rows(self) -> list[Stmt] | None:
+        """The loops over the groups: ROWS at a time, one by one, and the rows that fill none."""
+        extents, _ = term_of(self.core, self._index(0))
+        *loops, last = [(*loop_symbol(self.names.fresh("k"), n), n) for n in extents]
+        groups = last[2] // self.beside
+        whole, rest = groups // ROWS * ROWS, last[2] % self.beside
+        found: list[Stmt] = []
+        for count, together, first, width in ((groups // ROWS, ROWS, 0, self.beside), (groups % ROWS, 1, whole, self.beside),
+                                              (dim_min(rest, 1), 1, groups, rest)):
+            k, group = loop_symbol(self.names.fresh("k"), count)
+            places = [(*(at for _, at, _ in loops), (first + group * together + r) * self.beside) for r in range(together)]
+            self.count = width * self.columns
+            body = self._add(places) if count != 0 else None
+            if body is not None:
+                found.append(For(k, count, "serial", (body,)))
+            elif count != 0:
+                return None
+        for k, _, extent in reversed(loops):
+            found = [For(k, extent, "serial", tuple(found))]
+        return found
+
+    def _follow(self) -> bool:
+        """Whether each row that is added up lies right behind the one before, and nothing asks for its place."""
+        extents, _ = term_of(self.core, self._index(0))
+        row, column = (loop_variable(self.names.fresh(name), n) for name, n in (("row", extents[-1]), ("column", self.columns)))
+        _, make = term_of(self.core, self._index(size_of(column)))
+        inside = self.inliner.inner()
+        _, term = make(inside, (*(0 for _ in extents[1:]), size_of(row)), self.accumulator)
+        statements = (*inside.block, Store("", (), term))
+        if any(isinstance(s, Check) for s in statements):
+            return False
+        for node in (n for s in statements for root in expressions_of(s) for n in expression_nodes(root)):
+            if isinstance(node.op, IndexValue) and {row, column} & set(symbols_of(node.op.size)):
+                return False
+            if isinstance(node.op, Load):
+                along = linear_factor(node.op.index[0], column)
+                if along is None or linear_factor(node.op.index[0], row) != product((along, self.columns)):
+                    return False
+        return True
+
+    def _combine(self) -> Stmt:
+        """The parts of the long row, into the first of them."""
+        row, r = loop_symbol(self.names.fresh("r"), WIDE - 1)
+        column, j = loop_symbol(self.names.fresh("j"), FEW)
+        part = self.inliner.load(self.accumulator, ((r + 1) * self.columns + j,))
+        store = Store(self.accumulator.name, (j,), part, COMBINE[self.kind])
+        return For(row, self.beside - 1, "serial", (For(column, self.core.shape[-1], "serial", (store,)),))
 
 
 def _in_lines(statements: Sequence[Stmt], j: Symbol) -> bool:

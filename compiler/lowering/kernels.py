@@ -45,6 +45,7 @@ from .inline import ERROR_INDEX, Inliner, Names
 from .rows import LONG_CHAINS, RowKernel
 from .sorting import key_type, lower_argsort, lower_sort
 from .special import lower_cumulative, lower_scatter
+from .streams import streamed
 from .windows import lower_windows
 from .winograd import choose_block, lower_winograd
 

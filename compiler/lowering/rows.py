@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_min, product
+from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_min, product, substitute, symbols_of
 from ..ir.graph import Node
-from ..ir.loop import Alloc, Buffer, For, If, Literal, Stmt, Store
+from ..ir.loop import Alloc, Buffer, For, If, Literal, Load, Prefetch, Stmt, Store, expression_nodes, expressions_of
+from ..ir.loop_verify import linear_factor
 from ..ir.ops.compute import COMBINE, Cast, Elementwise, Reduce, accumulator_dtype, reduction_identity
 from ..ir.schedule import Step
 from ..ir.types import INDEX, DType
@@ -23,6 +24,9 @@ from .inline import Index, Inliner, Names, flatten_index, loop_symbol, unflatten
 
 ROW_BUFFER_BYTES = 32768
 SHORT_ROW = 8     # rows of fewer elements run side by side
+LINE_BYTES = 64
+AHEAD_ROW = 1024          # bytes of a row from which on the next one is prefetched,
+AHEAD_ALL = 1 << 20       # where all rows are as many
 BLOCK_ROWS = 64   # that a thread takes at once where rows may be short
 EXPENSIVE = frozenset({"exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos",
                        "atan", "atan2", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "sigmoid", "pow",
@@ -59,6 +63,8 @@ class RowKernel:
         self.across = False
         self.hoisted: set[Node] = set()
         self.vectors: list[Step] = []
+        self.loads: list[Load] = []  # of inputs, in the first loop over a row
+        self.first_along: Symbol | None = None
 
     def lower(self) -> Nest:
         axes = [(*loop_symbol(self.names.fresh("i"), n), n) for n in self.outer]
@@ -194,6 +200,9 @@ class RowKernel:
         written.update(new)
         before += [Alloc(accumulator), Store(accumulator.name, (), _identity(self.root, op.kind, dtype))]
         before.append(For(variable, self.row_size, "serial", tuple(inside.block)))
+        if self.first_along is None:
+            self.first_along = variable
+            self.loads = [n.op for s in inside.block for e in expressions_of(s) for n in expression_nodes(e) if isinstance(n.op, Load)]
         self.root.block = []
         result = self.root.latch(self.root.cast(self.root.load(accumulator, ()), reduction.dtype))
         before.extend(self.root.block)
@@ -218,8 +227,29 @@ class RowKernel:
             inside = self._inside(row, written, at)
             index = (*row, *unflatten_index(at, self.inner))
             stores = [Store(b.name, (flatten_index(index, b.shape),), inside.value(n, index)) for n, b in whole]
-            statements.append(For(variable, self.row_size, "serial", (*inside.block, *stores)))
+            statements.append(For(variable, self.row_size, "serial", (*self._next_row(row, at), *inside.block, *stores)))
         return statements
+
+    def _next_row(self, row: Index, at: DimLike) -> list[Stmt]:
+        """Prefetches of the next row, while this one, which is near, is written: memory would wait for the core meanwhile."""
+        assert self.first_along is not None
+        last = next((s for i in reversed(row) for s in symbols_of(i)), None)
+        if not isinstance(self.row_size, int) or last is None or self.across:
+            return []
+        found: dict[tuple[str, DimLike], Stmt] = {}
+        for load in self.loads:
+            index, = load.index
+            step = linear_factor(index, last)
+            if linear_factor(index, self.first_along) != 1 or not isinstance(step, int) or self.row_size * load.dtype.bytes < AHEAD_ROW:
+                continue
+            count = product(self.outer)
+            if bounds(count)[0] * self.row_size * load.dtype.bytes < AHEAD_ALL:
+                continue
+            there = substitute(index, {self.first_along.name: at}) + step
+            lanes = fitting_lanes(self.lanes, self.row_size)
+            for offset in range(0, lanes, max(1, LINE_BYTES // load.dtype.bytes)):
+                found[load.buffer, there + offset] = Prefetch(load.buffer, (there + offset,))
+        return list(found.values())
 
 
 def _identity(inliner: Inliner, kind: str, dtype: DType) -> Node:
