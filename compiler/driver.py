@@ -257,7 +257,7 @@ def _executable(codes: tuple[Code, ...], options: Options, pack: Any) -> Any:
     if len(codes) > 1:
         metadata = {**metadata, "variants": [one.metadata["target"] for one in codes],
                     "cached": all(one.metadata["cached"] for one in codes),
-                    "compile_seconds": sum(one.metadata["compile_seconds"] for one in codes)}
+                    "compile_seconds": sum(one.metadata["compile_seconds"] for one in codes if not one.metadata["cached"])}
     if code is None:
         return _saving().ForeignExecutable(codes, metadata, explain)
     return Executable.from_object(code.object_code, code.constants, symbol=SYMBOL, threads=options.threads, metadata=metadata,

@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from .ir.errors import CompileError
+from .ir.errors import ArgumentError, CompileError
 
 SEPARATOR = ","
 HOST_NAMES = ("cpu", "cpu:native", "cpu:host")
@@ -30,6 +30,9 @@ class Code(Struct, frozen=True, eq=False):
 
 def split_targets(text: str) -> tuple[str, ...]:
     """The targets of a list; most often it is one."""
+    given: object = text
+    if not isinstance(given, str):
+        raise ArgumentError(f"target: found a {type(given).__name__}, expected text such as 'cpu' or 'cpu:x86-64,cpu:x86-64-v3'")
     if SEPARATOR not in text:
         return (text,)
     targets = tuple(part.strip() for part in text.split(SEPARATOR))

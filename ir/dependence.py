@@ -219,8 +219,7 @@ def _between(rest: DimLike, plus: Sequence[_Term], minus: Sequence[_Term], modul
         return _positive(_least(rest, plus, minus, facts), facts)
     if _sign(modulus, facts) < 0:
         modulus = 0 - modulus
-    if isinstance(rest, int) and isinstance(modulus, int):
-        rest = rest % modulus
+    rest = rest % modulus if isinstance(rest, int) and isinstance(modulus, int) else _divided(rest, modulus)
     plus = [term for term in plus if not _multiple(term[0], modulus)]
     minus = [term for term in minus if not _multiple(term[0], modulus)]
     return (_positive(_least(rest, plus, minus, facts), facts)
@@ -268,14 +267,19 @@ def _multiple(size: DimLike, modulus: DimLike) -> bool:
     """Whether the size is shown to be a multiple of the modulus."""
     if isinstance(modulus, int):
         return divides(modulus, size)
-    for _ in range(8):  # long division by the leading term
-        if isinstance(size, int):
-            return size == 0
+    return _divided(size, modulus) == 0
+
+
+def _divided(size: DimLike, modulus: DimLike) -> DimLike:
+    """The size less a multiple of the modulus: what long division by its leading term leaves."""
+    for _ in range(8):
+        if isinstance(size, int) or isinstance(modulus, int):
+            break
         quotient = exact_quotient(Dim(size.terms[:1]), Dim(modulus.terms[:1]))
         if quotient is None:
-            return False
+            break
         size = size - quotient * modulus
-    return False
+    return size
 
 
 def lie_apart(first: Access, ranges: Ranges, second: Access, other: Ranges) -> bool:

@@ -290,8 +290,8 @@ class _KernelVerifier:
             self.fail(f"%{store.buffer} is an input and cannot be stored to")
         if store.value.dtype != buffer.dtype:
             self.fail(f"store of {store.value.dtype} to %{store.buffer}, expected {buffer.dtype}")
-        if store.stream and (store.combine or buffer.space != "out"):
-            self.fail(f"stream to %{store.buffer} ({buffer.space}), which is no output, or combines with what is there")
+        if store.stream and (store.combine or buffer.space in SPACES):
+            self.fail(f"stream to %{store.buffer}, expected a plain store to a parameter")
         if store.combine and store.combine not in COMBINES:
             self.fail(f"store combines by {store.combine!r}, expected one of {', '.join(COMBINES)}")
         if store.combine:

@@ -20,6 +20,7 @@ from tilewright.ir.loop_interp import run_program
 from tilewright.ir.loop_verify import verify_program
 from tilewright.ir.ops.compute import Reduce
 from tilewright.ir.ops.control import Param
+from tilewright.ir.ops.shape import Iota
 from tilewright.ir.program import Program
 from tilewright.ir.types import BF16, BOOL, F16, F32, F64, I8, I32, U64, DType
 from tilewright.lowering.lower import lower_program
@@ -89,10 +90,42 @@ def test_as_loops(shape: tuple[int, ...], axes: tuple[int, ...], symbolic: bool)
     assert_identical(run_program(program, inputs), evaluate_graph(graph, inputs), signed_zeros=False)
 
 
-@pytest.mark.parametrize("shape, axes", [((500, 3), (0,)), ((9, 400), (0,)), ((400, 300), (1,))])
+@pytest.mark.parametrize("shape, axes", [((50, 3), (0,)), ((9, 400), (0,)), ((400, 300), (1,))])
 def test_left_alone(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
-    """Few columns, few rows, and rows."""
+    """Few elements, few rows, and rows."""
     assert not goes_down_columns(lowered(reduction("sum", shape, axes, epilogue=False)))
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+@pytest.mark.parametrize("shape, axes", [((300, 1), (0,)), ((333, 3), (0,)), ((2, 300, 3), (1,)), ((3, 90, 7), (0, 1)),
+                                         ((400, 8), (0,)), ((337, 2), (0,))])
+def test_rows_of_few_elements_side_by_side(shape: tuple[int, ...], axes: tuple[int, ...], symbolic: bool) -> None:
+    """As loops and as machine code; where sizes are symbolic, few and many columns, rows and no element by one program."""
+    graph = reduction("sum", named(shape, symbolic), axes)
+    inputs = inputs_of(graph, shape)
+    program = lowered(graph)
+    verify_program(program)
+    if shape[-1] > 1:
+        assert goes_down_columns(program)
+    assert_identical(run_program(program, inputs), evaluate_graph(graph, inputs), signed_zeros=False)
+    general = compiled(graph, threads=2)
+    others = [(*shape[:-1], columns) for columns in (1, 2, 9, 70, 0)] + [(*shape[:-2], 5, shape[-1])] if symbolic else []
+    for sizes in (shape, *others):
+        inputs = inputs_of(graph, sizes)
+        assert_identical(run_compiled(general, inputs), evaluate_graph(graph, inputs), signed_zeros=False)
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_rows_that_depend_on_their_column_or_place_are_not_joined(symbolic: bool) -> None:
+    """A factor for each column, one for each row, and the number of the column."""
+    shape = named((400, 3), symbolic)
+    b = Builder()
+    x, row, column = b.add(Param("x", F32, shape)), b.add(Param("row", F32, shape[1:])), b.add(Param("column", F32, (shape[0], 1)))
+    terms = [lib.apply(b, "mul", x, lib.broadcast(b, y, shape)) for y in (row, column, b.add(Iota(F32, shape, 1)))]
+    graph = Graph("factors", [x, row, column], [b.add(Reduce("sum", (0,)), term) for term in terms])
+    rng = np.random.default_rng(3)
+    inputs = [rng.integers(-2, 3, s).astype(np.float32) for s in ((400, 3), (3,), (400, 1))]
+    assert_identical(run_compiled(compiled(graph), inputs), evaluate_graph(graph, inputs), signed_zeros=False)
 
 
 @pytest.mark.parametrize("columns", [20, 300, 1024, 2500])

@@ -320,6 +320,11 @@ def test_bad_lists(targets: str, message: str) -> None:
         compile_layer(targets)
 
 
+def test_a_list_is_text() -> None:
+    with pytest.raises(tw.ArgumentError, match="target: found a tuple, expected text such as 'cpu' or 'cpu:x86-64,cpu:x86-64-v3'"):
+        compile_layer(("cpu:x86-64", "cpu"))
+
+
 def test_tuning_takes_one_target() -> None:
     with pytest.raises(tw.CompileError, match="layer: tune: found the targets cpu:x86-64, cpu:x86-64-v3, expected one"):
         compile_layer("cpu:x86-64,cpu:x86-64-v3", options=tw.Options(tune=1))

@@ -26,8 +26,8 @@ from msgspec.structs import replace
 from tilewright.backends.llvm.emit_indices import Indices
 from tilewright.backends.llvm.emit_memory import Accesses, Memory, VectorLoop
 from tilewright.backends.llvm.emit_scalars import emit_bitcast, emit_cast, emit_scalar, literal, spread, spread_text
-from tilewright.backends.llvm.emit_transposed import Across, is_tile
 from tilewright.backends.llvm.emit_text import MEMORY_TYPES, Function, Module, Value, mask_text, shaped
+from tilewright.backends.llvm.emit_transposed import Across, is_tile
 from tilewright.ir.dims import DimLike, bounds, divides, product, row_major_strides, symbols_of
 from tilewright.ir.errors import InternalError
 from tilewright.ir.graph import Node
@@ -371,13 +371,14 @@ class KernelEmitter:
         whole, rest, after = code.new_block("tile"), code.new_block("rest"), code.new_block("end")
         tests = [code.pure(f"icmp eq i64 {self.indices.uniform(n)}, {inner.lanes}") for n in partial]
         code.branch(tests[0] if len(tests) == 1 else code.pure(f"and i1 {tests[0]}, {tests[1]}"), whole, rest)
-        for block, emit in ((whole, lambda: self.emit_whole_tile(loop, inner)),
-                            (rest, lambda: self.emit_range(loop, "0", self.indices.uniform(loop.extent), False))):
-            code.start(block)
-            depth = self.indices.push_scope()
-            emit()
-            self.indices.pop_scopes(depth)
-            code.jump(after)
+        code.start(whole)
+        depth = self.indices.push_scope()
+        self.emit_whole_tile(loop, inner)
+        self.indices.pop_scopes(depth)
+        code.jump(after)
+        code.start(rest)
+        self.emit_range(loop, "0", self.indices.uniform(loop.extent), False)
+        code.jump(after)
         code.start(after)
 
     def emit_whole_tile(self, loop: For, inner: For) -> None:

@@ -10,7 +10,7 @@ Guarantees: the same elements are read as by the loop, each once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from msgspec import Struct, field
 

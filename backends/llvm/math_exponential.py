@@ -67,12 +67,14 @@ def power_of_two(z: Lanes, plus: int = 0) -> Lanes:
     return ((z.bits() << shape.fraction) + ((shape.bias + plus) << shape.fraction)).as_float()
 
 
-def scale_by_power(p: Lanes, z: Lanes, n: Lanes) -> Lanes:
-    """p * 2^n in two steps, each by a normal power: overflow and subnormal results come out rounded once."""
+def scale_by_power(p: Lanes, z: Lanes) -> Lanes:
+    """p * 2^n where z = n + magic, in two steps, each by a normal power: overflow and subnormal results come out rounded once.
+    The second step is half the range of exponents in the direction of n, so p near 1 and |n| up to 3/2 of the bias will do."""
     shape = p.format
-    first = fma(n, 0.5, shape.magic).bits() << shape.fraction
-    second = (z.bits() << shape.fraction) - first
-    return p * (first + shape.one).as_float() * (second + shape.one).as_float()
+    half = (shape.bias + 1) // 2 << shape.fraction
+    power = z.bits() << shape.fraction
+    step = (power < 0).select(power.splat(shape.one + half), shape.one - half)
+    return p * (power + step).as_float() * (2 * shape.one - step).as_float()
 
 
 def exp_bounds(x: Lanes) -> tuple[float, float]:
@@ -82,14 +84,14 @@ def exp_bounds(x: Lanes) -> tuple[float, float]:
 
 def exp(x: Lanes) -> Lanes:
     low, high = exp_bounds(x)
-    z, n, r = reduce_by_ln2(x.clamp_low(low).clamp_high(high))
-    return scale_by_power(exp_minus_one(r) + 1.0, z, n)
+    z, _, r = reduce_by_ln2(x.clamp_low(low).clamp_high(high))
+    return scale_by_power(exp_minus_one(r) + 1.0, z)
 
 
 def exp_of_negative(x: Lanes) -> Lanes:
     """exp(x) for x <= 0 or NaN."""
-    z, n, r = reduce_by_ln2(x.clamp_low(exp_bounds(x)[0]))
-    return scale_by_power(exp_minus_one(r) + 1.0, z, n)
+    z, _, r = reduce_by_ln2(x.clamp_low(exp_bounds(x)[0]))
+    return scale_by_power(exp_minus_one(r) + 1.0, z)
 
 
 def exp2(x: Lanes) -> Lanes:
@@ -97,7 +99,7 @@ def exp2(x: Lanes) -> Lanes:
     x = x.clamp_low(low).clamp_high(high)
     z = x + x.format.magic
     n = z - x.format.magic
-    return scale_by_power(exp_minus_one((x - n) * math.log(2)) + 1.0, z, n)
+    return scale_by_power(exp_minus_one((x - n) * math.log(2)) + 1.0, z)
 
 
 def quarter_expm1(x: Lanes) -> tuple[Lanes, Lanes]:
@@ -292,14 +294,14 @@ def pow_magnitude(base: Lanes, y: Lanes, for_single: bool) -> Lanes:
     if for_single:
         k, m = split_exponent(base)
         power = y * log_from_parts(k, m - 1.0)
-        z, n, r = reduce_by_ln2(power.clamp_low(low).clamp_high(high))
+        z, _, r = reduce_by_ln2(power.clamp_low(low).clamp_high(high))
     else:
         log_high, log_low = log_double_double(base)
         power, error = exact_product(log_high, y)
         error = fma(log_low, y, error)
         error = (power.absolute() < 1000.0).select(error, 0.0)
-        z, n, r = reduce_by_ln2(power.clamp_low(low).clamp_high(high), error)
-    return scale_by_power(exp_minus_one(r) + 1.0, z, n)
+        z, _, r = reduce_by_ln2(power.clamp_low(low).clamp_high(high), error)
+    return scale_by_power(exp_minus_one(r) + 1.0, z)
 
 
 def pow_double(x: Lanes, y: Lanes, for_single: bool = False) -> Lanes:
@@ -359,9 +361,9 @@ def erfc_of_positive(a: Lanes) -> Lanes:
     """float64, a >= 0: exp(-a^2) P(t) / (1 + 2a), t = (a - 4) / (a + 4); the square is kept exactly."""
     a = a.clamp_high(28.0)
     square, error = exact_product(a, a)
-    z, n, r = reduce_by_ln2(-square, -error)
+    z, _, r = reduce_by_ln2(-square, -error)
     p = polynomial((a - 4.0) / (a + 4.0), tables.ERFC_64)
-    return scale_by_power(fma(exp_minus_one(r), p, p) / fma(a, 2.0, 1.0), z, n)
+    return scale_by_power(fma(exp_minus_one(r), p, p) / fma(a, 2.0, 1.0), z)
 
 
 def erf_of_small(x: Lanes, square: Lanes) -> Lanes:

@@ -54,7 +54,7 @@ def lower_columns(body: Graph, buffers: Mapping[Node, Buffer], out: Buffer, name
     lanes = caps.lanes(accumulator_dtype(core.dtype))
     if bounds(product(core.inputs[0].shape[a] for a in core.op.axes))[1] <= UNROLL_LIMIT:
         return None
-    return _Lowering(core, body.results[0], out, Inliner(buffers, names), lanes).lower()
+    return _Lowering(core, body.results[0], out, Inliner(buffers, names, caps.has_fma), lanes).lower()
 
 
 def _core(body: Graph) -> Node | None:
@@ -93,7 +93,7 @@ class _Lowering:
     def lower(self) -> Nest | None:
         """The loops over the results, and within them one of the two bodies or both."""
         least, most = bounds(self.core.shape[-1])
-        narrow = _SideBySide(self).body() if least <= FEW else None
+        narrow = self._side_by_side() if least <= FEW else None
         body = self.body() if most >= self.lanes and (narrow is None or most > FEW) else narrow
         if body is None:
             return None
@@ -108,7 +108,12 @@ class _Lowering:
         rows = self._rows()
         if rows is None:
             return None
-        return (Alloc(self.accumulator), self._clear(), *rows, self._store())
+        return (Alloc(self.accumulator), self._clear(), *rows, self._store(self.accumulator))
+
+    def _side_by_side(self) -> tuple[Stmt, ...] | None:
+        groups = _SideBySide(self)
+        added = groups.body()
+        return None if added is None else (*added, self._store(groups.accumulator))
 
     def _clear(self) -> Stmt:
         identity = self.inliner.literal(reduction_identity(self.kind, self.accumulator.dtype), self.accumulator.dtype)
@@ -160,11 +165,11 @@ class _Lowering:
             terms = [inside.scalar(COMBINE[self.kind], a, b) for a, b in zip(terms[::2], terms[1::2], strict=True)]
         return self._along(j, (*inside.block, Store(self.accumulator.name, (at,), terms[0], COMBINE[self.kind])))
 
-    def _store(self) -> Stmt:
+    def _store(self, accumulator: Buffer) -> Stmt:
         j, at = self._column()
         index = self._index(at)
         inside = self.inliner.inner()
-        value = inside.cast(inside.load(self.accumulator, (at,)), self.core.dtype)
+        value = inside.cast(inside.load(accumulator, (at,)), self.core.dtype)
         inside.bind(self.core, index, lambda: value)
         # the result may have other axes of size 1 than the reduction
         stored = inside.value(self.result, reshape_index(index, self.core.shape, self.result.shape))
@@ -177,12 +182,12 @@ class _SideBySide(_Lowering):
 
     def __init__(self, whole: _Lowering) -> None:
         super().__init__(whole.core, whole.result, whole.out, whole.inliner, whole.lanes)
-        self.outer, self.block, self.at_block, self.vectors = whole.outer, whole.block, whole.at_block, whole.vectors
+        self.outer, self.vectors = whole.outer, whole.vectors
         columns = self.core.shape[-1]
         self.columns = columns if bounds(columns)[0] >= 1 else dim_max(columns, 1)
         self.beside = WIDE // self.columns
+        self.accumulator = Buffer(self.names.fresh("acc"), self.accumulator.dtype, (max(WIDE, self.width),), "local")
         self.width = WIDE
-        self.accumulator = Buffer(self.names.fresh("acc"), self.accumulator.dtype, (WIDE,), "local")
         self.count: DimLike = self.beside * self.columns  # that the next loop takes
 
     def body(self) -> tuple[Stmt, ...] | None:
@@ -195,9 +200,7 @@ class _SideBySide(_Lowering):
             del self.vectors[kept:]
             return None
         self.count = self.beside * self.columns
-        clear = self._clear()
-        self.count = self.core.shape[-1]
-        return (Alloc(self.accumulator), clear, *rows, self._combine(), self._store())
+        return (Alloc(self.accumulator), self._clear(), *rows, self._combine())
 
     def _along(self, j: Symbol, body: tuple[Stmt, ...]) -> Stmt:
         self.vectors.append(Step("vectorize", (j.name, self.lanes)))

@@ -357,7 +357,7 @@ class _TileWork:
             left = self._read(inner, self.lhs, base + self.operand.offset(at))
         old = inner.load(accumulator, (r, column))
         if self.dtype.is_float:
-            value = inner.scalar("fma", left, right, old)
+            value = inner.multiply_add(left, right, old)
         else:
             value = inner.scalar("add", inner.scalar("mul", left, right), old)
         update = self._over_columns(vector, lane, (Store(accumulator.name, (r, column), value),))

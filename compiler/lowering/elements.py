@@ -46,13 +46,14 @@ def regions_of(node: Node, buffer: Buffer) -> list[Region]:
             regions = []
             offset: DimLike = 0
             for part in node.inputs:
-                regions.append(Region(buffer, part.shape, _shifted(axis, offset), _reads(part)))
+                within = regions_of(part, buffer) if isinstance(part.op, Concat) else [Region(buffer, part.shape, _same, _reads(part))]
+                regions += [_moved(region, _shifted(axis, offset)) for region in within]
                 offset = offset + part.shape[axis]
             return regions
         case Pad(low, _):
             x = node.inputs[0]
             if isinstance(x.op, Concat):
-                return [*_padding(node, buffer), *(_inside(part, low) for part in regions_of(x, buffer))]
+                return [*_padding(node, buffer), *(_moved(part, _based(low)) for part in regions_of(x, buffer))]
             shape = tuple(map(_fitting, x.shape, low, itertools.repeat(1), node.shape))
             return [*_padding(node, buffer), Region(buffer, shape, _based(low), _reads(x))]
         case UpdateSlice(start, step):
@@ -94,10 +95,9 @@ def _shifted(axis: int, offset: DimLike) -> Callable[[Index], Index]:
     return lambda index: (*index[:axis], index[axis] + offset, *index[axis + 1:])
 
 
-def _inside(part: Region, low: Index) -> Region:
-    """A region of an operand as one of the padded result."""
-    moved = _based(low)
-    return Region(part.buffer, part.shape, lambda index: moved(part.place(index)), part.value)
+def _moved(part: Region, place: Callable[[Index], Index]) -> Region:
+    """A region of an operand as one of the result, where `place` puts the operand's elements."""
+    return Region(part.buffer, part.shape, lambda index: place(part.place(index)), part.value)
 
 
 def border_regions(node: Node, buffer: Buffer) -> list[Region]:
@@ -249,14 +249,15 @@ def _beside(loops: Loops, lanes: int, names: Names) -> Schedule:
 def _in_tiles(loops: Loops, body: tuple[Stmt, ...], lanes: int) -> Schedule:
     """Tiles of a transpose, for which the lines of memory that one column reads are still there for the next. Within one, squares
     of as many rows as there are lanes, which the backend transposes in registers; they follow one another along what is read."""
-    (before, _), (last, _) = loops[-2:]
+    (before, length), (last, width) = loops[-2:]
     square = min(lanes, MOST_SQUARE)
     side = max(TILE_BYTES // min(s.value.dtype.bytes for s in body if isinstance(s, Store)), square)
     rows, columns = f"{before.name}_inner", f"{last.name}_inner"
+    several = all(bounds(n)[1] > square for n in (length, width, side))
+    exchanged = (Step("reorder", (f"{rows}_outer", f"{columns}_outer")),) if several else ()
     return (*share(loops[:-2] or loops[:1]), Step("split", (before.name, side)), Step("split", (last.name, side)),
             Step("reorder", (rows, f"{last.name}_outer")), Step("split", (rows, square)), Step("split", (columns, square)),
-            Step("reorder", (f"{rows}_inner", f"{columns}_outer")), Step("reorder", (f"{rows}_outer", f"{columns}_outer")),
-            Step("vectorize", (f"{columns}_inner", square)))
+            Step("reorder", (f"{rows}_inner", f"{columns}_outer")), *exchanged, Step("vectorize", (f"{columns}_inner", square)))
 
 
 def fitting_lanes(lanes: int, extent: DimLike) -> int:

@@ -27,7 +27,8 @@ def writes_over(kernel: Kernel, operand: str, result: str, name: str) -> Kernel 
     def change(op: Op) -> Op:
         return replace(op, buffer=result) if isinstance(op, Load) and op.buffer == operand else op
 
-    body = map_statements(kernel.body, lambda size: size, change, lambda buffer, index: (buffer, index))
+    body = map_statements(kernel.body, lambda size: size, change,
+                          lambda buffer, index: (result if buffer == operand else buffer, index))
     body = _without_self_copies(body, result)
     buffers = tuple(replace(b, space="inout") if b.name == result else b for b in kernel.buffers if b.name != operand)
     return Kernel(name, buffers, kernel.symbols, body, kernel.loc)

@@ -10,12 +10,13 @@ Guarantees: every index is within its buffer, by construction or by a check plac
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from msgspec import Struct, field
 
-from ..ir.dims import DimLike, Symbol, bounds, product, size_of
+from ..ir.dims import DimLike, Symbol, bounds, dim_max, dim_min, product, size_of
 from ..ir.errors import CompileError
 from ..ir.graph import Builder, Node
 from ..ir.loop import SPACES, Alloc, Buffer, Check, For, IndexValue, Let, Literal, Load, Local, Stmt, Store, loop_variable
@@ -130,9 +131,10 @@ class Names(Struct):
 class Inliner:
     """Makes scalar expressions for the nodes of one kernel."""
 
-    def __init__(self, buffers: Mapping[Node, Buffer], names: Names) -> None:
+    def __init__(self, buffers: Mapping[Node, Buffer], names: Names, fused: bool = True) -> None:
         self.buffers = buffers
         self.names = names
+        self.fused = fused  # the target multiplies and adds in one instruction
         self.builder = Builder()
         self.block: list[Stmt] = []
         self._memo: dict[tuple[int, Index], Node] = {}
@@ -146,6 +148,11 @@ class Inliner:
 
     def scalar(self, function: str, *operands: Node) -> Node:
         return self.builder.add(Elementwise(function), *operands)
+
+    def multiply_add(self, x: Node, y: Node, total: Node) -> Node:
+        """A step of a sum of products, rounded once only where that takes no more than rounding twice: without the instruction
+        it takes tens of them."""
+        return self.scalar("fma", x, y, total) if self.fused else self.scalar("add", self.scalar("mul", x, y), total)
 
     def cast(self, x: Node, dtype: DType) -> Node:
         return x if x.dtype == dtype else self.builder.add(Cast(dtype), x)
@@ -164,7 +171,7 @@ class Inliner:
 
     def inner(self) -> Inliner:
         """An inliner for a nested block, which sees what is bound here."""
-        other = Inliner(self.buffers, self.names)
+        other = Inliner(self.buffers, self.names, self.fused)
         other._bound = dict(self._bound)
         return other
 
@@ -198,8 +205,8 @@ class Inliner:
         if moved is not None:
             return self.value(node.inputs[0], moved)
         match node.op:
-            case Concat() if isinstance(index[-1], int):  # columns of indices, see `fuse`
-                return self.value(node.inputs[index[-1]], (*index[:-1], 0))
+            case Concat(axis):
+                return self._side_by_side(node, axis, index)
             case Iota(dtype, _, axis):
                 return self.cast(self.index(index[axis]), dtype)
             case SizeOf(size):
@@ -209,6 +216,26 @@ class Inliner:
             case ArgReduce():
                 return self._arg_reduce(node, index)
         raise CompileError(f"{node.op.spelling} cannot be computed element by element", loc=node.loc)
+
+    def _side_by_side(self, node: Node, axis: int, index: Index) -> Node:
+        """An element of operands put side by side, none of them empty: of the one that has it, where that is known, and else
+        chosen from the nearest ones of all."""
+        starts = list(itertools.accumulate((part.shape[axis] for part in node.inputs), initial=0))
+        chosen: Node | None = None
+        for part, start, end in reversed(list(zip(node.inputs, starts, starts[1:]))):
+            place = index[axis] - start
+            if bounds(end - 1 - index[axis])[1] < 0:  # behind it
+                continue
+            before = bounds(place)[0] < 0
+            if before and bounds(place)[1] < 0:
+                continue
+            if chosen is not None or before:
+                place = dim_min(dim_max(place, 0), part.shape[axis] - 1)
+            value = self.value(part, (*index[:axis], place, *index[axis + 1:]))
+            chosen = value if chosen is None else self.scalar(
+                "select", self.scalar("lt", self.index(index[axis]), self.index(end)), value, chosen)
+        assert chosen is not None
+        return chosen
 
     def _moved(self, node: Node, index: Index) -> Index | None:
         """The operand's index for ops that only move elements."""
@@ -418,9 +445,10 @@ def _dot_term(node: Node, index: Index) -> tuple[tuple[DimLike, ...], Term]:
 
 
 def _product(inliner: Inliner, x: Node, y: Node, accumulator: Buffer) -> tuple[str, Node]:
-    """What adds x * y to the accumulator: a fused multiply-add for floats (a plain store then), else a combining add."""
+    """What adds x * y to the accumulator: a fused multiply-add for floats (a plain store then) where there is one, else
+    a combining add."""
     x, y = inliner.cast(x, accumulator.dtype), inliner.cast(y, accumulator.dtype)
-    if accumulator.dtype.is_float:
+    if accumulator.dtype.is_float and inliner.fused:
         return "", inliner.scalar("fma", x, y, inliner.load(accumulator, ()))
     return "add", inliner.scalar("mul", x, y)
 

@@ -137,7 +137,7 @@ class KernelMaker:
         if strategy == "rows":
             pairs = list(zip(body.results, outputs))
             lanes = self._lanes(body)
-            statement = RowKernel(Inliner(inputs, names), body.nodes(), pairs, lanes).lower()
+            statement = RowKernel(Inliner(inputs, names, self.caps.has_fma), body.nodes(), pairs, lanes).lower()
             return [(self._kernel(body.name, buffers, [statement], node.loc, Choice("rows")), order, {})]
         return self._elements(body, inputs, outputs, names, node.loc, order)
 
@@ -196,7 +196,7 @@ class KernelMaker:
             left = inputs[core.inputs[0]]
             turned = [Buffer("turned", left.dtype, (left.shape[-1], tile.rows), "in")] if before else []
             statement = lower_contraction(core, result, out, turned[0] if before else left, inputs[core.inputs[1]],
-                                          Inliner(inputs, names), tile, blocks)
+                                          Inliner(inputs, names, self.caps.has_fma), tile, blocks)
             nests = [Nest(statement), *self._borders(body, out, inputs, names)]
             self._contractions[key] = self._kernel(body.name, [*inputs.values(), out, *turned], nests, loc,
                                                    contraction_choice(tile, blocks, general is not None))
@@ -228,7 +228,7 @@ class KernelMaker:
         out = Buffer("y0", body.results[0].dtype, body.results[0].shape, "out")
         names = self._fresh_names(body)
         statement = lower_winograd(core, body.results[0], out, inputs[core.inputs[0]], inputs[core.inputs[1]],
-                                   Inliner(inputs, names), choose_block(core, self.caps))
+                                   Inliner(inputs, names, self.caps.has_fma), choose_block(core, self.caps))
         nests = [Nest(statement), *self._borders(body, out, inputs, names)]
         return self._kernel(body.name, [*inputs.values(), out], nests, loc, Choice("winograd"))
 
@@ -236,7 +236,7 @@ class KernelMaker:
         """What lies around a result that is padded."""
         result = body.results[0]
         borders = border_regions(result, out) if isinstance(result.op, Pad) else []
-        return [lower_border(border, Inliner(inputs, names), self._lanes(body)) for border in borders]
+        return [lower_border(border, Inliner(inputs, names, self.caps.has_fma), self._lanes(body)) for border in borders]
 
     def _elements(self, body: Graph, inputs: dict[Node, Buffer], outputs: list[Buffer], names: Names, loc: Loc,
                   order: tuple[int, ...]) -> Launches:
@@ -253,15 +253,15 @@ class KernelMaker:
             return [(self._kernel(body.name, buffers, [extremes], loc), order, {})]
         root = body.results[0]
         if isinstance(root.op, (Elementwise, Cast, Bitcast)):
-            together = lower_together(body.results, outputs, Inliner(inputs, names), lanes)
+            together = lower_together(body.results, outputs, Inliner(inputs, names, self.caps.has_fma), lanes)
             return [(self._kernel(body.name, buffers, [together], loc), order, {})]
         regions = regions_of(root, outputs[0])
-        statements = [lower_region(region, Inliner(inputs, names), lanes) for region in regions]
+        statements = [lower_region(region, Inliner(inputs, names, self.caps.has_fma), lanes) for region in regions]
         if overlapping(root):
             # the second loop overwrites what the first one copied: a barrier must stand between them
             return [(self._kernel(body.name, buffers, [s], loc), order, {}) for s in statements]
         if isinstance(root.op, UpdateSlice):
-            statements[:-1] = [lower_border(region, Inliner(inputs, names), lanes) for region in regions[:-1]]
+            statements[:-1] = [lower_border(region, Inliner(inputs, names, self.caps.has_fma), lanes) for region in regions[:-1]]
         assert len(outputs) == 1 and (len(regions) == 1 or isinstance(root.op, (Concat, Pad, UpdateSlice)))
         return [(self._kernel(body.name, buffers, statements, loc), order, {})]
 

@@ -238,12 +238,11 @@ class RowKernel:
             return []
         found: dict[tuple[str, DimLike], Stmt] = {}
         for load in self.loads:
-            index, = load.index
-            step = linear_factor(index, last)
-            if linear_factor(index, self.first_along) != 1 or not isinstance(step, int) or self.row_size * load.dtype.bytes < AHEAD_ROW:
+            index = load.index[0] if load.index else 0
+            step, row_bytes = linear_factor(index, last), self.row_size * load.dtype.bytes
+            if linear_factor(index, self.first_along) != 1 or not isinstance(step, int) or step == 0:
                 continue
-            count = product(self.outer)
-            if bounds(count)[0] * self.row_size * load.dtype.bytes < AHEAD_ALL:
+            if row_bytes < AHEAD_ROW or bounds(product(self.outer))[0] * row_bytes < AHEAD_ALL:
                 continue
             there = substitute(index, {self.first_along.name: at}) + step
             lanes = fitting_lanes(self.lanes, self.row_size)

@@ -97,7 +97,7 @@ def lower_windows(body: Graph, buffers: Mapping[Node, Buffer], out: Buffer, name
     columns = _columns(found, caps)
     if columns < 2:
         return None
-    return _Lowering(found, body.results[0], out, Inliner(buffers, names), columns, lanes, caps).lower()
+    return _Lowering(found, body.results[0], out, Inliner(buffers, names, caps.has_fma), columns, lanes, caps).lower()
 
 
 # --- what can be computed so -----------------------------------------------------------------------------------------
@@ -362,7 +362,7 @@ class _Lowering:
                 tap = self.along.tap_at(position, column)
                 if tap is not None:
                     old = inside.load(accumulator, (column,))
-                    inside.block.append(Store(accumulator.name, (column,), inside.scalar("fma", value, weights[tap], old)))
+                    inside.block.append(Store(accumulator.name, (column,), inside.multiply_add(value, weights[tap], old)))
         body: tuple[Stmt, ...] = tuple(inside.block)
         for axis, (variable, _) in reversed(list(zip(axes, loops))):
             body = (For(variable, self.found.axes[axis].taps, "serial", body),)

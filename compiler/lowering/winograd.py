@@ -184,8 +184,8 @@ class _Work:
 
         def update(r: DimLike, column: DimLike) -> Stmt:
             left = inner.load(self.taken, (p, g * register.rows + r, of * self.depth + k))
-            return Store(total.name, (r, column), inner.scalar("fma", left, inner.load(weights, (right + column,)),
-                                                               inner.load(total, (r, column))))
+            return Store(total.name, (r, column), inner.multiply_add(left, inner.load(weights, (right + column,)),
+                                                                     inner.load(total, (r, column))))
 
         store = self._each(total, lambda r, column: Store(self.products.name, (p, g * register.rows + r, column),
                                                           inner.load(total, (r, column))))
@@ -269,5 +269,5 @@ def _sum(inner: Inliner, terms: Sequence[tuple[float, Node]]) -> Node:
         if abs(factor) == 1:
             total = inner.scalar("add" if factor == 1 else "sub", total, value)
         else:
-            total = inner.scalar("fma", inner.literal(factor, value.dtype), value, total)
+            total = inner.multiply_add(inner.literal(factor, value.dtype), value, total)
     return total

@@ -67,6 +67,7 @@ CHEAP = 3          # weighted operations that may be computed again in another k
 REPEATED = 16      # weighted operations that may be computed again for an element that one kernel reads at several places
 GROUP_LIMIT = 96   # nodes a group may grow to (bounds the depth of expressions)
 SPREAD = 16        # places that an element is broadcast to, from which on a value is kept that two readers need
+FEW_COPIES = 16    # of a border: elements that are looked for among parts put side by side
 SMALL_ROW = 16     # rows shorter than this are reduced element by element
 
 INLINE = (Elementwise, Cast, Bitcast, Broadcast, Reshape, Transpose, Slice, Iota, SizeOf, Take, TakeAlong, GatherND)
@@ -107,7 +108,7 @@ class _Fuser:
                     and not self._across(node):
                 self._claim(self._grow_rows(node))
         for node in self.nodes:
-            if isinstance(node.op, (*INNER_LOOP, *REGION)) and node not in self.group_of and not self._only_indices(node):
+            if isinstance(node.op, (*INNER_LOOP, *REGION)) and node not in self.group_of and not self._is_part(node):
                 group = Group("elements", {node}, [node])
                 self._claim(self._grow("elements", node) if isinstance(node.op, INNER_LOOP)
                             else self._with_padding(group, node) if isinstance(node.op, Concat) else group)
@@ -137,11 +138,34 @@ class _Fuser:
                 return False
         return crossed
 
+    def _is_part(self, node: Node) -> bool:
+        """Whether readers compute what the node puts side by side, each element where it is read."""
+        return isinstance(node.op, Concat) and node not in self.results and (self._only_indices(node) or self._only_widened(node))
+
     def _only_indices(self, node: Node) -> bool:
-        """Whether the node only puts columns of indices side by side for gathers, which then read each where it is."""
-        return (isinstance(node.op, Concat) and node.op.axis == node.rank - 1 and node not in self.results
+        """Whether the node only puts columns of indices side by side for gathers."""
+        return (node.op.axis == node.rank - 1  # type: ignore[attr-defined]  # of a concat
                 and all(part.shape[-1] == 1 for part in node.inputs) and bool(self.users[node])
                 and all(isinstance(u.op, GatherND) and u.inputs[0] is not node for u in self.users[node]))
+
+    def _only_widened(self, node: Node) -> bool:
+        """Whether the node is only put between few elements along another axis, which are moved here from it: as an array is
+        whose borders are repeated along one axis and then along the next. Its parts are stored at their places in the whole."""
+        axis = node.op.axis  # type: ignore[attr-defined]  # of a concat
+        around = {u for u in self.users[node] if isinstance(u.op, Concat)}
+        if len(around) != 1 or any(bounds(part.shape[axis])[0] < 1 for part in node.inputs):
+            return False
+        whole, = around
+        edges = [part for part in whole.inputs if part is not node]
+        stack = [user for user in self.users[node] if user is not whole]
+        while stack:
+            moved = stack.pop()
+            if not isinstance(moved.op, (Slice, Broadcast, Reshape)) or moved in self.results or moved in self.group_of:
+                return False
+            stack.extend(user for user in self.users[moved] if user is not whole)
+        assert isinstance(whole.op, Concat)
+        return (whole.op.axis != axis and len(edges) == len(whole.inputs) - 1
+                and all(bounds(part.shape[whole.op.axis])[1] <= FEW_COPIES for part in edges))
 
     # --- growing groups ----------------------------------------------------------------------------------------------
 

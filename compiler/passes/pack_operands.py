@@ -3,7 +3,7 @@
 `dot` becomes `packed_dot` and `conv` becomes `packed_conv`: the left operand as rows that are contiguous along the
 contraction, the right one cut into panels of a few vectors of columns (`compiler/lowering/contraction.py`). The packing
 is made of ordinary ops (pad, reshape, transpose), so that constant folding packs weights at compile time and fusion
-makes one kernel of it otherwise. Convolutions with padding get it from `pad`; depthwise ones stay direct. Dots with a
+makes one kernel of it otherwise. A matrix times its own transpose is marked as symmetric. Convolutions with padding get it from `pad`; depthwise ones stay direct. Dots with a
 single column become a multiplication and a sum over rows.
 
 A transposed convolution (one with input dilation) becomes plain ones over the operand as it is, whose results interleave
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from ..ir.caps import Caps
-from ..ir.dims import DimLike, bounds, ceildiv, divides, product
+from ..ir.dims import DimLike, bounds, ceildiv, product
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot, ReduceWindow, accumulator_dtype, reduction_identity
 from ..ir.ops.shape import Concat, Slice, Take, Transpose, UpdateSlice
@@ -108,17 +108,8 @@ def _sum_of_products(b: Builder, left: Node, right: Node, batch: int, rows: tupl
 
 def pack_columns(b: Builder, matrix: Node, batch: int, tile: int) -> Node:
     """[*batch, K, N] -> [*batch, ceil(N / tile), K, tile], zeros past N."""
-    width = matrix.shape[batch + 1]
-    whole = width // tile
-    if whole == 0 or divides(tile, width):
-        return _panels(b, matrix, batch, ceildiv(width, tile), tile)
-    parts = [slice_axis(b, matrix, batch + 1, start, size) for start, size in ((0, whole * tile), (whole * tile, width - whole * tile))]
-    counts = (whole, ceildiv(width, tile) - whole)
-    return b.add(Concat(batch), *(_panels(b, part, batch, count, tile) for part, count in zip(parts, counts)))
-
-
-def _panels(b: Builder, matrix: Node, batch: int, panels: DimLike, tile: int) -> Node:
     depth, width = matrix.shape[batch], matrix.shape[batch + 1]
+    panels = ceildiv(width, tile)
     zeros = [0] * matrix.rank
     padded = pad(b, matrix, zeros, [*zeros[:-1], panels * tile - width])
     split = reshape(b, padded, (*matrix.shape[:batch], depth, panels, tile))

@@ -393,8 +393,9 @@ class PackedDot(Op, frozen=True):
         dense = np.moveaxis(rhs, -3, -2).reshape(*rhs.shape[:b], rhs.shape[-2], -1)[..., :columns]
         grid = _LETTERS[:b]
         if self.symmetric:
-            upper = np.triu(matmul_arrays(f"{grid}xy,{grid}yz->{grid}xz", np.swapaxes(dense, -1, -2), dense))
-            return upper + np.swapaxes(np.triu(upper, 1), -1, -2)
+            upper: Array = np.triu(matmul_arrays(f"{grid}xy,{grid}yz->{grid}xz", np.swapaxes(dense, -1, -2), dense))
+            mirrored: Array = upper + np.swapaxes(np.triu(upper, 1), -1, -2)
+            return mirrored
         rows = lhs.reshape(*lhs.shape[:b], int(np.prod(lhs.shape[b:-1])), lhs.shape[-1])
         value = matmul_arrays(f"{grid}xy,{grid}yz->{grid}xz", rows, dense)
         return value.reshape(*lhs.shape[:-1], columns)
