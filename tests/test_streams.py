@@ -33,7 +33,7 @@ from tilewright.runtime.executable import Executable
 
 RNG = np.random.default_rng(0)
 TINY = 2048  # bytes of the last cache
-DTYPES = ["bool", "int8", "uint8", "int16", "float16", "int32", "float32", "int64", "float64"]
+DTYPES = ["bool", "int8", "int16", "float16", "float32", "float64"]
 
 
 def lowered(graph: Graph, target: str = "cpu", last_cache: int = TINY) -> tuple[LlvmBackend, Program]:
@@ -77,7 +77,7 @@ def values(shape: tuple[int, ...], dtype: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [2048, 2049, 6007])
+@pytest.mark.parametrize("size", [2048, 6007])
 def test_large_results_are_streamed(dtype: str, size: int) -> None:
     program = check(lambda x: x.copy() if dtype == "bool" else x + x, values((size,), dtype))
     assert len(streams(program)) == (size * np.dtype(dtype).itemsize >= TINY)
@@ -106,7 +106,7 @@ def layer_norm(x: Any) -> Any:
 
 @pytest.mark.parametrize("symbolic", [False, True])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@pytest.mark.parametrize("shape", [(9, 512), (5, 777), (2, 3, 1025), (1, 4096), (40, 256)])
+@pytest.mark.parametrize("shape", [(9, 512), (2, 3, 777), (1, 4096)])
 @pytest.mark.parametrize("function", [softmax, layer_norm])
 def test_rows(function: Callable[..., Any], shape: tuple[int, ...], dtype: str, symbolic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "AHEAD_ALL", 0)
@@ -131,7 +131,7 @@ def test_few_rows_and_small_arrays_are_not_prefetched() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("symbolic", [False, True])
-@pytest.mark.parametrize("shape", [(16, 16), (64, 128), (131, 77), (17, 400), (2, 33, 70), (20, 1), (0, 40)])
+@pytest.mark.parametrize("shape", [(16, 16), (131, 77), (17, 400), (2, 33, 70), (0, 40)])
 def test_transposes(shape: tuple[int, ...], dtype: str, symbolic: bool) -> None:
     check(lambda x: np.swapaxes(x, -1, -2).copy(), values(shape, dtype), symbolic=symbolic)
 

@@ -26,6 +26,7 @@ PARALLEL_CHUNK = 2048  # elements of a one-dimensional loop that a thread takes 
 LEAST_CROSSED = 16     # iterations of each of two loops that cross from which on they run in tiles
 TILE_BYTES = 128       # of a side of a tile: two lines of memory, since the next one often comes with a line
 MOST_SQUARE = 16       # lanes of the squares in a tile
+NEAR_BYTES = 16384     # of a transpose that stays in the first level
 LEAST_LANES = 4
 ENOUGH_PARALLEL = 16   # iterations of the parallel loop after which no further axis is merged into it
 
@@ -248,12 +249,16 @@ def _beside(loops: Loops, lanes: int, names: Names) -> Schedule:
 
 def _in_tiles(loops: Loops, body: tuple[Stmt, ...], lanes: int) -> Schedule:
     """Tiles of a transpose, for which the lines of memory that one column reads are still there for the next. Within one, squares
-    of as many rows as there are lanes, which the backend transposes in registers; they follow one another along what is read."""
+    of as many rows as there are lanes, which the backend transposes in registers; they follow one another along what is read.
+    What is near anyway needs only these."""
     (before, length), (last, width) = loops[-2:]
-    square = min(lanes, MOST_SQUARE)
-    side = max(TILE_BYTES // min(s.value.dtype.bytes for s in body if isinstance(s, Store)), square)
+    square, element = min(lanes, MOST_SQUARE), min(s.value.dtype.bytes for s in body if isinstance(s, Store))
     rows, columns = f"{before.name}_inner", f"{last.name}_inner"
-    several = all(bounds(n)[1] > square for n in (length, width, side))
+    side = max(TILE_BYTES // element, square)
+    if bounds(length)[1] * bounds(width)[1] * element <= NEAR_BYTES or side == square:
+        return (*share(loops[:-2] or loops[:1]), Step("split", (before.name, square)), Step("split", (last.name, square)),
+                Step("reorder", (rows, f"{last.name}_outer")), Step("vectorize", (columns, square)))
+    several = all(bounds(n)[1] > square for n in (length, width))
     exchanged = (Step("reorder", (f"{rows}_outer", f"{columns}_outer")),) if several else ()
     return (*share(loops[:-2] or loops[:1]), Step("split", (before.name, side)), Step("split", (last.name, side)),
             Step("reorder", (rows, f"{last.name}_outer")), Step("split", (rows, square)), Step("split", (columns, square)),

@@ -3,8 +3,8 @@
 `dot` becomes `packed_dot` and `conv` becomes `packed_conv`: the left operand as rows that are contiguous along the
 contraction, the right one cut into panels of a few vectors of columns (`compiler/lowering/contraction.py`). The packing
 is made of ordinary ops (pad, reshape, transpose), so that constant folding packs weights at compile time and fusion
-makes one kernel of it otherwise. A matrix times its own transpose is marked as symmetric. Convolutions with padding get it from `pad`; depthwise ones stay direct. Dots with a
-single column become a multiplication and a sum over rows.
+makes one kernel of it otherwise. A matrix times its own transpose is marked as symmetric. Convolutions with padding
+get it from `pad`; depthwise ones stay direct. Dots with a single column become a multiplication and a sum over rows.
 
 A transposed convolution (one with input dilation) becomes plain ones over the operand as it is, whose results interleave
 (`_interleaved`). Products with zeros that dilation puts between the elements are left out: an infinite weight makes no
