@@ -191,7 +191,7 @@ def test_only_plain_stores_to_parameters_are_streamed(before: str, after: str, m
 
 
 def test_what_is_read_is_not_streamed_in_place() -> None:
-    """A kernel that stores over its operand keeps the hints, which then change nothing, and prefetches in the memory that is left."""
-    x = RNG.standard_normal((40, 600)).astype(np.float32)
-    program = check(lambda x: softmax(np.sin(x) @ np.eye(600, dtype=np.float32)), x)
-    assert streams(program)
+    """A kernel that stores over its operand keeps the hints, which then change nothing: the lines are in the caches already."""
+    program = check(lambda x: np.cumsum(np.cumsum(x, axis=0) * 2 + 1, axis=0), RNG.standard_normal((6, 300)).astype(np.float32))
+    within = [k for k in program.kernels() if any(b.space == "inout" for b in k.buffers)]
+    assert any(isinstance(s, Store) and s.stream for k in within for s in walk(k.body))

@@ -522,7 +522,8 @@ class KernelEmitter:
 
     def copies(self, loop: For) -> int:
         """Interleaved copies of a loop that reduces: fewer where a vector takes several registers, which hide latency as well."""
-        bits = max((self.accesses.memory(s.buffer).dtype.bits for s in loop.body if isinstance(s, Store) and s.combine), default=0)
+        known = self.accesses.memories  # what the body allocates is of a lane alone
+        bits = max((known[s.buffer].dtype.bits for s in loop.body if isinstance(s, Store) and s.combine and s.buffer in known), default=0)
         registers = -(-loop.lanes * bits // self.code.module.vector_bits)
         return max(1, COPIES // max(1, registers))
 
