@@ -27,7 +27,7 @@ from .compiled_function import CompiledFunction
 from .frontends.from_numpy import Traced, trace_specs
 from .ir.caps import TunedTile
 from .ir.errors import ArgumentError, CompileError, UnsupportedError
-from .ir.graph import DIGEST_THREADS, Graph
+from .ir.graph import Graph
 from .ir.ops.control import Param
 from .ir.types import TensorType
 from .ir.verify import verify
@@ -43,6 +43,7 @@ Source = Callable[..., Any] | Graph | PathText
 INTERPRETERS = ("reference", "reference-loops")  # of graphs, of programs
 BACKENDS = ("llvm", *INTERPRETERS)
 SYMBOL = "tw_model"
+DIGEST_THREADS = 2  # in a pool of its own, not the library's: that one would not survive a fork
 RATES_VERSION = 1  # of how a machine is measured
 INTERPRETED = {"cached": False, "target": "the interpreter", "workspace": 0, "compile_seconds": 0.0, "stages": {}}
 

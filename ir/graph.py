@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 import numpy as np
 from blake3 import blake3
 from msgspec import Struct
+from xxhash import xxh3_128
 
 from .dims import Dim, DimLike, Symbol, symbols_of
 from .errors import UNKNOWN, CompileError, Loc
@@ -119,8 +120,7 @@ def _is_of(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-DIGEST_THREADS = 2
-LARGE = 1 << 20  # bytes from which a second thread helps to digest
+LARGE = 1 << 16  # bytes from which a digest follows the speed of memory
 
 
 class Constant:
@@ -149,9 +149,9 @@ class Constant:
     @property
     def digest(self) -> str:
         if self._digest is None:
-            header = f"{self.dtype}{self.array.shape}".encode()
-            # a pool of its own, not the library's: that one would not survive a fork
-            state = blake3(header, max_threads=DIGEST_THREADS if self.array.nbytes >= LARGE else 1)
+            # 128 bits tell constants apart; nobody gains by weights that are made to collide in a cache of their own
+            state = xxh3_128() if self.array.nbytes >= LARGE else blake3()
+            state.update(f"{self.dtype}{self.array.shape}".encode())
             if self.array.size:
                 state.update(self.array.reshape(-1).view(np.uint8).data)
             self._digest = state.hexdigest()

@@ -81,6 +81,7 @@ LAYER_OF = {
 THIRD_PARTIES: dict[str, tuple[str, ...] | None] = {
     "numpy": None,
     "blake3": None,
+    "xxhash": ("ir",),
     "ml_dtypes": ("ir",),
     "msgspec": None,
     "llvmlite": ("backends.llvm",),
