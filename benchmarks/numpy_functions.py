@@ -89,7 +89,7 @@ class Peer:
             answer = self.process.stdout.readline()
         except BrokenPipeError:
             answer = ""
-        return json.loads(answer) if answer else {"failed": f"{self.name} does not run in {self.arguments.peers_python}"}  # type: ignore[no-any-return]
+        return json.loads(answer) if answer else {"failed": f"{self.name} does not run in {self.arguments.peers_python}"}  # type: ignore[no-any-return]  # JSON
 
     def close(self) -> None:
         assert self.process.stdin is not None

@@ -44,7 +44,7 @@ def import_programs() -> ModuleType:
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from benchmarks import numpy_programs
 
-    numpy_programs.tw = SimpleNamespace(while_loop=while_loop)  # type: ignore[assignment]
+    numpy_programs.tw = SimpleNamespace(while_loop=while_loop)  # type: ignore[assignment]  # all that the texts use of it
     return numpy_programs
 
 
@@ -118,7 +118,7 @@ def numba_functions(programs: ModuleType, threads: int) -> Make:
     for name, value in list(vars(programs).items()):
         if isinstance(value, FunctionType) and value.__module__ == programs.__name__ and not name.startswith("_"):
             setattr(programs, name, numba.njit(value))
-    return lambda name: getattr(programs, name)  # type: ignore[no-any-return]
+    return lambda name: getattr(programs, name)  # type: ignore[no-any-return]  # a module
 
 
 def leaves(result: Any) -> tuple[np.ndarray, ...]:

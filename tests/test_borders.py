@@ -17,14 +17,14 @@ MODES = ("edge", "reflect", "wrap", "symmetric")
 
 def kernels(compiled: Callable[..., object]) -> int:
     executable = compiled.executables[0] if hasattr(compiled, "executables") else compiled
-    return len(executable.kernels)  # type: ignore[attr-defined]
+    return len(executable.kernels)  # type: ignore[attr-defined]  # compiled with args
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("width", [2, ((1, 3), (0, 2))])
 def test_a_padded_image_is_one_kernel(mode: str, width: object) -> None:
     def padded(x: np.ndarray) -> np.ndarray:
-        return np.pad(x, width, mode=mode)  # type: ignore[call-overload,no-any-return]
+        return np.pad(x, width, mode=mode)  # type: ignore[call-overload,no-any-return]  # mode is a str
 
     general = tw.compile(padded, options=OPTIONS)
     for shape in ((20, 13), (5, 70), (4, 4)):
