@@ -152,6 +152,7 @@ def test_large_convolutions_are_computed_by_tiles() -> None:
     (convolution(*LARGE, dilation=(1, 2)), "dilation"),
     (convolution(*LARGE, constant=False), "weights of the call"),
     (convolution(*LARGE, scale=np.inf), "weights that are not finite"),
+    (convolution(*LARGE, scale=7e37), "weights that would not be finite"),
     (convolution((1, 24, 24, 64), (1, 1), 64, padding=0), "one tap"),
     (convolution((1, 24, 24, 64), (9, 9), 64), "more taps than there are points"),
     (convolution((1, 24, 24, 1), (3, 3), 4), "few channels"),

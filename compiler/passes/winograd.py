@@ -45,13 +45,17 @@ def fast_convolution(b: Builder, op: Conv, x: Node, w: Node, columns: int, optio
         return None
     weights = _known(w)
     sizes = tuple(n - (k - 1) for n, k in zip(x.shape[1:-1], w.shape[:-2]))
-    if weights is None or 0 in (*weights.shape, x.shape[0], *sizes) or not np.isfinite(weights).all():
+    if weights is None or 0 in (*weights.shape, x.shape[0], *sizes):
         return None
     axes = choose_tiles((x.shape[0], *sizes), weights.shape, op.groups, columns, x.dtype, caps)
     if axes is None:
         return None
+    with np.errstate(all="ignore"):  # weights that are not finite, or no longer are
+        transformed = transform_weights(weights, axes, op.groups, columns)
+    if not np.isfinite(transformed).all():
+        return None
     made = WinogradConv(weights.shape[:-2], tuple(axis.results for axis in axes), weights.shape[-1], op.groups)
-    return b.add(made, x, b.add(Const(Constant(transform_weights(weights, axes, op.groups, columns)))))
+    return b.add(made, x, b.add(Const(Constant(transformed))))
 
 
 def _known(node: Node) -> Array | None:
