@@ -173,8 +173,8 @@ def internal(stage: str, name: str, error: Exception) -> InternalError:
 # --- one stage at a time: `tilewright opt` and `tilewright targets` -----------------------------------------------------
 
 
-def stages_of(target_name: str) -> tuple[str, ...]:
-    return stage_names(capabilities_of(resolved(target_name)))
+def stages_of() -> tuple[str, ...]:
+    return stage_names()
 
 
 def enter(graph: Graph, start: str, until: str, target_name: str, options: Options) -> Graph:
@@ -328,7 +328,7 @@ def dump_program(environment: Environment, caps: Caps, program: Program, statist
     kernel that layers share, or that writes over an operand, was changed once more after that.)"""
     if environment.dump is None:
         return
-    number = len(stage_names(caps)) + 1
+    number = len(stage_names()) + 1
     write_dump(environment.dump, f"{number:02d}_program.loop", format_program(program, locations=True))
     for index, kernel in enumerate(program.kernels()):
         name = re.sub(r"\W+", "_", kernel.name)[:60]
@@ -343,7 +343,7 @@ def dump_code(environment: Environment, caps: Caps, compiled: CompiledObject) ->
     """LLVM IR before and after LLVM's passes, and assembly."""
     if environment.dump is None:
         return
-    number = len(stage_names(caps)) + 2
+    number = len(stage_names()) + 2
     write_dump(environment.dump, f"{number:02d}_llvm.ll", compiled.llvm_ir)
     write_dump(environment.dump, f"{number:02d}_optimized.ll", compiled.optimized)
     write_dump(environment.dump, f"{number:02d}_assembly.s", compiled.assembly)

@@ -43,7 +43,7 @@ def opt_command(model: str | None, start: str, until: str, emit: str | None, out
     Large constants are named by digest in text; with -o they go to a file beside it, from which they are read again.
     """
     if list_passes:
-        write_out("\n".join(compile_half().stages_of(target)) + "\n")
+        write_out("\n".join(compile_half().stages_of()) + "\n")
         return
     if model is None:
         raise click.UsageError("missing argument MODEL")

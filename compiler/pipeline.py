@@ -1,14 +1,13 @@
 """The passes, in order, each with the invariant that it establishes. Runs them, checks them, dumps what they leave.
 
 The list is literal: there is no registry. A pass is a function of graph, options and (where it must know the target)
-caps; it returns a new graph, or the same object where it changed nothing.
+caps; it returns a new graph, or the same object where it changed nothing. Beside each stands its contract.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +35,32 @@ from .passes.inline_control import inline_control
 from .passes.pack_operands import pack_operands
 from .passes.share_sorts import share_sorts
 
-Pass = Callable[[Graph, Options], Graph]
+Change = Callable[[Graph, Options], Graph]
 
 
-def in_bodies(function: Pass) -> Pass:
+class Pass(Struct, frozen=True):
+    """A pass and what it promises; fuzzing holds it to every word.
+
+    establishes  what is true of the graph from there on, in words
+    run          the function: graph, options, capabilities of the target
+    contract     the weakest float contract of anything that it does under precision `default`
+    needs        states that a graph must be in
+    refuses      states that it must not be in
+    makes        states that it brings the graph into; no pass takes a graph out of a state
+    idempotent   a second run changes nothing
+    """
+
+    name: str
+    establishes: str
+    run: Callable[[Graph, Options, Caps], Graph]
+    contract: str = "exact"
+    needs: tuple[str, ...] = ()
+    refuses: tuple[str, ...] = ("fused",)
+    makes: tuple[str, ...] = ()
+    idempotent: bool = True
+
+
+def in_bodies(function: Change) -> Change:
     """The pass applied to the bodies of control flow first, then to the graph."""
     def apply(graph: Graph, options: Options) -> Graph:
         if not any(isinstance(node.op, (If, While, Scan)) for node in graph.nodes()):
@@ -57,22 +78,28 @@ def in_bodies(function: Pass) -> Pass:
     return apply
 
 
-def passes_for(caps: Caps) -> tuple[tuple[str, Pass], ...]:
-    """The pipeline for a target."""
-    return (
-        ("decompose", decompose),                                # only primitives are left
-        ("inline_control", inline_control),                      # no `if` on a constant is left
-        ("canonicalize", canonicalize),                          # identities applied; chains of one kind of movement are one
-        ("fold_constants", fold_constants),                      # only large fillings and moved operands are made of constants alone
-        ("share_sorts", in_bodies(share_sorts)),                 # no array is sorted twice
-        ("choose_layout", in_bodies(choose_layout)),                        # every convolution is channels-last
-        ("pack_operands", partial(pack_operands, caps=caps)),    # contractions have packed operands, no padding inside
-        ("hoist_invariants", hoist_invariants),                  # loops compute nothing twice that only captures decide
-        ("eliminate_dead", eliminate_dead),                      # control flow is given nothing that its bodies do not read
-        ("canonicalize_packed", canonicalize),                   # what layout and packing brought in is simplified
-        ("fold_packed", fold_packed),                            # weights are packed; the originals are dropped
-        ("fuse", in_bodies(fuse)),                                          # every node is one kernel, a view, or control flow
-    )
+def for_any_target(function: Change) -> Callable[[Graph, Options, Caps], Graph]:
+    """A pass that need not know the target."""
+    return lambda graph, options, caps: function(graph, options)
+
+
+# states: `primitive`, no composite is left; `packed`, no contraction or window has operands as the user gave them; `fused`
+PASSES: tuple[Pass, ...] = (
+    Pass("decompose", "only primitives are left", for_any_target(decompose), makes=("primitive",)),
+    Pass("inline_control", "no `if` on a constant is left", for_any_target(inline_control)),
+    Pass("canonicalize", "identities applied; chains of one kind of movement are one", for_any_target(canonicalize), "finite"),
+    Pass("fold_constants", "only large fillings and moved operands are made of constants alone", for_any_target(fold_constants)),
+    Pass("share_sorts", "no array is sorted twice", for_any_target(in_bodies(share_sorts))),
+    Pass("choose_layout", "every convolution is channels-last", for_any_target(in_bodies(choose_layout)), needs=("primitive",)),
+    Pass("pack_operands", "contractions have packed operands, no padding inside",
+         lambda graph, options, caps: pack_operands(graph, options, caps=caps), "bounded", needs=("primitive",), makes=("packed",)),
+    Pass("hoist_invariants", "loops compute nothing twice that only captures decide", for_any_target(hoist_invariants)),
+    Pass("eliminate_dead", "control flow is given nothing that its bodies do not read", for_any_target(eliminate_dead)),
+    Pass("canonicalize_packed", "what layout and packing brought in is simplified", for_any_target(canonicalize), "finite"),
+    Pass("fold_packed", "weights are packed; the originals are dropped", for_any_target(fold_packed)),
+    Pass("fuse", "every node is one kernel, a view, or control flow", for_any_target(in_bodies(fuse)), needs=("primitive", "packed"),
+         makes=("fused",)),
+)
 
 
 class StageReport(Struct):
@@ -90,14 +117,14 @@ class PipelineReport(Struct):
     stages: list[StageReport] = field(default_factory=list)
 
 
-def stage_names(caps: Caps) -> tuple[str, ...]:
-    return tuple(name for name, _ in passes_for(caps))
+def stage_names() -> tuple[str, ...]:
+    return tuple(p.name for p in PASSES)
 
 
 def run_passes(graph: Graph, options: Options, caps: Caps, environment: Environment, until: str = "",
                start: str = "") -> tuple[Graph, PipelineReport]:
     """The graph after the pipeline, or after the pass named `until`, beginning with the pass named `start`."""
-    names = stage_names(caps)
+    names = stage_names()
     for name in (until, start):
         if name and name not in names:
             raise CompileError(f"unknown pass {name!r}; passes are {', '.join(names)}")
@@ -106,21 +133,21 @@ def run_passes(graph: Graph, options: Options, caps: Caps, environment: Environm
     report = PipelineReport()
     dump_stage(environment, 0, "input", graph, "")
     begun = not start
-    for number, (name, function) in enumerate(passes_for(caps), 1):
-        begun = begun or name == start
+    for number, step in enumerate(PASSES, 1):
+        begun = begun or step.name == start
         if not begun:
             continue
-        graph = _run_one(number, name, function, graph, options, environment, report)
-        if name == until:
+        graph = _run_one(number, step, graph, options, caps, environment, report)
+        if step.name == until:
             break
     return graph, report
 
 
-def _run_one(number: int, name: str, function: Pass, graph: Graph, options: Options, environment: Environment,
+def _run_one(number: int, step: Pass, graph: Graph, options: Options, caps: Caps, environment: Environment,
              report: PipelineReport) -> Graph:
-    started = time.perf_counter()
+    started, name = time.perf_counter(), step.name
     try:
-        after = function(graph, options)
+        after = step.run(graph, options, caps)
     except TilewrightError:
         raise
     except Exception as error:
