@@ -14,7 +14,7 @@ MODELS  := --no-deps --ignore-requires-python
 PYTEST  := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint format benchmark clean sanitize-address sanitize-undefined sanitize-thread
+.PHONY: help venv demo test check lint format benchmark clean sanitize-address sanitize-undefined sanitize-thread runtime-coverage
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -89,9 +89,13 @@ sanitize-undefined: ## the same under UndefinedBehaviorSanitizer
 sanitize-thread: ## the same under ThreadSanitizer
 	csrc/tests/run.sh thread
 
+runtime-coverage: $(VENV)/.test ## the C++ runtime with edge coverage, for fuzzing: build/runtime-coverage/lib
+	$(PIP) 'setuptools>=77' 'pybind11>=3.0'
+	RUNTIME_COVERAGE=1 $(BIN)/python setup.py --quiet build --build-base build/runtime-coverage build_ext --build-lib build/runtime-coverage/lib
+
 clean: ## remove what was built (not .venv)
 	rm -rf build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
-	rm -f runtime/*.so runtime/*.o
+	rm -f runtime/*.so runtime/*.o fuzz/*.so
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 FORCE:

@@ -1,21 +1,25 @@
-"""Builds the native parts of tilewright.runtime: the extension `_native` and the runtime object `tw_runtime.o`.
+"""Builds the native parts: of tilewright.runtime the extension `_native` and the runtime object `tw_runtime.o`, of tilewright.fuzz
+the extension `_coverage`, on CPython 3.11 alone (later versions have `sys.monitoring`).
 
 Metadata is in pyproject.toml. The object is what ahead-of-time artifacts link (position independent, hidden symbols,
 C library only); it is built beside the extension, in the source tree for editable installs. Assumes a C++17 compiler
 on Linux. The text of csrc/abi.h is compiled into the extension, so that generated headers always match it.
+With RUNTIME_COVERAGE=1 in the environment `_native` counts the edges of its control flow (`make runtime-coverage`).
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension, build_ext
-from setuptools import setup
+from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent
+RUNTIME = "tilewright.runtime._native"
 RUNTIME_FLAGS = [
     "-std=c++17",
     "-O2",
@@ -39,13 +43,18 @@ EXTENSION_SOURCES = [
     "selftest.cpp",
     "elf_loader.cpp",
 ]
+COVERAGE_SOURCES = ["edges.cpp"]
+COVERAGE_FLAGS = ["-fsanitize-coverage=trace-pc", "-g"]
 HEADERS = ["abi.h", "machine.h", "pool.h", "constants.h", "run.h", "elf_loader.h"]
 
 
 class BuildNative(build_ext):
     """build_ext that also writes abi_text.h first and tw_runtime.o afterwards."""
 
-    def build_extension(self, ext: Pybind11Extension) -> None:
+    def build_extension(self, ext: Extension) -> None:
+        if ext.name != RUNTIME:
+            super().build_extension(ext)
+            return
         if sys.platform != "linux":
             raise SystemExit(f"tilewright: found platform {sys.platform}, expected linux: the runtime is written for Linux only")
         generated = Path(self.build_temp) / "generated"
@@ -86,17 +95,30 @@ class BuildNative(build_ext):
         return mapping
 
 
+def runtime_extension() -> Pybind11Extension:
+    counts = os.environ.get("RUNTIME_COVERAGE") == "1"
+    return Pybind11Extension(
+        RUNTIME,
+        [f"csrc/{name}" for name in EXTENSION_SOURCES + (COVERAGE_SOURCES if counts else [])],
+        include_dirs=["csrc"],
+        depends=[f"csrc/{name}" for name in HEADERS],
+        cxx_std=17,
+        extra_compile_args=["-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", *(COVERAGE_FLAGS if counts else [])],
+        extra_link_args=["-Wl,--build-id=none", *([] if counts else ["-s"])],
+    )
+
+
+def coverage_extension() -> Extension:
+    return Extension(
+        "tilewright.fuzz._coverage",
+        ["csrc/coverage.cpp"],
+        language="c++",
+        extra_compile_args=["-std=c++17", "-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],
+        extra_link_args=["-Wl,--build-id=none", "-s"],
+    )
+
+
 setup(
-    ext_modules=[
-        Pybind11Extension(
-            "tilewright.runtime._native",
-            [f"csrc/{name}" for name in EXTENSION_SOURCES],
-            include_dirs=["csrc"],
-            depends=[f"csrc/{name}" for name in HEADERS],
-            cxx_std=17,
-            extra_compile_args=["-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],
-            extra_link_args=["-Wl,--build-id=none", "-s"],
-        )
-    ],
+    ext_modules=[runtime_extension(), *([coverage_extension()] if sys.version_info < (3, 12) else [])],
     cmdclass={"build_ext": BuildNative},
 )

@@ -5,14 +5,15 @@ memory, and each mix of reads and writes that a kernel here has, plain and past 
 the last cache. Then each kernel, compiled for its sizes: the median, the fastest call, the spread (the middle half over
 the median), and its share: of the multiply-add limit where it computes, of the limit for its mix where it moves memory. What the
 two are worth changes with the neighbours of a virtual machine, so that the limits are measured again before each group.
-Products of two operands given at run time are compared with torch too, where that is installed. Last, what a call costs, from
-Python and from C.
+With `--peers`, products of two operands given at run time are compared with other systems too, each in a process of its own
+(`kernel_peers.py`): they take turns with ours, some rounds of them. Last, what a call costs, from Python and from C.
 
 Assumes a C compiler (`cc`) and that nothing else runs meanwhile. `--clock thread` counts the time of this thread alone, for a
 machine whose other cores are busy; memory is shared with them all the same.
 
     python -m benchmarks.kernels --output kernels.json
     python -m benchmarks.kernels --only matmul,skinny --seconds 0.5 --clock thread
+    python -m benchmarks.kernels --only run-time --peers mkl --peers-python /path/to/venv/bin/python
 """
 
 from __future__ import annotations
@@ -24,11 +25,9 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import geometric_mean, mean, median, quantiles
 from typing import Any
@@ -36,15 +35,15 @@ from typing import Any
 import numpy as np
 
 import tilewright as tw
+from benchmarks.kernel_peers import CLOCKS, PEERS, Peer, seconds_of
 from benchmarks.numpy_functions import BLAS_THREADS, machine
 
 Array = np.ndarray
-CLOCKS = {"wall": time.perf_counter, "thread": time.thread_time}
 OPTIONS = tw.Options(threads=1, cache=False)
 BEYOND_CACHES = 64 << 20   # bytes of an array, twice the last cache or more where that is known
-LEAST_SECONDS = 2e-4       # of a measurement: shorter calls are repeated within one
 PEAK_ROUNDS = 2_000_000
 LIMIT_CALLS = 5
+ROUNDS = 5                 # of turns, where there are peers
 PEAK_VECTORS = 12          # of limits.c
 SQUARES = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 TRANSFORMERS = ((128, 384, 384), (128, 384, 1536), (128, 1536, 384), (128, 768, 768), (128, 768, 3072), (128, 3072, 768), (512, 1024, 1024))
@@ -62,27 +61,11 @@ class Case:
     operations: float = 0.0
     moved: float = 0.0
     sources: int | None = None
-    peer: bool = False
+    turned: tuple[bool, bool] | None = None  # of a product that peers are given, too: which operands lie transposed
 
     @property
     def dtype(self) -> str:
         return str(self.inputs[0].dtype)
-
-
-def seconds_of(function: Callable[[], Any], clock: Callable[[], float], seconds: float, least: int = 5) -> list[float]:
-    """The seconds of a call, measured again and again for `seconds`; the first two calls are dropped."""
-    function()
-    start = time.perf_counter()
-    function()
-    inner = max(1, round(LEAST_SECONDS / max(time.perf_counter() - start, 1e-7)))
-    found: list[float] = []
-    begin = time.perf_counter()
-    while len(found) < least or time.perf_counter() - begin < seconds:
-        start = clock()
-        for _ in range(inner):
-            function()
-        found.append((clock() - start) / inner)
-    return found
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------
@@ -157,9 +140,9 @@ def matmuls() -> Iterator[Case]:
 def products_at_run_time() -> Iterator[Case]:
     for size in SQUARES[::2]:
         x, y, operations = normal((size, size)), normal((size, size)), 2.0 * size**3
-        yield Case("run time", f"x @ y {size}", lambda x, y: x @ y, (x, y), operations, peer=True)
-        yield Case("run time", f"x.T @ y {size}", lambda x, y: x.T @ y, (x, y), operations, peer=True)
-        yield Case("run time", f"x @ y.T {size}", lambda x, y: x @ y.T, (x, y), operations, peer=True)
+        yield Case("run time", f"x @ y {size}", lambda x, y: x @ y, (x, y), operations, turned=(False, False))
+        yield Case("run time", f"x.T @ y {size}", lambda x, y: x.T @ y, (x, y), operations, turned=(True, False))
+        yield Case("run time", f"x @ y.T {size}", lambda x, y: x @ y.T, (x, y), operations, turned=(False, True))
 
 
 def skinny() -> Iterator[Case]:
@@ -195,26 +178,35 @@ def moving() -> Iterator[Case]:
 GROUPS: dict[str, Callable[[], Iterator[Case]]] = {"matmul": matmuls, "run-time": products_at_run_time, "skinny": skinny, "memory": moving}
 
 
-def torch_function(case: Case) -> Callable[[], Any] | None:
-    """The same on torch, on one thread; None where it is not installed."""
-    if not case.peer or find_spec("torch") is None:
-        return None
-    import torch  # type: ignore[import-not-found]  # optional
+def times_in_turn(case: Case, ours: Callable[[], Any], shape: Sequence[int], peers: Sequence[Peer], clock: Callable[[], float],
+                  seconds: float) -> dict[str, list[float]]:
+    """The seconds of the calls of each system, ours under "ours"."""
+    found: dict[str, list[float]] = {"ours": []}
+    given = peers if case.turned is not None else ()
+    rounds = ROUNDS if given else 1
+    for _ in range(rounds):
+        found["ours"] += seconds_of(ours, clock, seconds / rounds)
+        for peer in given:
+            assert case.turned is not None
+            sizes = (shape[0], case.inputs[0].size // shape[0], shape[1])
+            found.setdefault(peer.name, []).extend(peer.times(sizes, case.turned, case.dtype, seconds / rounds))
+    return found
 
-    torch.set_num_threads(1)
-    x, y = (torch.from_numpy(array) for array in case.inputs)
-    left, right = (x.T if ".T @" in case.name else x), (y.T if ".T " in case.name.partition("@")[2] else y)
-    return lambda: torch.matmul(left, right)
+
+def undisturbed(taken: Sequence[float]) -> float:
+    """What a call takes where nothing else uses caches and memory: the lowest tenth of them. The lowest alone may be a fault of the clock."""
+    return quantiles(taken, n=10)[0]
 
 
-def measure(case: Case, limits: Limits, rates: dict[str, float], seconds: float) -> dict[str, Any]:
+def measure(case: Case, limits: Limits, rates: dict[str, float], seconds: float, peers: Sequence[Peer] = ()) -> dict[str, Any]:
     specs = [tw.spec(array.shape, str(array.dtype)) for array in case.inputs]
     compiled = tw.compile(case.function, args=specs, options=OPTIONS)
     expected = np.asarray(case.function(*case.inputs))
     out = np.empty_like(expected)
     compiled(*case.inputs, out=out)
     error = float(np.abs(out - expected).max() / np.abs(expected).max())
-    taken = seconds_of(lambda: compiled(*case.inputs, out=out), limits.clock, seconds)
+    times = times_in_turn(case, lambda: compiled(*case.inputs, out=out), out.shape, peers, limits.clock, seconds)
+    taken = times.pop("ours")
     low, middle, high = quantiles(taken, n=4)
     row = {"group": case.group, "name": case.name, "seconds": middle, "fastest": min(taken), "spread": (high - low) / middle,
            "calls": len(taken), "error": error}
@@ -224,10 +216,9 @@ def measure(case: Case, limits: Limits, rates: dict[str, float], seconds: float)
     else:
         row |= {"rate": case.operations / middle, "limit": rates[case.dtype], "unit": "GFLOP/s"}
     row["share"] = row["rate"] / row["limit"]
-    peer = torch_function(case)
-    if peer is not None:
-        row["torch_ratio"] = median(seconds_of(peer, limits.clock, seconds)) / middle
-    return row
+    ratios = {name: {"ratio": median(theirs) / middle, "undisturbed": undisturbed(theirs) / undisturbed(taken)}
+              for name, theirs in times.items() if theirs}
+    return row | ({"peers": ratios} if ratios else {})
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------
@@ -298,17 +289,21 @@ def line(row: dict[str, Any]) -> str:
             f"{row['rate'] / 1e9:7.1f} of {row['limit'] / 1e9:6.1f} "
             f"{row['unit']:<8} {row['share']:6.1%}  ±{row['spread'] / 2:4.0%}  "
             f"fastest {row['fastest'] * 1e3:.3f}  error {row['error']:.0e}")
-    return text + (f"  torch / ours {row['torch_ratio']:.2f}" if "torch_ratio" in row else "")
+    return text + "".join(f"  {name} / ours {found['ratio']:.2f}, undisturbed {found['undisturbed']:.2f}"
+                          for name, found in row.get("peers", {}).items())
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The mean and the least share of each group; against torch the geometric mean."""
+    """The mean and the least share of each group; against each peer the geometric mean."""
     found: dict[str, float] = {}
     for group in dict.fromkeys(row["group"] for row in rows if "share" in row):
         shares = [row["share"] for row in rows if row["group"] == group]
         found |= {f"{group}: mean share": mean(shares), f"{group}: least": min(shares)}
-    ratios = [row["torch_ratio"] for row in rows if "torch_ratio" in row]
-    return found | ({"run time: torch / ours": geometric_mean(ratios)} if ratios else {})
+    for name in dict.fromkeys(name for row in rows for name in row.get("peers", {})):
+        for kind in ("ratio", "undisturbed"):
+            ratios = [row["peers"][name][kind] for row in rows if name in row.get("peers", {})]
+            found[f"{name} / ours: geometric mean ({kind})"] = geometric_mean(ratios)
+    return found
 
 
 def arguments_of(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -316,6 +311,8 @@ def arguments_of(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", default="", help=f"of {', '.join(GROUPS)}, call; separated by commas (default: all)")
     parser.add_argument("--seconds", type=float, default=1.0, help="of calls of each kernel (default: %(default)s)")
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="default: %(default)s")
+    parser.add_argument("--peers", default="", help=f"also measure products at run time by these: {','.join(PEERS)}")
+    parser.add_argument("--peers-python", default=sys.executable, help="the interpreter that has them (default: this one)")
     parser.add_argument("--output", type=Path, help="JSON with everything measured")
     arguments = parser.parse_args(argv)
     names = [*GROUPS, "call"]
@@ -323,6 +320,10 @@ def arguments_of(argv: Sequence[str] | None = None) -> argparse.Namespace:
     unknown = [name for name in arguments.only if name not in names]
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; kernels are {', '.join(names)}")
+    arguments.peers = [name for name in arguments.peers.split(",") if name]
+    unknown = [name for name in arguments.peers if name not in PEERS]
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; peers are {', '.join(PEERS)}")
     return arguments
 
 
@@ -343,6 +344,9 @@ def main() -> int:
     print(", ".join(f"{key} {value}" for key, value in about.items()) + f", {target}, clock {arguments.clock}")
     if about["load"] > 0.5:
         print(f"the machine is busy (load {about['load']:.1f}): these times are no measurements", file=sys.stderr)
+    peers = [Peer(name, arguments.peers_python, arguments.clock) for name in arguments.peers]
+    for peer in peers:
+        print(f"{peer.name}: {peer.about}")
     rows: list[dict[str, Any]] = []
     measured: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="tilewright-kernels-") as folder:
@@ -353,15 +357,18 @@ def main() -> int:
             measured[group] = rates
             print("limits: " + ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in rates.items()) + " (G a second)")
             for case in GROUPS[group]():
-                rows.append(measure(case, limits, rates, arguments.seconds))
+                rows.append(measure(case, limits, rates, arguments.seconds, peers))
                 print(line(rows[-1]), flush=True)
         for row in measure_calls(Path(folder), clock, arguments.seconds) if "call" in arguments.only else []:
             rows.append(row)
             print(line(row), flush=True)
+    for peer in peers:
+        peer.close()
     for name, figure in summary(rows).items():
         print(f"{name} {figure:.3f}")
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps({"machine": about | {"clock": arguments.clock}, "limits": measured, "rows": rows,
+        about |= {"clock": arguments.clock} | {peer.name: peer.about for peer in peers}
+        arguments.output.write_text(json.dumps({"machine": about, "limits": measured, "rows": rows,
                                                 "summary": summary(rows)}, indent=1) + "\n")
     return 0
 

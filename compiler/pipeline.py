@@ -29,10 +29,12 @@ from .passes.choose_layout import choose_layout
 from .passes.decompose import decompose
 from .passes.eliminate_dead import eliminate_dead
 from .passes.fold_constants import fold_constants, fold_packed
+from .passes.fold_scales import fold_scales
 from .passes.fuse import fuse
 from .passes.hoist_invariants import hoist_invariants
 from .passes.inline_control import inline_control
 from .passes.pack_operands import pack_operands
+from .passes.share_divisors import share_divisors
 from .passes.share_sorts import share_sorts
 
 Change = Callable[[Graph, Options], Graph]
@@ -87,15 +89,19 @@ def for_any_target(function: Change) -> Callable[[Graph, Options, Caps], Graph]:
 PASSES: tuple[Pass, ...] = (
     Pass("decompose", "only primitives are left", for_any_target(decompose), makes=("primitive",)),
     Pass("inline_control", "no `if` on a constant is left", for_any_target(inline_control)),
-    Pass("canonicalize", "identities applied; chains of one kind of movement are one", for_any_target(canonicalize), "finite"),
+    Pass("canonicalize", "identities applied; chains of one kind of movement are one", for_any_target(canonicalize), "bounded"),
     Pass("fold_constants", "only large fillings and moved operands are made of constants alone", for_any_target(fold_constants)),
     Pass("share_sorts", "no array is sorted twice", for_any_target(in_bodies(share_sorts))),
+    Pass("fold_scales", "no factor of a channel stands behind a contraction with constant weights", for_any_target(in_bodies(fold_scales)),
+         "finite"),
+    Pass("share_divisors", "no root or sum of exponentials is divided by more than once", for_any_target(in_bodies(share_divisors)),
+         "bounded"),
     Pass("choose_layout", "every convolution is channels-last", for_any_target(in_bodies(choose_layout)), needs=("primitive",)),
     Pass("pack_operands", "contractions have packed operands, no padding inside",
-         lambda graph, options, caps: pack_operands(graph, options, caps=caps), "bounded", needs=("primitive",), makes=("packed",)),
+         lambda graph, options, caps: pack_operands(graph, options, caps=caps), "finite", needs=("primitive",), makes=("packed",)),
     Pass("hoist_invariants", "loops compute nothing twice that only captures decide", for_any_target(hoist_invariants)),
     Pass("eliminate_dead", "control flow is given nothing that its bodies do not read", for_any_target(eliminate_dead)),
-    Pass("canonicalize_packed", "what layout and packing brought in is simplified", for_any_target(canonicalize), "finite"),
+    Pass("canonicalize_packed", "what layout and packing brought in is simplified", for_any_target(canonicalize), "bounded"),
     Pass("fold_packed", "weights are packed; the originals are dropped", for_any_target(fold_packed)),
     Pass("fuse", "every node is one kernel, a view, or control flow", for_any_target(in_bodies(fuse)), needs=("primitive", "packed"),
          makes=("fused",)),

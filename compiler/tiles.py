@@ -66,8 +66,9 @@ def panel_columns(columns: DimLike, rows: DimLike, dtype: DType, caps: Caps, dep
     if rows == 1 and needed >= 4:
         return lanes * (8 if needed >= 8 else 4)
     if isinstance(rows, int) and 1 < rows <= (_most_rows(usual, caps) if _is_near(columns, depth, dtype, caps) else MOST_STREAMED):
-        # all rows are one tile, so that the right operand is read once
-        for vectors in range((caps.vector_registers - 1) // (rows + 1), 0, -1):
+        # all rows are one tile, so that the right operand is read once; or two, if else each product needs a load of its own
+        high = rows if caps.vector_registers > 2 * (rows + 1) else -(-rows // 2)
+        for vectors in range((caps.vector_registers - 1) // (high + 1), 0, -1):
             panel = vectors * lanes
             if -(-columns // panel) * panel <= WORTH * columns:
                 return panel

@@ -41,7 +41,11 @@ const char *const dtype_names[] = {"bool",   "int8",   "int16",  "int32",   "int
 
 [[noreturn]] void raise(const char *kind, const std::string &message) {
   py::object type = py::module_::import("tilewright.ir.errors").attr(kind);
-  PyErr_SetObject(type.ptr(), py::str(message).ptr());
+  /* a damaged file may have any bytes in the names that messages quote */
+  PyObject *text = PyUnicode_DecodeUTF8(message.data(), static_cast<Py_ssize_t>(message.size()), "backslashreplace");
+  if (text == nullptr) throw py::error_already_set();
+  PyErr_SetObject(type.ptr(), text);
+  Py_DECREF(text);
   throw py::error_already_set();
 }
 

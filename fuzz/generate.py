@@ -12,6 +12,7 @@ run-time check fails.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -50,6 +51,14 @@ def random_graph(seed: int | np.random.Generator, size: int = 12, dtypes: Sequen
     rng = np.random.default_rng(seed)
     growth = _Growth(rng, dtypes, symbolic)
     for _ in range(size):
+        growth.step()
+    return growth.graph()
+
+
+def grow(graph: Graph, rng: np.random.Generator, steps: int, dtypes: Sequence[DType] = DEFAULT_DTYPES) -> Graph:
+    """The graph with some more steps on top of its values, which need not be exact."""
+    growth = _Growth(rng, dtypes, bool(graph.symbols), graph)
+    for _ in range(steps):
         growth.step()
     return growth.graph()
 
@@ -116,14 +125,16 @@ _COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
 
 
 class _Growth:
-    def __init__(self, rng: np.random.Generator, dtypes: Sequence[DType], symbolic: bool) -> None:
+    def __init__(self, rng: np.random.Generator, dtypes: Sequence[DType], symbolic: bool, base: Graph | None = None) -> None:
         self.rng = rng
         self.dtypes = tuple(dtypes)
         self.builder = Builder()
         self.params: list[Node] = []
         self.pool: list[Value] = []
         sizes: list[DimLike] = [1, 2, 3, 5, 8, 17]
-        if symbolic:
+        if base is not None:
+            sizes += dict.fromkeys(n for p in base.params for n in p.shape if isinstance(n, Dim))
+        elif symbolic:
             sizes += [symbol("A", 1, 9), symbol("B", 1, 6), symbol("C", 4, 24, 4)]
         self.sizes = sizes
         self.steps: tuple[Callable[[], Value | None], ...] = (
@@ -131,7 +142,19 @@ class _Growth:
             self.select, self.cast, self.reduce, self.reduce, self.broadcast, self.reshape, self.transpose, self.slice,
             self.pad, self.concat, self.dot, self.dot, self.take, self.sort, self.cumulative, self.arg, self.iota,
             self.composite, self.branch, self.repeat, self.scan, self.sample, self.shift)
-        self.param(2)
+        if base is None:
+            self.param(2)
+        else:
+            self.begin(base)
+
+    def begin(self, base: Graph) -> None:
+        """Takes over the values of a graph. What they hold is not known: floats count as inexact."""
+        for node in base.nodes():
+            self.builder.keep(node)
+            if isinstance(node.op, Param):
+                self.params.append(node)
+            if isinstance(node.type, TensorType):
+                self.pool.append(Value(node, not node.dtype.is_float, PARAM_LIMIT[node.dtype.kind] ** 2))
 
     def step(self) -> None:
         """One op that fits; after some tries without one, a new parameter."""
@@ -159,7 +182,9 @@ class _Growth:
             rank = int(self.rng.integers(0, 4)) if rank is None else rank
             shape = [self.choice(self.sizes) for _ in range(rank)]
         dtype = self.choice(self.dtypes) if dtype is None else dtype
-        node = self.add(Param(f"x{len(self.params)}", dtype, tuple(shape)))
+        taken = {p.op.label for p in self.params if isinstance(p.op, Param)}
+        label = next(f"x{i}" for i in itertools.count(len(taken)) if f"x{i}" not in taken)
+        node = self.add(Param(label, dtype, tuple(shape)))
         self.params.append(node)
         value = Value(node, True, PARAM_LIMIT[dtype.kind])
         self.pool.append(value)

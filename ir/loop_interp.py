@@ -53,7 +53,7 @@ from .loop import (
 )
 from .loop_text import format_place, format_statements
 from .loop_verify import verify_kernel, verify_program
-from .ops.compute import Bitcast, Cast, Elementwise, cast_array
+from .ops.compute import Bitcast, Cast, Elementwise
 from .ops.control import Param
 from .ops.scalar import SCALARS, evaluate_scalar
 from .program import Branch, Launch, Loop, Place, Program, Repeat, Step
@@ -126,10 +126,30 @@ def cast_caller(source: DType, target: DType) -> Callable[[Any], Any]:
         return int if target == INDEX else np.int64
     if target == INDEX and (source.is_bool or (source.kind == "i")):
         return int
+    kind: Callable[[Any], Any] = target.numpy.type
+    if target.is_bool:
+        return lambda value: kind(value != 0)
+    if source.is_bool:
+        return lambda value: kind(bool(value))
+    if source.is_float and target.is_integer:
+        return _truncating(target)
+    if target == INDEX:
+        return lambda value: int(value.astype(np.int64))
+    if source == INDEX:
+        return lambda value: np.int64(value).astype(kind)
+    return lambda value: value.astype(kind)  # a scalar's own conversion, which is that of arrays
+
+
+def _truncating(target: DType) -> Callable[[Any], Any]:
+    """A float to an integer: towards zero, at most to the dtype's ends; NaN gives 0."""
+    kind: Callable[[Any], Any] = int if target == INDEX else target.numpy.type
+    lowest, highest = int(target.lowest), int(target.highest)
 
     def call(value: Any) -> Any:
-        result = np.asarray(cast_array(np.asarray(value, dtype=source.numpy), target))[()]
-        return int(result) if target == INDEX else result
+        number = float(value)
+        if lowest < number < highest:
+            return kind(int(number))
+        return kind(0 if number != number else lowest if number <= lowest else highest)
 
     return call
 
@@ -146,14 +166,15 @@ def bitcast_caller(source: DType, target: DType) -> Callable[[Any], Any]:
 
 
 class _Faults(Struct, frozen=True):
-    """Raises what a running kernel finds. `places`: the statement's line at each number that generated code passes."""
+    """Raises what a running kernel finds. `places`: the statement at each number that generated code passes."""
 
     kernel: Kernel
-    places: list[str] = field(default_factory=list)
+    places: list[Stmt] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
 
     def _fail(self, message: str, place: int) -> NoReturn:
-        raise VerifyError(f"kernel {self.kernel.name}: {message}", loc=self.kernel.loc, notes=(f"in: {self.places[place]}",))
+        line = format_statements([self.places[place]]).split("\n", 1)[0]
+        raise VerifyError(f"kernel {self.kernel.name}: {message}", loc=self.kernel.loc, notes=(f"in: {line}",))
 
     def outside(self, place: int, buffer: str, axis: int, index: int, size: int) -> NoReturn:
         self._fail(f"index {index} of %{buffer} is outside axis {axis} of {size}", place)
@@ -312,7 +333,7 @@ class _Translator:
         self.memory, self.lets = memory, lets
 
     def statement(self, statement: Stmt, rest: Sequence[Stmt]) -> None:
-        self.faults.places.append(format_statements([statement]).split("\n", 1)[0])
+        self.faults.places.append(statement)
         values = [] if isinstance(statement, While) else self.values(expressions_of(statement))
         match statement:
             case For():

@@ -287,6 +287,7 @@ CONTRACTS = ("exact", "reassoc", "bounded", "finite")
 # contracts that a precision allows for floats; `finite` would change what NumPy gives for NaN and infinity
 ALLOWED: dict[str, frozenset[str]] = {
     "strict": frozenset({"exact"}),
+    "plain": frozenset({"exact", "reassoc", "bounded"}),
     "default": frozenset({"exact", "reassoc", "bounded"}),
 }
 Condition = Callable[["Match"], bool]
@@ -445,11 +446,13 @@ def _match_arguments(pattern: Call, inputs: Sequence[Node], found: dict[str, Nod
     for order in orders:
         states = [found]
         for argument, node in zip(pattern.arguments, order):
-            states = [after for before in states for after in _match(argument, node, before)]
+            states = [after for before in states for after in match_pattern(argument, node, before)]
         yield from states
 
 
-def _match(pattern: Pattern, node: Node, found: dict[str, Node]) -> Iterator[dict[str, Node]]:
+def match_pattern(pattern: Pattern, node: Node, found: dict[str, Node] | None = None) -> Iterator[dict[str, Node]]:
+    """Every way in which the node is an instance of the pattern, given what some variables stand for already."""
+    found = {} if found is None else found
     match pattern:
         case Variable(name):
             if name in found:

@@ -15,7 +15,7 @@ from tilewright.ir.caps import Caps
 from tilewright.ir.dims import DimLike, symbol
 from tilewright.ir.graph import Builder, Graph, Node
 from tilewright.ir.interp import evaluate_graph
-from tilewright.ir.loop import Alloc, For, walk
+from tilewright.ir.loop import Alloc, For, Let, walk
 from tilewright.ir.loop_interp import run_program
 from tilewright.ir.loop_verify import verify_program
 from tilewright.ir.ops.compute import Conv, ReduceWindow
@@ -50,6 +50,19 @@ def depthwise(shape: tuple[DimLike, ...], kernel: tuple[int, ...], strides: tupl
     y = b.add(Conv(strides, ((padding, padding),) * rank, dilation, (1,) * rank, channels, True), x, w)
     made = with_epilogue(b, y, lib.broadcast(b, bias, y.shape)) if epilogue else y
     return Graph("depthwise", [x, w, bias], [made])
+
+
+def constant_depthwise(shape: tuple[DimLike, ...], kernel: tuple[int, ...], strides: tuple[int, ...], dilation: tuple[int, ...],
+                       padding: tuple[tuple[int, int], ...], extreme: float = 0.0) -> Graph:
+    """With weights that are known; the first of them may be an extreme one."""
+    b = Builder()
+    channels = shape[-1]
+    assert isinstance(channels, int)
+    weights = np.random.default_rng(1).integers(-4, 5, (*kernel, 1, channels)).astype(np.float32)
+    weights.reshape(-1)[0] += extreme
+    x = b.add(Param("x", F32, shape))
+    y = b.add(Conv(strides, padding, dilation, (1,) * len(kernel), channels, True), x, lib.constant(b, weights))
+    return Graph("depthwise", [x], [with_epilogue(b, y, None)])
 
 
 def pooling(kind: str, shape: tuple[DimLike, ...], window: tuple[int, ...], strides: tuple[int, ...],
@@ -124,6 +137,65 @@ def test_depthwise_natively(case, padding) -> None:  # type: ignore[no-untyped-d
     declared, sizes = named(shape, symbolic)
     graph = depthwise(declared, kernel, strides, dilation, padding)
     agree_natively(graph, inputs_of(graph, sizes))
+
+
+@pytest.mark.slow
+@settings(max_examples=60)
+@given(cases(), st.lists(st.integers(0, 7), min_size=6, max_size=6))
+def test_known_weights_natively(case, pads) -> None:  # type: ignore[no-untyped-def]  # drawn
+    shape, kernel, strides, dilation, symbolic = case
+    declared, sizes = named(shape, symbolic)
+    padding = tuple((min(low, d * k), min(high, d * k)) for low, high, k, d in zip(pads, pads[3:], kernel, dilation))
+    graph = constant_depthwise(declared, kernel, strides, dilation, padding)
+    agree_natively(graph, inputs_of(graph, sizes))
+
+
+@pytest.mark.parametrize("shape, kernel, strides, dilation, padding", [
+    ((1, 2, 12, 8), (5, 5), (1, 1), (1, 1), ((2, 2), (2, 2))),   # no row has all its taps
+    ((1, 3, 20, 6), (3, 3), (2, 2), (1, 1), ((1, 0), (1, 1))),
+    ((2, 7, 9, 8), (3, 3), (1, 1), (3, 2), ((3, 4), (2, 2))),
+    ((1, 4, 1, 9), (3, 3), (1, 1), (1, 1), ((5, 5), (1, 1))),    # tiles along the rows; rows of padding alone
+    ((1, 2, 9, 4), (1, 3), (1, 1), (1, 1), ((3, 2), (1, 1))),    # rows that no tap reads
+    ((1, 3, 4, 6, 8), (3, 3, 3), (1, 2, 1), (1, 1, 1), ((1, 1), (0, 1), (1, 1)))])
+def test_rows_of_padding(shape, kernel, strides, dilation, padding) -> None:  # type: ignore[no-untyped-def]  # parametrized
+    graph = constant_depthwise(shape, kernel, strides, dilation, padding)
+    agree_as_loops(graph, inputs_of(graph, {}))
+    agree_natively(graph, inputs_of(graph, {}))
+
+
+def test_rows_of_padding_are_not_written() -> None:
+    program = lowered(constant_depthwise((1, 3, 16, 8), (5, 5), (1, 1), (1, 1), ((2, 2), (2, 2))))
+    assert any(isinstance(s, Let) and s.name.startswith("taps") for k in program.kernels() for s in walk(k.body))
+    assert {b.shape for k in program.kernels() for b in k.buffers} == {(3 * 16 * 8,), (3 * 20 * 8,), (5 * 5 * 8,)}
+
+
+def test_rows_of_padding_by_symbols() -> None:
+    rows, columns = symbol("h", 1), symbol("w", 1)
+    graph = constant_depthwise((1, rows, columns, 8), (5, 3), (2, 1), (1, 1), ((2, 2), (1, 1)))
+    for sizes in ({"h": 1, "w": 1}, {"h": 2, "w": 9}, {"h": 9, "w": 20}):
+        inputs = inputs_of(graph, sizes)
+        agree_as_loops(graph, inputs)
+        agree_natively(graph, inputs)
+
+
+@pytest.mark.parametrize("extreme", [np.inf, np.nan])
+def test_weights_that_are_no_numbers_meet_the_padding(extreme: float) -> None:
+    graph = constant_depthwise((1, 3, 9, 8), (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)), extreme)
+    agree_natively(graph, inputs_of(graph, {}))
+
+
+def test_two_depthwise_convolutions_that_share_a_kernel() -> None:
+    """Kernels that are alike but for their numbers are made one, which must not take one limit of rows for the other."""
+    b = Builder()
+    x = y = b.add(Param("x", F32, (1, 4, 12, 16)))
+    for number, taps in enumerate((5, 3, 5)):
+        weights = np.random.default_rng(number).integers(-2, 3, (taps, 3, 1, 16)).astype(np.float32)
+        y = b.add(Conv((1, 1), ((taps // 2,) * 2, (1, 1)), (1, 1), (1, 1), 16, True), y, lib.constant(b, weights))
+        y = lib.apply(b, "max", lib.apply(b, "mul", y, lib.constant(b, 0.25 + number, F32)), lib.constant(b, -3.0, F32))
+    graph = Graph("chain", [x], [y])
+    inputs = inputs_of(graph, {})
+    agree_natively(graph, inputs)
+    agree_as_loops(graph, inputs)
 
 
 @pytest.mark.slow

@@ -33,6 +33,11 @@ SWITCHES = (
     ("disable-lsr", "true", "false"),
     # Whole lines (2**6 bytes): what a short loop costs does not depend on where it happens to lie.
     ("x86-experimental-pref-innermost-loop-alignment", "6", "4"),
+    # Instructions are emitted in the order that they should run in: several chains side by side, rows of tiles one by one. Its
+    # order keeps fewer registers alive one chain at a time, and loads constants anew for each.
+    ("enable-misched", "false", "true"),
+    # Nor once more when registers are given out: cores reorder as far as that pass looks, and it takes a tenth of the time.
+    ("disable-post-ra", "true", "false"),
 )
 KERNEL = re.compile(r"_kernel(\d+)$")
 _switching = threading.Lock()

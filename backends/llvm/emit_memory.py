@@ -17,6 +17,7 @@ from tilewright.backends.llvm.emit_scalars import (
     choose,
     emit_combine,
     from_memory,
+    halve_lanes,
     identity_of,
     reduce_lanes,
     spread,
@@ -81,6 +82,7 @@ class Partial(Struct):
     constant: int
     terms: Terms
     combine: str
+    lanes: int
     slots: dict[int, str] = field(default_factory=dict)
 
 
@@ -407,27 +409,29 @@ class Accesses:
             return value
         return choose(self.code, vector.mask, value, identity_of(combine, value.dtype, value.lanes))
 
-    def partial_slot(self, memory: Memory, place: Place, combine: str) -> str:
+    def partial_slot(self, memory: Memory, place: Place, combine: str, lanes: int) -> str:
         """Where this copy of the body keeps its partial results; set to the identity before the loop."""
         vector = self.vector
         assert vector is not None
-        key = (memory.address, place.constant, place.terms, combine)
+        key = (memory.address, place.constant, place.terms, combine, lanes)
         partial = vector.partials.get(key)
         if partial is None:
-            partial = vector.partials[key] = Partial(memory, place.constant, place.terms, combine)
+            partial = vector.partials[key] = Partial(memory, place.constant, place.terms, combine, lanes)
         slot = partial.slots.get(vector.copy)
         if slot is None:
-            kind = shaped(SCALAR_TYPES[memory.dtype.name], vector.lanes)
+            kind = shaped(SCALAR_TYPES[memory.dtype.name], lanes)
             slot = partial.slots[vector.copy] = self.code.stack_slot(kind, "partial", 64)
-            identity = identity_of(combine, memory.dtype, vector.lanes)
+            identity = identity_of(combine, memory.dtype, lanes)
             vector.before.lines.append(f"store {kind} {identity.text}, ptr {slot}, align 64")
         return slot
 
     def accumulate(self, memory: Memory, place: Place, value: Value, combine: str) -> None:
+        """Several registers are combined into one first: what else the body computes needs the others."""
         vector = self.vector
         assert vector is not None
-        slot = self.partial_slot(memory, place, combine)
         value = self.masked_identity(spread(self.code, value, vector.lanes), combine)
+        value = halve_lanes(self.code, combine, value, max(1, self.code.module.vector_bits // max(memory.dtype.bits, 8)))
+        slot = self.partial_slot(memory, place, combine, value.lanes)
         old = Value(self.code.value(f"load {value.type}, ptr {slot}, align 64"), value.dtype, value.lanes)
         new = emit_combine(self.code, combine, old, value)
         self.code.effect(f"store {value.type} {new.text}, ptr {slot}, align 64")
@@ -440,7 +444,7 @@ class Accesses:
         place = self.place(memory, index)
         if place.kind != "uniform" or self.indices.depth_of_terms(place.terms) >= vector.floor:
             return False
-        slot = self.partial_slot(memory, place, "add")
+        slot = self.partial_slot(memory, place, "add", vector.lanes)
         left, right = (spread(code, value, vector.lanes) for value in (left, right))
         old = code.value(f"load {left.type}, ptr {slot}, align 64")
         symbol = f"llvm.fma.{mangled(SCALAR_TYPES[memory.dtype.name], vector.lanes)}"
@@ -457,8 +461,8 @@ class Accesses:
             dtype = partial.memory.dtype
             total: Value | None = None
             for slot in partial.slots.values():
-                kind = shaped(SCALAR_TYPES[dtype.name], vector.lanes)
-                value = Value(self.code.value(f"load {kind}, ptr {slot}, align 64"), dtype, vector.lanes)
+                kind = shaped(SCALAR_TYPES[dtype.name], partial.lanes)
+                value = Value(self.code.value(f"load {kind}, ptr {slot}, align 64"), dtype, partial.lanes)
                 total = value if total is None else emit_combine(self.code, partial.combine, total, value)
             assert total is not None
             address = self.indices.pointer(partial.memory.address, partial.memory.element, partial.constant, partial.terms)

@@ -501,10 +501,9 @@ def emit_combine(code: Function, combine: str, old: Value, new: Value) -> Value:
     return emit_scalar(code, combine, [old, new])
 
 
-def reduce_lanes(code: Function, combine: str, value: Value) -> Value:
-    """All lanes combined into one: halves against each other while they are even, the rest one by one."""
-    element = SCALAR_TYPES[value.dtype.name]
-    while value.lanes > 1 and value.lanes % 2 == 0:
+def halve_lanes(code: Function, combine: str, value: Value, lanes: int) -> Value:
+    """The lanes combined, halves against each other while there are an even number of them and more than `lanes`."""
+    while value.lanes > lanes and value.lanes % 2 == 0:
         half = value.lanes // 2
         parts = []
         for start in (0, half):
@@ -512,6 +511,13 @@ def reduce_lanes(code: Function, combine: str, value: Value) -> Value:
             text = code.pure(f"shufflevector {value.type} {value.text}, {value.type} poison, <{half} x i32> <{order}>")
             parts.append(Value(text, value.dtype, half))
         value = emit_combine(code, combine, *parts)
+    return value
+
+
+def reduce_lanes(code: Function, combine: str, value: Value) -> Value:
+    """All lanes combined into one: halves against each other while they are even, the rest one by one."""
+    element = SCALAR_TYPES[value.dtype.name]
+    value = halve_lanes(code, combine, value, 1)
     lanes = [Value(code.pure(f"extractelement {value.type} {value.text}, i64 {lane}"), value.dtype)
              for lane in range(value.lanes)]
     result = lanes[0]

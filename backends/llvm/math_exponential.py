@@ -53,12 +53,14 @@ def reduce_by_ln2(x: Lanes, low: Lanes | None = None) -> tuple[Lanes, Lanes, Lan
 
 def exp_minus_one(r: Lanes) -> Lanes:
     """exp(r) - 1 for |r| <= ln 2 / 2, to the accuracy that exp needs."""
-    return fma(r * r, polynomial(r, tables.EXP_32 if r.is_single else tables.EXP_64), r)
+    tail = polynomial(r, tables.EXP_32 if r.is_single else tables.EXP_64)
+    return fma(tail, r * r, r)                        # the square last: it would take a register all the way
 
 
 def exp_minus_one_relative(r: Lanes) -> Lanes:
     """The same with small relative error: one degree more."""
-    return fma(r * r, polynomial(r, tables.EXPM1_32 if r.is_single else tables.EXPM1_64), r)
+    tail = polynomial(r, tables.EXPM1_32 if r.is_single else tables.EXPM1_64)
+    return fma(tail, r * r, r)
 
 
 def power_of_two(z: Lanes, plus: int = 0) -> Lanes:

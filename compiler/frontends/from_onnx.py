@@ -40,6 +40,7 @@ from ..ir.types import TensorType
 from ..library import constant
 from .onnx_ops.context import Context, Operator, Request, Traced
 from .onnx_ops.known_values import KnownValues
+from .onnx_ops.payloads import without_payloads
 from .onnx_ops.table import DOMAINS, REFUSED
 from .onnx_ops.tensors import Folder, checked_shape, decode_tensor, element_dtype
 
@@ -51,35 +52,42 @@ DEEPEST = 64        # functions and subgraphs inside one another
 def from_onnx(source: Source, dims: Mapping[str, DimBinding] | None = None,
               outputs: Sequence[str] | None = None) -> Graph:
     """The model as a graph. `dims` binds symbolic dims by name; `outputs` keeps only these, in this order."""
-    model, label, folder = read_model(source)
-    importer = Importer(model, label, folder, dict(dims or {}))
+    model, label, folder, payloads = read_model(source)
+    importer = Importer(model, label, folder, dict(dims or {}), payloads)
     return importer.run(outputs)
 
 
-def read_model(source: Source) -> tuple[ModelProto, str, Folder]:
-    """The parsed model, what to call it in messages, and where its external data may lie."""
+Payloads: TypeAlias = Mapping[int, memoryview]
+
+
+def read_model(source: Source) -> tuple[ModelProto, str, Folder, Payloads]:
+    """The parsed model, what to call it in messages, where its external data may lie, and the data of large initializers by their
+    numbers, which is not in the model then."""
     if isinstance(source, ModelProto):
-        return source, "model", Folder(None)
+        return source, "model", Folder(None), {}
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _parse(bytes(source), "model"), "model", Folder(None)
+        model, payloads = _parse(bytes(source), "model")
+        return model, "model", Folder(None), payloads
     path = Path(os.fspath(source))
     try:
         data = path.read_bytes()
     except OSError as error:
         raise CompileError(f"{path}: cannot be read: {error.strerror or error}") from None
-    return _parse(data, path.name), path.name, Folder(path.parent)
+    model, payloads = _parse(data, path.name)
+    return model, path.name, Folder(path.parent), payloads
 
 
-def _parse(data: bytes, label: str) -> ModelProto:
+def _parse(data: bytes, label: str) -> tuple[ModelProto, Payloads]:
     model = ModelProto()
+    rest, payloads = without_payloads(data)
     try:
-        model.ParseFromString(data)
+        model.ParseFromString(rest)
     except DecodeError as error:
         raise CompileError(f"{label}: not an ONNX model, or a truncated one: {error} ({len(data)} bytes)") from None
     if not data or not model.HasField("graph"):
         raise CompileError(f"{label}: not an ONNX model: it has no graph ({len(data)} bytes)")
     check_text(model, label)
-    return model
+    return model, payloads
 
 
 # --- scopes ----------------------------------------------------------------------------------------------------------
@@ -172,10 +180,11 @@ class Body(Struct, frozen=True):
 class Importer:
     """One import: the model, its functions, the dims in use."""
 
-    def __init__(self, model: ModelProto, label: str, folder: Folder, dims: dict[str, DimBinding]) -> None:
+    def __init__(self, model: ModelProto, label: str, folder: Folder, dims: dict[str, DimBinding], payloads: Payloads) -> None:
         self.model = model
         self.label = label
         self.folder = folder
+        self.payloads = payloads
         self.known = KnownValues()
         self.functions = {_function_key(f.domain, f.name, f.overload): f for f in model.functions}
         self.dims = DimNames(label, dims)
@@ -190,7 +199,7 @@ class Importer:
         builder = Builder(Loc(name=self.label))
         scope = Scope(builder)
         params = self._inputs(graph, builder, scope)
-        self._initializers(graph, builder, scope)
+        self._initializers(graph, builder, scope, self.payloads)
         self.dims.check_all_used()
         self._run_nodes(nodes, Frame(scope, opsets), frozenset(wanted))
         results = [self._result(scope, name) for name in wanted]
@@ -242,12 +251,12 @@ class Importer:
         sizes = [self.dims.size(d, value.name, axis) for axis, d in enumerate(tensor.shape.dim)]
         return TensorType(dtype, tuple(sizes))
 
-    def _initializers(self, graph: GraphProto, builder: Builder, scope: Scope) -> None:
+    def _initializers(self, graph: GraphProto, builder: Builder, scope: Scope, payloads: Payloads) -> None:
         if graph.sparse_initializer:
             name = graph.sparse_initializer[0].values.name
             raise UnsupportedError(f"{self.label}: initializer {name!r} is sparse, which is not supported")
-        for tensor in graph.initializer:
-            array = decode_tensor(tensor, self.folder, self.label)
+        for number, tensor in enumerate(graph.initializer):
+            array = decode_tensor(tensor, self.folder, self.label, payloads.get(number))
             builder.loc = Loc(name=f"{self.label}: initializer {tensor.name!r}")
             scope.names[tensor.name] = constant(builder, array)
 
@@ -383,7 +392,7 @@ class Importer:
             raise CompileError(f"the subgraph {graph.name!r} takes {len(graph.input)} inputs, is given {len(inputs)}")
         scope.names.update({value.name: x for value, x in zip(graph.input, inputs)})
         kept, path = scope.builder.loc, f"{outer.path}subgraph '{graph.name}' / "
-        self._initializers(graph, scope.builder, scope)
+        self._initializers(graph, scope.builder, scope, {})
         wanted = [value.name for value in graph.output]
         frame = Frame(scope, outer.opsets, outer.attributes, path, outer.depth + 1, outer.functions)
         self._run_nodes(needed_nodes(graph.node, wanted), frame, frozenset(wanted))

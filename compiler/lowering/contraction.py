@@ -2,9 +2,10 @@
 
 The result's rows are cut into tiles of `rows` and its columns into the panels of the packed operand. One tile is a
 register buffer of vectors; the inner loop over the contraction multiplies a row of the panel with one scalar of each
-row of the left operand (Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008). Where a
-dimension is not a multiple of its tile a second, guarded body handles the edge: it reads clamped rows, which exist, and
-stores only what belongs to the result.
+row of the left operand (Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008). Where the rows
+are no multiple of the tile, the last tile begins earlier and computes some rows of its neighbour once more; a guarded
+epilogue stores what is its own. So one loop over the contraction serves whole tiles and edges, which halves the code.
+Only a tile with a left operand that is packed or turned has a second, guarded body, which reads clamped rows.
 
 Tiles run in blocks (`Blocks`). A block reads parts of panels and of the left operand that stay in the first two levels of
 memory; what a tile has summed so far waits in the thread's own memory meanwhile. Next to the work on one panel the next
@@ -13,7 +14,7 @@ is what takes time: the tile then reads it at several places at a time (`Blocks.
 so that its rows lie side by side.
 
 A group may end with a `pad`: the epilogue then stores each element where it lies within the padding, and `elements`
-fills the borders. Where a row of the tile lies is counted along with the rows, so that only the first one is divided.
+fills the borders. Where a row lies is counted along with the rows, so that only the first one of a block is divided.
 
 No iteration over the contraction is split between threads, so results do not depend on their number.
 
@@ -24,6 +25,7 @@ clamped rows and the second body would take tens of steps a kernel, some of whic
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from msgspec import Struct
 
@@ -142,15 +144,12 @@ def lower_contraction(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: B
     work = _TileWork(node, result, out, lhs, rhs, inliner, tile, (group, *batch), panel, row_tile)
     work.blocks, work.down = blocks, r
     sums = work.sum_in_parts(p) if blocks.depth != 0 else None
-    body = work.body(guarded=False)
-    if not (divides(tile.rows, operand.rows) and divides(tile.columns, columns)):
-        whole_rows = inliner.scalar("le", inliner.index((row_tile + 1) * tile.rows), inliner.index(operand.rows))
-        whole_columns = inliner.scalar("le", inliner.index((panel + 1) * tile.columns), inliner.index(columns))
-        body = (If(inliner.scalar("and", whole_rows, whole_columns), body, work.body(guarded=True)),)
+    begin = work.count_from(below * blocks.rows * tile.rows)
+    body = work.body()
     if work.mirrors:  # nothing for a tile below the diagonal
         reaches = inliner.scalar("lt", inliner.index(work.first_row), inliner.index((panel + 1) * tile.columns))
         body = (If(reaches, body),)
-    body = (For(across, panels_here, "serial", (For(down, rows_here, "serial", (*places, *body)),)),)
+    body = (For(across, panels_here, "serial", (*begin, For(down, rows_here, "serial", (*places, *body)))),)
     if sums is not None:
         body = (Alloc(sums.memory), For(sums.variable, sums.count, "serial", body))
     return For(variable, product(shape), "parallel", (*lets, *body))
@@ -194,11 +193,9 @@ def _within(node: Node, pad: Node, batch: int) -> _Within:
 
 
 class _Target(Struct, frozen=True):
-    """Where the epilogue stores a row: its first column, and what counts it: statements before all rows, before a row and
-    behind it."""
+    """Where the epilogue stores a row: its first column, and what counts it: statements before a row and behind it."""
 
     start: DimLike
-    begin: tuple[Stmt, ...] = ()
     enter: tuple[Stmt, ...] = ()
     leave: tuple[Stmt, ...] = ()
 
@@ -237,6 +234,8 @@ class _TileWork:
         self.sums: _Sums | None = None
         self.is_long = _work_of_epilogue(node, self.result) >= LONG_EPILOGUE
         self.mirrors = isinstance(node.op, PackedDot) and node.op.symmetric and self.within is None
+        self.counts: Buffer | None = None  # where the next row lies in a padded result
+        self.begins: DimLike | None = None  # the first row that the tile reads, where it may begin earlier
 
     def sum_in_parts(self, across: DimLike) -> _Sums:
         """Lets the tile, in the `across`-th panel of its block, take one part of the contraction at a time."""
@@ -249,16 +248,35 @@ class _TileWork:
         self.sums = _Sums(variable, number, count, self.blocks.depth, memory, (across * high + self.down) * tile)
         return self.sums
 
-    def body(self, guarded: bool) -> tuple[Stmt, ...]:
+    def body(self) -> tuple[Stmt, ...]:
+        """The tile; with a guard where a dimension is no multiple of it."""
+        rows, columns = self.operand.rows, self.columns
+        if divides(self.tile.rows, rows) and divides(self.tile.columns, columns):
+            return self._whole(lambda accumulator: self._epilogue(accumulator, guarded=False))
+        inliner = self.inliner
+        whole_rows = inliner.scalar("le", inliner.index(self.first_row + self.tile.rows), inliner.index(rows))
+        whole_columns = inliner.scalar("le", inliner.index((self.panel + 1) * self.tile.columns), inliner.index(columns))
+        whole = inliner.scalar("and", whole_rows, whole_columns)
+        if self.blocks.streams > 1 or isinstance(self.node.op, PackedDot) and self.node.op.symmetric:
+            return (If(whole, *(self._whole(partial(self._epilogue, guarded=edge), edge) for edge in (False, True))),)
+        lets: list[Stmt] = []
+        if not divides(self.tile.rows, rows):
+            earlier = dim_max(dim_min(self.first_row, rows - self.tile.rows), 0)
+            lets, (self.begins,) = _named_parts(inliner, ["begins"], (earlier,))
+        return (*lets, *self._whole(lambda accumulator: (
+            If(whole, *(self._epilogue(accumulator, guarded=edge) for edge in (False, True))),)))
+
+    def _whole(self, finish: Callable[[Buffer], tuple[Stmt, ...]], clamped: bool = False) -> tuple[Stmt, ...]:
+        """Sums and what `finish` does with them."""
         accumulator = Buffer(self.names.fresh("acc"), self.dtype, (self.tile.rows, self.tile.columns), "register")
-        begin, end = (self._clear(accumulator),), self._epilogue(accumulator, guarded)
+        begin, end = (self._clear(accumulator),), finish(accumulator)
         if self.sums is not None:
             inliner, number = self.inliner, self.inliner.index(self.sums.number)
             first = inliner.scalar("eq", number, inliner.literal(0, INDEX))
             last = inliner.scalar("eq", number, inliner.index(self.sums.count - 1))
             begin = (If(first, begin, (self._carry(self.sums, accumulator, out=False),)),)
             end = (If(last, end, (self._carry(self.sums, accumulator, out=True),)),)
-        return (Alloc(accumulator), *begin, *self._contract(accumulator, guarded), *end)
+        return (Alloc(accumulator), *begin, *self._contract(accumulator, clamped), *end)
 
     def _carry(self, sums: _Sums, accumulator: Buffer, out: bool) -> Stmt:
         """The accumulators to where they wait, or back."""
@@ -290,24 +308,24 @@ class _TileWork:
         store = Store(accumulator.name, (r, v * self.tile.lanes + j), zero)
         return For(row, self.tile.rows, "unrolled", (self._over_columns(vector, lane, (store,)),))
 
-    def _contract(self, accumulator: Buffer, guarded: bool) -> tuple[Stmt, ...]:
+    def _contract(self, accumulator: Buffer, clamped: bool) -> tuple[Stmt, ...]:
         """The loops over the contraction."""
         steps = self.operand.steps
         if self.blocks.streams > 1:
-            return self._in_streams(accumulator, guarded)
+            return self._in_streams(accumulator, clamped)
         if self.sums is not None:
             first = self.sums.number * self.sums.depth
             variable, k = loop_symbol(self.names.fresh("k"), dim_min(self.sums.depth, steps[0] - first))
-            body = (*self._ahead(k, first), self._step(accumulator, (first + k,), guarded))
+            body = (*self._ahead(k, first), self._step(accumulator, (first + k,), clamped))
             return (For(variable, dim_min(self.sums.depth, steps[0] - first), "serial", body),)
         loops = [(*loop_symbol(self.names.fresh("k"), n), n) for n in steps]
         body = (*(self._ahead(loops[0][1], 0) if len(loops) == 1 else ()),
-                self._step(accumulator, tuple(at for _, at, _ in loops), guarded))
+                self._step(accumulator, tuple(at for _, at, _ in loops), clamped))
         for variable, _, extent in reversed(loops):
             body = (For(variable, extent, "serial", body),)
         return body
 
-    def _in_streams(self, accumulator: Buffer, guarded: bool) -> tuple[Stmt, ...]:
+    def _in_streams(self, accumulator: Buffer, clamped: bool) -> tuple[Stmt, ...]:
         """The contraction at several places at a time: parts that are no multiple of a page apart, as memory likes it,
         and of which the last is shorter."""
         depth, streams = self.operand.steps[0], self.blocks.streams
@@ -318,7 +336,7 @@ class _TileWork:
             variable, k = loop_symbol(self.names.fresh("k"), extent)
             stream, s = loop_symbol(self.names.fresh("s"), count)
             lets, (at,) = _named_parts(self.inliner, ["at"], (first + k + s * part,))
-            body = (*lets, self._step(accumulator, (at,), guarded))
+            body = (*lets, self._step(accumulator, (at,), clamped))
             found.append(For(variable, extent, "serial", (For(stream, count, "unrolled", body),)))
         return tuple(found)
 
@@ -337,7 +355,7 @@ class _TileWork:
         following = self._panel((first,)) + self.operand.steps[0] * self.tile.columns
         return (Prefetch(self.rhs.name, (following + share,)),)
 
-    def _step(self, accumulator: Buffer, at: Index, guarded: bool) -> Stmt:
+    def _step(self, accumulator: Buffer, at: Index, clamped: bool) -> Stmt:
         """One vector of the panel at a time meets one element of each row.
 
         Row by row: the vectors of the panel stay in registers (equal loads of memory that is only read are one), and of
@@ -351,10 +369,7 @@ class _TileWork:
         if self.blocks.streams > 1 and self.tile.rows > 1:  # all rows, turned
             left = self._read(inner, self.lhs, at[0] * self.tile.rows + r)
         else:
-            # in a guarded body rows past the end read the last one, which exists
-            place = self.first_row + r
-            base = self.operand.base(dim_min(place, self.operand.rows - 1) if guarded else place)
-            left = self._read(inner, self.lhs, base + self.operand.offset(at))
+            left = self._read(inner, self.lhs, self.operand.base(self._row_read(r, clamped)) + self.operand.offset(at))
         old = inner.load(accumulator, (r, column))
         if self.dtype.is_float:
             value = inner.multiply_add(left, right, old)
@@ -362,6 +377,13 @@ class _TileWork:
             value = inner.scalar("add", inner.scalar("mul", left, right), old)
         update = self._over_columns(vector, lane, (Store(accumulator.name, (r, column), value),))
         return For(row, self.tile.rows, "unrolled", (update,))
+
+    def _row_read(self, row: DimLike, clamped: bool) -> DimLike:
+        """The row of the left operand that a row of the tile reads; where there is none of its own, one that exists."""
+        last = self.operand.rows - 1
+        if self.begins is not None:  # then no row is past the end, unless the tile has more rows than there are
+            return self.begins + (row if bounds(last)[0] >= self.tile.rows - 1 else dim_min(row, last))
+        return dim_min(self.first_row + row, last) if clamped else self.first_row + row
 
     def _read(self, inliner: Inliner, buffer: Buffer, flat: DimLike) -> Node:
         shape = Buffer(buffer.name, buffer.dtype, (product(buffer.shape),), buffer.space)
@@ -385,14 +407,15 @@ class _TileWork:
                              * self.node.shape[-1])
         else:
             target = self._inside_padding(self.within, place)
-        body = self._store(source, (r, within), place, column, target.start + column)
+        within_tile = r + (self.first_row - self.begins) if guarded and self.begins is not None else r
+        body = self._store(source, (within_tile, within), place, column, target.start + column)
         if source is accumulator:
             rows = For(row, self.tile.rows, "unrolled", (*target.enter, self._over_columns(vector, lane, body), *target.leave))
-            return (*target.begin, rows)
+            return (rows,)
         count, width = self._room() if guarded else (self.tile.rows, self.tile.columns)
         columns = For(lane, width, "vector", body, self.tile.lanes)
         rows = For(row, count, "serial", (*target.enter, columns, *target.leave))
-        return (Alloc(source), self._copy(accumulator, source), *target.begin, rows)
+        return (Alloc(source), self._copy(accumulator, source), rows)
 
     def _store(self, source: Buffer, within: Index, row: DimLike, column: DimLike, target: DimLike) -> tuple[Stmt, ...]:
         """What is computed of the sum at `within` of the tile, as the element (row, column) of the result."""
@@ -439,17 +462,26 @@ class _TileWork:
         store = Store(target.name, index, self.inliner.inner().load(accumulator, index))
         return For(row, self.tile.rows, "unrolled", (self._over_columns(vector, lane, (store,)),))
 
+    def count_from(self, row: DimLike) -> tuple[Stmt, ...]:
+        """Begins to count where rows lie in a padded result, as all tiles below this row go on to do: only here is divided."""
+        if self.within is None or len(self.within.rows) < 2:
+            return ()
+        rows = self.within.rows
+        self.counts = Buffer(self.names.fresh("at"), INDEX, (len(rows),), "register")
+        start, *digits = unflatten_index(row, [n for n, _ in rows])
+        first = self._fixed(self.within) + add_all(i * distance for i, (_, distance) in zip((start, *digits), rows))
+        begin = [Store(self.counts.name, (i,), self.inliner.index(size)) for i, size in enumerate((first, *digits))]
+        return (Alloc(self.counts), *begin)
+
+    def _fixed(self, within: _Within) -> DimLike:
+        return within.first + add_all(i * distance for i, distance in zip(self.batch, within.batch))
+
     def _inside_padding(self, within: _Within, place: DimLike) -> _Target:
         """Where rows lie in a padded result. Several axes of rows are counted like digits: where the row lies, and how far
         each axis but the first has come."""
-        fixed = within.first + add_all(i * distance for i, distance in zip(self.batch, within.batch))
-        if len(within.rows) < 2:
-            return _Target(fixed + add_all(place * distance for _, distance in within.rows))
-        inliner, rows = self.inliner, within.rows
-        counts = Buffer(self.names.fresh("at"), INDEX, (len(rows),), "register")
-        start, *digits = unflatten_index(self.first_row, [n for n, _ in rows])
-        first = fixed + add_all(i * distance for i, (_, distance) in zip((start, *digits), rows))
-        begin = [Store(counts.name, (i,), inliner.index(size)) for i, size in enumerate((first, *digits))]
+        if self.counts is None:
+            return _Target(self._fixed(within) + add_all(place * distance for _, distance in within.rows))
+        inliner, rows, counts = self.inliner, within.rows, self.counts
         found = loop_variable(self.names.fresh("to"), product(self.out.shape))
         enter = Let(found.name, inliner.load(counts, (0,)), found)
         # the next row: the last digit goes on by one, and each that is full begins again and moves the one before it
@@ -465,4 +497,4 @@ class _TileWork:
             moved = inner.latch(inner.scalar("add", moved, inner.scalar("select", full, rest, zero)))
             step = inner.scalar("select", full, one, zero)
         inner.block.append(Store(counts.name, (0,), moved, "add"))
-        return _Target(size_of(found), (Alloc(counts), *begin), (enter,), tuple(inner.block))
+        return _Target(size_of(found), (enter,), tuple(inner.block))

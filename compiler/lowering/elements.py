@@ -13,19 +13,25 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ..ir.caps import Caps
 from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_min, product
 from ..ir.graph import Graph, Node
-from ..ir.loop import Buffer, For, IndexValue, Let, Load, Stmt, Store, expression_nodes
+from ..ir.loop import Buffer, For, IndexValue, Let, Load, Prefetch, Stmt, Store, expression_nodes, expressions_of
 from ..ir.loop_verify import linear_factor
 from ..ir.ops.compute import Bitcast, Cast, Elementwise
 from ..ir.ops.shape import Concat, GatherND, Pad, Reshape, Take, TakeAlong, UpdateSlice, unproved_windows
 from ..ir.schedule import Schedule, Step
+from .crossings import cross_in_blocks
 from .inline import Index, Inliner, Names, flatten_index, loop_symbol
+from .streams import is_far
 
 PARALLEL_CHUNK = 2048  # elements of a one-dimensional loop that a thread takes at once
 LEAST_CROSSED = 16     # iterations of each of two loops that cross from which on they run in tiles
 TILE_BYTES = 128       # of a side of a tile: two lines of memory, since the next one often comes with a line
 MOST_SQUARE = 16       # lanes of the squares in a tile
+BAND_BYTES = 2048      # stored one after another by a band
+NEAR_BAND_BYTES, NEAR_PIECE_BYTES = 1024, 128  # where a cache holds what is stored: by a band, at most of a piece that is worth one
+LINE_BYTES = 64
 NEAR_BYTES = 16384     # of a transpose that stays in the first level
 LEAST_LANES = 4
 ENOUGH_PARALLEL = 16   # iterations of the parallel loop after which no further axis is merged into it
@@ -143,17 +149,17 @@ class Nest(Struct, frozen=True):
     schedule: Schedule = ()
 
 
-def lower_region(region: Region, inliner: Inliner, lanes: int) -> Nest:
+def lower_region(region: Region, inliner: Inliner, lanes: int, caps: Caps | None = None) -> Nest:
     """The loop nest of one region, in the names and buffers of a fresh inliner."""
     names = inliner.names
     axes = [(*loop_symbol(names.fresh("i"), n), n) for n in region.shape]
     value = region.value(inliner, tuple(at for _, at, _ in axes))
     place = flatten_index(region.place(tuple(at for _, at, _ in axes)), region.buffer.shape)
     body: tuple[Stmt, ...] = (*inliner.block, Store(region.buffer.name, (place,), value))
-    return nest([(s, n) for s, _, n in axes if n != 1], body, lanes, names)
+    return nest([(s, n) for s, _, n in axes if n != 1], body, lanes, names, caps if is_far([region.buffer], caps) else None)
 
 
-def lower_together(results: Sequence[Node], buffers: Sequence[Buffer], inliner: Inliner, lanes: int) -> Nest:
+def lower_together(results: Sequence[Node], buffers: Sequence[Buffer], inliner: Inliner, lanes: int, caps: Caps) -> Nest:
     """One loop nest that stores several values of one shape. What more than one of them needs, or an index that is read from
     data, is computed once."""
     axes = [(*loop_symbol(inliner.names.fresh("i"), n), n) for n in results[0].shape]
@@ -163,7 +169,8 @@ def lower_together(results: Sequence[Node], buffers: Sequence[Buffer], inliner: 
     values = [inliner.value(node, index) if len(results) == 1 else inliner.latch_value(node, index) for node in results]
     place = flatten_index(index, results[0].shape)
     stores = (Store(buffer.name, (place,), value) for buffer, value in zip(buffers, values, strict=True))
-    return nest([(s, n) for s, _, n in axes if n != 1], (*inliner.block, *stores), lanes, inliner.names)
+    far = caps if is_far(buffers, caps) else None
+    return nest([(s, n) for s, _, n in axes if n != 1], (*inliner.block, *stores), lanes, inliner.names, far)
 
 
 def _shared(results: Sequence[Node]) -> list[Node]:
@@ -197,16 +204,23 @@ def lower_border(region: Region, inliner: Inliner, lanes: int) -> Nest:
     return Nest(replace(found.statement, kind="parallel"), tuple(s for s in found.schedule if s.primitive != "parallelize"))
 
 
-def nest(loops: Loops, body: tuple[Stmt, ...], lanes: int, names: Names) -> Nest:
-    """Loops around the body, of which the last is a vector loop."""
+def nest(loops: Loops, body: tuple[Stmt, ...], lanes: int, names: Names, far: Caps | None = None) -> Nest:
+    """Loops around the body, of which the last is a vector loop. `far`: the target, where no cache of it holds what is stored."""
     if not loops:
         return around([], body, names)
     schedule, merged, finest = merge_neighbours(loops, body)
     last, _ = merged[-1]
     if _crosses(merged, finest, body):
+        square = min(lanes, MOST_SQUARE)
+        blocks = cross_in_blocks(loops, merged, finest, body, names, lanes, square, far) if far is not None else None
+        if blocks is not None:
+            return around(blocks.loops, blocks.body, names, blocks.vectors)
         schedule += _in_tiles(merged, body, lanes)
     elif _narrow(merged, finest, body, lanes):
         schedule += _beside(merged, lanes, names)
+    elif (number := _finer(merged, finest, body, BAND_BYTES - 1 if far is not None else NEAR_PIECE_BYTES)) is not None:
+        steps, ahead = _in_bands(merged, finest, body, number, None if far is not None else lanes)
+        return Nest(_serial(loops, (*ahead, *body)), (*schedule, *steps))
     elif len(merged) > 1:
         schedule += (*share(merged[:-1]), Step("vectorize", (last.name, fitting_lanes(lanes, merged[-1][1]))))
     else:
@@ -222,6 +236,48 @@ def _crosses(loops: Loops, finest: Sequence[Symbol], body: tuple[Stmt, ...]) -> 
         return False
     before, last = finest[-2:]
     return any(linear_factor(a, before) == 1 and linear_factor(a, last) not in (None, 0, 1) for a in _accesses(body) or ())
+
+
+def _finer(loops: Loops, finest: Sequence[Symbol], body: tuple[Stmt, ...], most: int) -> int | None:
+    """The number of a loop along which lies nearer what is read than along the last but one, pieces of at most `most` bytes at a
+    time: what that one leaves out of each page is read by a later round of the other."""
+    if len(loops) < 3 or not isinstance(loops[-1][1], int):
+        return None
+    element = max(s.value.dtype.bytes for s in body if isinstance(s, Store))
+    before, last = finest[-2:]
+    piece = loops[-1][1] * element
+    if piece > most or bounds(loops[-2][1])[1] * piece <= NEAR_BAND_BYTES:
+        return None
+    for access in _accesses(body) or ():
+        along = linear_factor(access, before)
+        if linear_factor(access, last) != 1 or along is None or along == loops[-1][1]:
+            continue
+        for number in range(len(loops) - 2):
+            nearer = linear_factor(access, finest[number])
+            if isinstance(nearer, int) and nearer > 0 and not (isinstance(along, int) and nearer >= along):
+                return number
+    return None
+
+
+def _in_bands(loops: Loops, finest: Sequence[Symbol], body: tuple[Stmt, ...], number: int,
+              lanes: int | None) -> tuple[Schedule, tuple[Stmt, ...]]:
+    """Bands of the last loop but one: what lies near is read in one band, and each piece that is stored is still long. Where that
+    is far (`lanes` is None) whole lines are stored, and what the next band reads is prefetched: pieces as short are none that a
+    core foresees."""
+    before, (last, width) = loops[-2][0], loops[-1]
+    assert isinstance(width, int)
+    element = min(s.value.dtype.bytes for s in body if isinstance(s, Store))
+    high = max(2, (BAND_BYTES if lanes is None else NEAR_BAND_BYTES) // (width * element))
+    outside, band, inner = [s.name for s, _ in loops[number:-2]], f"{before.name}_outer", f"{before.name}_inner"
+    moved = tuple(Step("reorder", (name, band)) for name in reversed(outside))
+    blocks = (Symbol(band, 0, None), ceildiv(loops[-2][1], high))
+    loads = dict.fromkeys(node.op for s in body for root in expressions_of(s) for node in expression_nodes(root)
+                          if isinstance(node.op, Load) and lanes is None)
+    ahead = tuple(Prefetch(load.buffer, (load.index[0] + high * (linear_factor(load.index[0], finest[-2]) or 0),)) for load in loads
+                  if linear_factor(load.index[0], finest[-1]) == 1)
+    lanes = lanes or max(1, LINE_BYTES // element)
+    return (Step("split", (before.name, high, "min", inner)), *moved, *share([*loops[:number], blocks]),
+            Step("vectorize", (last.name, fitting_lanes(lanes, width)))), ahead
 
 
 def _narrow(loops: Loops, finest: Sequence[Symbol], body: tuple[Stmt, ...], lanes: int) -> bool:

@@ -165,6 +165,11 @@ class Inliner:
     def index(self, size: DimLike) -> Node:
         return self.builder.add(IndexValue(size))
 
+    def within(self, place: DimLike, size: DimLike) -> Node:
+        """Whether a place lies on an axis of that size."""
+        at = self.index(place)
+        return self.scalar("and", self.scalar("ge", at, self.literal(0, INDEX)), self.scalar("lt", at, self.index(size)))
+
     def bind(self, node: Node, index: Index, make: Callable[[], Node]) -> None:
         """Gives the node a ready value at this index; asking for it at another index is an error."""
         self._bound[node] = (without_unit_axes(index, node.shape), make)
@@ -406,9 +411,9 @@ def _window_term(node: Node, index: Index) -> tuple[tuple[DimLike, ...], Term]:
 def _conv_term(node: Node, index: Index) -> tuple[tuple[DimLike, ...], Term]:
     op, (x, w) = node.op, node.inputs
     assert isinstance(op, Conv)
-    if any(p != (0, 0) for p in op.padding) or any(e != 1 for e in op.input_dilation):
-        raise CompileError("conv: padding and input dilation must be made explicit before lowering", loc=node.loc)
-    _, kernel, _, per_group, out = op.parts(x.tensor, w.tensor)
+    if any(e != 1 for e in op.input_dilation):
+        raise CompileError("conv: input dilation must be made explicit before lowering", loc=node.loc)
+    sizes, kernel, _, per_group, out = op.parts(x.tensor, w.tensor)
     last = op.channels_last
     channel = index[-1] if last else index[1]
     spatial = index[1:-1] if last else index[2:]
@@ -416,11 +421,17 @@ def _conv_term(node: Node, index: Index) -> tuple[tuple[DimLike, ...], Term]:
 
     def make(inliner: Inliner, at: Index, accumulator: Buffer) -> tuple[str, Node]:
         taps, c = at[:-1], at[-1]
-        place = [i * s + k * d for i, s, k, d in zip(spatial, op.strides, taps, op.dilation)]
+        place = [i * s + k * d - low for i, s, k, d, (low, _) in zip(spatial, op.strides, taps, op.dilation, op.padding)]
+        outside = [a for a, pads in enumerate(op.padding) if pads != (0, 0)]
+        inside = [inliner.within(place[a], sizes[a]) for a in outside]
+        for a in outside:  # an element that exists; what is outside counts as zero
+            place[a] = dim_min(dim_max(place[a], 0), sizes[a] - 1)
         source = group * per_group + c
-        left = (index[0], *place, source) if last else (index[0], source, *place)
+        left = inliner.value(x, (index[0], *place, source) if last else (index[0], source, *place))
+        for known in inside:
+            left = inliner.scalar("select", known, left, inliner.literal(0.0, x.dtype))
         right = (*taps, c, channel) if last else (channel, c, *taps)
-        return _product(inliner, inliner.value(x, left), inliner.value(w, right), accumulator)
+        return _product(inliner, left, inliner.value(w, right), accumulator)
 
     return (*kernel, per_group), make
 

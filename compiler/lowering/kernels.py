@@ -42,10 +42,11 @@ from .facts import contraction_choice
 from .generalize import generalize
 from .in_place import writes_over
 from .inline import ERROR_INDEX, Inliner, Names
+from .row_bands import RowBands
 from .rows import LONG_CHAINS, RowKernel
 from .sorting import key_type, lower_argsort, lower_sort
 from .special import lower_cumulative, lower_scatter
-from .streams import streamed
+from .streams import is_far, streamed
 from .windows import lower_windows
 from .winograd import choose_block, lower_winograd
 
@@ -137,7 +138,8 @@ class KernelMaker:
         if strategy == "rows":
             pairs = list(zip(body.results, outputs))
             lanes = self._lanes(body)
-            statement = RowKernel(Inliner(inputs, names, self.caps.has_fma), body.nodes(), pairs, lanes).lower()
+            rows = RowBands if is_far(outputs, self.caps) else RowKernel
+            statement = rows(Inliner(inputs, names, self.caps.has_fma), body.nodes(), pairs, lanes).lower()
             return [(self._kernel(body.name, buffers, [statement], node.loc, Choice("rows")), order, {})]
         return self._elements(body, inputs, outputs, names, node.loc, order)
 
@@ -253,10 +255,10 @@ class KernelMaker:
             return [(self._kernel(body.name, buffers, [extremes], loc), order, {})]
         root = body.results[0]
         if isinstance(root.op, (Elementwise, Cast, Bitcast)):
-            together = lower_together(body.results, outputs, Inliner(inputs, names, self.caps.has_fma), lanes)
+            together = lower_together(body.results, outputs, Inliner(inputs, names, self.caps.has_fma), lanes, self.caps)
             return [(self._kernel(body.name, buffers, [together], loc), order, {})]
         regions = regions_of(root, outputs[0])
-        statements = [lower_region(region, Inliner(inputs, names, self.caps.has_fma), lanes) for region in regions]
+        statements = [lower_region(region, Inliner(inputs, names, self.caps.has_fma), lanes, self.caps) for region in regions]
         if overlapping(root):
             # the second loop overwrites what the first one copied: a barrier must stand between them
             return [(self._kernel(body.name, buffers, [s], loc), order, {}) for s in statements]

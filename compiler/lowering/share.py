@@ -237,8 +237,10 @@ class _Walk:
             return (((), skeleton),), total
         factors: dict[Skeleton, list[tuple[Monomial, int]]] = {(): []}
         products: dict[Skeleton, tuple[DimLike, bool]] = {(): (1, fixed)}
+        alike: dict[Skeleton, list[Monomial]] = {}
         for monomial, coefficient in size.terms:
             place: Skeleton = ()
+            bound: Monomial = ()
             product: DimLike = 1
             free = []
             stays = fixed
@@ -247,11 +249,17 @@ class _Walk:
                     free.append((atom, power))
                     continue
                 skeleton, made, atom_stays = self.atom(atom, fixed)
+                bound = (*bound, (atom, power))
                 place, stays = (*place, (skeleton, power)), stays or atom_stays
                 if self.makes:
                     product = _times(product, made, power)
             if len(place) > 1:
                 place = tuple(sorted(place, key=_order))
+            others = alike.setdefault(place, [])  # what differs in numbers alone is no less another product
+            if bound not in others:
+                others.append(bound)
+            if others[0] != bound:
+                place = (*place, others.index(bound))
             factors.setdefault(place, []).append((tuple(free), coefficient))
             products[place] = (product, stays)
         total = 0

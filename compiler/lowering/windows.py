@@ -20,7 +20,7 @@ from math import gcd, prod
 from msgspec import Struct
 
 from ..ir.caps import Caps
-from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_min, divides, product, size_of
+from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_max, dim_min, divides, product, size_of
 from ..ir.graph import Graph, Node
 from ..ir.loop import Alloc, Buffer, For, If, Let, Stmt, Store, loop_variable
 from ..ir.ops.compute import (
@@ -73,7 +73,8 @@ class Along(Struct, frozen=True):
 
 class Windows(Struct, frozen=True):
     """A node whose results combine windows of `x`, each of one channel. `axes`: the window along each axis but the last;
-    `weights`: what the taps are multiplied with, if anything; `column`: the axis that tiles lie along."""
+    `weights`: what the taps are multiplied with, if anything; `column`: the axis that tiles lie along; `padding`: how far
+    windows reach out of x at both ends of each axis but that one. Taps that lie there are left out."""
 
     node: Node
     x: Node
@@ -81,6 +82,7 @@ class Windows(Struct, frozen=True):
     kind: str
     axes: tuple[Along, ...]
     column: int
+    padding: tuple[tuple[int, int], ...]
 
     def rows(self) -> int:
         """The rows of a window."""
@@ -116,7 +118,7 @@ def windows_of(body: Graph) -> Windows | None:
 def _convolution(node: Node) -> Windows | None:
     op, (x, w) = node.op, node.inputs
     assert isinstance(op, Conv)
-    plain = all(p == (0, 0) for p in op.padding) and all(e == 1 for e in op.input_dilation)
+    plain = all(e == 1 for e in op.input_dilation)
     if not (op.channels_last and plain and op.groups == x.shape[-1] == node.shape[-1]):
         return None
     kernel = w.shape[:-2]
@@ -124,7 +126,7 @@ def _convolution(node: Node) -> Windows | None:
     for taps, stride, dilation in zip(kernel, op.strides, op.dilation, strict=True):
         assert isinstance(taps, int)
         axes.append(Along(taps, stride, dilation))
-    return _along_columns(node, x, w, "sum", axes)
+    return _along_columns(node, x, w, "sum", axes, ((0, 0), *op.padding))
 
 
 def _pooling(node: Node) -> Windows | None:
@@ -134,15 +136,16 @@ def _pooling(node: Node) -> Windows | None:
     if node.rank < 2 or op.window[-1] != 1 or op.strides[-1] != 1:
         return None
     axes = [Along(*along) for along in zip(op.window, op.strides, op.dilation, strict=True)]
-    return _along_columns(node, node.inputs[0], None, op.kind, axes[:-1])
+    return _along_columns(node, node.inputs[0], None, op.kind, axes[:-1], op.padding[:-1])
 
 
-def _along_columns(node: Node, x: Node, weights: Node | None, kind: str, axes: Sequence[Along]) -> Windows | None:
+def _along_columns(node: Node, x: Node, weights: Node | None, kind: str, axes: Sequence[Along],
+                   padding: tuple[tuple[int, int], ...]) -> Windows | None:
     """Tiles lie along the last axis that has windows and more than one result."""
     several = [a for a, along in enumerate(axes) if along.taps > 1 and bounds(node.shape[a])[1] > 1]
-    if not several or node.shape[-1] == 1:
+    if not several or node.shape[-1] == 1 or padding[several[-1]] != (0, 0):
         return None
-    return Windows(node, x, weights, kind, tuple(axes), several[-1])
+    return Windows(node, x, weights, kind, tuple(axes), several[-1], padding)
 
 
 def _only_epilogue(nodes: Sequence[Node], core: Node) -> bool:
@@ -252,6 +255,7 @@ class _Lowering:
         self.row = next((a for a in reversed(range(len(found.axes))) if a != found.column and found.axes[a].taps > 1
                          and found.node.shape[a] != 1), None)
         self.group = channel_group(found, columns, lanes, caps)
+        self.inside: dict[int, tuple[DimLike, DimLike]] = {}  # along padded axes the first tap that reads x, and how many do
 
     def lower(self) -> Stmt:
         """Tiles below one another read almost the same rows, so a thread walks down a band of them, in a group of
@@ -270,9 +274,21 @@ class _Lowering:
         place = dict(zip(others, rest))
         if row is not None:
             place[row] = band * rows + r
-        body = self._at(tuple(place[a] for a in range(len(shape) - 1) if a != self.found.column), tile, group)
+        taps = [let for axis, pads in enumerate(self.found.padding) if pads != (0, 0) for let in self._taps_inside(axis, place[axis])]
+        body = (*taps, *self._at(tuple(place[a] for a in range(len(shape) - 1) if a != self.found.column), tile, group))
         walked = rows if divides(rows, height) else dim_min(rows, height - band * rows)
         return For(variable, product(parts), "parallel", (*lets, For(within, walked, "serial", body)))
+
+    def _taps_inside(self, axis: int, place: DimLike) -> list[Stmt]:
+        """Names the taps that read elements of x along a padded axis: the first one, and how many there are."""
+        along, low, size = self.found.axes[axis], self.found.padding[axis][0], self.found.x.shape[axis]
+        start = low - place * along.stride
+        inliner, names = self.inliner, ("first", "end", "taps")
+        first, end, count = (loop_variable(self.names.fresh(name), along.taps + 1) for name in names)
+        self.inside[axis] = size_of(first), size_of(count)
+        limits = (dim_min(ceildiv(dim_max(at, 0), along.dilation), along.taps) for at in (start, size + start))
+        return [*(Let(at.name, inliner.index(limit), at) for at, limit in zip((first, end), limits)),
+                Let(count.name, inliner.index(dim_max(size_of(end) - size_of(first), 0)), count)]
 
     def _at(self, place: Index, tile: DimLike, group: DimLike) -> tuple[Stmt, ...]:
         whole = self.width // self.columns
@@ -347,9 +363,10 @@ class _Lowering:
     def _taps(self, tile: _Tile, channel: DimLike, accumulator: Buffer) -> tuple[Stmt, ...]:
         """The loops over the taps. Those along the columns are spelled out, input by input: it is read once, and goes
         into each result whose window holds it."""
-        axes = [a for a, along in enumerate(self.found.axes) if along.taps > 1 and a != self.found.column]
-        loops = [loop_symbol(self.names.fresh("k"), self.found.axes[a].taps) for a in axes]
-        taps = dict(zip(axes, (tap for _, tap in loops)))
+        axes = [a for a, along in enumerate(self.found.axes) if (along.taps > 1 or a in self.inside) and a != self.found.column]
+        counts = [self.inside[a][1] if a in self.inside else self.found.axes[a].taps for a in axes]
+        loops = [loop_symbol(self.names.fresh("k"), count) for count in counts]
+        taps = {a: self.inside[a][0] + k if a in self.inside else k for a, (_, k) in zip(axes, loops)}
         inside = self.inliner.inner()
         weights = self._weights(inside, taps, channel)
         for position in self.along.positions(tile.columns):
@@ -364,8 +381,8 @@ class _Lowering:
                     old = inside.load(accumulator, (column,))
                     inside.block.append(Store(accumulator.name, (column,), inside.multiply_add(value, weights[tap], old)))
         body: tuple[Stmt, ...] = tuple(inside.block)
-        for axis, (variable, _) in reversed(list(zip(axes, loops))):
-            body = (For(variable, self.found.axes[axis].taps, "serial", body),)
+        for count, (variable, _) in reversed(list(zip(counts, loops))):
+            body = (For(variable, count, "serial", body),)
         return body
 
     def _weights(self, inside: Inliner, taps: Mapping[int, DimLike], channel: DimLike) -> list[Node]:
@@ -384,7 +401,7 @@ class _Lowering:
         index: list[DimLike] = []
         for axis, along in enumerate(self.found.axes):
             if axis != self.found.column:
-                index.append(next(others) * along.stride + taps.get(axis, 0) * along.dilation)
+                index.append(next(others) * along.stride + taps.get(axis, 0) * along.dilation - self.found.padding[axis][0])
                 continue
             index.append(tile.first * along.stride + position)
         return (*index, channel)

@@ -440,12 +440,24 @@ class _Fuser:
             seen.add(node)
             if node not in own and self._is_stored(node) and _viewed(node) not in own:
                 # Scalars are part of the code, but for contractions: there they are operands, so that layers which
-                # differ only in learned numbers share one microkernel.
-                if group.strategy == "contraction" or not _scalar_constant(node):
+                # differ only in learned numbers share one microkernel. Limits are part of it there too: what is known
+                # to be a number needs no care for NaN.
+                if not _scalar_constant(node) or group.strategy == "contraction" and not self._only_limits(node):
                     found[node] = None
                 continue
             stack.extend(reversed(node.inputs))
         return list(found)
+
+    def _only_limits(self, node: Node) -> bool:
+        """Whether a number is only what others are at least or at most."""
+        stack = [node]
+        while stack:
+            for user in self.users[stack.pop()]:
+                if isinstance(user.op, Broadcast):
+                    stack.append(user)
+                elif not (isinstance(user.op, Elementwise) and user.op.function in ("max", "min") or isinstance(user.op, Pad)):
+                    return False
+        return True
 
     def _is_stored(self, node: Node) -> bool:
         if isinstance(node.op, (Param, Const, Get, MakeTuple)) or node in self.kept or node in self.views:

@@ -4,14 +4,15 @@
 contraction, the right one cut into panels of a few vectors of columns (`compiler/lowering/contraction.py`). The packing
 is made of ordinary ops (pad, reshape, transpose), so that constant folding packs weights at compile time and fusion
 makes one kernel of it otherwise. A matrix times its own transpose is marked as symmetric. Convolutions with padding
-get it from `pad`; depthwise ones stay direct. Dots with a single column become a multiplication and a sum over rows.
+get it from `pad`. Depthwise ones stay direct, and with finite weights have it along the last axis only: taps that would
+read rows of zeros are left out. Dots with a single column become a multiplication and a sum over rows.
 
 A transposed convolution (one with input dilation) becomes plain ones over the operand as it is, whose results interleave
 (`_interleaved`). Products with zeros that dilation puts between the elements are left out: an infinite weight makes no
 NaN of them, as it makes none where ONNX scatters. Under `strict` the zeros are written instead (`_spread`).
 
 Contract: reassoc, for infinite weights of transposed convolutions as said. Afterwards no conv or reduce_window has
-padding or input dilation.
+padding or input dilation, but for the rows of depthwise ones.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from msgspec import Struct
 
 from ..ir.caps import Caps
@@ -32,7 +34,7 @@ from ..ir.types import I64
 from ..library import apply, broadcast, constant, full, pad, reduce, reshape, slice_axis, transpose
 from ..options import Options
 from ..tiles import panel_columns
-from .winograd import fast_convolution
+from .winograd import fast_convolution, known_array
 
 MOST_PARTS = 16  # convolutions that one transposed convolution may become
 LEAST_MIRRORED = 128  # products for an element of a symmetric result, from which on copying half of it is less
@@ -121,16 +123,17 @@ def _pack_conv(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps: C
     if not op.channels_last:
         return None
     rank = len(op.strides)
-    low = [0, *(p[0] for p in op.padding), 0]
-    high = [0, *(p[1] for p in op.padding), 0]
-    x = pad(b, x, low, high)
+    left_out = _rows_left_out(op, x, w)
+    written = [(0, 0) if out else p for p, out in zip(op.padding, left_out)]
+    kept = tuple(p if out else (0, 0) for p, out in zip(op.padding, left_out))
+    x = pad(b, x, [0, *(p[0] for p in written), 0], [0, *(p[1] for p in written), 0])
     plain = ((0, 0),) * rank
     kernel, channels, out = w.shape[:-2], w.shape[-2], w.shape[-1]
     assert isinstance(out, int)
     taps = product(kernel)
     if op.groups != 1:
         if channels == 1 or not x.dtype.is_float:
-            return b.add(Conv(op.strides, plain, op.dilation, (1,) * rank, op.groups, True), x, w)
+            return b.add(Conv(op.strides, kept, op.dilation, (1,) * rank, op.groups, True), x, w)
         return _pack_groups(b, op, x, w, options, caps)
     if taps == 1 and all(s == 1 for s in op.strides):
         return _pack_dot(b, Dot((x.rank - 1,), (0,)), x, reshape(b, w, (channels, out)), caps)
@@ -141,6 +144,18 @@ def _pack_conv(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps: C
     packed = pack_columns(b, reshape(b, w, (taps * channels, out)), 0, tile)
     sizes = tuple(int(k) for k in kernel)
     return b.add(PackedConv(sizes, op.strides, op.dilation, out), x, packed)
+
+
+def _rows_left_out(op: Conv, x: Node, w: Node) -> list[bool]:
+    """For each spatial axis whether a depthwise convolution leaves the taps out that would read its padding, instead of zeros
+    being written there: all but the last one with results beside one another, along which tiles lie."""
+    rank = len(op.strides)
+    weights = known_array(w)
+    if op.groups == 1 or w.shape[-2] != 1 or weights is None or not np.isfinite(weights).all():
+        return [False] * rank
+    out = op.infer(x.type, w.type).shape[1:-1]
+    several = [a for a, (k, n) in enumerate(zip(w.shape, out)) if k != 1 and bounds(n)[1] > 1]
+    return [bool(several) and a < several[-1] and bounds(n)[0] >= 1 for a, n in enumerate(x.shape[1:-1])]
 
 
 def _pack_groups(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps: Caps) -> Node:

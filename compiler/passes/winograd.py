@@ -43,7 +43,7 @@ def fast_convolution(b: Builder, op: Conv, x: Node, w: Node, columns: int, optio
     plain = all(s == 1 for s in (*op.strides, *op.dilation))
     if not plain or options.precision != "default" or x.dtype not in (F32, F64):
         return None
-    weights = _known(w)
+    weights = known_array(w)
     sizes = tuple(n - (k - 1) for n, k in zip(x.shape[1:-1], w.shape[:-2]))
     if weights is None or 0 in (*weights.shape, x.shape[0], *sizes):
         return None
@@ -58,13 +58,13 @@ def fast_convolution(b: Builder, op: Conv, x: Node, w: Node, columns: int, optio
     return b.add(made, x, b.add(Const(Constant(transformed))))
 
 
-def _known(node: Node) -> Array | None:
+def known_array(node: Node) -> Array | None:
     """The array of a constant, also behind changes of its layout."""
     match node.op:
         case Const(value):
             return value.array
         case Transpose() | Reshape():
-            array = _known(node.inputs[0])
+            array = known_array(node.inputs[0])
             return None if array is None else node.op.evaluate((array,), {})
     return None
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..dims import DimLike, bounds, ceildiv, evaluate, product
-from ..errors import CompileError, RuntimeFailure
+from ..errors import CompileError, IndexFailure, RuntimeFailure
 from ..graph import Array, Binding, Op, Sample
 from ..types import BOOL, F32, F64, I32, I64, DType, TensorType, Type, dtype_of
 from .scalar import SCALARS, evaluate_scalar, result_dtype
@@ -390,7 +390,7 @@ class PackedDot(Op, frozen=True):
         lhs, rhs = inputs
         b = self.batch
         columns = evaluate(self.columns, binding)
-        dense = np.moveaxis(rhs, -3, -2).reshape(*rhs.shape[:b], rhs.shape[-2], -1)[..., :columns]
+        dense = np.moveaxis(rhs, -3, -2).reshape(*rhs.shape[:b], rhs.shape[-2], rhs.shape[-3] * rhs.shape[-1])[..., :columns]
         grid = _LETTERS[:b]
         if self.symmetric:
             upper: Array = np.triu(matmul_arrays(f"{grid}xy,{grid}yz->{grid}xz", np.swapaxes(dense, -1, -2), dense))
@@ -430,7 +430,7 @@ class Conv(Op, frozen=True):
         if not len(self.padding) == len(self.dilation) == len(self.input_dilation) == rank:
             raise CompileError(f"conv: strides, padding and dilations must have {rank} entries")
         spatial, kernel, channels, per_group, out = self.parts(x, w)
-        if per_group * self.groups != channels or not isinstance(out, int) or out % self.groups:
+        if self.groups < 1 or per_group * self.groups != channels or not isinstance(out, int) or out % self.groups:
             raise CompileError(f"conv: {channels} channels in, {per_group} a group, {out} out do not fit "
                                f"{self.groups} groups")
         sizes = []
@@ -498,6 +498,8 @@ def window_view(x: Array, window: Sequence[int], strides: Sequence[int], dilatio
     rank = len(window)
     spans = tuple((k - 1) * d + 1 for k, d in zip(window, dilation))
     out = [(n - span) // s + 1 for n, span, s in zip(x.shape[2:], spans, strides)]
+    if min(out, default=0) < 0:
+        raise IndexFailure(f"a window of {spans} does not fit into the axes {x.shape[2:]}")
     if 0 in out:  # NumPy's view wants room for one window at least
         return np.zeros((*x.shape[:2], *out, *window), x.dtype)
     view = np.lib.stride_tricks.sliding_window_view(x, spans, axis=tuple(range(2, 2 + rank)))
@@ -525,6 +527,9 @@ class PackedConv(Op, frozen=True):
         grouped = self.groups != 1
         if x.rank != len(self.kernel) + 2 or w.rank != 3 + grouped or x.dtype != w.dtype or not x.dtype.is_float:
             raise CompileError(f"packed_conv: {x} and {w} do not fit")
+        if min((*self.kernel, *self.strides, *self.dilation, self.channels, self.groups)) < 1 or \
+                not len(self.kernel) == len(self.strides) == len(self.dilation):
+            raise CompileError("packed_conv: kernel, strides, dilation, channels and groups must be positive, one for each axis")
         *groups, panels, depth, tile = w.shape
         of_group = self.channels // self.groups
         fits = (isinstance(tile, int) and depth * self.groups == product(self.kernel) * x.shape[-1]

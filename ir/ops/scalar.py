@@ -172,7 +172,7 @@ def _fma(a: Any, b: Any, c: Any) -> Any:
     # the error of the sum (Knuth, Two-Sum); rounding to odd makes the second rounding see what the first one lost
     part = total - product
     lost = (product - (total - part)) + (addend - part)
-    bits = np.ascontiguousarray(total).view(np.int64)
+    bits = np.asarray(total).view(np.int64)  # new memory, and of no axes where the operands have none
     inexact = np.isfinite(total) & (lost != 0) & ((bits & 1) == 0)
     outwards = (lost > 0) == (total > 0)
     odd = np.where(inexact, bits + np.where(outwards, 1, -1), bits).view(np.float64)

@@ -400,7 +400,7 @@ class GatherND(Op, frozen=True):
         x, indices = operands(self, types, 2)
         _check_indices(self, indices)
         depth = indices.shape[-1] if indices.rank else None
-        if not isinstance(depth, int) or self.batch + depth > x.rank or indices.rank <= self.batch:
+        if not isinstance(depth, int) or self.batch < 0 or self.batch + depth > x.rank or indices.rank <= self.batch:
             raise CompileError(f"gather_nd: indices {indices} do not fit {x} with {self.batch} batch axes")
         if indices.shape[:self.batch] != x.shape[:self.batch]:
             raise CompileError(f"gather_nd: batch axes differ: {indices} vs {x}")

@@ -83,8 +83,9 @@ class Folder(Struct, frozen=True):
             return file.read(length)
 
 
-def decode_tensor(tensor: Any, folder: Folder, owner: str = "") -> np.ndarray:
-    """The tensor's elements. Its amount of data must be exactly what dtype and shape need."""
+def decode_tensor(tensor: Any, folder: Folder, owner: str = "", payload: memoryview | None = None) -> np.ndarray:
+    """The tensor's elements. Its amount of data must be exactly what dtype and shape need. `payload`: its raw data, where that was
+    taken out of it; the array is a view then."""
     what = f"tensor {tensor.name!r}" + (f" of {owner}" if owner else "") if tensor.name or not owner else \
         f"a tensor of {owner}"
     dtype = element_dtype(tensor.data_type, what)
@@ -94,10 +95,11 @@ def decode_tensor(tensor: Any, folder: Folder, owner: str = "") -> np.ndarray:
     count = 1
     for size in shape:
         count *= size
+    raw: bytes | memoryview
     if tensor.data_location == EXTERNAL:
         raw = _external_bytes(tensor, folder, count * dtype.bytes, what)
     elif tensor.HasField("raw_data"):
-        raw = bytes(tensor.raw_data)
+        raw = bytes(tensor.raw_data) if payload is None else payload
     else:
         return _typed_elements(tensor, dtype, shape, count, what)
     if len(raw) != count * dtype.bytes:
@@ -107,7 +109,7 @@ def decode_tensor(tensor: Any, folder: Folder, owner: str = "") -> np.ndarray:
 
 
 def _native(array: np.ndarray, dtype: DType) -> np.ndarray:
-    return np.not_equal(array, 0) if dtype.is_bool else array.astype(dtype.numpy, copy=False)
+    return np.not_equal(array, 0) if dtype.is_bool else array.astype(dtype.numpy, copy=False).view(dtype.numpy)
 
 
 def _external_bytes(tensor: Any, folder: Folder, needed: int, what: str) -> bytes:

@@ -1,0 +1,107 @@
+"""The corpus on disk: cases that gained coverage, one file each, and what failed.
+
+    FOLDER/corpus/SUBJECT-DIGEST.case     text of a case (`Subject.format`)
+    FOLDER/findings/LABEL.ir              a failure, reduced, with the command that replays it
+    FOLDER/findings/LABEL.full.ir         the same as it was found
+    FOLDER/current-N.case                 what worker N is running machine code of
+
+Files appear whole or not at all, so a kill at any moment loses the program in flight only, and several workers share a
+folder: each reads what the others add. A file that cannot be read is left where it is, reported once and not used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+
+from ..ir.errors import CompileError, TilewrightError, cannot_write
+from ..runtime.artifact import write_bytes
+from .subject import AnySubject, Failure
+
+
+class Entry(Struct):
+    """A case of the corpus. `streak`: mutations in a row that gained nothing."""
+
+    subject: AnySubject
+    case: Any
+    streak: int = 0
+
+
+class Corpus:
+    """Entries in memory, and their files. `unreadable` maps files that are damaged to what is wrong with them."""
+
+    def __init__(self, folder: Path, subjects: Mapping[str, AnySubject]) -> None:
+        self.folder = folder
+        self.subjects = subjects
+        self.entries: list[Entry] = []
+        self.unreadable: dict[str, str] = {}
+        self._known: set[str] = set()
+        make_folder(folder / "corpus")
+        make_folder(folder / "findings")
+
+    def refresh(self) -> Iterator[Entry]:
+        """Entries that lie on disk and are not known yet; they belong to the corpus once they are given."""
+        for path in sorted((self.folder / "corpus").glob("*.case")):
+            if path.name in self._known:
+                continue
+            self._known.add(path.name)
+            try:
+                subject = self.subjects.get(path.name.split("-")[0])
+                if subject is None:
+                    continue  # of a kind that is not fuzzed in this run
+                entry = Entry(subject, subject.parse(path.read_text(encoding="utf-8")))
+            except (OSError, UnicodeDecodeError, TilewrightError) as error:
+                self.unreadable[path.name] = str(error).splitlines()[0]
+                continue
+            self.entries.append(entry)
+            yield entry
+
+    def add(self, subject: AnySubject, case: Any) -> Entry:
+        """Keeps a case, in memory and on disk."""
+        text = subject.format(case)
+        name = f"{subject.name}-{hashlib.blake2s(text.encode(), digest_size=10).hexdigest()}.case"
+        entry = Entry(subject, case)
+        self.entries.append(entry)
+        if name not in self._known:
+            self._known.add(name)
+            write(self.folder / "corpus" / name, text)
+        return entry
+
+    def pick(self, rng: np.random.Generator) -> Entry:
+        """An entry, the newer half with twice the chance."""
+        count = len(self.entries)
+        place = int(rng.integers(count))
+        return self.entries[max(place, int(rng.integers(count))) if rng.random() < 0.5 else place]
+
+
+def finding_text(subject: AnySubject, case: Any, failure: Failure, name: str) -> str:
+    """A regression file: the case under the command that replays it and what failed."""
+    said = [f"# {line}" for line in failure.message.splitlines()[:6]]
+    header, _, rest = subject.format(case).partition("\n")
+    return "\n".join([header, f"# replay with `tilewright fuzz --replay {name}`", f"# signature: {failure.signature}", *said, rest])
+
+
+def read_case(text: str, subjects: Mapping[str, AnySubject], file: str) -> tuple[AnySubject, Any]:
+    """The case of a file, by its first line. CompileError where there is none."""
+    first = text.partition("\n")[0]
+    for subject in subjects.values():
+        if first.startswith("# tilewright fuzz, format 1: " + subject.name):
+            return subject, subject.parse(text)
+    raise CompileError(f"{file}: no case of the fuzzer: it must begin with `# tilewright fuzz, format 1: ` and one of "
+                       f"{', '.join(subjects)}; found {first[:60]!r}")
+
+
+def write(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from None

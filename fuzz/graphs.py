@@ -1,0 +1,306 @@
+"""Graphs as a subject of fuzzing: a case is a graph, a sequence of passes, and what decides its inputs and target.
+
+The check follows the program through the compiler and names the first stage that breaks a promise:
+
+1. every step of the sequence: no crash, a graph that verifies, the same results as the graph that was given (`shadow.py`
+   says how far apart legal results may lie), and nothing left to do for an idempotent pass;
+2. with `native`, what the pipeline still does until the graph can be lowered, in the same way; lowering, by the loop
+   interpreter with its checks of bounds, races and uninitialised memory; machine code, on one and two threads to the same
+   bits; the same bytes when compiled again.
+
+What a program does with inputs that it refuses (an index out of range) is not compared.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ..ir.caps import Caps
+from ..ir.errors import CompileError, InternalError, ParseError, TilewrightError, UnsupportedError, VerifyError
+from ..ir.graph import Constant, Graph
+from ..ir.interp import evaluate_graph
+from ..ir.loop_interp import run_program
+from ..ir.ops.table import ALL_OPS
+from ..ir.parser import parse
+from ..ir.printer import constants_of, format_graph
+from ..ir.program import Program
+from ..ir.types import dtype_of
+from ..ir.verify import verify
+from . import native as machine
+from .generate import DEFAULT_DTYPES, random_graph, random_inputs, sample_graph
+from .mutate import MUTATORS, mutate
+from .rebuild import acceptable
+from .sequences import (
+    Step,
+    Steps,
+    completed,
+    format_steps,
+    is_idempotent,
+    legal,
+    mutate_steps,
+    parse_steps,
+    precisions,
+    random_steps,
+    run_step,
+)
+from .shadow import Shadow, compare, shadow
+from .simplify import simpler
+from .subject import Failure, Refused, Verdict
+
+HEADER = "# tilewright fuzz, format 1: graph"
+_FIELD = re.compile(r"# (\w+): ?(.*)")
+_PLACE = re.compile(r"tilewright[/\\](.+\.py)$")
+
+
+class GraphCase(Struct, frozen=True):
+    """A graph, what is done to it, and what decides its inputs (`seed`, `special`) and code (`target`, `small_caches`)."""
+
+    graph: Graph
+    steps: Steps = ()
+    precision: str = "default"
+    target: str = "cpu"
+    small_caches: bool = False
+    seed: int = 0
+    special: bool = False
+
+
+class GraphSubject:
+    """See `Subject`."""
+
+    name = "graph"
+
+    def seeds(self) -> Iterator[GraphCase]:
+        """Every sample of every op."""
+        for number, op in enumerate(ALL_OPS):
+            for sample in op.samples():
+                graph = sample_graph(sample)
+                if acceptable(graph):
+                    yield GraphCase(graph, legal(tuple(completed(()))), seed=number)
+
+    def generate(self, rng: np.random.Generator) -> GraphCase:
+        graph = random_graph(rng, int(rng.integers(1, 11)), DEFAULT_DTYPES, bool(rng.random() < 0.5))
+        return self.around(graph, random_steps(rng), rng)
+
+    def around(self, graph: Graph, steps: Steps, rng: np.random.Generator) -> GraphCase:
+        """A case with everything else drawn anew."""
+        return GraphCase(graph, steps, precisions()[int(rng.integers(len(precisions())))],
+                         machine.TARGETS[int(rng.integers(len(machine.TARGETS)))], bool(rng.random() < 0.4),
+                         int(rng.integers(1 << 16)), bool(rng.random() < 0.25))
+
+    def mutators(self) -> tuple[str, ...]:
+        return tuple(MUTATORS)
+
+    def mutate_program(self, case: GraphCase, rng: np.random.Generator, donor: GraphCase | None,
+                       allowed: frozenset[str]) -> tuple[GraphCase, str] | None:
+        made = mutate(case.graph, rng, None if donor is None else donor.graph, allowed)
+        return None if made is None else (self.around(made[0], case.steps, rng), made[1])
+
+    def mutate_passes(self, case: GraphCase, rng: np.random.Generator, donor: GraphCase | None) -> tuple[GraphCase, str]:
+        steps, kind = mutate_steps(case.steps, rng, () if donor is None else donor.steps)
+        return self.around(case.graph, steps, rng), kind
+
+    def with_pipeline(self, case: GraphCase) -> GraphCase:
+        return replace(case, steps=legal(tuple(completed(()))))
+
+    def with_random_passes(self, case: GraphCase, rng: np.random.Generator) -> GraphCase:
+        return replace(case, steps=random_steps(rng))
+
+    def without_passes(self, case: GraphCase, changed: tuple[str, ...]) -> GraphCase:
+        return replace(case, steps=legal([step for step in case.steps if step.name in changed]))
+
+    def check(self, case: GraphCase, native: bool) -> Verdict:
+        with np.errstate(all="ignore"):
+            return _Check(case).run(native)
+
+    def smaller(self, case: GraphCase) -> Iterator[GraphCase]:
+        if case.steps:
+            yield replace(case, steps=())
+        for number in range(len(case.steps)):
+            yield replace(case, steps=legal([*case.steps[:number], *case.steps[number + 1:]]))
+        for graph in simpler(case.graph):
+            yield replace(case, graph=graph)
+        for change in ({"special": False}, {"seed": 0}, {"small_caches": False}, {"target": "cpu"}, {"precision": "default"}):
+            if any(getattr(case, name) != value for name, value in change.items()):
+                yield replace(case, **change)
+
+    def size(self, case: GraphCase) -> int:
+        return len(case.graph.nodes()) + len(case.steps)
+
+    def format(self, case: GraphCase) -> str:
+        lines = [HEADER, f"# passes: {format_steps(case.steps)}", f"# precision: {case.precision}", f"# target: {case.target}",
+                 f"# caches: {'small' if case.small_caches else 'real'}", f"# seed: {case.seed}",
+                 f"# inputs: {'special' if case.special else 'plain'}"]
+        constants = constants_of(case.graph)
+        if constants:
+            packed = io.BytesIO()
+            np.savez_compressed(packed, **{f"{name}_{c.dtype}": c.array.view(np.uint16) if c.dtype.name == "bf16" else c.array
+                                           for name, c in constants.items()})
+            lines.append(f"# constants: {base64.b64encode(packed.getvalue()).decode()}")
+        return "\n".join(lines) + "\n" + format_graph(case.graph)
+
+    def parse(self, text: str) -> GraphCase:
+        fields = dict(found.groups() for found in map(_FIELD.match, text.splitlines()) if found)
+        if not text.startswith(HEADER):
+            raise ParseError(f"no case of a graph: the text must begin with {HEADER!r}", line=1, column=1)
+        try:
+            graph = parse(text, _read_constants(fields.get("constants", "")))
+            verify(graph)
+            return GraphCase(graph, legal(parse_steps(fields["passes"])), fields["precision"], fields["target"],
+                             fields["caches"] == "small", int(fields["seed"]), fields["inputs"] == "special")
+        except (KeyError, ValueError) as error:
+            raise CompileError(f"the header of a case is damaged: {type(error).__name__}: {error}") from None
+
+
+def _read_constants(text: str) -> list[Constant]:
+    if not text:
+        return []
+    with np.load(io.BytesIO(base64.b64decode(text, validate=True))) as stored:
+        found = []
+        for name in stored.files:
+            dtype = dtype_of(name.rsplit("_", 1)[1])
+            found.append(Constant(stored[name].view(dtype.numpy) if dtype.name == "bf16" else stored[name], dtype))
+        return found
+
+
+# --- the check ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def guarded(stage: str) -> Iterator[None]:
+    """Errors of a stage as what they are to a fuzzer: what is not supported is refused; all else is a crash."""
+    try:
+        yield
+    except (Failure, Refused):
+        raise
+    except UnsupportedError as error:
+        raise Refused(f"{stage}: {error.message}") from None
+    except MemoryError as error:
+        raise Failure("memory", stage, str(error) or "out of memory") from error
+    except VerifyError as error:
+        raise Failure("verifier", stage, error.message) from error
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InternalError) and error.__cause__ else error
+        raise Failure("crash", stage, f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''} "
+                                      f"({_place_of(cause)})") from error
+
+
+def _place_of(error: BaseException) -> str:
+    """The innermost of our own functions that the error went through."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        found = _PLACE.search(frame.filename) or re.search(r"((?:compiler|ir|backends|runtime)/.+\.py)$", frame.filename)
+        if found:
+            return f"{found.group(1)}: {frame.name}"
+    return "unknown place"
+
+
+class _Check:
+    """One run of all oracles."""
+
+    def __init__(self, case: GraphCase) -> None:
+        self.case = case
+        self.caps: Caps = machine.caps_of(case.target, case.small_caches)
+        self.inputs, _ = random_inputs(case.graph, np.random.default_rng(case.seed), case.special)
+        self.expected = self.meaning()
+        self.changed: list[str] = []
+
+    def meaning(self) -> Shadow:
+        """What the graph gives for its inputs, with bounds. Refused where the program refuses them."""
+        with guarded("interpreter"):
+            try:
+                return shadow(self.case.graph, self.inputs, precision=self.case.precision)
+            except TilewrightError as error:
+                if isinstance(error, InternalError):
+                    raise
+                raise Refused(f"the program refuses its inputs: {error.message}") from None
+
+    def run(self, native: bool) -> Verdict:
+        if self.case.seed % 4 == 0:
+            self.text()
+        graph = self.case.graph
+        for step in self.case.steps:
+            graph = self.step(step, graph)
+        if native:
+            for step in completed(self.case.steps):
+                graph = self.step(step, graph)
+            self.lower(graph)
+        return Verdict(tuple(self.changed), native)
+
+    def text(self) -> None:
+        """Printing and parsing are inverse."""
+        graph = self.case.graph
+        with guarded("printer"):
+            text = format_graph(graph)
+        with guarded("parser"):
+            again = parse(text, graph)
+        if again.fingerprint != graph.fingerprint or format_graph(again) != text:
+            raise Failure("text", "printer", "the text of the graph reads back as another graph")
+
+    def step(self, step: Step, graph: Graph) -> Graph:
+        name = step.name.split(":")[0]
+        with guarded(step.name):
+            after = run_step(step, graph, self.case.precision, self.caps)
+        if after is graph:
+            return graph
+        self.changed.append(step.name)
+        with guarded(step.name):
+            verify(after)
+        self.same(step.name, after)
+        if self.case.seed % 3 == 0 and is_idempotent(step):
+            with guarded(name):
+                again = run_step(step, after, self.case.precision, self.caps)
+            if again.fingerprint != after.fingerprint:
+                raise Failure("unstable", step.name, "a second run of the pass changes what it left")
+        return after
+
+    def same(self, stage: str, graph: Graph) -> None:
+        with guarded(stage):
+            found = evaluate_graph(graph, self.inputs)
+        self.compare("result", stage, found)
+
+    def compare(self, kind: str, stage: str, found: Sequence[np.ndarray]) -> None:
+        problem = compare(self.expected, found)
+        if problem is not None:
+            raise Failure(kind, stage, problem)
+
+    def lower(self, graph: Graph) -> None:
+        with guarded("lower"):
+            program = machine.lowered(graph, self.caps)
+        with guarded("lower"):
+            results = run_program(program, self.inputs, threads=2)
+        self.compare("result", "lower", results)
+        self.code(program)
+
+    def code(self, program: Program) -> None:
+        case = self.case
+        with guarded("llvm"):
+            code, symbol = machine.object_code(program, case.target)
+            executable = machine.loaded(program, code, symbol)
+        if case.seed % 8 == 0:
+            with guarded("llvm"):
+                again = machine.object_code(machine.lowered(self.finished(), self.caps), case.target)[0]
+            if again != code:
+                raise Failure("bytes", "llvm", "compiling the same program twice gives other code")
+        with guarded("runtime"):
+            one = machine.run(executable, self.inputs, 1)
+        self.compare("result", "llvm", one)
+        with guarded("runtime"):
+            two = machine.run(executable, self.inputs, 2)
+        for number, (x, y) in enumerate(zip(one, two, strict=True)):
+            if x.tobytes() != y.tobytes():
+                raise Failure("threads", "llvm", f"result {number} has other bits on two threads than on one")
+
+    def finished(self) -> Graph:
+        """The graph after all passes, made anew."""
+        graph = self.case.graph
+        for step in (*self.case.steps, *completed(self.case.steps)):
+            graph = run_step(step, graph, self.case.precision, self.caps)
+        return graph

@@ -1,0 +1,167 @@
+"""Bounds of contractions: dots and convolutions, plain and as passes make them.
+
+A contraction is a sum of products in any order, exact where all products are multiples of one unit and few enough. Of the
+operands' bounds it keeps what both together can add: (|x| + dx)(|y| + dy) - |x||y|, summed. A convolution whose weights may
+be constants may be computed by Winograd's algorithm under precision `default`, with the amplification of the worst tile that
+passes may take, and its NaNs spread over tiles. With constant weights, factors behind the sum may be moved into them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ..ir.graph import Binding
+from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot
+from ..ir.ops.winograd import WinogradConv
+from ..ir.winograd import MOST_POINTS, winograd
+from ..passes.winograd import MOST_AMPLIFICATION, RESULTS
+from .shadow_values import (
+    FORMATS,
+    INFINITE,
+    Array,
+    Bound,
+    Traced,
+    accumulator,
+    all_tainted,
+    are_exact,
+    fits,
+    lattice,
+    rounded,
+    settled,
+    summed,
+    within,
+)
+
+SAFETY = 1.0625  # for the rounding of the bounds themselves
+CONTRACTIONS = (Dot, Conv, PackedDot, PackedConv, WinogradConv)
+
+
+def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding: Binding, precision: str) -> Traced:
+    """The contraction's value with its bound."""
+    x, w = operands
+    if not x.is_float:
+        return Traced(value) if are_exact(operands) else all_tainted(value)
+    finite = bool(np.isfinite(x.value).all() and np.isfinite(w.value).all())
+    if isinstance(op, WinogradConv):
+        return _by_tiles(op, x, w, value) if finite else all_tainted(value)
+    strict = precision == "strict"
+    if isinstance(op, Conv):
+        transposed = not strict and max(op.input_dilation, default=1) > 1
+        if transposed and not np.isfinite(w.value).all():
+            return all_tainted(value)  # no product is taken with the zeros between the elements
+        if precision == "default" and w.known and min(x.value.shape, default=0) and _may_be_winograd(op, value):
+            return _as_winograd(op, x, w, value) if finite else all_tainted(value)
+    count = _terms(op, x.value, w.value)
+    on_lattice = _on_lattice(op, operands, value, binding, count)
+    if on_lattice is not None:
+        if not strict and on_lattice.unit is not None:
+            on_lattice.rounds = x.rounds + w.rounds + (count if x.known or w.known else 1)
+        return on_lattice
+    return _inexact(op, operands, value, binding, count)
+
+
+def _on_lattice(op: Any, operands: Sequence[Traced], value: Array, binding: Binding, count: int) -> Traced | None:
+    """The exact result; None where a sum may round."""
+    x, w = operands
+    (first, size), (second, other) = lattice(x), lattice(w)
+    unit, mass = first * second, size * other * count if first and second else INFINITE
+    if not first or not second or not fits(unit, mass, accumulator(value.dtype)):
+        return None
+    bound = None if are_exact(operands) else _reached(op, x, w, binding)
+    if fits(unit, mass, FORMATS[value.dtype]):
+        return Traced(value, bound, True, False, unit, mass, 0)
+    if not np.isfinite(value).all():
+        return None  # the sum is a float32, its dtype is narrower
+    return Traced(value, bound, True)
+
+
+def _reached(op: Any, x: Traced, w: Traced, binding: Binding) -> Bound:
+    """What tainted elements have a part in."""
+    by_left = op.evaluate([np.sign(x.bounds), np.ones(w.value.shape)], binding)
+    by_right = op.evaluate([np.ones(x.value.shape), np.sign(w.bounds)], binding)
+    return settled(np.where(by_left + by_right > 0, INFINITE, 0.0))
+
+
+def _inexact(op: Any, operands: Sequence[Traced], value: Array, binding: Binding, count: int) -> Traced:
+    """One rounding for each term, and what the operands miss by."""
+    inner = accumulator(value.dtype)
+    sizes = [np.where(np.isfinite(v.value), np.abs(v.wide()), 0.0) for v in operands]
+    size = np.asarray(op.evaluate(sizes, binding))
+    most, error = size, np.zeros(value.shape)
+    if not are_exact(operands):
+        most = np.asarray(op.evaluate([s + v.bounds for s, v in zip(sizes, operands)], binding))
+        most = np.where(most >= 0, most, INFINITE)
+        error = most - size
+    hidden = [v.mass if v.rounds else float(s.max(initial=0.0)) for s, v in zip(sizes, operands)]
+    rounds = sum(v.rounds for v in operands)
+    terms = most + (hidden[0] * hidden[1] * count if rounds else 0.0)
+    # twice: both ways of summing round; two more for a factor that is moved into the terms
+    own = (count + rounds + 4) * inner.epsilon * terms + count * inner.smallest
+    bound = summed(value, SAFETY * error + own, most)
+    if not are_exact(operands):  # an infinite term may meet a factor that is zero
+        bound = settled(np.where(np.isfinite(value), 0.0 if bound is None else bound, INFINITE))
+    return Traced(value, bound, True)
+
+
+def _terms(op: Any, x: Array, w: Array) -> int:
+    """Products that a result is the sum of."""
+    match op:
+        case Dot():
+            return prod(x.shape[a] for a in op.lhs_contract)
+        case PackedDot() | PackedConv():
+            return int(w.shape[-2])
+    return prod(w.shape[:-1] if op.channels_last else w.shape[1:])
+
+
+# --- Winograd's algorithm -----------------------------------------------------------------------------------------------
+
+
+def _may_be_winograd(op: Conv, value: Array) -> bool:
+    single = accumulator(value.dtype) is FORMATS[value.dtype]
+    return single and all(s == 1 for s in (*op.strides, *op.dilation))
+
+
+def _as_winograd(op: Conv, x: Traced, w: Traced, value: Array) -> Traced:
+    """A plain convolution with the error of the worst tiles that passes may choose for it."""
+    spatial = tuple(range(1, x.value.ndim - 1)) if op.channels_last else tuple(range(2, x.value.ndim))
+    kernel = w.value.shape[:-2] if op.channels_last else w.value.shape[2:]
+    able = [[winograd(m, k) for m in ((1,) if k == 1 else RESULTS) if m + k - 1 <= MOST_POINTS] for k in kernel]
+    tiles = [(prod(a.amplification for a in axes), sum(a.points for a in axes)) for axes in itertools.product(*able)]
+    amplification, points = max((t for t in tiles if t[0] <= MOST_AMPLIFICATION), default=(1.0, 0))
+    # tiles mix places of the input: of each channel the greatest stands for all, so borders need no thought
+    whole = Conv(op.strides, tuple((0, 0) for _ in kernel), op.dilation, tuple(1 for _ in kernel), op.groups, op.channels_last)
+    greatest = [np.abs(x.wide()), np.abs(x.wide()) + x.bounds]
+    shape = [kernel[spatial.index(a)] if a in spatial else n for a, n in enumerate(x.value.shape)]
+    sizes = [np.broadcast_to(g.max(axis=spatial, keepdims=True), shape) for g in greatest]
+    size = whole.evaluate((sizes[0], np.abs(w.wide())), {})
+    most = whole.evaluate((sizes[1], np.abs(w.wide()) + w.bounds), {})
+    most = np.where(most >= 0, most, INFINITE)
+    terms = _terms(op, x.value, w.value)
+    bound = SAFETY * (most - size) + amplification * (terms + 2 * points + 4) * FORMATS[value.dtype].epsilon * most
+    overflow = most * amplification >= FORMATS[value.dtype].largest
+    bound = np.broadcast_to(np.where(overflow, INFINITE, bound), value.shape)
+    return Traced(value, settled(within(value, bound, FORMATS[value.dtype])), True)
+
+
+def _by_tiles(op: WinogradConv, x: Traced, u: Traced, value: Array) -> Traced:
+    """The error of the three steps from the magnitudes of all terms: those of the matrices, of the input, of the weights."""
+    inner, channels = accumulator(value.dtype), u.value.shape[2]
+    factors = np.ones(1)
+    for axis in op.axes:
+        of_input, of_output = np.abs(axis.input).sum(1), np.abs(axis.output).max(0)
+        factors = np.multiply.outer(factors, of_input * of_output).reshape(-1)
+    spatial = tuple(range(1, x.value.ndim - 1))
+    most = np.max(np.abs(x.wide()) + x.bounds, axis=spatial, initial=0.0).reshape(-1, op.groups, channels)
+    panels = (np.abs(u.wide()) + u.bounds).reshape(u.value.shape[0], op.groups, -1, *u.value.shape[2:])
+    dense = np.moveaxis(panels, 3, 2).reshape(*panels.shape[:2], channels, -1)[..., :op.channels // op.groups]
+    terms = np.einsum("ngc,pgco,p->ngo", most, dense, factors).reshape(-1, op.channels)
+    points = sum(axis.points for axis in op.axes)
+    relative = (channels + 2 * points + 8) * inner.epsilon + (0.0 if are_exact((x, u)) else 1.0)
+    bound = np.where(terms < inner.largest, relative * terms, INFINITE).reshape(terms.shape[0], *[1] * len(spatial), op.channels)
+    bound = np.broadcast_to(bound, value.shape)
+    return Traced(value, settled(within(value, rounded(bound, value), FORMATS[value.dtype])), True)
