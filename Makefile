@@ -14,7 +14,7 @@ MODELS  := --no-deps --ignore-requires-python
 PYTEST  := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint format benchmark clean sanitize-address sanitize-undefined sanitize-thread runtime-coverage
+.PHONY: help venv demo test check lint format benchmark zoo clean sanitize-address sanitize-undefined sanitize-thread runtime-coverage
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -80,6 +80,9 @@ lint: build/types ## ruff and mypy
 format: $(VENV)/.test ## let ruff repair what it can
 	$(BIN)/ruff check --fix .
 
+zoo: $(VENV)/.test ## every known miscompile of fuzz/zoo, in a copy of the tree: does its witness see it?
+	$(BIN)/python -m tilewright.fuzz.zoo_runner
+
 sanitize-address: ## the C++ runtime's tests under AddressSanitizer
 	csrc/tests/run.sh address
 
@@ -91,7 +94,8 @@ sanitize-thread: ## the same under ThreadSanitizer
 
 runtime-coverage: $(VENV)/.test ## the C++ runtime with edge coverage, for fuzzing: build/runtime-coverage/lib
 	$(PIP) 'setuptools>=77' 'pybind11>=3.0'
-	RUNTIME_COVERAGE=1 $(BIN)/python setup.py --quiet build --build-base build/runtime-coverage build_ext --build-lib build/runtime-coverage/lib
+	RUNTIME_COVERAGE=1 $(BIN)/python setup.py --quiet build_ext \
+	  --build-lib build/runtime-coverage/lib --build-temp build/runtime-coverage/temp
 
 clean: ## remove what was built (not .venv)
 	rm -rf build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import msgspec
 from .cli_shared import answer, write_out
 from .fuzz.settings import MODES, Settings
 from .fuzz.supervisor import Account, free_cores, fuzz, outcome_of, regression_files
-from .ir.errors import cannot_write
+from .ir.errors import UnsupportedError, cannot_write
 from .runtime.artifact import write_bytes
 
 SUBJECTS = ("graph", "kernel", "bytes")
@@ -31,6 +32,8 @@ SHOWN = 12  # rows of a table of yields
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False),
               help="Corpus and findings; a run goes on where the last one there ended.  [default: a new temporary one]")
 @click.option("--subject", "subjects", multiple=True, type=click.Choice(SUBJECTS), help="What to fuzz.  [default: all]")
+@click.option("--model", "models", multiple=True, type=click.Path(exists=True, dir_okay=False),
+              help="Pieces of this model (.onnx, .ir) are seeds too; may be repeated.")
 @click.option("--mode", type=click.Choice(tuple(MODES)), default="joint", show_default=True, help="For comparisons: leave parts out.")
 @click.option("--patience", type=click.IntRange(1), default=4, show_default=True,
               help="Mutations of a program in a row without new coverage, before its passes are mutated.")
@@ -47,7 +50,7 @@ SHOWN = 12  # rows of a table of yields
 @click.option("--replay", "replayed", multiple=True, type=click.Path(path_type=Path, exists=True),
               help="Check a file, or all files of a folder, instead; may be repeated.")
 def fuzz_command(seconds: float | None, iterations: int | None, seed: int | None, workers: int | None, folder: Path | None,
-                 subjects: Sequence[str], mode: str, patience: int, native_share: float, hang_seconds: float,
+                 subjects: Sequence[str], models: Sequence[str], mode: str, patience: int, native_share: float, hang_seconds: float,
                  memory_bytes: int | None, stop_at_first: bool, no_reduce: bool, report: Path | None, json_path: Path | None,
                  replayed: Sequence[Path]) -> None:
     """Search for programs that the compiler gets wrong, guided by coverage.
@@ -55,12 +58,13 @@ def fuzz_command(seconds: float | None, iterations: int | None, seed: int | None
     Programs and sequences of passes are mutated together; every pass is checked by evaluating the program before and after
     it, lowered kernels by their interpreter, and a share of programs as machine code. Exit status 1: something was found.
     """
+    render = None if report is None else load_report()
     if replayed:
         sys.exit(replay([file for path in replayed for file in regression_files(path)], json_path))
     settings = Settings(
         seconds=seconds or (0.0 if iterations else DEFAULT_SECONDS), iterations=iterations or 0,
         seed=int(time.time()) if seed is None else seed, mode=mode, subjects=tuple(subjects) or SUBJECTS, patience=patience,
-        native_share=native_share, hang_seconds=hang_seconds, memory_bytes=memory_bytes or 0, stop_at_first=stop_at_first,
+        native_share=native_share, hang_seconds=hang_seconds, memory_bytes=memory_bytes or 0, stop_at_first=stop_at_first, models=tuple(map(os.path.abspath, models)),
         reduce=not no_reduce, workers=workers or free_cores())
     place = Path(tempfile.mkdtemp(prefix="tilewright-fuzz-")) if folder is None else folder
     try:
@@ -74,14 +78,21 @@ def fuzz_command(seconds: float | None, iterations: int | None, seed: int | None
     data = {"settings": msgspec.to_builtins(settings), "folder": str(place), **msgspec.to_builtins(account)}
     if json_path is not None and str(json_path) != "-":
         write_bytes(json_path, msgspec.json.format(msgspec.json.encode(data)))
-    if report is not None:
-        from .fuzz.report import render
-
+    if render is not None and report is not None:
         write_bytes(report, render(settings, account).encode())
     answer(json_path is not None and str(json_path) == "-", data, list(summary(account)))
     if account.interrupted:
         raise KeyboardInterrupt
     sys.exit(1 if account.findings else 0)
+
+
+def load_report() -> Callable[[Settings, Account], str]:
+    """What makes the page, found before hours are spent."""
+    try:
+        from .fuzz.report import render
+    except ImportError as error:
+        raise UnsupportedError(f"--report needs {error.name}", hint="pip install 'tilewright[fuzz]'") from None
+    return render
 
 
 class _Line:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from msgspec import Struct
 
 from .ir.dims import DimLike, ceildiv, dim_min, product
@@ -85,9 +86,18 @@ def contraction_depth(node: Node) -> DimLike | None:
         case Dot(lhs_contract=axes):
             return product(node.inputs[0].shape[a] for a in axes)
         case Conv() as op:
-            _, kernel, _, channels, _ = op.parts(node.inputs[0].tensor, node.inputs[1].tensor)
-            return product((*kernel, channels))
+            sizes, kernel, _, channels, _ = op.parts(node.inputs[0].tensor, node.inputs[1].tensor)
+            results = node.shape[1:-1] if op.channels_last else node.shape[2:]
+            return product((*(_taps_read(*axis) for axis in zip(sizes, kernel, results, op.strides, op.dilation, op.padding)), channels))
     return None
+
+
+def _taps_read(size: DimLike, taps: DimLike, results: DimLike, stride: int, dilation: int, padding: tuple[int, int]) -> DimLike:
+    """Taps along an axis that read no padding, on average; all of them where a size is not known."""
+    if padding == (0, 0) or not (isinstance(size, int) and isinstance(results, int) and isinstance(taps, int)):
+        return taps
+    places = np.arange(results)[:, None] * stride + np.arange(taps) * dilation - padding[0]
+    return -(-int(((places >= 0) & (places < size)).sum()) // max(results, 1))
 
 
 def contract(nodes: Sequence[Node]) -> str:

@@ -30,6 +30,7 @@ from .passes.decompose import decompose
 from .passes.eliminate_dead import eliminate_dead
 from .passes.fold_constants import fold_constants, fold_packed
 from .passes.fold_scales import fold_scales
+from .passes.forward_scales import forward_scales
 from .passes.fuse import fuse
 from .passes.hoist_invariants import hoist_invariants
 from .passes.inline_control import inline_control
@@ -93,6 +94,8 @@ PASSES: tuple[Pass, ...] = (
     Pass("fold_constants", "only large fillings and moved operands are made of constants alone", for_any_target(fold_constants)),
     Pass("share_sorts", "no array is sorted twice", for_any_target(in_bodies(share_sorts))),
     Pass("fold_scales", "no factor of a channel stands behind a contraction with constant weights", for_any_target(in_bodies(fold_scales)),
+         "finite"),
+    Pass("forward_scales", "no number is multiplied by that linear steps lead to constant weights", for_any_target(in_bodies(forward_scales)),
          "finite"),
     Pass("share_divisors", "no root or sum of exponentials is divided by more than once", for_any_target(in_bodies(share_divisors)),
          "bounded"),

@@ -48,6 +48,8 @@ STREAMS = 4          # memory answers that many faster than one: each prefetcher
 MOST_STREAMED = 8    # rows that are one tile for this alone
 STREAM_STEPS = 64    # of the contraction that are worth a stream
 LATENCY_TILES = 10   # independent accumulators that hide the latency of two multiply-add units (4 cycles each)
+MOST_ADDRESSES = 10  # of rows of the left operand that stay in registers
+UNEVEN = 0.97        # of the rate where addresses of rows are divided out, a tile
 USUAL_VECTORS = 2    # of a panel's columns; kernels of one width are shared, so another one must be worth its code
 WORTH = 1.06
 
@@ -66,9 +68,8 @@ def panel_columns(columns: DimLike, rows: DimLike, dtype: DType, caps: Caps, dep
     if rows == 1 and needed >= 4:
         return lanes * (8 if needed >= 8 else 4)
     if isinstance(rows, int) and 1 < rows <= (_most_rows(usual, caps) if _is_near(columns, depth, dtype, caps) else MOST_STREAMED):
-        # all rows are one tile, so that the right operand is read once; or two, if else each product needs a load of its own
-        high = rows if caps.vector_registers > 2 * (rows + 1) else -(-rows // 2)
-        for vectors in range((caps.vector_registers - 1) // (high + 1), 0, -1):
+        # all rows are one tile, so that the right operand is read once
+        for vectors in range((caps.vector_registers - 1) // (rows + 1), 0, -1):
             panel = vectors * lanes
             if -(-columns // panel) * panel <= WORTH * columns:
                 return panel
@@ -97,9 +98,10 @@ def _most_rows(vectors: int, caps: Caps) -> int:
 
 
 @lru_cache(maxsize=1024)
-def choose_tile(columns: int, rows: DimLike, dtype: DType, caps: Caps, whole: tuple[DimLike, DimLike] | None = None) -> Tile:
+def choose_tile(columns: int, rows: DimLike, dtype: DType, caps: Caps, whole: tuple[DimLike, DimLike] | None = None,
+                run: DimLike = 0) -> Tile:
     """The tile for a panel of `columns` columns and a matrix of `rows` rows. `whole`: the rows and columns that the panels were
-    chosen for, where measurement may know better."""
+    chosen for, where measurement may know better. `run`: rows that lie equally far apart, where not all do."""
     lanes = caps.lanes(dtype)
     for tuned in caps.tuned:
         if (tuned.rows, tuned.columns) == whole and (tuned.dtype, tuned.tile_columns) == (str(dtype), columns):
@@ -113,16 +115,19 @@ def choose_tile(columns: int, rows: DimLike, dtype: DType, caps: Caps, whole: tu
 
     def score(tile_rows: int) -> float:
         """Useful share of the work times the share of issue slots that multiply-adds get."""
-        return rows / (-(-rows // tile_rows) * tile_rows) * _rate(tile_rows, vectors)
+        even = isinstance(run, int) and run > 0 and run % tile_rows == 0  # then one address serves all rows
+        crowded = 0 if even else max(0, tile_rows - MOST_ADDRESSES)
+        ease = 1.0 if even or run == 0 else UNEVEN
+        return rows / (-(-rows // tile_rows) * tile_rows) * _rate(tile_rows, vectors, crowded) * ease
 
     return Tile(max(range(1, most + 1), key=score), columns, lanes)
 
 
-def _rate(rows: int, vectors: int) -> float:
+def _rate(rows: int, vectors: int, crowded: int = 0) -> float:
     """The share of issue slots that multiply-adds get: two of them and two loads a cycle; too few accumulators wait for
-    their own results."""
+    their own results. `crowded`: rows whose addresses are loaded too."""
     products = rows * vectors
-    return products / 2 / max(products / 2, (vectors + rows) / 2, LATENCY_TILES / 2)
+    return products / 2 / max(products / 2, (vectors + rows + crowded) / 2, LATENCY_TILES / 2)
 
 
 TILES_SHARE = 0.6   # of the second level of memory that the input of a block of Winograd's tiles may take

@@ -139,9 +139,10 @@ def with_probes(code: CodeType, file: str, make_probe: MakeProbe, constants: lis
         elif found.opcode in _CONDITIONAL:
             target = found.target
             assert target is not None
-            outcomes = [branch_arc(file, line(found), line(end), code.co_qualname, 2 * found.old, 2 * end.old) for end in (following, target)]
-            yield from probe(outcomes[0], found.position, found.handler)
-            aside = list(probe(outcomes[1], found.position, found.handler))
+            staying, leaving = (branch_arc(file, line(found), line(end), code.co_qualname, 2 * found.old, 2 * end.old)
+                                for end in (following, target))
+            yield from probe(staying, found.position, found.handler)
+            aside = list(probe(leaving, found.position, found.handler))
             waiting += [*aside, _jump_on(found, target)]
             found.target = aside[0]
         elif found.opcode in _ENDS:

@@ -23,6 +23,9 @@ from ..ir.errors import CompileError, TilewrightError, cannot_write
 from ..runtime.artifact import write_bytes
 from .subject import AnySubject, Failure
 
+FIRST = "# tilewright fuzz, format 1: "
+REMARK = "#! "
+
 
 class Entry(Struct):
     """A case of the corpus. `streak`: mutations in a row that gained nothing."""
@@ -54,7 +57,7 @@ class Corpus:
                 subject = self.subjects.get(path.name.split("-")[0])
                 if subject is None:
                     continue  # of a kind that is not fuzzed in this run
-                entry = Entry(subject, subject.parse(path.read_text(encoding="utf-8")))
+                entry = Entry(*read_case(path.read_text(encoding="utf-8"), self.subjects, path.name))
             except (OSError, UnicodeDecodeError, TilewrightError) as error:
                 self.unreadable[path.name] = str(error).splitlines()[0]
                 continue
@@ -63,7 +66,7 @@ class Corpus:
 
     def add(self, subject: AnySubject, case: Any) -> Entry:
         """Keeps a case, in memory and on disk."""
-        text = subject.format(case)
+        text = case_text(subject, case)
         name = f"{subject.name}-{hashlib.blake2s(text.encode(), digest_size=10).hexdigest()}.case"
         entry = Entry(subject, case)
         self.entries.append(entry)
@@ -79,21 +82,24 @@ class Corpus:
         return self.entries[max(place, int(rng.integers(count))) if rng.random() < 0.5 else place]
 
 
+def case_text(subject: AnySubject, case: Any, *said: str) -> str:
+    """A file of one case: what kind it is, what is to be said of it, and its text."""
+    return "\n".join([FIRST + subject.name, *(REMARK + line for text in said for line in text.splitlines()), subject.format(case)])
+
+
 def finding_text(subject: AnySubject, case: Any, failure: Failure, name: str) -> str:
     """A regression file: the case under the command that replays it and what failed."""
-    said = [f"# {line}" for line in failure.message.splitlines()[:6]]
-    header, _, rest = subject.format(case).partition("\n")
-    return "\n".join([header, f"# replay with `tilewright fuzz --replay {name}`", f"# signature: {failure.signature}", *said, rest])
+    return case_text(subject, case, f"replay with `tilewright fuzz --replay {name}`", f"signature: {failure.signature}", failure.message)
 
 
 def read_case(text: str, subjects: Mapping[str, AnySubject], file: str) -> tuple[AnySubject, Any]:
-    """The case of a file, by its first line. CompileError where there is none."""
-    first = text.partition("\n")[0]
-    for subject in subjects.values():
-        if first.startswith("# tilewright fuzz, format 1: " + subject.name):
-            return subject, subject.parse(text)
-    raise CompileError(f"{file}: no case of the fuzzer: it must begin with `# tilewright fuzz, format 1: ` and one of "
-                       f"{', '.join(subjects)}; found {first[:60]!r}")
+    """The case of a file. CompileError where it holds none."""
+    first, _, rest = text.partition("\n")
+    subject = subjects.get(first.removeprefix(FIRST)) if first.startswith(FIRST) else None
+    if subject is None:
+        raise CompileError(f"{file}: no case of the fuzzer: expected {FIRST!r} and one of {', '.join(subjects)} in the first line, found "
+                           f"{first[:60]!r}")
+    return subject, subject.parse("\n".join(line for line in rest.split("\n") if not line.startswith(REMARK)))
 
 
 def write(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .corpus import Corpus, Entry, finding_text, write
+from .corpus import Corpus, Entry, case_text, finding_text, write
 from .coverage import Coverage
 from .reduce import reduced
 from .settings import MODES, Finding, Settings, Tally
@@ -35,7 +35,7 @@ class Fuzzer:
     """One worker. `found` is called with every failure of a new signature, once it is reduced and written."""
 
     def __init__(self, subjects: Sequence[AnySubject], corpus: Corpus, settings: Settings, worker: int,
-                 found: Callable[[Finding], None]) -> None:
+                 found: Callable[[Finding], None], coverage: Coverage | None = None) -> None:
         self.subjects = subjects
         self.corpus = corpus
         self.settings = settings
@@ -43,7 +43,7 @@ class Fuzzer:
         self.worker = worker
         self.found = found
         self.rng = np.random.default_rng([settings.seed, worker])
-        self.coverage = Coverage()
+        self.coverage = Coverage() if coverage is None else coverage
         self.tally = Tally()
         self.signatures: Counter[str] = Counter()
         self.started = time.monotonic()
@@ -63,6 +63,12 @@ class Fuzzer:
 
     def run(self) -> Iterator[Tally]:
         """Fuzzes until the budget is spent; the tally after each program, for whoever shows progress."""
+        try:
+            yield from self.programs()
+        finally:
+            self.coverage.stop()
+
+    def programs(self) -> Iterator[Tally]:
         yield from self.begin()
         while not self.over():
             subject, case, mutator, parent = self.next()
@@ -120,7 +126,7 @@ class Fuzzer:
         tally, mode = self.tally, self.mode
         native = bool(self.rng.random() < self.settings.native_share)
         if native:  # machine code may end the process
-            write(self.corpus.folder / f"current-{self.worker}.case", subject.format(case))
+            write(self.corpus.folder / f"current-{self.worker}.case", case_text(subject, case))
         record = tally.of(tally.mutators, mutator)
         tally.programs, tally.native, record.tried = tally.programs + 1, tally.native + native, record.tried + 1
         verdict, failure = self.checked(subject, case, native, tally)

@@ -95,7 +95,7 @@ class _Growth:
         for name, lower, upper in (("N", 0, None), ("M", 1, 9))[:int(self.values.rng.integers(3))]:
             self.symbols.append(Symbol(name, lower, upper))
             self.taken.add(name)
-        self.sizes = [self.one(STATIC) for _ in range(2)] + [variable_size(s) for s in self.symbols]
+        self.sizes = [self.one(STATIC), self.one(STATIC), *map(variable_size, self.symbols)]
         form = self.one(("flat", "rows", "rows", "apart"))
         rows = self.one(self.sizes) if form == "rows" else None
         for _ in range(int(self.values.rng.integers(1, 4))):

@@ -9,14 +9,13 @@ the last place, or the sign of a zero or NaN shows, what follows from it is left
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from msgspec.structs import replace
 
-from ..ir.dims import Symbol, evaluate, product, symbols_of
-from ..ir.errors import ArgumentError, InternalError, ScheduleError, TilewrightError, UnsupportedError, VerifyError
+from ..ir.dims import evaluate
+from ..ir.errors import ArgumentError, ScheduleError, TilewrightError, VerifyError
 from ..ir.graph import Node
 from ..ir.loop import (
     Alloc,
@@ -25,10 +24,8 @@ from ..ir.loop import (
     If,
     IndexValue,
     Kernel,
-    Let,
     Literal,
     Load,
-    Local,
     Stmt,
     Store,
     While,
@@ -42,14 +39,11 @@ from ..ir.loop import (
 from ..ir.loop_interp import run_kernel
 from ..ir.loop_text import format_kernel, parse_kernel
 from ..ir.loop_verify import unproved_indices, verify_kernel
-from ..ir.ops.compute import Bitcast, Cast, Elementwise
-from ..ir.ops.scalar import SCALARS
-from ..ir.program import Launch, Place, Program
+from ..ir.ops.compute import Cast, Elementwise
 from ..ir.schedule import PRIMITIVES, Schedule, Step, apply_schedule, format_schedule, parse_schedule
-from ..ir.types import F64, I32, INDEX, U8, DType, TensorType
+from ..ir.types import F64, I32, INDEX, DType
 from .generate import MANTISSA, random_array
 from .kernel_edits import node, rebuilt
-from .kernel_values import EXACT
 from .subject import Failure, Refused
 
 THREADS = (62, 3)      # the first gives most iterations a thread of their own, which shows most races
@@ -219,7 +213,7 @@ def sums_are_exact(kernel: Kernel, arguments: Arrays, sizes: Mapping[str, int]) 
     """Whether on these arguments every combining store of floats gives the same in any order, and with its products rounded or
     not: a second kernel keeps beside each float buffer a bound of all partial results, and a flag."""
     combined = {s.buffer for s in walk(kernel.body) if isinstance(s, Store) and s.combine}
-    floats = any(d.is_float for d in _dtypes(kernel, combined)) or _has_fma(kernel)
+    floats = any(d.is_float for d in _dtypes(kernel, combined)) or has_fma(kernel)
     if not floats:
         return True
     watched = _Watch(kernel, combined).kernel()
@@ -235,7 +229,7 @@ def _dtypes(kernel: Kernel, names: set[str]) -> list[DType]:
     return [b.dtype for b in (*kernel.buffers, *allocated) if b.name in names]
 
 
-def _has_fma(kernel: Kernel) -> bool:
+def has_fma(kernel: Kernel) -> bool:
     return any(isinstance(n.op, Elementwise) and n.op.function == "fma" for s in walk(kernel.body)
                for root in expressions_of(s) for n in expression_nodes(root))
 
@@ -416,143 +410,3 @@ def check_whole_schedule(kernel: Kernel, taken: Schedule, last: Kernel) -> None:
         raise Failure("bytes", "apply_schedule", f"steps that are legal one by one: {type(error).__name__}: {error}") from error
     if whole != format_kernel(last):
         raise Failure("bytes", "apply_schedule", "the same steps give another kernel")
-
-
-# --- machine code ----------------------------------------------------------------------------------------------------
-
-TARGETS = ("cpu", "cpu:x86-64")
-# what the backend says it has no code for, among kernels that keep the rules
-NO_CODE = re.compile(r"not promoted|symbolic shape|bytes, at most|is indexed by|padded rows|differs? between lanes|"
-                     r"different values to one place")
-
-
-def program_of(kernel: Kernel) -> Program:
-    """One launch of the kernel, after one that fills its results with what they hold before; each size that it is given is
-    that of an input of its own."""
-    inputs: list[tuple[str, TensorType]] = []
-    outputs: list[tuple[str, TensorType]] = []
-    places: list[Place] = []
-    fill: list[Stmt] = []
-    fill_buffers: list[Buffer] = []
-    fill_places: list[Place] = []
-    for buffer in kernel.buffers:
-        whole = TensorType(buffer.dtype, buffer.shape)
-        source = Place("input", len(inputs))
-        inputs.append((buffer.name, whole))
-        if buffer.space == "in":
-            places.append(source)
-            continue
-        places.append(Place("output", len(outputs)))
-        outputs.append((buffer.name, whole))
-        pair = [Buffer(f"a{len(fill)}", buffer.dtype, buffer.shape, "in"), Buffer(f"b{len(fill)}", buffer.dtype, buffer.shape, "out")]
-        variable = Symbol(f"p{len(fill)}")
-        position = (variable_size(variable),)
-        load = node(Load(pair[0].name, position if buffer.shape else (), buffer.dtype))
-        copy = Store(pair[1].name, position if buffer.shape else (), load)
-        fill.append(_counted(variable, buffer, copy) if buffer.shape else copy)
-        fill_buffers += pair
-        fill_places += [source, places[-1]]
-    inputs += [(f"size_{s.name}", TensorType(U8, (variable_size(s),))) for s in kernel.symbols]
-    sizes = tuple(variable_size(s) for s in kernel.symbols)
-    first = Kernel("fill", tuple(fill_buffers), kernel.symbols, tuple(fill))
-    return Program("fuzz", tuple(inputs), tuple(outputs), (), 0, 0,
-                   (Launch(first, tuple(fill_places), sizes), Launch(replace(kernel, name="tested"), tuple(places), sizes)),
-                   kernel.symbols)
-
-
-def _counted(variable: Symbol, buffer: Buffer, copy: Store) -> For:
-    extent = product(buffer.shape)
-    return For(loop_variable(variable.name, extent), extent, "serial", (copy,))
-
-
-def doubtful_buffers(kernel: Kernel) -> frozenset[str]:
-    """The buffers whose values machine code need not give to the bit: what follows from functions that it computes to some
-    units in the last place, and from the sign of a zero or NaN."""
-    statements = list(walk(kernel.body))
-    extremes = any(isinstance(n.op, Elementwise) and n.op.function in ("max", "min", "fmax", "fmin") and n.dtype.is_float
-                   for s in statements for root in expressions_of(s) for n in expression_nodes(root))
-    extremes = extremes or any(isinstance(s, Store) and s.combine in ("max", "min") for s in statements)
-    doubtful: set[str] = set()
-    count = -1
-    while count != len(doubtful):
-        count = len(doubtful)
-        _spread(kernel.body, False, doubtful, extremes)
-    return frozenset(doubtful)
-
-
-def _spread(body: Sequence[Stmt], around: bool, doubtful: set[str], extremes: bool) -> None:
-    """Adds what the statements store to and bind; `around`: whether a doubtful condition decides if they run."""
-    for statement in body:
-        here = around or any(_is_doubtful(root, doubtful, extremes) for root in expressions_of(statement))
-        match statement:
-            case Store(buffer=name, index=index):
-                if here or _named(doubtful, *index):
-                    doubtful.add(name)
-            case Let(name=name):
-                if here:
-                    doubtful.add(name)
-            case For(extent=extent):
-                here = here or _named(doubtful, extent)
-        for block in blocks_of(statement):
-            _spread(block, here if isinstance(statement, (For, While, If)) else around, doubtful, extremes)
-
-
-def _named(doubtful: set[str], *sizes: object) -> bool:
-    return any(s.name in doubtful for s in symbols_of(*sizes))  # type: ignore[arg-type]
-
-
-def _is_doubtful(root: Node, doubtful: set[str], extremes: bool) -> bool:
-    for part in expression_nodes(root):
-        match part.op:
-            case Load(buffer=name, index=index):
-                if name in doubtful or _named(doubtful, *index):
-                    return True
-            case Local(variable=name) if name in doubtful:
-                return True
-            case Bitcast() if part.inputs[0].dtype.is_float and not part.dtype.is_float:
-                return True
-            case Elementwise(function=name) if any(i.dtype.is_float for i in part.inputs):
-                if name == "copysign" or (name == "div" and extremes) or (name not in EXACT and SCALARS[name].rule != "select"):
-                    return True
-    return False
-
-
-def check_native(kernel: Kernel, arguments: Arrays, expected: Arrays, sizes: Mapping[str, int]) -> bool:
-    """Compiles the kernel for this CPU and for the least one, and compares on one and two threads. False where the backend
-    says that it has no code for such a kernel."""
-    from ..build import generate, resolved
-    from ..runtime.executable import Executable
-
-    program = program_of(kernel)
-    sure = frozenset(b.name for b in kernel.buffers) - doubtful_buffers(kernel)
-    if (order_is_free(kernel) or _has_fma(kernel)) and not sums_are_exact(kernel, arguments, sizes):
-        sure = frozenset()
-    inputs = [*arguments, *(np.zeros(sizes[s.name], np.uint8) for s in kernel.symbols)]
-    for target in TARGETS:
-        try:
-            code = generate(program, resolved(target), "")
-        except (InternalError, UnsupportedError) as error:
-            if NO_CODE.search(error.message):
-                return False
-            raise crashed("llvm", error) from error
-        runs: list[Arrays] = []
-        for threads in (1, 2):
-            try:
-                model = Executable.from_object(code.object_code, threads=threads)
-                made = model.run({info.name: a for info, a in zip(model.inputs, inputs)})
-            except Exception as error:
-                raise crashed("machine code", error) from error
-            runs.append([made.get(b.name, a) for b, a in zip(kernel.buffers, arguments)])
-        difference = differing(kernel, runs[0], runs[1])
-        if difference:
-            raise Failure("threads", "llvm", f"{target}, one thread and two: {difference}")
-        difference = differing(kernel, *(_positive_zeros(kernel, a) for a in (expected, runs[0])), sure)
-        if difference:
-            raise Failure("result", "llvm", f"{target}: {difference}")
-    return True
-
-
-def _positive_zeros(kernel: Kernel, arrays: Arrays) -> Arrays:
-    """Which of two zeros is the greater one is not said."""
-    return [np.where(a == 0, np.zeros_like(a), a) if b.dtype.is_float else a for a, b in zip(arrays, kernel.buffers)]
-

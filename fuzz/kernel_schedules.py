@@ -33,7 +33,7 @@ def scheduled(kernel: Kernel, schedule: Schedule) -> tuple[Kernel, Schedule]:
 def random_step(kernel: Kernel, values: Values) -> Step | None:
     """A step on the kernel's own loops; None where it has none."""
     loops = [s for s in walk(kernel.body) if isinstance(s, For)]
-    if not loops:
+    if not loops or not kernel.buffers:
         return None
     primitive = values.one(tuple(DRAW))
     return Step(primitive, DRAW[primitive](kernel, loops, values))

@@ -7,8 +7,8 @@ backend to their promises (`kernel_oracles.py`). A case as text is the kernel's 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
-from itertools import chain
 
 import numpy as np
 from msgspec import Struct
@@ -17,8 +17,9 @@ from msgspec.structs import replace
 from ..ir.caps import Caps
 from ..ir.dims import evaluate
 from ..ir.errors import CompileError, ParseError, TilewrightError
-from ..ir.loop import Kernel
-from ..ir.loop_text import format_kernel, kernel_key, parse_kernel
+from ..ir.graph import Graph
+from ..ir.loop import Alloc, For, Kernel, Stmt, blocks_of
+from ..ir.loop_text import format_kernel, parse_kernel
 from ..ir.loop_verify import verify_kernel
 from ..ir.ops.table import ALL_OPS
 from ..ir.schedule import Schedule, parse_schedule
@@ -27,11 +28,12 @@ from ..options import Environment, Options
 from ..pipeline import run_passes
 from .generate import random_graph, sample_graph
 from .generate_kernels import random_kernel
-from .kernel_edits import largest_allocation, statements_in, with_fuel, work_of
+from .kernel_drafts import Draft
+from .kernel_edits import largest_allocation, rebuilt, statements_in, with_fuel, work_of
+from .kernel_native import check_native
 from .kernel_oracles import (
     apply_step,
     arguments_of,
-    check_native,
     check_schedule_text,
     check_step,
     check_text,
@@ -41,14 +43,14 @@ from .kernel_oracles import (
 )
 from .kernel_schedules import MOST_STEPS, changed_schedule, scheduled
 from .kernel_values import Values
-from .mutate_kernels import MUTATORS, Draft, mutated
+from .mutate_kernels import MUTATORS, mutated
 from .reduce_kernels import smaller_kernels
 from .subject import Refused, Verdict
 
 MOST_WORK = 3000        # statements run, about
 MOST_STATEMENTS = 60
 MOST_ELEMENTS = 4096    # of one buffer
-SEED_GRAPHS = 60
+SEED_GRAPHS = 24
 SEED_CAPS = (Caps(vector_bits=128, vector_registers=16), Caps(vector_bits=256, vector_registers=16))
 QUIET = Environment(debug=0, dump=None, verify=0, backend="", cache_directory=None)
 UNBOUNDED = 7           # sizes of symbols without an upper bound end here
@@ -70,28 +72,27 @@ class KernelCase(Struct, frozen=True, eq=False):
 class KernelSubject:
     """Implements `Subject`."""
 
-    name = "kernels"
+    name = "kernel"
 
     # --- cases ---
 
     def seeds(self) -> Iterator[KernelCase]:
-        """The kernels that the ops' samples and some random graphs are lowered to, each once."""
+        """The kernels that the ops' samples and some random graphs are lowered to, one of each form; also without what lowering
+        has scheduled, so that there is something to schedule."""
         known: set[str] = set()
         rng = np.random.default_rng(0)
-        samples = (lambda s=s: sample_graph(s) for op in ALL_OPS for s in op.samples())  # type: ignore[misc]
-        graphs = (lambda n=n: random_graph(n, size=8) for n in range(SEED_GRAPHS))  # type: ignore[misc]
-        for number, make in enumerate(chain(samples, graphs)):
+        for number, graph in enumerate(_seed_graphs()):
             caps = SEED_CAPS[number % len(SEED_CAPS)]
             try:
-                kernels = lower_program(run_passes(make(), Options(), caps, QUIET)[0], caps)[0].kernels()
+                kernels = lower_program(run_passes(graph, Options(), caps, QUIET)[0], caps)[0].kernels()
             except TilewrightError:
                 continue  # what graphs do wrong is found by fuzzing graphs
             for kernel in kernels:
-                case = fitting(with_fuel(kernel), rng)
-                key = kernel_key(kernel)
-                if case is not None and key not in known:
-                    known.add(key)
-                    yield case
+                for version in (with_fuel(kernel), serial(with_fuel(kernel))):
+                    case, form = fitting(version, rng), _form(version)
+                    if case is not None and form not in known:
+                        known.add(form)
+                        yield case
 
     def generate(self, rng: np.random.Generator) -> KernelCase:
         while True:
@@ -213,6 +214,33 @@ class KernelSubject:
             raise CompileError(f"kernel {kernel.name}: sizes expected of {', '.join(missing) or 'no more symbols'}, found besides: "
                                f"{', '.join(sizes) or 'none'}", hint="one line `# size N 5` for each symbol")
         return KernelCase(kernel, schedule, seed, given, special)
+
+
+# --- seeds -----------------------------------------------------------------------------------------------------------
+
+
+def _seed_graphs() -> Iterator[Graph]:
+    for op in ALL_OPS:
+        for sample in op.samples():
+            yield sample_graph(sample)
+    for number in range(SEED_GRAPHS):
+        yield random_graph(number, size=8)
+
+
+def serial(kernel: Kernel) -> Kernel:
+    """The kernel with every loop in order."""
+    def plain(statement: Stmt) -> Stmt:
+        new = rebuilt(statement, [tuple(map(plain, block)) for block in blocks_of(statement)])
+        if isinstance(new, Alloc):
+            return Alloc(replace(new.buffer, space="local"))
+        return replace(new, kind="serial", lanes=0) if isinstance(new, For) else new
+
+    return replace(kernel, body=tuple(map(plain, kernel.body)))
+
+
+def _form(kernel: Kernel) -> str:
+    """The text without names, numbers, dtypes and functions: kernels that differ in nothing else are one seed."""
+    return re.sub(r"\w+", "_", re.sub(r"\d+", "", format_kernel(kernel).replace("for ", "%%")).replace("vector", "%%%"))
 
 
 # --- which kernels are taken -----------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 A function's entry asks once. A branch asks until both of its outcomes were seen, since these versions switch events off for
 the branch and not for an outcome; one that always goes the same way keeps a small cost. Code that is not watched asks once.
-Exception handlers are told apart by the branches within them only.
+Exception handlers are told apart by the branches within them only. An exception that a signal handler raises during the
+callback of a branch may pass by the `finally` around that branch, since CPython then looks for handlers at another place.
 """
 
 from __future__ import annotations

@@ -44,7 +44,6 @@ try:
 except ImportError:  # the extra is not installed: models of it are not read
     from_onnx = None  # type: ignore[assignment]
 
-HEADER = "# tilewright fuzz, format 1: bytes"
 MOST_BYTES = 1 << 16
 CONSTANTS_DIGEST = "0123456789abcdef"
 _WORD = re.compile(rb"[A-Za-z_]\w*|-?\d+(?:\.\d+)?|\W")
@@ -139,18 +138,18 @@ class ParserSubject:
         return len(case.data)
 
     def format(self, case: ByteCase) -> str:
-        return f"{HEADER}\n# reader: {case.reader}\n{base64.b64encode(case.data).decode()}\n"
+        return f"# reader: {case.reader}\n{base64.b64encode(case.data).decode()}\n"
 
     def parse(self, text: str) -> ByteCase:
         lines = [line for line in text.splitlines() if line and not line.startswith("#")]
         found = re.search(r"^# reader: (\w+)$", text, re.MULTILINE)
-        if not text.startswith(HEADER) or found is None or found.group(1) not in READERS or len(lines) > 1:
-            raise ParseError(f"no case of bytes: expected {HEADER!r}, a line `# reader: NAME` (of {', '.join(READERS)}) and one line "
-                             "in base64", line=1, column=1)
+        if found is None or found.group(1) not in READERS or len(lines) > 1:
+            raise ParseError(f"no case of bytes: expected a line `# reader: NAME` (of {', '.join(READERS)}) and one line in base64",
+                             line=1, column=1)
         try:
             return ByteCase(found.group(1), base64.b64decode(lines[0] if lines else "", validate=True))
         except ValueError as error:
-            raise ParseError(f"the bytes of a case are damaged: {error}", line=3, column=1) from None
+            raise ParseError(f"the bytes of a case are damaged: {error}", line=2, column=1) from None
 
 
 # --- readers -----------------------------------------------------------------------------------------------------------

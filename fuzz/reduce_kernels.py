@@ -11,8 +11,8 @@ from ..ir.errors import TilewrightError
 from ..ir.graph import Node
 from ..ir.loop import Alloc, For, If, Kernel, Literal, Load, Prefetch, Store, While, expression_nodes, expressions_of, walk
 from ..ir.types import INDEX
+from .kernel_drafts import with_extent
 from .kernel_edits import Copying, copied, edited, is_fuel, node, replaced, spots, with_expressions
-from .mutate_kernels import with_extent
 
 
 def smaller_kernels(kernel: Kernel) -> Iterator[Kernel]:

@@ -136,6 +136,12 @@ def is_idempotent(step: Step) -> bool:
     return known is not None and known.idempotent and "fused" not in known.makes
 
 
+def contract_of(step: Step) -> str:
+    """The weakest float contract of what the step may do."""
+    known = _BY_NAME.get(step.name)
+    return known.contract if known else _RULES[step.name.removeprefix(EXPAND)].contract
+
+
 def run_step(step: Step, graph: Graph, precision: str, caps: Caps) -> Graph:
     """The graph after the step; the same object where nothing changed."""
     if step.name.startswith(EXPAND):

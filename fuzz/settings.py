@@ -34,6 +34,7 @@ class Settings(Struct, frozen=True):
     native_share          of programs that become machine code as well
     hang_seconds          a program that takes longer is a finding
     memory_bytes          address space of a worker; 0: no limit
+    models                files of models whose pieces are seeds of graphs
     """
 
     seconds: float = 0.0
@@ -49,6 +50,7 @@ class Settings(Struct, frozen=True):
     stop_at_first: bool = False
     reduce: bool = True
     workers: int = 1
+    models: tuple[str, ...] = ()
 
 
 class Yield(Struct):

@@ -141,8 +141,9 @@ def _as_winograd(op: Conv, x: Traced, w: Traced, value: Array) -> Traced:
     size = whole.evaluate((sizes[0], np.abs(w.wide())), {})
     most = whole.evaluate((sizes[1], np.abs(w.wide()) + w.bounds), {})
     most = np.where(most >= 0, most, INFINITE)
-    terms = _terms(op, x.value, w.value)
-    bound = SAFETY * (most - size) + amplification * (terms + 2 * points + 4) * FORMATS[value.dtype].epsilon * most
+    terms, channels = _terms(op, x.value, w.value), w.value.shape[-2] if op.channels_last else w.value.shape[1]
+    rounds = amplification * (channels + 2 * points) + terms + 4  # of a unit of roundoff each: the tiles', and the plain sum's
+    bound = SAFETY * (most - size) + rounds * FORMATS[value.dtype].epsilon / 2 * most
     overflow = most * amplification >= FORMATS[value.dtype].largest
     bound = np.broadcast_to(np.where(overflow, INFINITE, bound), value.shape)
     return Traced(value, settled(within(value, bound, FORMATS[value.dtype])), True)

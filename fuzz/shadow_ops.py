@@ -53,6 +53,7 @@ from .shadow_values import (
     INFINITE,
     Array,
     Bound,
+    Item,
     Traced,
     accumulator,
     all_tainted,
@@ -75,12 +76,16 @@ MOVEMENT: dict[type[Op], slice] = {
 }
 
 
-def trace_op(op: Op, operands: Sequence[Traced], binding: Binding, precision: str) -> Traced:
+def trace_op(op: Op, operands: Sequence[Traced], binding: Binding, precision: str) -> Item:
     """The value of an op that holds no graph, with its bound."""
     strict = precision == "strict"
     if isinstance(op, Elementwise):
         return trace_elementwise(op.function, operands, strict)
-    value = np.asarray(op.evaluate([x.value for x in operands], binding))
+    found = op.evaluate([x.value for x in operands], binding)
+    if isinstance(found, tuple):  # no op of a table here gives several results
+        return tuple(perturbed(lambda arrays, i=i: op.evaluate(arrays, binding)[i], operands, np.asarray(found[i]))  # type: ignore[misc]
+                     for i in range(len(found)))
+    value = np.asarray(found)
     if type(op) in MOVEMENT:
         return _moved(op, operands, value, binding)
     if isinstance(op, (Const, Iota, SizeOf)):
@@ -130,9 +135,8 @@ def _cast(op: Cast, operands: Sequence[Traced], value: Array, binding: Binding, 
             return Traced(value, x.bound, x.signless, False, unit, mass, x.rounds)
     if x.bound is None:
         return Traced(value, None, x.signless)
-    bound = rounded(x.bound, value)
     overflow = ~np.isfinite(value) & np.isfinite(x.value) & (x.bound > 0)
-    bound = np.where(overflow, INFINITE, bound)
+    bound = np.where(overflow, INFINITE, rounded(x.bound, value))
     return Traced(value, settled(within(value, bound, FORMATS[value.dtype])), True)
 
 
@@ -192,7 +196,8 @@ def _terms(op: Any, x: Array) -> int:
             return prod(x.shape[a] for a in axes)
         case Cumulative(_, axis):
             return x.shape[axis]
-    return prod(op.window)
+    count: int = prod(op.window)
+    return count
 
 
 def _extreme(op: Any, x: Traced, value: Array, binding: Binding) -> Traced:
@@ -244,7 +249,7 @@ def _product(op: Any, x: Traced, value: Array, binding: Binding) -> Traced:
     overflow = ~np.isfinite(value) & (most * 1.01 >= form.largest)
     special = ~np.isfinite(value) & (bound < INFINITE) & ~overflow
     bound = np.where(overflow, INFINITE, np.where(special, 0.0 if x.bound is None else INFINITE, bound))
-    return Traced(value, settled(within(value, rounded(settled(bound), value), form)), True)
+    return Traced(value, settled(within(value, rounded(np.where(bound >= 0, bound, INFINITE), value), form)), True)
 
 
 # --- order --------------------------------------------------------------------------------------------------------------

@@ -342,11 +342,11 @@ def _stepped(name: str, operands: Sequence[Traced], value: Array, known: bool) -
     values, bounds = [x.wide() for x in operands], [x.bounds for x in operands]
     if name in STEPS:
         low, high = (evaluate_scalar(name, (values[0] + e,)) for e in (-bounds[0], bounds[0]))
-        bound = np.where(np.isinf(bounds[0]), INFINITE, np.where(np.isfinite(values[0]), high - low, 0.0))
+        error = np.where(np.isinf(bounds[0]), INFINITE, np.where(np.isfinite(values[0]), high - low, 0.0))
     else:
-        bound = _divided(name, values, bounds, FORMATS[value.dtype].epsilon)
-    bound = within(value, _with_unsure_signs(name, operands, value, bound), FORMATS[value.dtype])
-    return Traced(value, settled(bound), True, known)
+        error = _divided(name, values, bounds, FORMATS[value.dtype].epsilon)
+    bound = _with_unsure_signs(name, operands, value, error)
+    return Traced(value, settled(within(value, bound, FORMATS[value.dtype])), True, known)
 
 
 def _divided(name: str, values: Values, bounds: Values, epsilon: float) -> Array:

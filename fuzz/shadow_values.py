@@ -157,14 +157,12 @@ def within(value: Array, bound: Bound, form: Format) -> Bound:
     return np.where(near, INFINITE, bound) if near.any() else bound
 
 
-def rounded(bound: Bound, value: Array) -> Bound:
+def rounded(bound: Array, value: Array) -> Array:
     """The bound after rounding to the dtype of the value, where something was inexact before."""
-    if bound is None:
-        return None
     form = FORMATS[value.dtype]
     size = np.abs(value.astype(np.float64))
     more = np.where((bound > 0) & (size <= form.largest), form.epsilon * (size + bound) + form.smallest, 0.0)
-    return bound + more
+    return np.asarray(bound + more)
 
 
 def summed(value: Array, bound: Array, size: Array) -> Bound:

@@ -19,7 +19,8 @@ from typing import Any
 
 import msgspec
 
-from .corpus import Corpus, finding_text, read_case
+from ..driver import load_model
+from .corpus import Corpus, case_text, finding_text, read_case
 from .engine import REDUCTION_SECONDS, Fuzzer
 from .graphs import GraphSubject
 from .kernels import KernelSubject
@@ -42,7 +43,8 @@ def run(folder: Path, settings: Settings, index: int) -> None:
     """Fuzzes until the budget is spent or somebody ends the process."""
     if settings.memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (settings.memory_bytes, settings.memory_bytes))
-    subjects = [SUBJECTS[name] for name in settings.subjects or tuple(SUBJECTS)]
+    known = {**SUBJECTS, GraphSubject.name: GraphSubject([load_model(path) for path in settings.models])}
+    subjects = [known[name] for name in settings.subjects or tuple(known)]
     corpus = Corpus(folder, {s.name: s for s in subjects})
 
     def found(finding: Finding) -> None:
@@ -76,7 +78,7 @@ def reduce(file: Path, signature: str) -> dict[str, Any]:
     trial = file.with_suffix(".trial")
 
     def attempt(candidate: Any) -> None:
-        trial.write_text(subject.format(candidate), encoding="utf-8")
+        trial.write_text(case_text(subject, candidate), encoding="utf-8")
         outcome = outcome_of(trial)
         if outcome["outcome"] == "failure":
             raise Failure(outcome["kind"], outcome["stage"], outcome["message"])

@@ -15,13 +15,13 @@ removed, whatever happens.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -35,13 +35,15 @@ TREE = Path(__file__).resolve().parents[1]
 ZOO = TREE / "fuzz" / "zoo"
 HEADERS = ("title", "class", "model", "needs")
 NEEDS = ("python", "rebuild")
+CHANGED, CONTEXT = "+++ b/", 2  # how a diff names a changed file; lines of context, few so that they seldom go stale
 FOLDERS = ("ir", "backends", "runtime", "fuzz")  # of the package, beside `compiler`, which is its root
 BUILD_FILES = ("setup.py", "pyproject.toml", "README.md")
+CONTROL = "the clean tree"
 WITNESS_SECONDS, BUILD_SECONDS, GRACE_SECONDS = 300.0, 600.0, 120.0
 LOOK = """
-import os, runpy, sys
+import runpy, sys
 import tilewright
-sys.path.insert(0, os.path.dirname(sys.argv[2]))
+sys.path[:0] = sys.argv[3:]
 sys.dont_write_bytecode = True
 assert tilewright.__file__.startswith(sys.argv[1]), f"imported {tilewright.__file__}, expected the copy in {sys.argv[1]}"
 print("wrong" if runpy.run_path(sys.argv[2])["witness"]() else "right")
@@ -49,8 +51,9 @@ print("wrong" if runpy.run_path(sys.argv[2])["witness"]() else "right")
 
 
 class Bug(Struct, frozen=True):
-    """A diff of the zoo. `model`: the real bug that it follows, or `own`; `needs`: `python`, or `rebuild` for C++."""
+    """A diff of a zoo. `model`: the real bug that it follows, or `own`; `needs`: `python`, or `rebuild` for C++."""
 
+    folder: Path
     name: str
     title: str
     kind: str
@@ -59,11 +62,11 @@ class Bug(Struct, frozen=True):
 
     @property
     def diff(self) -> Path:
-        return ZOO / f"{self.name}.diff"
+        return self.folder / f"{self.name}.diff"
 
     @property
     def witness(self) -> Path:
-        return ZOO / f"{self.name}.py"
+        return self.folder / f"{self.name}.py"
 
 
 class Check(Struct, frozen=True):
@@ -97,17 +100,17 @@ def read_bug(path: Path) -> Bug:
     title, kind, model, needs = (value for _, _, value in found)
     if needs not in NEEDS or not (model == "own" or model.startswith("https://")):
         raise CompileError(f"{path}: needs must be {' or '.join(NEEDS)} and model a URL or own, found {needs!r} and {model!r}")
-    return Bug(path.stem, title, kind, model, needs)
+    return Bug(path.parent, path.stem, title, kind, model, needs)
 
 
-def read_zoo(names: Sequence[str] = ()) -> list[Bug]:
+def read_zoo(names: Sequence[str] = (), folder: Path = ZOO) -> list[Bug]:
     """All bugs in order, or those whose names begin with one of `names`."""
-    if not ZOO.is_dir():
-        raise CompileError(f"{ZOO}: there is no zoo; it is part of the source tree only")
-    bugs = [read_bug(path) for path in sorted(ZOO.glob("*.diff"))]
+    if not folder.is_dir():
+        raise CompileError(f"{folder}: there is no zoo here; that of the project is part of the source tree only")
+    bugs = [read_bug(path) for path in sorted(folder.resolve().glob("*.diff"))]
     chosen = [bug for bug in bugs if not names or bug.name.startswith(tuple(names))]
     if not chosen:
-        raise CompileError(f"the zoo has no bug that begins with {' or '.join(names)}")
+        raise CompileError(f"{folder}: found no diff whose name begins with {' or '.join(names) or 'anything'}")
     return chosen
 
 
@@ -137,9 +140,26 @@ def apply_diff(bug: Bug, place: Path, dry_run: bool = False) -> str:
     program = shutil.which("patch")
     if program is None:
         raise CompileError("the program `patch` is not installed; the zoo needs it to apply its diffs")
-    command = [program, "-p1", "--force", "--silent", "--no-backup-if-mismatch", "--reject-file=-", "-d", str(place), "-i", str(bug.diff)]
+    command = [program, "-p1", "--force", "--silent", "--fuzz=1", "--no-backup-if-mismatch", "--reject-file=-", "-d", str(place),
+               "-i", str(bug.diff)]
     done = subprocess.run([*command, "--dry-run"] if dry_run else command, capture_output=True, text=True)
     return "" if done.returncode == 0 else (done.stdout + done.stderr).strip() or f"patch ended with {done.returncode}"
+
+
+def renew(bug: Bug) -> str:
+    """Writes the diff anew, against the tree as it is now; what `patch` says where it cannot, else an empty text."""
+    lines = bug.diff.read_text(encoding="utf-8").splitlines(keepends=True)
+    changed = [line.removeprefix(CHANGED).strip() for line in lines if line.startswith(CHANGED)]
+    with copied_tree() as place:
+        message = apply_diff(bug, place)
+        if message:
+            return message
+        for name in changed:
+            before, after = ((folder / name).read_text(encoding="utf-8").splitlines(keepends=True) for folder in (TREE, place))
+            lines[len(HEADERS):] = [*([] if name == changed[0] else lines[len(HEADERS):]),
+                                    *difflib.unified_diff(before, after, f"a/{name}", f"b/{name}", n=CONTEXT)]
+    bug.diff.write_text("".join(lines), encoding="utf-8")
+    return ""
 
 
 def rebuild(place: Path) -> str:
@@ -169,7 +189,7 @@ def prepare(bug: Bug, place: Path) -> Check | None:
 
 def look(bug: Bug, place: Path) -> tuple[str, str]:
     """(`wrong`, `right` or `failed`, what it said) of the witness with the compiler in the copy."""
-    command = [sys.executable, "-c", LOOK, str(place), str(bug.witness)]
+    command = [sys.executable, "-c", LOOK, str(place), str(bug.witness), str(bug.folder), str(ZOO)]
     try:
         done = subprocess.run(command, cwd=place, env=environment(place), capture_output=True, text=True, timeout=WITNESS_SECONDS)
     except subprocess.TimeoutExpired:
@@ -208,25 +228,32 @@ def fuzz_command(seconds: float, seed: int, folder: Path, arguments: Sequence[st
             "--stop-at-first", "--no-reduce", "--folder", str(folder), "--json", "-", *arguments]
 
 
-def hunt(bug: Bug, seconds: float, seed: int, arguments: Sequence[str] = ()) -> Hunt:
-    """Runs the fuzzer in a patched copy until it finds something or the time is over."""
+def hunt(bug: Bug | None, seconds: float, seed: int, arguments: Sequence[str] = ()) -> Hunt:
+    """Runs the fuzzer in a patched copy until it finds something or the time is over; without a bug in a clean one, as a
+    control: what it finds there is found in patched copies too."""
+    name = CONTROL if bug is None else bug.name
     with copied_tree() as place:
-        failed = prepare(bug, place)
+        failed = None if bug is None else prepare(bug, place)
         if failed is not None:
-            return Hunt(bug.name, seed, None, message=f"{failed.outcome}: {failed.message}")
-        started = time.monotonic()
+            return Hunt(name, seed, None, message=f"{failed.outcome}: {failed.message}")
         try:
             done = subprocess.run(fuzz_command(seconds, seed, place / "found", arguments), cwd=place, env=environment(place),
                                   capture_output=True, text=True, timeout=seconds + GRACE_SECONDS)
-            account = json.loads(done.stdout)
         except subprocess.TimeoutExpired:
-            return Hunt(bug.name, seed, None, message="the fuzzer did not end in time")
-        except json.JSONDecodeError:
-            return Hunt(bug.name, seed, None, message=f"exit status {done.returncode}: {done.stderr.strip()[-1500:]}")
-        findings = sorted(account["findings"], key=lambda finding: finding["seconds"])
-        if not findings:
-            return Hunt(bug.name, seed, None)
-        return Hunt(bug.name, seed, min(findings[0]["seconds"], time.monotonic() - started), findings[0]["signature"])
+            return Hunt(name, seed, None, message="the fuzzer did not end in time")
+    return _read_account(name, seed, done)
+
+
+def _read_account(name: str, seed: int, done: subprocess.CompletedProcess[str]) -> Hunt:
+    """What the fuzzer's account in JSON says of its first finding."""
+    try:
+        findings = json.loads(done.stdout)["findings"]
+    except (json.JSONDecodeError, KeyError):
+        return Hunt(name, seed, None, message=f"exit status {done.returncode}: {done.stderr.strip()[-1500:]}")
+    if not findings:
+        return Hunt(name, seed, None)
+    first = min(findings, key=lambda finding: finding["seconds"])
+    return Hunt(name, seed, first["seconds"], first["signature"])
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -237,18 +264,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tilewright.fuzz.zoo_runner", description="Checks or hunts the bugs of the zoo.",
                                      epilog="What follows `--` goes to `tilewright fuzz`.")
     parser.add_argument("names", nargs="*", help="beginnings of names, such as 07; all without")
+    parser.add_argument("--zoo", type=Path, default=ZOO, metavar="FOLDER", help="of another zoo (default: that of the tree)")
+    parser.add_argument("--renew", action="store_true", help="write the diffs that still apply anew, against the tree as it is")
     parser.add_argument("--hunt", type=float, metavar="SECONDS", help="let the fuzzer search for each, so long at most")
+    parser.add_argument("--control", action="store_true", help="with --hunt: search the clean tree first")
     parser.add_argument("--seed", type=int, default=0, help="of the fuzzer (default: 0)")
     given = list(sys.argv[1:] if arguments is None else arguments)
     here = given.index("--") if "--" in given else len(given)
     options = parser.parse_args(given[:here])
     try:
-        bugs = read_zoo(options.names)
+        bugs = read_zoo(options.names, options.zoo)
+        if options.renew:
+            return 0 if _renew_all(bugs) else 1
+        if options.hunt and options.control:
+            _show(hunt(None, options.hunt, options.seed, given[here + 1:]))
         good = _hunt_all(bugs, options.hunt, options.seed, given[here + 1:]) if options.hunt else _check_all(bugs)
     except CompileError as error:
         print(f"zoo: {error}", file=sys.stderr)
         return 2
     return 0 if good else 1
+
+
+def _renew_all(bugs: Sequence[Bug]) -> bool:
+    stale = [(bug.name, message) for bug in bugs if (message := renew(bug))]
+    for name, message in stale:
+        print(f"{name:40} stale\n    {message}")
+    print(f"{len(bugs) - len(stale)} of {len(bugs)} renewed")
+    return not stale
 
 
 def _check_all(bugs: Sequence[Bug]) -> bool:
@@ -260,6 +302,11 @@ def _check_all(bugs: Sequence[Bug]) -> bool:
     return outcomes.count("good") == len(outcomes)
 
 
+def _show(result: Hunt) -> None:
+    when = "not found" if result.seconds is None else f"{result.seconds:.1f} s"
+    print(f"{result.name:40} {when:>10}  {result.signature or result.message}", flush=True)
+
+
 def _hunt_all(bugs: Sequence[Bug], seconds: float, seed: int, arguments: Sequence[str]) -> bool:
     """One after the other: they are timed."""
     found: list[float] = []
@@ -267,8 +314,7 @@ def _hunt_all(bugs: Sequence[Bug], seconds: float, seed: int, arguments: Sequenc
         result = hunt(bug, seconds, seed, arguments)
         if result.seconds is not None:
             found.append(result.seconds)
-        when = "not found" if result.seconds is None else f"{result.seconds:.1f} s"
-        print(f"{result.name:40} {when:>10}  {result.signature or result.message}", flush=True)
+        _show(result)
     median = f"; median {sorted(found)[len(found) // 2]:.1f} s" if found else ""
     print(f"found {len(found)} of {len(bugs)}{median}")
     return len(found) == len(bugs)

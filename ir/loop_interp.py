@@ -91,8 +91,14 @@ def _select(condition: Any, a: Any, b: Any) -> Any:
 
 
 def _fused_float32(a: Any, b: Any, c: Any) -> Any:
-    """Python's floats are doubles, as in the definition."""
-    return np.float32(float(a) * float(b) + float(c))
+    """Python's floats are doubles, which hold the product. Where they do not hold the sum, the definition's care is needed for
+    one rounding (the error of a sum: Knuth, Two-Sum)."""
+    product, addend = float(a) * float(b), float(c)
+    total = product + addend
+    part = total - product
+    if (product - (total - part)) + (addend - part):
+        return np.float32(evaluate_scalar("fma", [np.asarray(v, np.float32) for v in (a, b, c)]))
+    return np.float32(total)
 
 
 # NumPy's scalars wrap integers and round floats as its arrays do
@@ -126,7 +132,7 @@ def cast_caller(source: DType, target: DType) -> Callable[[Any], Any]:
         return int if target == INDEX else np.int64
     if target == INDEX and (source.is_bool or (source.kind == "i")):
         return int
-    kind: Callable[[Any], Any] = target.numpy.type
+    kind: Any = target.numpy.type
     if target.is_bool:
         return lambda value: kind(value != 0)
     if source.is_bool:

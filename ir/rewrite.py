@@ -345,12 +345,14 @@ class Rule:
         return dtype.kind in self.kinds and (not dtype.is_float or self.contract in ALLOWED[precision])
 
     def apply(self, builder: Builder, op: Op, inputs: Sequence[Node], precision: str) -> Node | None:
-        """The right side, built on what the left side matched; None where it does not match. `op` is the rule's function, and
-        the operands are no constants."""
+        """The right side, built on what the left side matched; None where it does not match, or all operands are known. `op` is
+        the rule's function."""
         for nodes in _match_arguments(self.before, inputs, {}):
             dtypes = [x.dtype for name, x in nodes.items() if not Variable(name).is_condition]
             found = Match(dtypes[-1] if dtypes else BOOL, nodes)
             if self.allows(found.dtype, precision) and (self.when is None or self.when(found)):
+                if is_known(inputs):  # rarely asked here, as few rules match, and it takes longer than they do
+                    return None
                 result = op.infer(*(i.type for i in inputs))
                 assert isinstance(result, TensorType)
                 return build(builder, self.after, nodes, result.dtype, inputs[0].shape)
@@ -376,12 +378,16 @@ class RuleSet:
               fired: Counter[str] | None = None) -> Node | None:
         """What the first rule that matches makes; `fired` counts rules by name."""
         rules = self._by_function.get(op.function, ()) if isinstance(op, Elementwise) else ()
-        if not rules or is_known(inputs):
+        if not rules:
             return None
         functions = {x.op.function for x in inputs if isinstance(x.op, Elementwise)}
-        has_constant = any(uniform_value(x) is not None for x in inputs)
+        has_constant: bool | None = None
         for rule in rules:
-            if not rule.functions <= functions or rule.needs_constant and not has_constant:
+            if not rule.functions <= functions:
+                continue
+            if rule.needs_constant and has_constant is None:
+                has_constant = any(uniform_value(x) is not None for x in inputs)
+            if rule.needs_constant and not has_constant:
                 continue
             made = rule.apply(builder, op, inputs, precision)
             if made is not None:
@@ -431,7 +437,14 @@ def is_literal(node: Node, value: int | float | bool) -> bool:
     if not node.dtype.is_bool and not _holds(node.dtype, value):
         return False
     found = uniform_value(node)
-    return found is not None and found.tobytes() == np.asarray(value).astype(node.dtype.numpy).tobytes()
+    return found is not None and found.tobytes() == _bytes_of(node.dtype, value, repr(value))
+
+
+@lru_cache(maxsize=1024)
+def _bytes_of(dtype: DType, value: int | float | bool, spelled: str) -> bytes:
+    """The number in memory. `spelled` tells apart what is equal: 0.0 and -0.0."""
+    del spelled
+    return np.asarray(value).astype(dtype.numpy).tobytes()
 
 
 def _holds(dtype: DType, value: int | float) -> bool:

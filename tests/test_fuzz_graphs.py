@@ -9,7 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from tilewright import library as lib
-from tilewright.fuzz import sequences
+from tilewright.fuzz import cuts, sequences
+from tilewright.fuzz.cuts import pieces
 from tilewright.fuzz.generate import random_graph
 from tilewright.fuzz.graphs import GraphCase, GraphSubject
 from tilewright.fuzz.mutate import MUTATORS
@@ -17,7 +18,8 @@ from tilewright.fuzz.rebuild import acceptable
 from tilewright.fuzz.reduce import reduced
 from tilewright.fuzz.sequences import Step, completed, expand, legal, parse_steps, random_steps
 from tilewright.fuzz.subject import Failure, Refused
-from tilewright.ir.errors import CompileError, ParseError
+from tilewright.ir.dims import symbol
+from tilewright.ir.errors import CompileError, TilewrightError
 from tilewright.ir.graph import Builder, Graph
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.ops.compute import Conv, PackedConv
@@ -50,7 +52,6 @@ def test_cases_read_back(seed: int) -> None:
 
 
 @pytest.mark.parametrize(("damage", "message"), [
-    (lambda text: text[20:], "must begin with"),
     (lambda text: text.replace("passes: ", "passes: no_such_pass "), "unknown pass 'no_such_pass'"),
     (lambda text: text.replace("# seed: ", "# seed: x"), "header of a case is damaged"),
     (lambda text: text.replace("# precision", "# precison"), "header of a case is damaged"),
@@ -224,15 +225,35 @@ def test_attributes_without_sense_are_refused(op: object, types: tuple[TensorTyp
 
 
 def test_a_window_that_does_not_fit_is_an_error_of_the_family() -> None:
-    from tilewright.ir.dims import symbol
-    from tilewright.ir.errors import TilewrightError
-
     n = symbol("N", 0, 6)
     graph = graph_of(lambda b, x, w: b.add(Conv((1,), ((0, 0),), (1,), (1,)), x, w), TensorType(F32, (1, 1, n)), TensorType(F32, (1, 1, 3)))
     with pytest.raises(TilewrightError, match="does not fit"):
         evaluate_graph(graph, [np.zeros((1, 1, 1), np.float32), np.zeros((1, 1, 3), np.float32)])
 
 
-def test_a_case_of_another_kind_is_refused() -> None:
-    with pytest.raises(ParseError, match="must begin with"):
-        SUBJECT.parse("# tilewright fuzz, format 2: graph\n")
+# --- pieces of models --------------------------------------------------------------------------------------------------
+
+
+def test_pieces_of_a_graph_are_small_cases() -> None:
+    def wide(b: Builder, x: object, w: object) -> object:
+        y = lib.matmul(b, x, w)  # type: ignore[arg-type]
+        y = lib.softmax(b, lib.reshape(b, y, (96, 12, 32)), 2)
+        return lib.transpose(b, lib.gelu(b, y), (1, 0, 2))
+
+    graph = graph_of(wide, TensorType(F32, (96, 700)), TensorType(F32, (700, 384)))
+    found = list(pieces(graph, np.random.default_rng(0), 20))
+    assert len(found) >= 4 and all(map(acceptable, found))
+    assert any(len(piece.nodes()) > 5 for piece in found)
+    subject = GraphSubject([graph])
+    cases = list(subject.seeds())
+    assert {piece.fingerprint for piece in found} <= {case.graph.fingerprint for case in cases}
+    for piece in found:
+        subject.check(GraphCase(piece, legal(tuple(completed(())))), native=False)
+
+
+def test_symbols_that_a_piece_does_not_bind_become_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuts, "NODES", 1)
+    n = symbol("N", 4, 40, 4)
+    graph = graph_of(lambda b, x: lib.scalar(b, "neg", lib.reshape(b, x, (3 * n,))), TensorType(F32, (n, 3)))
+    found = list(pieces(graph, np.random.default_rng(0), 5))
+    assert [p.shape for piece in found if not piece.symbols for p in piece.params] == [(12,)]

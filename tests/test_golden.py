@@ -23,11 +23,15 @@ from tilewright.passes.canonicalize import canonicalize
 from tilewright.passes.decompose import decompose
 from tilewright.passes.eliminate_dead import eliminate_dead
 from tilewright.passes.fold_constants import fold_constants
+from tilewright.passes.fold_scales import fold_scales
+from tilewright.passes.forward_scales import forward_scales
 from tilewright.passes.inline_control import inline_control
+from tilewright.passes.share_divisors import share_divisors
 from tilewright.passes.share_sorts import share_sorts
 
 FOLDER = Path(__file__).parent / "golden"
-PASSES = {f.__name__: f for f in (canonicalize, decompose, eliminate_dead, fold_constants, inline_control, share_sorts)}
+PASSES = {f.__name__: f for f in (
+    canonicalize, decompose, eliminate_dead, fold_constants, fold_scales, forward_scales, inline_control, share_divisors, share_sorts)}
 MARK = "// expected\n"
 CASES = sorted(p for name in PASSES for p in (FOLDER / name).glob("*.ir"))
 

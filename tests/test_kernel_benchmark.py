@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks.kernels import Case, arguments_of, by_constant, line, measure, seconds_of, summary
+from benchmarks.kernel_peers import Peer, seconds_of
+from benchmarks.kernels import Case, arguments_of, by_constant, line, measure, summary
 
 RATES = {"float32": 1e11, "float64": 5e10, "read": 3e10, "mix of 1": 2e10}
 LIMITS = SimpleNamespace(clock=time.perf_counter)
@@ -38,3 +40,32 @@ def test_unknown_kernels_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         arguments_of(["--only", "matmul,conv"])
     assert "unknown: conv; kernels are matmul, run-time, skinny, memory, call" in capsys.readouterr().err
+
+
+def test_unknown_peers_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        arguments_of(["--peers", "mkl,blis"])
+    assert "unknown: blis; peers are mkl, torch, numpy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("turned", "shapes"), [((False, False), ((5, 7), (7, 9))), ((True, False), ((7, 5), (7, 9))),
+                                                ((False, True), ((5, 7), (9, 7)))])
+def test_a_peer_is_given_the_same_product(turned: tuple[bool, bool], shapes: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    x, y = (np.random.default_rng(0).standard_normal(shape, dtype="float32") for shape in shapes)
+    left, right = turned
+    case = Case("run time", "product", lambda x, y: (x.T if left else x) @ (y.T if right else y), (x, y), 2.0 * 5 * 7 * 9, turned=turned)
+    peer = Peer("numpy", sys.executable, "thread")
+    try:
+        assert peer.about == f"NumPy {np.__version__}"
+        row = measure(case, LIMITS, RATES, 0.0, [peer])
+    finally:
+        peer.close()
+    assert row["peers"]["numpy"]["ratio"] > 0 and "numpy / ours" in line(row)
+    assert {"numpy / ours: geometric mean (ratio)", "numpy / ours: geometric mean (undisturbed)"} < set(summary([row]))
+
+
+def test_a_peer_that_does_not_run_has_no_times() -> None:
+    peer = Peer("mkl", "/bin/false", "thread")
+    assert peer.about == "mkl does not run in /bin/false"
+    assert peer.times((2, 2, 2), (False, False), "float32", 0.0) == []
+    peer.close()

@@ -259,10 +259,10 @@ def test_scalar_and_vector_agree() -> None:
 
 
 def test_exp_stays_short() -> None:
-    """What softmax costs: the loop over exp in 8 lanes of AVX2."""
-    body = assembly("exp", "float32", 8).split(".LBB0_1:")[1]
+    """What softmax costs: the loop over exp in 8 lanes of AVX2, up to the block for results that are not normal."""
+    body = assembly("exp", "float32", 8).split(".LBB0_1:")[1].split(".LBB0_2:")[0]
     vector = [line for line in body.splitlines() if re.match(r"\tv(?!zeroupper|mov|broadcast|pbroadcast)", line)]
-    assert len(vector) <= 24, vector
+    assert 10 < len(vector) <= 17, vector
 
 
 def test_misuse() -> None:

@@ -28,12 +28,14 @@ from tilewright.passes.canonicalize import canonicalize
 from tilewright.passes.decompose import decompose
 from tilewright.passes.eliminate_dead import eliminate_dead
 from tilewright.passes.fold_constants import fold_constants
+from tilewright.passes.fold_scales import fold_scales
+from tilewright.passes.forward_scales import forward_scales
 from tilewright.passes.inline_control import inline_control
 from tilewright.pipeline import run_passes
 
 STRICT = Options(precision="strict")
 PASSES: tuple[Callable[[Graph, Options], Graph], ...] = (
-    canonicalize, fold_constants, decompose, inline_control, eliminate_dead)
+    canonicalize, fold_constants, decompose, inline_control, eliminate_dead, fold_scales, forward_scales)
 
 
 def simplify(graph: Graph, options: Options) -> Graph:

@@ -20,12 +20,12 @@ from tilewright.build import fill_segment
 from tilewright.ir.errors import ParseError, VerifyError
 from tilewright.ir.graph import Graph
 from tilewright.ir.interp import evaluate_graph
-from tilewright.ir.loop import Prefetch, Store, walk
+from tilewright.ir.loop import Alloc, Prefetch, Store, walk
 from tilewright.ir.loop_interp import run_program
 from tilewright.ir.loop_text import format_kernel, parse_kernel
 from tilewright.ir.loop_verify import verify_kernel, verify_program
 from tilewright.ir.program import Program
-from tilewright.lowering import rows
+from tilewright.lowering import crossings, elements, rows
 from tilewright.lowering.lower import lower_program
 from tilewright.options import Options
 from tilewright.pipeline import run_passes
@@ -90,7 +90,7 @@ def test_results_that_a_cache_holds_and_those_of_unknown_size_are_not() -> None:
 
 
 def test_parts_of_lines_are_not_streamed() -> None:
-    assert not streams(check(lambda x: x.T.copy(), values((64, 128), "float32")))
+    assert not streams(check(lambda x: x.T.copy(), values((63, 128), "float32")))
     assert not streams(check(lambda x: x[:, :, None] + np.zeros(3, np.float32), values((64, 32), "float32")))
 
 
@@ -143,6 +143,49 @@ def test_transposes_within_chains() -> None:
     check(lambda x, y: (x.T + y, x.T - y), x, y)
     check(lambda x, y: x.T.astype(np.float64) * y, x, y)
     check(lambda x, y: (y < x.T), x, y)
+
+
+def turned(program: Program) -> list[Alloc]:
+    return [s for kernel in program.kernels() for s in walk(kernel.body) if isinstance(s, Alloc) and s.buffer.name.startswith("turned")]
+
+
+@pytest.mark.parametrize("shape, dtype, perm", [((130, 200), "float64", (1, 0)), ((64, 64), "float32", (1, 0)), ((1100, 65), "int8", (1, 0)),
+                                                ((3, 129, 66), "float64", (0, 2, 1)), ((300, 4, 20), "float32", (1, 2, 0))])
+def test_transposes_go_by_blocks(shape: tuple[int, ...], dtype: str, perm: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whole and of partial blocks in both directions, through memory of the thread, from which long pieces are streamed."""
+    monkeypatch.setattr(crossings, "MOST_SIDE", 64)
+    program = check(lambda x: x.transpose(perm).copy(), values(shape, dtype))
+    assert len(turned(program)) == 1 and streams(program)
+
+
+def test_what_is_turned_and_what_lies_in_order_meet() -> None:
+    x, y, z = values((130, 70), "float32"), values((70, 130), "float32"), values((130, 70), "float64")
+    assert len(turned(check(lambda x, y, z: (x.T * y + z.T, x.T - y), x, y, z))) == 2
+    assert len(turned(check(lambda x, y: x.T * y + x.T, x, y))) == 1
+
+
+def test_short_sides_and_near_arrays_are_not_turned_by_blocks() -> None:
+    assert not turned(check(lambda x: x.T.copy(), values((63, 300), "float32")))
+    assert not turned(check(lambda x: x.T.copy(), values((300, 63), "float32")))
+    assert not turned(check(lambda x: x.T.copy(), values((70, 90), "float32"), symbolic=True))
+    assert not turned(lowered(traced(lambda x: x.T.copy(), (values((70, 90), "float32"),), False), last_cache=1 << 20)[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 37, 3, 64), (37, 5, 16), (1, 8, 2, 33), (3, 5, 2, 3, 16)])
+def test_axes_in_the_middle_go_by_bands(shape: tuple[int, ...], dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is short and read out of order: the rest of each page that is read is read in the same band."""
+    monkeypatch.setattr(elements, "NEAR_BAND_BYTES", 0)
+    program = check(lambda x: np.swapaxes(x, -2, -3).copy(), values(shape, dtype))
+    large = values(shape, dtype).nbytes >= TINY
+    assert bool([s for kernel in program.kernels() for s in walk(kernel.body) if isinstance(s, Prefetch)]) == large
+
+
+def test_bands_within_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elements, "NEAR_BAND_BYTES", 0)
+    x, y = values((2, 20, 3, 32), "float32"), values((2, 3, 20, 32), "float32")
+    check(lambda x, y: x.transpose(0, 2, 1, 3) * y + 1, x, y)
+    check(lambda x, y: (x.transpose(0, 2, 1, 3) + y, y - x.transpose(0, 2, 1, 3)), x, y)
 
 
 @pytest.mark.parametrize("target", ["cpu:x86-64", "cpu:x86-64-v3", "cpu:x86-64-v4", "cpu:cortex-a72"])

@@ -266,9 +266,11 @@ class Indices:
     # ---- pointers ----
 
     def pointer(self, base: str, element: str, constant: int, terms: Terms) -> str:
-        """base + the offset in elements. The constant goes last, where it becomes a displacement."""
+        """base + the offset in elements. The constant goes last, where it becomes a displacement. (A place in registers is none, so
+        it is named once a function.)"""
         text = self.outer_pointer(base, element, terms) if terms else base
-        return self.code.pure(f"getelementptr {element}, ptr {text}, i64 {constant}") if constant else text
+        block = self.code.entry if text.startswith("%register") else None
+        return self.code.pure(f"getelementptr {element}, ptr {text}, i64 {constant}", block) if constant else text
 
     def outer_pointer(self, base: str, element: str, terms: Terms) -> str:
         depth, outer, inner = self.by_depth(terms)
@@ -287,6 +289,7 @@ class Indices:
     def place(self, size: DimLike) -> Place:
         """How the lanes' offsets follow from the first one's."""
         constant, terms = self.resolve(size)
+        first_lane = constant
         chunk: Binding | None = None
         strides: list[tuple[Monomial, int]] = []
         kept: list[tuple[Monomial, int]] = []
@@ -305,14 +308,14 @@ class Indices:
             if not isinstance(found.value, int):
                 kept.append((monomial, coefficient))
             elif not rest:
-                constant += coefficient * found.value
+                first_lane += coefficient * found.value
             elif found.value:
                 kept.append((rest, coefficient * found.value))
         if chunk is None:
             return Place("uniform", constant, terms)
         stride = self._stride(strides)
         first = _merged(kept) if isinstance(chunk.value, int) else tuple(kept)
-        return Place("contiguous" if stride == 1 else "strided", constant, first, stride)
+        return Place("contiguous" if stride == 1 else "strided", first_lane, first, stride)
 
     def _atom_varies(self, atom: Atom) -> bool:
         return not self.varying_names.isdisjoint(atom_names(atom))

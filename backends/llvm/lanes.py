@@ -297,6 +297,19 @@ class Lanes:
         return self.builder.icmp_unsigned("!=", packed, ir.Constant(packed.type, 0))
 
 
+    def largest(self, lanes: int) -> Lanes:
+        """The larger of the halves, lane by lane, while an even number of lanes is more than so many: one register of a few."""
+        found = self
+        while isinstance(found.value.type, ir.VectorType) and found.value.type.count > lanes and found.value.type.count % 2 == 0:
+            half = found.value.type.count // 2
+            parts = []
+            for first in (0, half):
+                places = ir.Constant(ir.VectorType(ir.IntType(32), half), list(range(first, first + half)))
+                parts.append(found.new(found.builder.shuffle_vector(found.value, found.value, places)))
+            found = (parts[0] > parts[1]).select(*parts)
+        return found
+
+
 def fma(a: Lanes, b: Lanes | Number, c: Lanes | Number) -> Lanes:
     """a * b + c, rounded once where the target has FMA, else twice: nothing may depend on which, see `exact_product`."""
     b, c = a.new(a.like(b)), a.new(a.like(c))
@@ -363,3 +376,20 @@ def refine_where(mask: Lanes, values: Sequence[Lanes], compute: Callable[[], Seq
         phi.add_incoming(new.value, after)
         merged.append(old.new(phi))
     return merged
+
+
+def unless_rare(mask: Lanes, rare: Callable[[], Lanes], usual: Callable[[], Lanes]) -> Lanes:
+    """What `usual` emits, or where some lane is in `mask` what `rare` does, in a block of its own. The builder then stands at the end
+    of a new block."""
+    builder = mask.builder
+    with builder.if_else(mask.any(), likely=False) as (then, otherwise):
+        with then:
+            first = rare()
+            first_block = builder.block
+        with otherwise:
+            second = usual()
+            second_block = builder.block
+    phi = builder.phi(first.value.type)
+    phi.add_incoming(first.value, first_block)
+    phi.add_incoming(second.value, second_block)
+    return first.new(phi)

@@ -79,7 +79,7 @@ MATH: dict[str, Function] = {
     "exp": Function(1, exponential.exp, (1.05, 1.1)),
     "exp2": Function(1, exponential.exp2, (1.1, 1.2)),
     "expm1": Function(1, exponential.expm1, (1.5, 2.0)),
-    "log": Function(1, exponential.log, (0.9, 0.9)),
+    "log": Function(1, exponential.log, (0.95, 0.9)),
     "log2": Function(1, exponential.log2, (0.9, 0.9)),
     "log10": Function(1, exponential.log10, (0.8, 0.8)),
     "log1p": Function(1, exponential.log1p, (1.0, 1.0)),

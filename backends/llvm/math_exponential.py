@@ -21,6 +21,7 @@ from tilewright.backends.llvm.lanes import (
     exact_sum_ordered,
     fma,
     polynomial,
+    unless_rare,
 )
 
 # ln 2 = high + low; k * high is exact for every exponent k, so no FMA is needed for it.
@@ -69,14 +70,28 @@ def power_of_two(z: Lanes, plus: int = 0) -> Lanes:
     return ((z.bits() << shape.fraction) + ((shape.bias + plus) << shape.fraction)).as_float()
 
 
-def scale_by_power(p: Lanes, z: Lanes) -> Lanes:
-    """p * 2^n where z = n + magic, in two steps, each by a normal power: overflow and subnormal results come out rounded once.
-    The second step is half the range of exponents in the direction of n, so p near 1 and |n| up to 3/2 of the bias will do."""
-    shape = p.format
+def two_powers(z: Lanes) -> tuple[Lanes, Lanes]:
+    """Two normal powers of two whose product is 2^n where z = n + magic: what is scaled by the one and then by the other overflows
+    or becomes subnormal in the second step only, and is rounded once. The second is half the range of exponents in the direction of
+    n, so a value near 1 and |n| up to 3/2 of the bias will do."""
+    shape = z.format
     half = (shape.bias + 1) // 2 << shape.fraction
     power = z.bits() << shape.fraction
     step = (power < 0).select(power.splat(shape.one + half), shape.one - half)
-    return p * (power + step).as_float() * (2 * shape.one - step).as_float()
+    return (power + step).as_float(), (2 * shape.one - step).as_float()
+
+
+def scale_by_power(p: Lanes, z: Lanes) -> Lanes:
+    """p * 2^n where z = n + magic."""
+    first, second = two_powers(z)
+    return p * first * second
+
+
+def exp_from_parts(z: Lanes, r: Lanes) -> Lanes:
+    """exp(n ln 2 + r) where z = n + magic: exp(r) - 1 is scaled by a power of two and that power added, so that the sum with 1 is
+    no operation of its own."""
+    first, second = two_powers(z)
+    return fma(exp_minus_one(r), first, first) * second
 
 
 def exp_bounds(x: Lanes) -> tuple[float, float]:
@@ -85,15 +100,26 @@ def exp_bounds(x: Lanes) -> tuple[float, float]:
 
 
 def exp(x: Lanes) -> Lanes:
+    """Where all results are normal, n is added to the exponent, which is as exact as two products and takes less than half of that."""
     low, high = exp_bounds(x)
-    z, _, r = reduce_by_ln2(x.clamp_low(low).clamp_high(high))
-    return scale_by_power(exp_minus_one(r) + 1.0, z)
+
+    def anywhere() -> Lanes:
+        z, _, r = reduce_by_ln2(x.clamp_low(low).clamp_high(high))
+        return exp_from_parts(z, r)
+
+    def normal() -> Lanes:
+        z, _, r = reduce_by_ln2(x)
+        return ((exp_minus_one(r) + 1.0).bits() + (z.bits() << x.format.fraction)).as_float()
+
+    shape = x.format
+    magnitude = (x.bits() & (shape.sign - 1)).largest(256 // shape.bits)
+    return unless_rare(magnitude > shape.bits_of(pick(x, 86.0, 706.0)), anywhere, normal)
 
 
 def exp_of_negative(x: Lanes) -> Lanes:
     """exp(x) for x <= 0 or NaN."""
     z, _, r = reduce_by_ln2(x.clamp_low(exp_bounds(x)[0]))
-    return scale_by_power(exp_minus_one(r) + 1.0, z)
+    return exp_from_parts(z, r)
 
 
 def exp2(x: Lanes) -> Lanes:
@@ -101,7 +127,7 @@ def exp2(x: Lanes) -> Lanes:
     x = x.clamp_low(low).clamp_high(high)
     z = x + x.format.magic
     n = z - x.format.magic
-    return scale_by_power(exp_minus_one((x - n) * math.log(2)) + 1.0, z)
+    return exp_from_parts(z, (x - n) * math.log(2))
 
 
 def quarter_expm1(x: Lanes) -> tuple[Lanes, Lanes]:
@@ -175,8 +201,14 @@ def log_tail(f: Lanes) -> Lanes:
 
 
 def log_from_parts(k: Lanes, f: Lanes, correction: Lanes | None = None) -> Lanes:
-    """k ln 2 + log(1 + f) + correction, summed from the smallest term."""
+    """k ln 2 + log(1 + f) + correction. In float32 log(1 + f) is f + f^2 (f P(f) - 1/2), where each sum is part of a product; in
+    float64 it is summed from the smallest term."""
     high, low = LN2_32 if f.is_single else LN2_64
+    if f.is_single:
+        curved = fma(f, polynomial(f, tables.LOG_32), -0.5)
+        if correction is None:
+            return fma(k, high, fma(f * f, curved, fma(k, low, f)))
+        return fma(k, high, f + fma(f * f, curved, fma(k, low, correction)))
     small = fma(k, low, log_tail(f))
     if correction is not None:
         small = small + correction
@@ -186,7 +218,7 @@ def log_from_parts(k: Lanes, f: Lanes, correction: Lanes | None = None) -> Lanes
 def log_limits(x: Lanes, result: Lanes) -> Lanes:
     """`result` for positive finite x; log's limits elsewhere."""
     result = (x < math.inf).select(result, x)         # infinity and NaN
-    result = (x < 0.0).select(math.nan, result)
+    result = (x.bits() < 0).select(math.nan, result)
     return x.equals(0.0).select(-math.inf, result)
 
 
@@ -303,7 +335,7 @@ def pow_magnitude(base: Lanes, y: Lanes, for_single: bool) -> Lanes:
         error = fma(log_low, y, error)
         error = (power.absolute() < 1000.0).select(error, 0.0)
         z, _, r = reduce_by_ln2(power.clamp_low(low).clamp_high(high), error)
-    return scale_by_power(exp_minus_one(r) + 1.0, z)
+    return exp_from_parts(z, r)
 
 
 def pow_double(x: Lanes, y: Lanes, for_single: bool = False) -> Lanes:

@@ -29,8 +29,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from google.protobuf.message import DecodeError
 from msgspec import Struct, field
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
-from onnx.defs import onnx_opset_version
 
 from ..ir.dims import RESERVED, Dim, DimLike, symbol
 from ..ir.errors import CompileError, Loc, UnsupportedError
@@ -38,6 +36,7 @@ from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.control import Const, Param
 from ..ir.types import TensorType
 from ..library import constant
+from .onnx_messages import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, newest_opset
 from .onnx_ops.context import Context, Operator, Request, Traced
 from .onnx_ops.known_values import KnownValues
 from .onnx_ops.payloads import without_payloads
@@ -524,7 +523,7 @@ def _reads(node: NodeProto) -> Iterator[str]:
 def opsets_of(source: ModelProto | FunctionProto, label: str) -> dict[str, int]:
     """Versions by domain; that of the standard domain must be one that is known."""
     opsets = {_domain(entry.domain): entry.version for entry in source.opset_import}
-    newest = onnx_opset_version()
+    newest = newest_opset(opsets.get("", 1))
     if "" in opsets and not 1 <= opsets[""] <= newest:
         raise CompileError(f"{label}: found opset {opsets['']} of the standard domain, expected 1 to {newest}, the newest that the "
                            "installed onnx package knows", hint=f"export the model for opset {newest}, or pip install --upgrade onnx")

@@ -50,6 +50,7 @@ class Operand(Struct, frozen=True):
 
     `steps`: extents of the loops over the contraction, outer first. `read(bases, at)` is the flat address for a row
     whose base address is given; `base(row)` that base. `panel(at)` the position along the packed operand's second axis.
+    `run`: rows that lie `distance` apart each, counted from a multiple of it (0: nothing is known).
     """
 
     rows: DimLike
@@ -57,6 +58,8 @@ class Operand(Struct, frozen=True):
     base: Callable[[DimLike], DimLike]
     offset: Callable[[Index], DimLike]
     panel: Callable[[Index], DimLike]
+    run: DimLike = 0
+    distance: DimLike = 0
 
 
 def row_operand(node: Node, batch: Index, group: DimLike = 0) -> Operand:
@@ -106,7 +109,8 @@ def _window_operand(node: Node, group: DimLike) -> Operand:
     def offset(at: Index) -> DimLike:
         return sum((i * s for i, s in zip(at, steps, strict=True)), start=0)
 
-    return Operand(product(out), taps, base, offset, lambda at: flatten_index(at, taps))
+    distance = strides[-2] * op.strides[-1]
+    return Operand(product(out), taps, base, offset, lambda at: flatten_index(at, taps), out[-1], distance)
 
 
 class _Sums(Struct, frozen=True):
@@ -369,7 +373,7 @@ class _TileWork:
         if self.blocks.streams > 1 and self.tile.rows > 1:  # all rows, turned
             left = self._read(inner, self.lhs, at[0] * self.tile.rows + r)
         else:
-            left = self._read(inner, self.lhs, self.operand.base(self._row_read(r, clamped)) + self.operand.offset(at))
+            left = self._read(inner, self.lhs, self._base(r, clamped) + self.operand.offset(at))
         old = inner.load(accumulator, (r, column))
         if self.dtype.is_float:
             value = inner.multiply_add(left, right, old)
@@ -377,6 +381,13 @@ class _TileWork:
             value = inner.scalar("add", inner.scalar("mul", left, right), old)
         update = self._over_columns(vector, lane, (Store(accumulator.name, (r, column), value),))
         return For(row, self.tile.rows, "unrolled", (update,))
+
+    def _base(self, row: DimLike, clamped: bool) -> DimLike:
+        """Where the row of the left operand lies that a row of the tile reads."""
+        operand = self.operand
+        if operand.run != 0 and divides(self.tile.rows, operand.run) and not clamped:
+            return operand.base(self.first_row) + row * operand.distance
+        return operand.base(self._row_read(row, clamped))
 
     def _row_read(self, row: DimLike, clamped: bool) -> DimLike:
         """The row of the left operand that a row of the tile reads; where there is none of its own, one that exists."""
@@ -413,7 +424,9 @@ class _TileWork:
             rows = For(row, self.tile.rows, "unrolled", (*target.enter, self._over_columns(vector, lane, body), *target.leave))
             return (rows,)
         count, width = self._room() if guarded else (self.tile.rows, self.tile.columns)
-        columns = For(lane, width, "vector", body, self.tile.lanes)
+        # long chains of operations run for two vectors side by side
+        beside = 2 if self.is_long and self.tile.columns % (2 * self.tile.lanes) == 0 else 1
+        columns = For(lane, width, "vector", body, self.tile.lanes * beside)
         rows = For(row, count, "serial", (*target.enter, columns, *target.leave))
         return (Alloc(source), self._copy(accumulator, source), rows)
 

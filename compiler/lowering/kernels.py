@@ -42,11 +42,10 @@ from .facts import contraction_choice
 from .generalize import generalize
 from .in_place import writes_over
 from .inline import ERROR_INDEX, Inliner, Names
-from .row_bands import RowBands
 from .rows import LONG_CHAINS, RowKernel
 from .sorting import key_type, lower_argsort, lower_sort
 from .special import lower_cumulative, lower_scatter
-from .streams import is_far, streamed
+from .streams import streamed
 from .windows import lower_windows
 from .winograd import choose_block, lower_winograd
 
@@ -138,8 +137,7 @@ class KernelMaker:
         if strategy == "rows":
             pairs = list(zip(body.results, outputs))
             lanes = self._lanes(body)
-            rows = RowBands if is_far(outputs, self.caps) else RowKernel
-            statement = rows(Inliner(inputs, names, self.caps.has_fma), body.nodes(), pairs, lanes).lower()
+            statement = RowKernel(Inliner(inputs, names, self.caps.has_fma), body.nodes(), pairs, lanes).lower()
             return [(self._kernel(body.name, buffers, [statement], node.loc, Choice("rows")), order, {})]
         return self._elements(body, inputs, outputs, names, node.loc, order)
 
@@ -178,7 +176,8 @@ class KernelMaker:
         groups = core.op.groups if isinstance(core.op, PackedConv) else 1
         rows = core.shape[count:-1] if isinstance(core.op, PackedDot) else core.inputs[0].shape[:-1]
         whole = (product(rows), core.shape[-1] // groups)
-        tile = choose_tile(columns, product(core.shape[count:-1]), core.dtype, self.caps, whole)
+        run = core.shape[-2] if isinstance(core.op, PackedConv) else 0
+        tile = choose_tile(columns, product(core.shape[count:-1]), core.dtype, self.caps, whole, run)
         blocks = self._blocks(core, count, tile)
         before: Launches = []
         buffers: tuple[Entry, ...] = order

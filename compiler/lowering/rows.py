@@ -10,7 +10,7 @@ The loops are built serial; their vectors are steps of the schedule, with reduct
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_min, product, substitute, symbols_of
 from ..ir.graph import Node
@@ -60,9 +60,7 @@ class RowKernel:
         assert outer is not None
         self.outer, self.inner = first.inputs[0].shape[:outer], first.inputs[0].shape[outer:]
         self.row_size = product(self.inner)
-        self.whole = [(n, b) for n, b in results if n.shape == (*self.outer, *self.inner)]
         self.across = False
-        self.in_bands = False  # what is kept outlives a row
         self.hoisted: set[Node] = set()
         self.vectors: list[Step] = []
         self.loads: list[Load] = []  # of inputs, in the first loop over a row
@@ -113,7 +111,7 @@ class RowKernel:
         written: dict[Node, Buffer] = {}
         for reduction in self.reductions:
             body.extend(self._reduce(reduction, row, kept, written))
-        body.extend(self._write_results(row, written))
+        body.extend(self._write_results(row, kept, written))
         return body
 
     def _along(self) -> tuple[Symbol, DimLike]:
@@ -187,9 +185,7 @@ class RowKernel:
             inside.block.append(Store(buffer.name, (at,), inside.latch_value(node, index)))
         return first
 
-    def _reduce(self, reduction: Node, row: Index, kept: dict[Node, Buffer], written: dict[Node, Buffer],
-                beside: Callable[[DimLike], Sequence[Stmt]] | None = None) -> list[Stmt]:
-        """The loop for a reduction, after what it needs of memory. `beside`: what the loop does before, at a place of the row."""
+    def _reduce(self, reduction: Node, row: Index, kept: dict[Node, Buffer], written: dict[Node, Buffer]) -> list[Stmt]:
         op = reduction.op
         assert isinstance(op, Reduce)
         dtype = accumulator_dtype(reduction.dtype)
@@ -200,53 +196,46 @@ class RowKernel:
         new = self._keep(inside, row, at, kept, written, reduction)
         value = inside.cast(inside.value(reduction.inputs[0], (*row, *unflatten_index(at, self.inner))), dtype)
         inside.block.append(Store(accumulator.name, (), value, COMBINE[op.kind]))
-        before: list[Stmt] = [*hoisted, *(Alloc(buffer) for _, buffer in new if not self.in_bands)]
+        before: list[Stmt] = [*hoisted, *(Alloc(buffer) for _, buffer in new)]
         written.update(new)
         before += [Alloc(accumulator), Store(accumulator.name, (), _identity(self.root, op.kind, dtype))]
         if self.first_along is None:
             self.first_along = variable
             self.loads = [n.op for s in inside.block for e in expressions_of(s) for n in expression_nodes(e) if isinstance(n.op, Load)]
-        before.append(For(variable, self.row_size, "serial", (*(beside(at) if beside is not None else ()), *inside.block)))
+        ahead = self._next_row(row, at) if reduction is self.reductions[-1] else []
+        before.append(For(variable, self.row_size, "serial", (*ahead, *inside.block)))
         self.root.block = []
         result = self.root.latch(self.root.cast(self.root.load(accumulator, ()), reduction.dtype))
         before.extend(self.root.block)
         self.root.bind(reduction, row, lambda: result)
         return before
 
-    def _write_results(self, row: Index, written: dict[Node, Buffer]) -> list[Stmt]:
-        statements = self._before_results(row)
-        if self.whole:
-            variable, at = self._along()
-            last = next((s for i in reversed(row) for s in symbols_of(i)), None)
-            body = (*self._next_row(last, at), *self._results_at(row, at, written))
-            statements.append(For(variable, self.row_size, "serial", body))
-        return statements
-
-    def _before_results(self, row: Index) -> list[Stmt]:
-        """The results that are one element a row, and what the others have in common along it."""
+    def _write_results(self, row: Index, kept: dict[Node, Buffer], written: dict[Node, Buffer]) -> list[Stmt]:
         statements: list[Stmt] = []
+        full = (*self.outer, *self.inner)
+        whole = [(n, b) for n, b in self.results if n.shape == full]
         for node, buffer in self.results:
-            if (node, buffer) not in self.whole:
+            if node.shape != full:
                 inside = self.root.inner()
                 index = row if node.shape == self.outer else (*row, *(0 for _ in self.inner))
                 value = inside.value(node, index)
                 place = flatten_index(index, buffer.shape)
                 statements.extend((*inside.block, Store(buffer.name, (place,), value)))
-        for node, _ in self.whole:
-            statements.extend(self._hoist(node, row))
+        if whole:
+            variable, at = self._along()
+            for node, _ in whole:
+                statements.extend(self._hoist(node, row))
+            inside = self._inside(row, written, at)
+            index = (*row, *unflatten_index(at, self.inner))
+            stores = [Store(b.name, (flatten_index(index, b.shape),), inside.value(n, index)) for n, b in whole]
+            statements.append(For(variable, self.row_size, "serial", (*self._next_row(row, at), *inside.block, *stores)))
         return statements
 
-    def _results_at(self, row: Index, at: DimLike, written: dict[Node, Buffer]) -> list[Stmt]:
-        """Stores of the results at a place of the row."""
-        inside = self._inside(row, written, at)
-        index = (*row, *unflatten_index(at, self.inner))
-        stores = [Store(b.name, (flatten_index(index, b.shape),), inside.value(n, index)) for n, b in self.whole]
-        return [*inside.block, *stores]
-
-    def _next_row(self, last: Symbol | None, at: DimLike) -> list[Stmt]:
-        """Prefetches of the next row, while this one, which is near, is written: memory would wait for the core meanwhile. `last`:
-        what runs over the rows."""
+    def _next_row(self, row: Index, at: DimLike) -> list[Stmt]:
+        """Prefetches of the next row, while this one, which is near, is reduced for the last time and written: memory would wait for
+        the core meanwhile. They are there twice, since a core that has many under way drops some."""
         assert self.first_along is not None
+        last = next((s for i in reversed(row) for s in symbols_of(i)), None)
         if not isinstance(self.row_size, int) or last is None or self.across:
             return []
         found: dict[tuple[str, DimLike], Stmt] = {}

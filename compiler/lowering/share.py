@@ -101,11 +101,32 @@ def _with_kernels(steps: Sequence[Step], replaced: dict[int, tuple[Kernel, dict[
 
 
 def _outline(kernel: Kernel) -> Skeleton:
-    """What kernels that are alike have in common at first sight."""
-    return (tuple((buffer.dtype, buffer.space) for buffer in kernel.buffers),
-            tuple((type(s), s.kind if isinstance(s, For) else "", *(x.op if isinstance(x.op, Elementwise) else type(x.op)
-                                                                   for root in expressions_of(s) for x in expression_nodes(root)))
+    """What kernels that are alike have in common at first sight: a part of the skeleton that costs little."""
+    return (tuple((buffer.name, buffer.dtype, buffer.space) for buffer in kernel.buffers),
+            tuple((_form(s), *(x.op if isinstance(x.op, Elementwise) else type(x.op)
+                               for root in expressions_of(s) for x in expression_nodes(root)))
                   for s in walk(kernel.body)))
+
+
+def _form(statement: Stmt) -> Skeleton:
+    """What a statement is, without its parts."""
+    match statement:
+        case For():
+            return statement.kind, statement.lanes, statement.extent if _stays(statement) else None, _has_rest(statement)
+        case Alloc(buffer):
+            return buffer
+        case Store():
+            return statement.buffer, statement.combine, statement.stream
+    return type(statement)
+
+
+def _stays(loop: For) -> bool:
+    """Whether the extent stays a number in the code."""
+    return loop.kind == "unrolled" or loop.extent == 1 or loop.kind == "vector" and bounds(loop.extent)[1] <= SHORT_LOOP
+
+
+def _has_rest(loop: For) -> bool:
+    return loop.kind == "vector" and not divides(loop.lanes, loop.extent)
 
 
 class _Variable(Struct):
@@ -174,14 +195,12 @@ class _Walk:
 
     def loop(self, s: For) -> tuple[Skeleton, Stmt]:
         vector = s.kind == "vector"
-        stays = s.kind == "unrolled" or s.extent == 1 or vector and bounds(s.extent)[1] <= SHORT_LOOP
-        skeleton, extent = (s.extent, s.extent) if stays else self.size(s.extent)
-        rest = vector and divides(s.lanes, s.extent)
+        skeleton, extent = (s.extent, s.extent) if _stays(s) else self.size(s.extent)
         found = self.bind(s.symbol, vector or s.kind == "unrolled")
         before, self.in_vector = self.in_vector, self.in_vector or vector
         inner, body = self.block(s.body)
         self.in_vector = before
-        return (For, found.number, s.kind, s.lanes, skeleton, rest, inner), For(found.symbol, extent, s.kind, body, s.lanes)
+        return (For, found.number, s.kind, s.lanes, skeleton, _has_rest(s), inner), For(found.symbol, extent, s.kind, body, s.lanes)
 
     def bind(self, symbol: Symbol, fixed: bool) -> _Variable:
         self.count += 1

@@ -21,7 +21,7 @@ from ..ir.ops.control import Const
 from ..ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Transpose
 from ..ir.rewrite import rewrite_graph, uniform_value
 from ..ir.types import F32, F64
-from ..library import broadcast, constant, reshape, scalar
+from ..library import broadcast, constant, scalar
 from ..options import Options
 from .winograd import known_array
 
@@ -51,7 +51,7 @@ def fold_scales(graph: Graph, options: Options) -> Graph:
     quotients = _quotients(graph, users) - steps.keys()
 
     def visit(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
-        if node in cores:
+        if node in cores and not (cores[node].scale == 1).all():
             return b.add(node.op, inputs[0], b.add(Const(Constant(cores[node].weights))))
         if node in steps:
             chain = steps[node]
@@ -92,7 +92,7 @@ def _chain(core: Node, graph: Graph, users: dict[Node, list[Node]]) -> _Chain | 
     if found is None:
         return None
     count, scale, offset = found
-    scaled = _scaled(weights, scale, axis)
+    scaled = scaled_weights(weights, scale, axis[1]) if not (scale == 1).all() else weights
     fits = scaled is not None and np.isfinite(offset.astype(weights.dtype)).all()
     return _Chain(core, steps[:count], scale, offset, scaled) if scaled is not None and fits else None
 
@@ -147,10 +147,10 @@ def _of_channels(node: Node, axis: int) -> Array | None:
     return source.op.value.array.reshape(-1).astype(np.float64)
 
 
-def _scaled(weights: Array, scale: Array, axes: tuple[int, int]) -> Array | None:
-    """The weights times the factors, rounded once; None where one would be infinite, or lose digits to underflow."""
+def scaled_weights(weights: Array, scale: Array, axis: int) -> Array | None:
+    """The weights times the factors along an axis, rounded once; None where one would be infinite, or lose digits to underflow."""
     shape = [1] * weights.ndim
-    shape[axes[1]] = -1
+    shape[axis] = -1
     least = np.finfo(weights.dtype).tiny
     with np.errstate(all="ignore"):
         made = (weights * scale.reshape(shape)).astype(weights.dtype)
@@ -163,10 +163,10 @@ def _moved(b: Builder, chain: _Chain, value: Node) -> Node:
     if not chain.offset.any():
         return value
     _, axes = _weights(chain.core)
-    offset = constant(b, chain.offset, value.dtype)
     shape = [1] * value.rank
     shape[axes[0]] = len(chain.offset)
-    return scalar(b, "add", value, broadcast(b, reshape(b, offset, shape), value.shape))
+    offset = constant(b, chain.offset.reshape(shape), value.dtype)
+    return scalar(b, "add", value, broadcast(b, offset, value.shape))
 
 
 # --- quotients -----------------------------------------------------------------------------------------------------------
@@ -195,8 +195,8 @@ def _is_invertible(node: Node) -> bool:
     value = uniform_value(node.inputs[1])
     if value is None or node.dtype not in (F32, F64):
         return False
-    limits = np.finfo(value.dtype)
-    return bool(4 * limits.tiny <= abs(value) <= limits.max / 4)
+    limits = np.finfo(node.dtype.numpy)
+    return 4 * float(limits.tiny) <= abs(float(value)) <= float(limits.max) / 4  # type: ignore[arg-type]  # a float
 
 
-__all__ = ["fold_scales"]
+__all__ = ["fold_scales", "scaled_weights"]

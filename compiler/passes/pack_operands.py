@@ -5,13 +5,14 @@ contraction, the right one cut into panels of a few vectors of columns (`compile
 is made of ordinary ops (pad, reshape, transpose), so that constant folding packs weights at compile time and fusion
 makes one kernel of it otherwise. A matrix times its own transpose is marked as symmetric. Convolutions with padding
 get it from `pad`. Depthwise ones stay direct, and with finite weights have it along the last axis only: taps that would
-read rows of zeros are left out. Dots with a single column become a multiplication and a sum over rows.
+read rows of zeros are left out. Where each step of a contraction has a factor of its own (a gate of channels) and the
+right operand is the smaller one, it is what gets the factors. Dots with a single column become a multiplication and a sum over rows.
 
 A transposed convolution (one with input dilation) becomes plain ones over the operand as it is, whose results interleave
 (`_interleaved`). Products with zeros that dilation puts between the elements are left out: an infinite weight makes no
 NaN of them, as it makes none where ONNX scatters. Under `strict` the zeros are written instead (`_spread`).
 
-Contract: reassoc, for infinite weights of transposed convolutions as said. Afterwards no conv or reduce_window has
+Contract: reassoc, and finite for gates and for infinite weights of transposed convolutions as said. Afterwards no conv or reduce_window has
 padding or input dilation, but for the rows of depthwise ones.
 """
 
@@ -25,34 +26,39 @@ import numpy as np
 from msgspec import Struct
 
 from ..ir.caps import Caps
-from ..ir.dims import DimLike, bounds, ceildiv, product
+from ..ir.dims import DimLike, bounds, ceildiv, divides, product
 from ..ir.graph import Builder, Graph, Node
-from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot, ReduceWindow, accumulator_dtype, reduction_identity
-from ..ir.ops.shape import Concat, Slice, Take, Transpose, UpdateSlice
+from ..ir.ops.compute import Conv, Dot, Elementwise, PackedConv, PackedDot, ReduceWindow, accumulator_dtype, reduction_identity
+from ..ir.ops.control import Param
+from ..ir.ops.shape import Broadcast, Concat, Slice, Take, Transpose, UpdateSlice
 from ..ir.rewrite import rewrite_graph
-from ..ir.types import I64
+from ..ir.types import I64, TensorType
 from ..library import apply, broadcast, constant, full, pad, reduce, reshape, slice_axis, transpose
 from ..options import Options
 from ..tiles import panel_columns
 from .winograd import fast_convolution, known_array
 
 MOST_PARTS = 16  # convolutions that one transposed convolution may become
+GATE_WORTH = 2  # rows for a column, from which on factors of the steps belong to the right operand
 LEAST_MIRRORED = 128  # products for an element of a symmetric result, from which on copying half of it is less
 
 
 def pack_operands(graph: Graph, options: Options, caps: Caps) -> Graph:
     """See the module's text."""
+    users = graph.users() if options.precision == "default" else {}
+    once = {node for node, found in users.items() if len(found) == 1} - set(graph.results)
+
     def visit(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
         match node.op:
             case Dot() as op if 0 in (*node.shape, *(inputs[0].shape[a] for a in op.lhs_contract)):
                 return full(b, 0, node.dtype, node.shape)  # nothing to sum, or nowhere to put it
             case Dot() as op:
-                return _pack_dot(b, op, inputs[0], inputs[1], caps)
+                return _pack_dot(b, op, inputs[0], inputs[1], caps, node.inputs[0] in once)
             case Conv() as op if any(e != 1 for e in op.input_dilation) and op.channels_last:
                 made = _interleaved(b, op, node.shape, inputs[0], inputs[1], options, caps) if options.precision != "strict" else None
                 return _dilated(b, op, inputs[0], inputs[1], options, caps) if made is None else made
             case Conv() as op:
-                return _pack_conv(b, op, inputs[0], inputs[1], options, caps)
+                return _pack_conv(b, op, inputs[0], inputs[1], options, caps, node.inputs[0] in once)
             case ReduceWindow() as op if any(p != (0, 0) for p in op.padding):
                 value = reduction_identity(op.kind, inputs[0].dtype)
                 padded = pad(b, inputs[0], [p[0] for p in op.padding], [p[1] for p in op.padding], value)
@@ -63,7 +69,8 @@ def pack_operands(graph: Graph, options: Options, caps: Caps) -> Graph:
     return rewrite_graph(graph, visit, "pack_operands", bodies=True)
 
 
-def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps) -> Node | None:
+def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps, only: bool = False) -> Node | None:
+    """`only`: nothing else reads the left operand."""
     free_left = [a for a in range(lhs.rank) if a not in op.lhs_batch + op.lhs_contract]
     free_right = [a for a in range(rhs.rank) if a not in op.rhs_batch + op.rhs_contract]
     batch = tuple(lhs.shape[a] for a in op.lhs_batch)
@@ -77,11 +84,36 @@ def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps) -> Node | N
         return _sum_of_products(b, left, right, len(batch), rows, columns) if width == 1 else None
     tile = panel_columns(width, product(rows), accumulator_dtype(lhs.dtype), caps, depth)
     packed = pack_columns(b, right, len(batch), tile)
+    gated = _gated(lhs, op) if only and not batch and _is_less(width, rows) else None
+    if gated is not None:
+        x, gate = gated
+        left = reshape(b, transpose(b, x, [*free_left, *op.lhs_contract]), left.shape)
+        packed = apply(b, "mul", packed, broadcast(b, reshape(b, gate, (1, depth, 1)), packed.shape))
     lhs_moved, rhs_moved = (_moved(x, (*axes[0], *axes[1], *axes[2])) for x, axes in (
         (lhs, (op.lhs_batch, op.lhs_contract, free_left)), (rhs, (op.rhs_batch, op.rhs_contract, free_right))))
     symmetric = lhs_moved == rhs_moved and len(rows) == 1 and _is_worth_mirroring(width, depth, tile)
     value = b.add(PackedDot(len(batch), width, symmetric), packed if symmetric else left, packed)
     return reshape(b, value, (*batch, *rows, *columns))
+
+
+def _gated(lhs: Node, op: Dot) -> tuple[Node, Node] | None:
+    """The value and the gate, where the left operand is a value times one factor for each step of the contraction: the right
+    operand can have that factor as well."""
+    if not isinstance(lhs.op, Elementwise) or lhs.op.function != "mul" or not lhs.dtype.is_float:
+        return None
+    for x, gate in (lhs.inputs, lhs.inputs[::-1]):
+        source = gate.inputs[0] if isinstance(gate.op, Broadcast) else None
+        if source is None or product(source.shape) == 1 or isinstance(x.op, Broadcast):
+            continue
+        varied = [a + gate.rank - source.rank for a, n in enumerate(source.shape) if n != 1]
+        if all(a in op.lhs_contract for a in varied) and len(op.lhs_contract) == 1:
+            return x, source
+    return None
+
+
+def _is_less(width: DimLike, rows: Sequence[DimLike]) -> bool:
+    """Whether a matrix of so many columns is surely smaller than one of so many rows."""
+    return bounds(product(rows))[0] >= GATE_WORTH * bounds(width)[1]
 
 
 def _moved(node: Node, axes: Sequence[int]) -> tuple[Node, list[int]]:
@@ -109,9 +141,19 @@ def _sum_of_products(b: Builder, left: Node, right: Node, batch: int, rows: tupl
 
 
 def pack_columns(b: Builder, matrix: Node, batch: int, tile: int) -> Node:
-    """[*batch, K, N] -> [*batch, ceil(N / tile), K, tile], zeros past N."""
+    """[*batch, K, N] -> [*batch, ceil(N / tile), K, tile], zeros past N. Where the last panel may not be full it is made apart, so
+    that all others are read where they lie and not from a copy with zeros beside it."""
+    width = matrix.shape[batch + 1]
+    others = ceildiv(width, tile) - 1
+    if others == 0 or divides(tile, width) or bounds(width)[0] < 1 or _is_known(matrix):
+        return _panels(b, matrix, batch, others + 1, tile)
+    last = slice_axis(b, matrix, batch + 1, others * tile, (width - 1) % tile + 1)
+    return b.add(Concat(batch), _panels(b, slice_axis(b, matrix, batch + 1, 0, others * tile), batch, others, tile),
+                 _panels(b, last, batch, 1, tile))
+
+
+def _panels(b: Builder, matrix: Node, batch: int, panels: DimLike, tile: int) -> Node:
     depth, width = matrix.shape[batch], matrix.shape[batch + 1]
-    panels = ceildiv(width, tile)
     zeros = [0] * matrix.rank
     padded = pad(b, matrix, zeros, [*zeros[:-1], panels * tile - width])
     split = reshape(b, padded, (*matrix.shape[:batch], depth, panels, tile))
@@ -119,7 +161,14 @@ def pack_columns(b: Builder, matrix: Node, batch: int, tile: int) -> Node:
     return transpose(b, split, [*axes, batch + 1, batch, batch + 2])
 
 
-def _pack_conv(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps: Caps) -> Node | None:
+def _is_known(node: Node) -> bool:
+    """Whether a node is a constant, moved or not: packing is folded then."""
+    while len(node.inputs) == 1:
+        node = node.inputs[0]
+    return not node.inputs and not isinstance(node.op, Param)
+
+
+def _pack_conv(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps: Caps, only: bool = False) -> Node | None:
     if not op.channels_last:
         return None
     rank = len(op.strides)
@@ -127,7 +176,6 @@ def _pack_conv(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps: C
     written = [(0, 0) if out else p for p, out in zip(op.padding, left_out)]
     kept = tuple(p if out else (0, 0) for p, out in zip(op.padding, left_out))
     x = pad(b, x, [0, *(p[0] for p in written), 0], [0, *(p[1] for p in written), 0])
-    plain = ((0, 0),) * rank
     kernel, channels, out = w.shape[:-2], w.shape[-2], w.shape[-1]
     assert isinstance(out, int)
     taps = product(kernel)
@@ -136,7 +184,7 @@ def _pack_conv(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps: C
             return b.add(Conv(op.strides, kept, op.dilation, (1,) * rank, op.groups, True), x, w)
         return _pack_groups(b, op, x, w, options, caps)
     if taps == 1 and all(s == 1 for s in op.strides):
-        return _pack_dot(b, Dot((x.rank - 1,), (0,)), x, reshape(b, w, (channels, out)), caps)
+        return _pack_dot(b, Dot((x.rank - 1,), (0,)), x, reshape(b, w, (channels, out)), caps, only)
     tile = panel_columns(out, product(x.shape[:-1]), accumulator_dtype(x.dtype), caps)
     fast = fast_convolution(b, op, x, w, tile, options, caps)
     if fast is not None:
@@ -153,8 +201,9 @@ def _rows_left_out(op: Conv, x: Node, w: Node) -> list[bool]:
     weights = known_array(w)
     if op.groups == 1 or w.shape[-2] != 1 or weights is None or not np.isfinite(weights).all():
         return [False] * rank
-    out = op.infer(x.type, w.type).shape[1:-1]
-    several = [a for a, (k, n) in enumerate(zip(w.shape, out)) if k != 1 and bounds(n)[1] > 1]
+    out = op.infer(x.type, w.type)
+    assert isinstance(out, TensorType)
+    several = [a for a, (k, n) in enumerate(zip(w.shape, out.shape[1:-1])) if k != 1 and bounds(n)[1] > 1]
     return [bool(several) and a < several[-1] and bounds(n)[0] >= 1 for a, n in enumerate(x.shape[1:-1])]
 
 

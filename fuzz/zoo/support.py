@@ -56,8 +56,9 @@ def _array_wrong(found: np.ndarray, expected: np.ndarray, tolerance: float) -> b
     nan = np.isnan(found) & np.isnan(expected)
     if tolerance:
         wide, right = found.astype(np.float64), expected.astype(np.float64)
-        bound = tolerance * np.max(np.abs(right), initial=1.0)
-        return not bool((nan | (np.abs(wide - right) <= bound)).all())
+        bound = tolerance * np.max(np.abs(right), initial=1.0, where=np.isfinite(right))
+        with np.errstate(invalid="ignore"):
+            return not bool((nan | (wide == right) | (np.abs(wide - right) <= bound)).all())
     bits = f"u{found.dtype.itemsize}"
     same = np.ascontiguousarray(found).view(bits) == np.ascontiguousarray(expected).view(bits)
     return not bool((nan | same.reshape(found.shape)).all())

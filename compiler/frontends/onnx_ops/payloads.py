@@ -54,7 +54,9 @@ def _emptied(message: memoryview, path: tuple[int, ...], payloads: dict[int, mem
             if found:
                 parts += [message[copied:tag_end], _varint(sum(map(len, inner))), *inner]
                 copied = end
-                payloads |= {number: payload for payload in found.values()} if path[0] == INITIALIZER else found
+                if path[0] == INITIALIZER:
+                    found = dict.fromkeys([number], *found.values())  # a tensor has one payload
+                payloads |= found
         number += 1
     return [*parts, message[copied:]]
 

@@ -1,0 +1,99 @@
+"""The fuzzer's ablation: what each part of it adds, at equal time, over several seeds.
+
+    python -m benchmarks.fuzzing [--seconds 120] [--seeds 5] [--modes joint,general] [--subject graph] [--json FILE]
+
+One worker at a time, so that nothing shares its core. Prints, for each mode, the branches of the compiler that were reached in the
+end (mean and spread over seeds), programs a second, and how long it took to reach what the mode `general` (mutators without
+domain knowledge, the pipeline as it is) reached in the end. docs/fuzzing.md quotes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tilewright.fuzz.settings import MODES
+from tilewright.version import __version__
+
+BASE = "general"
+Curve = list[list[float]]
+
+
+def run(mode: str, seed: int, seconds: float, subjects: Sequence[str], more: Sequence[str] = ()) -> dict[str, Any]:
+    """The account of one run in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="tilewright-ablation-") as folder:
+        account = Path(folder) / "account.json"
+        command = [sys.executable, "-m", "tilewright", "fuzz", "--mode", mode, "--seed", str(seed), "--seconds", str(seconds),
+                   "--workers", "1", "--folder", folder, "--no-reduce", "--json", str(account), *more]
+        for subject in subjects:
+            command += ["--subject", subject]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode not in (0, 1):
+            raise SystemExit(f"benchmarks.fuzzing: {' '.join(command)}\n{done.stderr}")
+        found: dict[str, Any] = json.loads(account.read_text())
+        return found
+
+
+def curve_of(account: dict[str, Any]) -> Curve:
+    """Points [seconds, programs, arcs, corpus] of the one worker, the end among them."""
+    tally = account["tallies"]["0"]
+    return [*tally["curve"], [account["seconds"], tally["programs"], tally["arcs"], tally["corpus"]]]
+
+
+def seconds_to(curve: Curve, arcs: float) -> float | None:
+    """When so many arcs were reached; None where they never were."""
+    return next((point[0] for point in curve if point[2] >= arcs), None)
+
+
+def report(curves: dict[str, list[Curve]], seconds: float) -> list[str]:
+    """The table."""
+    goal = statistics.mean(curve[-1][2] for curve in curves[BASE]) if BASE in curves else 0.0
+    lines = ["| mode | arcs, mean | least to most | against general | seconds to general's end | programs a second |",
+             "| --- | --- | --- | --- | --- | --- |"]
+    for mode, runs in curves.items():
+        ends = [curve[-1][2] for curve in runs]
+        times = [seconds_to(curve, goal) for curve in runs]
+        reached = [t for t in times if t is not None]
+        when = f"{statistics.mean(reached):.0f} ({len(reached)} of {len(runs)})" if reached else "never"
+        rate = statistics.mean(curve[-1][1] / seconds for curve in runs)
+        lines.append(f"| {mode} | {statistics.mean(ends):.0f} | {min(ends):.0f} to {max(ends):.0f} | "
+                     f"{statistics.mean(ends) / goal if goal else 1:.3f} | {when} | {rate:.0f} |")
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--patience", default="4", help="several with commas between them: a row each")
+    parser.add_argument("--subject", action="append", default=[])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    curves: dict[str, list[Curve]] = {}
+    patiences = options.patience.split(",")
+    for mode in options.modes.split(","):
+        for patience in patiences if mode == "joint" else patiences[:1]:
+            name = f"{mode}, N = {patience}" if mode == "joint" and len(patiences) > 1 else mode
+            for seed in range(options.seeds):
+                account = run(mode, seed, options.seconds, options.subject, ("--patience", patience))
+                curves.setdefault(name, []).append(curve_of(account))
+                print(f"{name}, seed {seed}: {curves[name][-1][-1][2]} arcs, {len(account['findings'])} findings",
+                      file=sys.stderr, flush=True)
+    print(f"tilewright {__version__}, Python {platform.python_version()}, {platform.processor() or platform.machine()}, "
+          f"{options.seconds:.0f} s a run, {options.seeds} seeds")
+    print("\n".join(report(curves, options.seconds)))
+    if options.json:
+        options.json.write_text(json.dumps({"seconds": options.seconds, "curves": curves}))
+
+
+if __name__ == "__main__":
+    main()

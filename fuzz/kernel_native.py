@@ -1,0 +1,182 @@
+"""Kernels as machine code, beside the loop interpreter.
+
+A kernel becomes a program of its own (`program_of`), is compiled for this CPU and for the least one, and runs on one and on
+two threads. What machine code need not give to the bit is left out: what follows from functions that it computes to a few
+units in the last place, and from the sign of a zero or NaN (`doubtful_buffers`); all, where sums may be taken in another
+order and are not exact (`sums_are_exact`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from msgspec.structs import replace
+
+from ..ir.dims import DimLike, Symbol, product, symbols_of
+from ..ir.errors import InternalError, UnsupportedError
+from ..ir.graph import Node
+from ..ir.loop import (
+    Buffer,
+    For,
+    If,
+    Kernel,
+    Let,
+    Load,
+    Local,
+    Stmt,
+    Store,
+    While,
+    blocks_of,
+    expression_nodes,
+    expressions_of,
+    loop_variable,
+    variable_size,
+    walk,
+)
+from ..ir.ops.compute import Bitcast, Elementwise
+from ..ir.ops.scalar import SCALARS
+from ..ir.program import Launch, Place, Program
+from ..ir.types import U8, TensorType
+from .kernel_edits import node
+from .kernel_oracles import Arrays, crashed, differing, has_fma, order_is_free, sums_are_exact
+from .kernel_values import EXACT
+from .native import loaded, object_code, run
+from .subject import Failure
+
+TARGETS = ("cpu", "cpu:x86-64")
+# what the backend says it has no code for, among kernels that keep the rules
+NO_CODE = re.compile(r"not promoted|symbolic shape|bytes, at most|is indexed by|padded rows|differs? between lanes|"
+                     r"different values to one place")
+
+
+def program_of(kernel: Kernel) -> Program:
+    """One launch of the kernel, after one that fills its results with what they hold before; each size that it is given is
+    that of an input of its own."""
+    inputs: list[tuple[str, TensorType]] = []
+    outputs: list[tuple[str, TensorType]] = []
+    places: list[Place] = []
+    fill: list[Stmt] = []
+    fill_buffers: list[Buffer] = []
+    fill_places: list[Place] = []
+    for buffer in kernel.buffers:
+        whole = TensorType(buffer.dtype, buffer.shape)
+        source = Place("input", len(inputs))
+        inputs.append((buffer.name, whole))
+        if buffer.space == "in":
+            places.append(source)
+            continue
+        places.append(Place("output", len(outputs)))
+        outputs.append((buffer.name, whole))
+        pair = [Buffer(f"a{len(fill)}", buffer.dtype, buffer.shape, "in"), Buffer(f"b{len(fill)}", buffer.dtype, buffer.shape, "out")]
+        variable = Symbol(f"p{len(fill)}")
+        position = (variable_size(variable),)
+        load = node(Load(pair[0].name, position if buffer.shape else (), buffer.dtype))
+        copy = Store(pair[1].name, position if buffer.shape else (), load)
+        fill.append(_counted(variable, buffer, copy) if buffer.shape else copy)
+        fill_buffers += pair
+        fill_places += [source, places[-1]]
+    inputs += [(f"size_{s.name}", TensorType(U8, (variable_size(s),))) for s in kernel.symbols]
+    sizes = tuple(variable_size(s) for s in kernel.symbols)
+    first = Kernel("fill", tuple(fill_buffers), kernel.symbols, tuple(fill))
+    return Program("fuzz", tuple(inputs), tuple(outputs), (), 0, 0,
+                   (Launch(first, tuple(fill_places), sizes), Launch(replace(kernel, name="tested"), tuple(places), sizes)),
+                   kernel.symbols)
+
+
+def _counted(variable: Symbol, buffer: Buffer, copy: Store) -> For:
+    extent = product(buffer.shape)
+    return For(loop_variable(variable.name, extent), extent, "serial", (copy,))
+
+
+def doubtful_buffers(kernel: Kernel) -> frozenset[str]:
+    """The buffers whose values machine code need not give to the bit: what follows from functions that it computes to some
+    units in the last place, and from the sign of a zero or NaN."""
+    statements = list(walk(kernel.body))
+    extremes = any(isinstance(n.op, Elementwise) and n.op.function in ("max", "min", "fmax", "fmin") and n.dtype.is_float
+                   for s in statements for root in expressions_of(s) for n in expression_nodes(root))
+    extremes = extremes or any(isinstance(s, Store) and s.combine in ("max", "min") for s in statements)
+    doubtful: set[str] = set()
+    count = -1
+    while count != len(doubtful):
+        count = len(doubtful)
+        _spread(kernel.body, False, doubtful, extremes)
+    return frozenset(doubtful)
+
+
+def _spread(body: Sequence[Stmt], around: bool, doubtful: set[str], extremes: bool) -> None:
+    """Adds what the statements store to and bind; `around`: whether a doubtful condition decides if they run."""
+    for statement in body:
+        here = around or any(_is_doubtful(root, doubtful, extremes) for root in expressions_of(statement))
+        match statement:
+            case Store(buffer=name, index=index):
+                if here or _named(doubtful, *index):
+                    doubtful.add(name)
+            case Let(name=name):
+                if here:
+                    doubtful.add(name)
+            case For(extent=extent):
+                here = here or _named(doubtful, extent)
+        for block in blocks_of(statement):
+            _spread(block, here if isinstance(statement, (For, While, If)) else around, doubtful, extremes)
+
+
+def _named(doubtful: set[str], *sizes: DimLike) -> bool:
+    return any(s.name in doubtful for s in symbols_of(0, *sizes))
+
+
+def _is_doubtful(root: Node, doubtful: set[str], extremes: bool) -> bool:
+    for part in expression_nodes(root):
+        match part.op:
+            case Load(buffer=name, index=index):
+                if name in doubtful or _named(doubtful, *index):
+                    return True
+            case Local(variable=name) if name in doubtful:
+                return True
+            case Bitcast() if part.inputs[0].dtype.is_float and not part.dtype.is_float:
+                return True
+            case Elementwise(function=name) if any(i.dtype.is_float for i in part.inputs):
+                if name == "copysign" or (name == "div" and extremes) or (name not in EXACT and SCALARS[name].rule != "select"):
+                    return True
+    return False
+
+
+def check_native(kernel: Kernel, arguments: Arrays, expected: Arrays, sizes: Mapping[str, int]) -> bool:
+    """Compiles the kernel for each target, runs it and compares. False where the backend says that it has no code for such a
+    kernel."""
+    program = program_of(kernel)
+    sure = frozenset(b.name for b in kernel.buffers) - doubtful_buffers(kernel)
+    if (order_is_free(kernel) or has_fma(kernel)) and not sums_are_exact(kernel, arguments, sizes):
+        sure = frozenset()
+    inputs = [*arguments, *(np.zeros(sizes[s.name], np.uint8) for s in kernel.symbols)]
+    for target in TARGETS:
+        try:
+            code = object_code(program, target)
+        except (InternalError, UnsupportedError) as error:
+            if NO_CODE.search(error.message):
+                return False
+            raise crashed("llvm", error) from error
+        one, two = (_outputs(kernel, program, code, inputs, threads) for threads in (1, 2))
+        difference = differing(kernel, one, two)
+        if difference:
+            raise Failure("threads", "llvm", f"{target}, one thread and two: {difference}")
+        difference = differing(kernel, _positive_zeros(kernel, expected), _positive_zeros(kernel, one), sure)
+        if difference:
+            raise Failure("result", "llvm", f"{target}: {difference}")
+    return True
+
+
+def _outputs(kernel: Kernel, program: Program, code: tuple[bytes, str], inputs: Arrays, threads: int) -> Arrays:
+    """What the kernel's buffers hold after a run."""
+    try:
+        results = iter(run(loaded(program, *code), inputs, threads))
+    except Exception as error:
+        raise crashed("machine code", error) from error
+    return [inputs[number] if buffer.space == "in" else next(results) for number, buffer in enumerate(kernel.buffers)]
+
+
+def _positive_zeros(kernel: Kernel, arrays: Arrays) -> Arrays:
+    """Which of two zeros is the greater one is not said."""
+    return [np.where(a == 0, np.zeros_like(a), a) if b.dtype.is_float else a for a, b in zip(arrays, kernel.buffers)]
+
