@@ -194,7 +194,8 @@ def times_in_turn(case: Case, ours: Callable[[], Any], shape: Sequence[int], pee
 
 
 def undisturbed(taken: Sequence[float]) -> float:
-    """What a call takes where nothing else uses caches and memory: the lowest tenth of them. The lowest alone may be a fault of the clock."""
+    """What a call takes where nothing else uses caches and memory: the lowest tenth of them. The lowest one may be a fault of the
+    clock."""
     return quantiles(taken, n=10)[0]
 
 

@@ -22,8 +22,8 @@ class Options(Struct, frozen=True):
     """How to compile. Frozen; everything that changes the code is part of the cache key.
 
     threads     threads of a call; 0: as many as the process may use. Not part of the code.
-    precision   'plain' computes every convolution as the sum that it is, and not by Winograd's algorithm where that is faster
-                (its error has a bound of its own, `ir/winograd.py`); 'strict' allows only exact rewrites and reordered sums
+    precision   'plain' computes every contraction as the sum that it is, with its weights as they are, and no convolution by
+                Winograd's algorithm where that is faster (its error has a bound of its own, `ir/winograd.py`); 'strict' allows only exact rewrites and reordered sums
                 of contractions and reductions
     cache       whether compiled code is kept on disk
     cache_bytes how large the cache may become: what was used longest ago is removed. Not part of the code.

@@ -120,7 +120,7 @@ def choose_tile(columns: int, rows: DimLike, dtype: DType, caps: Caps, whole: tu
         ease = 1.0 if even or run == 0 else UNEVEN
         return rows / (-(-rows // tile_rows) * tile_rows) * _rate(tile_rows, vectors, crowded) * ease
 
-    return Tile(max(range(1, most + 1), key=score), columns, lanes)
+    return Tile(max(reversed(range(1, most + 1)), key=score), columns, lanes)  # of equal ones the highest
 
 
 def _rate(rows: int, vectors: int, crowded: int = 0) -> float:

@@ -15,6 +15,7 @@ import dis
 import inspect
 import opcode
 from collections.abc import Callable, Iterator
+from functools import cache
 from types import CodeType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -44,9 +45,10 @@ class Handler(NamedTuple):
 
 
 class Instruction:
-    """An instruction with its prefixes. `old` and `new` are its places in the code, in units of two bytes."""
+    """An instruction with its prefixes. `old`, `new` and `end` are places in the code, in units of two bytes: where it was, where
+    it begins and where the next one does; `size` is its length without prefixes."""
 
-    __slots__ = ("opcode", "argument", "target", "handler", "position", "probe", "old", "new", "prefixes")
+    __slots__ = ("opcode", "argument", "target", "handler", "position", "probe", "old", "new", "end", "prefixes", "size")
 
     def __init__(self, opcode: int, argument: int, position: Position, handler: Handler | None = None) -> None:
         self.opcode = opcode
@@ -55,15 +57,9 @@ class Instruction:
         self.handler = handler
         self.target: Instruction | None = None
         self.probe: Probe | None = None  # of a NOP: the probe that begins here
-        self.old = self.new = self.prefixes = 0
-
-    @property
-    def units(self) -> int:
-        return self.prefixes + 1 + _CACHES[self.opcode]
-
-    @property
-    def end(self) -> int:
-        return self.new + self.units
+        self.old = self.new = self.end = 0
+        self.prefixes = (argument.bit_length() - 1) // 8 if argument > 255 else 0
+        self.size = 1 + _CACHES[opcode]
 
 
 def instrument(code: CodeType, file: str, make_probe: MakeProbe, nested: Callable[[CodeType], CodeType]) -> CodeType:
@@ -164,33 +160,36 @@ def _jump_on(branch: Instruction, target: Instruction) -> Instruction:
 
 
 def lay_out(instructions: list[Instruction]) -> None:
-    """Places, directions and arguments. Prefixes only grow, so this ends."""
+    """Places, directions and arguments of jumps. Prefixes only grow, so this ends."""
     order = {id(found): place for place, found in enumerate(instructions)}
-    for found in instructions:
-        if found.opcode == _OP["JUMP_FORWARD"] and found.target is not None and order[id(found.target)] <= order[id(found)]:
+    jumps = [found for found in instructions if found.target is not None]
+    for found in jumps:
+        found.prefixes = 0
+        if found.opcode == _OP["JUMP_FORWARD"] and order[id(found.target)] <= order[id(found)]:
             found.opcode = _OP["JUMP_BACKWARD_NO_INTERRUPT"]
     moved = True
     while moved:
         moved, unit = False, 0
         for found in instructions:
             found.new = unit
-            unit = found.end
-        for found in instructions:
-            if found.target is not None:
-                found.argument = found.end - found.target.new if found.opcode in _BACKWARD else found.target.new - found.end
-                assert found.argument >= 0, f"{dis.opname[found.opcode]} in the wrong direction"
-            prefixes = max(found.prefixes, (max(found.argument.bit_length(), 1) - 1) // 8)
-            moved |= prefixes != found.prefixes
-            found.prefixes = prefixes
+            found.end = unit = unit + found.prefixes + found.size
+        for found in jumps:
+            assert found.target is not None
+            found.argument = found.end - found.target.new if found.opcode in _BACKWARD else found.target.new - found.end
+            assert found.argument >= 0, f"{dis.opname[found.opcode]} in the wrong direction"
+            if found.argument >> 8 * (found.prefixes + 1):
+                found.prefixes = (found.argument.bit_length() - 1) // 8
+                moved = True
 
 
 def encode(instructions: list[Instruction]) -> bytes:
-    out = bytearray()
+    out = bytearray(2 * instructions[-1].end)
     for found in instructions:
+        place = 2 * found.new
         for prefix in range(found.prefixes, 0, -1):
-            out += bytes((_OP["EXTENDED_ARG"], found.argument >> 8 * prefix & 255))
-        out += bytes((found.opcode, found.argument & 255))
-        out += bytes(2 * _CACHES[found.opcode])
+            out[place], out[place + 1] = _OP["EXTENDED_ARG"], found.argument >> 8 * prefix & 255
+            place += 2
+        out[place], out[place + 1] = found.opcode, found.argument & 255
     return bytes(out)
 
 
@@ -266,6 +265,7 @@ def _position(position: Position, units: int, last: int) -> bytes:
     return bytes((0x80 | 14 << 3 | units - 1,)) + signed + _low_first(end_line - line) + _low_first(column + 1) + _low_first(end_column + 1)
 
 
+@cache
 def _low_first(value: int) -> bytes:
     groups = []
     while value >= 64:

@@ -195,9 +195,8 @@ def _terms(op: Any, x: Array) -> int:
         case Reduce(_, axes):
             return prod(x.shape[a] for a in axes)
         case Cumulative(_, axis):
-            return x.shape[axis]
-    count: int = prod(op.window)
-    return count
+            return int(x.shape[axis])
+    return int(prod(op.window))
 
 
 def _extreme(op: Any, x: Traced, value: Array, binding: Binding) -> Traced:

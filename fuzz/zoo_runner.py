@@ -8,8 +8,8 @@ the tree, never to the tree itself; production code has no hook for it.
 true in the patched one. With `--hunt SECONDS` it measures instead how long `tilewright fuzz` takes to find each.
 
 Assumes a source tree (the zoo is in no wheel) and the program `patch`; diffs of C++ also need the compiler that built the
-extension. Guarantees: the tree is only read; a diff that no longer applies is reported as stale, by name; copies are
-removed, whatever happens.
+extension. Guarantees: the tree is only read, but for the diffs that `--renew` writes; a diff that no longer applies is reported as
+stale, by name; copies are removed, also after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import argparse
 import difflib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..ir.errors import CompileError
 
@@ -79,12 +81,14 @@ class Check(Struct, frozen=True):
 
 
 class Hunt(Struct, frozen=True):
-    """What `tilewright fuzz` made of a bug: `seconds` until the first finding, None where there is none."""
+    """What `tilewright fuzz` made of a bug: `seconds` until the first finding, None where there is none. `cpu_seconds`: of the
+    whole search, its start included, which says more on a machine that does other things too."""
 
     name: str
     seed: int
     seconds: float | None
     signature: str = ""
+    cpu_seconds: float = 0.0
     message: str = ""
 
 
@@ -236,12 +240,19 @@ def hunt(bug: Bug | None, seconds: float, seed: int, arguments: Sequence[str] = 
         failed = None if bug is None else prepare(bug, place)
         if failed is not None:
             return Hunt(name, seed, None, message=f"{failed.outcome}: {failed.message}")
+        before = _child_seconds()
         try:
             done = subprocess.run(fuzz_command(seconds, seed, place / "found", arguments), cwd=place, env=environment(place),
                                   capture_output=True, text=True, timeout=seconds + GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             return Hunt(name, seed, None, message="the fuzzer did not end in time")
-    return _read_account(name, seed, done)
+        return replace(_read_account(name, seed, done), cpu_seconds=_child_seconds() - before)
+
+
+def _child_seconds() -> float:
+    """CPU time of the processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _read_account(name: str, seed: int, done: subprocess.CompletedProcess[str]) -> Hunt:
@@ -304,7 +315,7 @@ def _check_all(bugs: Sequence[Bug]) -> bool:
 
 def _show(result: Hunt) -> None:
     when = "not found" if result.seconds is None else f"{result.seconds:.1f} s"
-    print(f"{result.name:40} {when:>10}  {result.signature or result.message}", flush=True)
+    print(f"{result.name:40} {when:>10}  CPU {result.cpu_seconds:6.1f} s  {result.signature or result.message}", flush=True)
 
 
 def _hunt_all(bugs: Sequence[Bug], seconds: float, seed: int, arguments: Sequence[str]) -> bool:

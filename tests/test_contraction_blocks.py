@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.comparing import assert_identical
-from tests.compiled import QUIET, run_compiled, target_of
+from tests.comparing import assert_close, assert_identical
+from tests.compiled import QUIET, compiled, run_compiled, target_of
 from tilewright import library as lib
 from tilewright.backends.llvm.backend import LlvmBackend
 from tilewright.build import fill_segment
@@ -24,7 +24,7 @@ from tilewright.ir.loop import Kernel, Prefetch, walk
 from tilewright.ir.loop_interp import run_program
 from tilewright.ir.loop_text import format_kernel, parse_kernel
 from tilewright.ir.loop_verify import verify_kernel, verify_program
-from tilewright.ir.ops.compute import Dot
+from tilewright.ir.ops.compute import Conv, Dot
 from tilewright.ir.ops.control import Param
 from tilewright.ir.program import Program
 from tilewright.ir.types import BF16, F16, F32, F64, DType
@@ -172,6 +172,21 @@ def test_blocks_fit_the_memory_they_are_meant_for(caps: Caps, dtype: DType) -> N
         assert isinstance(steps, int) and isinstance(blocks.rows, int)
         assert steps <= 72 or steps * panel * dtype.bytes <= 2.3 * caps.level1_bytes
         assert blocks.rows == 1 or blocks.rows * tile.rows * steps * dtype.bytes <= caps.level2_bytes // 2
+
+
+def test_rows_of_a_tile_divide_rows_that_lie_evenly() -> None:
+    assert [choose_tile(8, 1152, F32, Caps(), None, run).rows for run in (96, 90, 0, symbol("w", 1))] == [12, 10, 10, 10]
+    assert [choose_tile(16, 1200, F32, Caps(), None, run).rows for run in (96, 75, 0)] == [6, 5, 6]
+
+
+@pytest.mark.parametrize("shape, out, strides", [((1, 9, 25, 3), 8, (2, 2)), ((2, 6, 14, 4), 8, (1, 1)), ((1, 5, 26, 3), 12, (1, 2)),
+                                                 ((1, 4, 7, 5), 24, (1, 1))])
+def test_convolutions_of_even_and_uneven_rows(shape: tuple[int, ...], out: int, strides: tuple[int, int]) -> None:
+    b = Builder()
+    x, w = b.add(Param("x", F32, shape)), b.add(Param("w", F32, (3, 3, shape[-1], out)))
+    graph = Graph("g", [x, w], [b.add(Conv(strides, ((0, 0), (0, 0)), (1, 1), (1, 1), 1, True), x, w)])
+    inputs = inputs_of(graph, {})
+    assert_close(run_compiled(compiled(graph), inputs), evaluate_graph(graph, inputs))
 
 
 def test_blocks_leave_enough_for_threads_to_share() -> None:

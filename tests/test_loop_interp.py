@@ -133,7 +133,8 @@ def test_every_cast_is_the_op_s() -> None:
             for value in interesting(source):
                 given = int(value) if source == INDEX else value
                 expected = np.asarray(cast_array(np.asarray(value, source.numpy), target))
-                found = np.asarray(call(given), dtype=target.numpy)
+                with np.errstate(all="ignore"):  # as kernels run
+                    found = np.asarray(call(given), dtype=target.numpy)
                 assert found.tobytes() == expected.tobytes() or np.isnan(expected), (source, target, value)
     assert bitcast_caller(F32, I32)(np.float32(1.0)) == 0x3F800000
 

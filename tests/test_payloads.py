@@ -1,5 +1,8 @@
 """Large arrays of model files: taken out before parsing, and nothing else changes by that."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -89,3 +92,22 @@ def test_a_payload_of_the_wrong_length_is_named():
     model.graph.initializer[0].dims[0] += 1
     with pytest.raises(tw.CompileError, match=r"'w0'.* needs 65540 bytes, found 65536"):
         tw.from_onnx(model.SerializeToString())
+
+
+def test_messages_are_those_of_the_package():
+    """In a new process, ours first: a model made by the package's helpers is read, and its classes are the same."""
+    code = """
+import sys
+import tilewright as tw
+from tilewright.frontends import onnx_messages
+assert "onnx" not in sys.modules, "all of the package was imported"
+import onnx
+from onnx import TensorProto, helper
+assert onnx.ModelProto is onnx_messages.ModelProto
+x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
+graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y])
+assert len(tw.from_onnx(helper.make_model(graph)).nodes()) > 1
+onnx.checker.check_model(helper.make_model(graph))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -16,13 +16,15 @@ from tilewright.ir.dims import DimLike, symbol
 from tilewright.ir.graph import Builder, Graph, Node
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop import Alloc, For, Let, walk
-from tilewright.ir.loop_interp import run_program
+from tilewright.ir.loop_interp import run_kernel, run_program
+from tilewright.ir.loop_text import parse_kernel
 from tilewright.ir.loop_verify import verify_program
 from tilewright.ir.ops.compute import Conv, ReduceWindow
 from tilewright.ir.ops.control import Param
 from tilewright.ir.program import Program
 from tilewright.ir.types import BF16, BOOL, F16, F32, F64, I8, I32, I64, U8, DType
 from tilewright.lowering.lower import lower_program
+from tilewright.lowering.share import _Generalized, _Reader
 from tilewright.lowering.windows import Along, choose_columns
 from tilewright.options import Options
 from tilewright.pipeline import run_passes
@@ -343,3 +345,28 @@ def test_the_choice_of_columns() -> None:
     assert columns(3, 1, 13) in (7, 13 - 1) and columns(3, 1, 2) == 2
     assert columns(3, 1, 80, 2048) < columns(3, 1, 80, 64)
     assert columns(2, 2, 80, weighted=False) == 1 < columns(3, 1, 80, weighted=False)
+
+
+LIMITS = """\
+kernel @limits(%x: in f32[64], %y: out f32[64]) {
+  for %i in 0..8 parallel {
+    for %j in 0..8 {
+      %y[8*i + j] = load %x[min(-j + 7, FIRST) + 2*min(-j + 7, SECOND) + 8*i]
+    }
+  }
+}
+"""
+
+
+def test_limits_that_differ_in_numbers_alone_stay_apart_where_kernels_are_shared() -> None:
+    kernels = [parse_kernel(LIMITS.replace("FIRST", str(first)).replace("SECOND", str(second)))
+               for first, second in ((1, 2), (2, 1))]
+    readers = [_Reader(kernel) for kernel in kernels]
+    assert readers[0].skeleton == readers[1].skeleton
+    general = _Generalized(kernels[0], readers)
+    x = np.arange(64, dtype=np.float32)
+    for kernel, values in zip(kernels, general.values):
+        found, expected = np.zeros_like(x), np.zeros_like(x)
+        run_kernel(general.kernel, [x, found], {name: int(str(size)) for name, size in values.items()})
+        run_kernel(kernel, [x, expected], {})
+        np.testing.assert_array_equal(found, expected)

@@ -30,7 +30,8 @@ def _messages() -> ModuleType:
     if spec is None or spec.loader is None or not path.is_file():
         import onnx  # laid out in another way
 
-        return onnx
+        whole: ModuleType = onnx
+        return whole
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -19,7 +19,7 @@ fills the borders. Where a row lies is counted along with the rows, so that only
 No iteration over the contraction is split between threads, so results do not depend on their number.
 
 The tile is built as it is, and not scheduled from a plain product like other nests (`elements`): the accumulators, the
-clamped rows and the second body would take tens of steps a kernel, some of which nothing else would use.
+tiles that begin earlier and the guarded epilogue would take tens of steps a kernel, some of which nothing else would use.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ from ..tiles import Blocks, Tile
 from .inline import Index, Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
 
 LONG_EPILOGUE = 32  # weighted operations an element, from which on a loop over the tile costs next to nothing
-
-
-STREAM_UNIT = 16   # steps
+STREAM_UNIT = 16  # steps
 
 
 class Operand(Struct, frozen=True):

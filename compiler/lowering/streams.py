@@ -23,7 +23,7 @@ MOST_STREAMS = 4     # results that are stored at once: a core collects only a f
 
 def is_far(buffers: Sequence[Buffer], caps: Caps | None) -> bool:
     """Whether each of them is one that no cache holds."""
-    return caps is not None and 0 < caps.level3_bytes and all(
+    return caps is not None and caps.level3_bytes > 0 and all(
         isinstance(size := product(b.shape), int) and caps.level3_bytes <= size * b.dtype.bytes for b in buffers)
 
 

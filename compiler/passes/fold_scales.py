@@ -196,7 +196,7 @@ def _is_invertible(node: Node) -> bool:
     if value is None or node.dtype not in (F32, F64):
         return False
     limits = np.finfo(node.dtype.numpy)
-    return 4 * float(limits.tiny) <= abs(float(value)) <= float(limits.max) / 4  # type: ignore[arg-type]  # a float
+    return 4 * float(limits.tiny) <= abs(float(value)) <= float(limits.max) / 4
 
 
 __all__ = ["fold_scales", "scaled_weights"]

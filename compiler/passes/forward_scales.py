@@ -69,7 +69,7 @@ def _factor(node: Node) -> tuple[int, float] | None:
     for kept, other in ((0, 1), (1, 0)):
         value = uniform_value(node.inputs[other])
         if value is not None and uniform_value(node.inputs[kept]) is None:
-            factor = float(value)  # type: ignore[arg-type]  # a float
+            factor = float(value)
             return (kept, factor) if 1 / MOST_FACTOR <= abs(factor) <= MOST_FACTOR else None
     return None
 
@@ -104,7 +104,7 @@ def _is_linear(node: Node, scaled: set[Node]) -> bool:
             return True
         case Pad():
             fill = uniform_value(node.inputs[1])
-            return node.inputs[0] in scaled and fill is not None and float(fill) == 0  # type: ignore[arg-type]  # a float
+            return node.inputs[0] in scaled and fill is not None and float(fill) == 0
         case Elementwise("mul"):
             return sum(i in scaled for i in node.inputs) == 1
         case Elementwise("div"):

@@ -70,7 +70,7 @@ def _is_root(node: Node) -> bool:
         for root, number in (node.inputs, node.inputs[::-1]):
             value = uniform_value(number)
             if value is not None and _is(_unmoved(root), "sqrt"):
-                return bool(0 <= value <= 1)
+                return 0 <= float(value) <= 1
     return _is(node, "sqrt")
 
 
