@@ -4,7 +4,8 @@ What it does: measures the limits first, with small loops of its own (`limits.c`
 memory, and each mix of reads and writes that a kernel here has, plain and past the caches, over arrays far larger than
 the last cache. Then each kernel, compiled for its sizes: the median, the fastest call, the spread (the middle half over
 the median), and its share: of the multiply-add limit where it computes, of the limit for its mix where it moves memory. What the
-two are worth changes with the neighbours of a virtual machine, so that the limits are measured again before each group.
+two are worth changes with the neighbours of a virtual machine, so that the limits are measured again before each group,
+and that of a mix before each kernel that has it.
 With `--peers`, products of two operands given at run time are compared with other systems too, each in a process of its own
 (`kernel_peers.py`): they take turns with ours, some rounds of them. Last, what a call costs, from Python and from C.
 
@@ -358,6 +359,8 @@ def main() -> int:
             measured[group] = rates
             print("limits: " + ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in rates.items()) + " (G a second)")
             for case in GROUPS[group]():
+                if case.sources is not None:
+                    rates[f"mix of {case.sources}"] = limits.mix(case.sources)
                 rows.append(measure(case, limits, rates, arguments.seconds, peers))
                 print(line(rows[-1]), flush=True)
         for row in measure_calls(Path(folder), clock, arguments.seconds) if "call" in arguments.only else []:

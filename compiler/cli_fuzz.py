@@ -64,8 +64,8 @@ def fuzz_command(seconds: float | None, iterations: int | None, seed: int | None
     settings = Settings(
         seconds=seconds or (0.0 if iterations else DEFAULT_SECONDS), iterations=iterations or 0,
         seed=int(time.time()) if seed is None else seed, mode=mode, subjects=tuple(subjects) or SUBJECTS, patience=patience,
-        native_share=native_share, hang_seconds=hang_seconds, memory_bytes=memory_bytes or 0, stop_at_first=stop_at_first, models=tuple(map(os.path.abspath, models)),
-        reduce=not no_reduce, workers=workers or free_cores())
+        native_share=native_share, hang_seconds=hang_seconds, memory_bytes=memory_bytes or 0, stop_at_first=stop_at_first,
+        models=tuple(map(os.path.abspath, models)), reduce=not no_reduce, workers=workers or free_cores())
     place = Path(tempfile.mkdtemp(prefix="tilewright-fuzz-")) if folder is None else folder
     try:
         place.mkdir(parents=True, exist_ok=True)

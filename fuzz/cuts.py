@@ -54,7 +54,8 @@ def cut(end: Node) -> Graph:
             inside.append(node)
             waiting.extend(node.inputs)
     kept = {id(n) for n in inside if not (isinstance(n.op, Const) and n.op.value.array.size > LARGEST_CONSTANT)}
-    builder, values = Builder(), {}
+    builder = Builder()
+    values: dict[int, Node] = {}
     params: list[Node] = []
     for node in Graph("piece", (), [end]).nodes():
         if id(node) in kept and all(id(i) in values for i in node.inputs):

@@ -19,6 +19,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -151,13 +152,14 @@ class GraphSubject:
         constants = constants_of(case.graph)
         if constants:
             packed = io.BytesIO()
-            np.savez_compressed(packed, **{f"{name}_{c.dtype}": c.array.view(np.uint16) if c.dtype.name == "bf16" else c.array
-                                           for name, c in constants.items()})
+            arrays: dict[str, Any] = {f"{name}_{c.dtype}": c.array.view(np.uint16) if c.dtype.name == "bf16" else c.array
+                                      for name, c in constants.items()}
+            np.savez_compressed(packed, **arrays)
             lines.append(f"# constants: {base64.b64encode(packed.getvalue()).decode()}")
         return "\n".join(lines) + "\n" + format_graph(case.graph)
 
     def parse(self, text: str) -> GraphCase:
-        fields = dict(found.groups() for found in map(_FIELD.match, text.splitlines()) if found)
+        fields: dict[str, str] = {found.group(1): found.group(2) for found in map(_FIELD.match, text.splitlines()) if found}
         try:
             graph = parse(text, _read_constants(fields.get("constants", "")))
             verify(graph)
@@ -167,14 +169,15 @@ class GraphSubject:
             raise CompileError(f"the header of a case is damaged: {type(error).__name__}: {error}") from None
 
 
-def _read_constants(text: str) -> list[Constant]:
+def _read_constants(text: str) -> dict[str, Constant]:
     if not text:
-        return []
+        return {}
     with np.load(io.BytesIO(base64.b64decode(text, validate=True))) as stored:
-        found = []
-        for name in stored.files:
-            dtype = dtype_of(name.rsplit("_", 1)[1])
-            found.append(Constant(stored[name].view(dtype.numpy) if dtype.name == "bf16" else stored[name], dtype))
+        found = {}
+        for entry in stored.files:
+            name, _, spelling = entry.rpartition("_")
+            dtype = dtype_of(spelling)
+            found[name] = Constant(stored[entry].view(dtype.numpy) if dtype.name == "bf16" else stored[entry], dtype)
         return found
 
 

@@ -154,7 +154,7 @@ def alias(graph: Graph, rng: np.random.Generator, donor: Graph) -> Graph | None:
         return None
 
     def make(b: Builder, x: Node, values: Mapping[int, Node]) -> Node:
-        size = int(x.shape[0])  # type: ignore[arg-type]  # as `wide` asks for
+        size = int(x.shape[0])
         cut = int(rng.integers(1, size))
         first, second = library.slice_axis(b, x, 0, 0, cut), library.slice_axis(b, x, 0, cut, size - cut)
         if _numeric(x) and rng.random() < 0.6:

@@ -40,9 +40,10 @@ from .sequences import Step, run_step
 from .subject import Failure, Refused, Verdict
 
 try:
-    from ..frontends.from_onnx import from_onnx
-except ImportError:  # the extra is not installed: models of it are not read
-    from_onnx = None  # type: ignore[assignment]
+    from ..frontends import from_onnx as onnx_front_end
+    READS_ONNX = True
+except ImportError:  # the extra is not installed: its models are not read
+    READS_ONNX = False
 
 MOST_BYTES = 1 << 16
 CONSTANTS_DIGEST = "0123456789abcdef"
@@ -189,7 +190,7 @@ def read_constants(data: bytes) -> None:
 
 
 def read_onnx(data: bytes) -> None:
-    verify(from_onnx(data))
+    verify(onnx_front_end.from_onnx(data))
 
 
 def read_case(data: bytes) -> None:
@@ -198,7 +199,7 @@ def read_case(data: bytes) -> None:
 
 READERS: dict[str, Callable[[bytes], None]] = {
     "graph": read_graph, "program": read_program, "schedule": read_schedule, "object": read_object, "elf": read_elf_file,
-    "constants": read_constants, "case": read_case, **({} if from_onnx is None else {"onnx": read_onnx}),
+    "constants": read_constants, "case": read_case, **({"onnx": read_onnx} if READS_ONNX else {}),
 }
 
 

@@ -138,7 +138,8 @@ def with_sizes(graph: Graph, binding: Mapping[str, int], numbers: Mapping[int, D
         return replace(op, **changes) if changes else op
 
     def rewritten(part: Graph) -> Graph:
-        builder, values = Builder(), {}
+        builder = Builder()
+        values: dict[int, Node] = {}
         for node in part.nodes():
             values[id(node)] = builder.add(change(node.op), *(values[id(i)] for i in node.inputs), loc=node.loc)
         return Graph(part.name, [values[id(p)] for p in part.params], [values[id(r)] for r in part.results], part.result_names)

@@ -164,7 +164,8 @@ def expand(graph: Graph, rule: Rule, place: int, precision: str) -> Graph:
     if not fitting:
         return graph
     target, variables = fitting[place % len(fitting)]
-    builder, values = Builder(), {}
+    builder = Builder()
+    values: dict[int, Node] = {}
     for node in graph.nodes():
         made = builder.keep(node) if node in graph.params else builder.add(
             node.op, *(values[id(i)] for i in node.inputs), loc=node.loc)

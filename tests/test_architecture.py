@@ -67,14 +67,14 @@ LAYERS: dict[str, tuple[str, ...]] = {
                "frontends.onnx", "build", "explaining", "calibration", "tuning", "runtime"),
     # what executes programs sits above the driver
     "tools": ("ir", "ir.errors", "options", "driver", "loading", "runtime"),
-    "fuzz": ("ir", "ir.errors", "build", "library", "lowering", "options", "passes", "pipeline", "runtime"),
+    "fuzz": ("ir", "ir.errors", "build", "driver", "frontends.onnx", "library", "lowering", "options", "passes", "pipeline", "runtime"),
     "cli": ("ir", "ir.errors", "options", "machine", "key_facts", "launch_facts", "loading", "saving", "driver", "runtime", "version",
             "tools", "fuzz"),
     "": ("version", "cli"),  # __init__ and __main__
 }
 # the first segment of a module's name, where its layer is called otherwise
 LAYER_OF = {
-    "cli_machine": "cli", "cli_model": "cli", "cli_passes": "cli", "cli_profile": "cli", "cli_shared": "cli", "__init__": "", "__main__": "",
+    "cli_machine": "cli", "cli_model": "cli", "cli_passes": "cli", "cli_profile": "cli", "cli_fuzz": "cli", "cli_shared": "cli", "__init__": "", "__main__": "",
     "frontends.from_onnx": "frontends.onnx", "frontends.onnx_messages": "frontends.onnx", "frontends.onnx_ops": "frontends.onnx",
 }
 # third party -> the layers that may import it; None: all
@@ -88,6 +88,7 @@ THIRD_PARTIES: dict[str, tuple[str, ...] | None] = {
     "onnx": ("frontends.onnx",),
     "google": ("frontends.onnx",),  # protobuf: what onnx raises on bad bytes
     "click": ("cli",),
+    "jinja2": ("fuzz",),
 }
 # (module, imported) -> why it is not at the top
 LATE_IMPORTS = {
@@ -99,6 +100,7 @@ LATE_IMPORTS = {
     ("driver", "explaining"): "reports: only when somebody asks for one",
     ("driver", "calibration"): "compiles and measures: only for reports",
     ("driver", "tuning"): "compiles and measures: only where that is asked for",
+    ("cli_fuzz", "fuzz.report"): "needs the extra [fuzz]",
 }
 DYNAMIC_IMPORTS = {
     "__init__": "PEP 562: public names are handed on when they are asked for",

@@ -26,7 +26,7 @@ from tilewright.ir.ops.compute import Conv, PackedConv
 from tilewright.ir.ops.control import Param
 from tilewright.ir.ops.shape import GatherND
 from tilewright.ir.rewrite import Rule
-from tilewright.ir.types import F32, I64, TensorType
+from tilewright.ir.types import F32, I64, TensorType, dtype_named
 from tilewright.ir.verify import verify
 from tilewright.passes.canonicalize import RULES
 from tilewright.pipeline import PASSES
@@ -49,6 +49,14 @@ def test_cases_read_back(seed: int) -> None:
     case = SUBJECT.generate(np.random.default_rng(seed))
     again = SUBJECT.parse(SUBJECT.format(case))
     assert again == case and again.graph.fingerprint == case.graph.fingerprint
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "i64"])
+def test_large_constants_are_in_the_text(dtype: str) -> None:
+    values = np.arange(40).astype(dtype_named(dtype).numpy)
+    graph = graph_of(lambda b, x: lib.apply(b, "add", x, lib.constant(b, values, dtype_named(dtype))), TensorType(dtype_named(dtype), (40,)))
+    again = SUBJECT.parse(SUBJECT.format(GraphCase(graph)))
+    assert again.graph.fingerprint == graph.fingerprint
 
 
 @pytest.mark.parametrize(("damage", "message"), [

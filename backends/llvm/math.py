@@ -9,8 +9,8 @@ Guarantees: the only functions named are LLVM intrinsics that select to instruct
 C99 special values; subnormals kept; the error in `Function.ulps`, measured in float32 with FMA by `benchmarks/exhaustive_math.py`
 (sqrt, exp, log, sin, cos, tanh, erf, sigmoid: all inputs; the other functions of one operand: every 257th), and sampled otherwise by
 `tests/test_math.py` (float64, two operands, targets without FMA). Straight-line code, except exp (results that are not normal: a block
-of their own), sin, cos, tan (arguments beyond 2^16, float64 2^20: a block that is jumped over) and fmod, floor_mod, floor_divide (a loop): after these the builder stands in a
-new block, so a caller that needs the current block for a phi must read it after the call.
+of their own), sin, cos, tan (arguments beyond 2^16, float64 2^20: a block that is jumped over) and fmod, floor_mod, floor_divide (a
+loop): after these the builder stands in a new block, so a caller that needs the current block for a phi must read it after the call.
 """
 
 from __future__ import annotations

@@ -20,21 +20,18 @@ CERTAIN_OPSET = 25  # known to the oldest version of the package that the extra 
 
 
 def _messages() -> ModuleType:
-    if "onnx" in sys.modules:
-        return sys.modules["onnx"]
-    package = find_spec("onnx")
-    if package is None or not package.submodule_search_locations:
-        raise ModuleNotFoundError("No module named 'onnx'", name="onnx")
-    path = Path(package.submodule_search_locations[0]) / f"{GENERATED}.py"
-    spec = spec_from_file_location(GENERATED, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        import onnx  # laid out in another way
+    package = None if "onnx" in sys.modules else find_spec("onnx")
+    for folder in (package.submodule_search_locations if package is not None else None) or ():
+        path = Path(folder) / f"{GENERATED}.py"
+        spec = spec_from_file_location(GENERATED, path)
+        if path.is_file() and spec is not None and spec.loader is not None:
+            module = module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return module
+    import onnx  # imported before, laid out in another way, or missing
 
-        whole: ModuleType = onnx
-        return whole
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    whole: ModuleType = onnx
+    return whole
 
 
 def newest_opset(wanted: int) -> int:

@@ -1,7 +1,7 @@
 """Takes constant factors before contractions into their weights.
 
-A value that is multiplied by a number (the sixth of a hard swish, the half of a gelu) and then only moved, summed, and
-multiplied or divided by others on its way to contractions with constant weights, need not be multiplied: the weights hold the factor.
+A value that is multiplied or divided by a number (the six of a hard swish, the half of a gelu) and then only moved, summed, and
+multiplied or divided by others on its way to contractions with constant weights, need not be: the weights hold the factor.
 
 Contract: reassoc, and finite, since a sum without the factor may overflow where one with it does not, or the other way round.
 Weights that would no longer be finite or normal leave the factor where it is. `precision="plain"` and `"strict"` forbid it.
@@ -63,14 +63,17 @@ def forward_scales(graph: Graph, options: Options) -> Graph:
 
 
 def _factor(node: Node) -> tuple[int, float] | None:
-    """The operand that a node multiplies by a number, and that number."""
-    if not isinstance(node.op, Elementwise) or node.op.function != "mul" or node.dtype not in (F32, F64):
+    """The operand that a node multiplies or divides by a number, and the factor, not rounded to the dtype."""
+    if not isinstance(node.op, Elementwise) or node.op.function not in ("mul", "div") or node.dtype not in (F32, F64):
         return None
-    for kept, other in ((0, 1), (1, 0)):
+    divides = node.op.function == "div"
+    for kept, other in ((0, 1), (1, 0))[:1 if divides else 2]:
         value = uniform_value(node.inputs[other])
         if value is not None and uniform_value(node.inputs[kept]) is None:
             factor = float(value)
-            return (kept, factor) if 1 / MOST_FACTOR <= abs(factor) <= MOST_FACTOR else None
+            if not 1 / MOST_FACTOR <= abs(factor) <= MOST_FACTOR:
+                return None
+            return kept, 1 / factor if divides else factor
     return None
 
 
