@@ -18,7 +18,7 @@ from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.ops.compute import Conv, Dot, Elementwise, PackedConv, PackedDot
 from tilewright.ir.ops.control import Fusion, Param
 from tilewright.ir.ops.shape import Broadcast
-from tilewright.ir.types import F16, F32, F64, DType
+from tilewright.ir.types import F16, F32, DType
 from tilewright.options import Options
 from tilewright.passes.fold_scales import fold_scales
 from tilewright.passes.forward_scales import forward_scales
@@ -131,25 +131,6 @@ def test_factors_of_rows_stay() -> None:
 def hard_swish(b: Builder, x: Node) -> Node:
     gate = chain(b, x, [("add", 3.0), ("max", 0.0), ("min", 6.0)], 0)
     return chain(b, b.add(Elementwise("mul"), x, gate), [("div", 6.0)], 0)
-
-
-@pytest.mark.parametrize("decision", ["floor", "lt", None])
-def test_quotients_that_decisions_rest_on_stay(decision: str | None) -> None:
-    b = Builder()
-    x = b.add(Param("x", F32, (9, 4)))
-    y = hard_swish(b, b.add(Dot((1,), (0,)), x, lib.constant(b, np.round(normal(4, 5)))))
-    made = y if decision is None else b.add(Elementwise(decision), *([y] if decision == "floor" else [y, y]))
-    graph = Graph("g", [x], [made])
-    assert ("div" in functions(fold_scales(graph, Options()))) == (decision is not None)
-    agree(graph, np.round(normal(9, 4, seed=1) * 3))
-
-
-def test_quotients_far_from_contractions_stay() -> None:
-    b = Builder()
-    x = b.add(Param("x", F64, (9, 4)))
-    dot = b.add(Dot((1,), (0,)), x, lib.constant(b, normal(4, 5), F64))
-    graph = Graph("g", [x], [chain(b, x, [("div", 3.0)], 0), dot])
-    assert "div" in functions(fold_scales(graph, Options()))
 
 
 # --- factors before contractions -------------------------------------------------------------------------------------------

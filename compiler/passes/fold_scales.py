@@ -1,13 +1,11 @@
 """Takes constant factors behind contractions out of what is computed for each element.
 
 A contraction with constant weights whose result is only multiplied, divided and moved by constants of a channel (a batch
-normalization, a scaled score) becomes the contraction with weights that hold the factors, and one addition. What is
-computed from a contraction and divided by a number is multiplied by its reciprocal.
+normalization, a scaled score) becomes the contraction with weights that hold the factors, and one addition.
 
-Contract: of the weights reassoc, each rounded once more, and finite, since a sum that overflows may be made small before; of
-the quotients bounded, by 2 units in the last place. Weights that would no longer be finite or normal are left as they are,
-and so are quotients that decisions rest on (rounding to whole numbers, comparing). `precision="plain"` and `"strict"`
-forbid all of it: a contraction is the sum that it is.
+Contract: reassoc, since each weight is rounded once more, and finite, since a sum that overflows may be made small before.
+Weights that would no longer be finite or normal are left as they are. `precision="plain"` and `"strict"` forbid it: a
+contraction is the sum that it is.
 """
 
 from __future__ import annotations
@@ -16,17 +14,14 @@ import numpy as np
 from msgspec import Struct
 
 from ..ir.graph import Array, Builder, Constant, Graph, Node
-from ..ir.ops.compute import Cast, Conv, Dot, Elementwise
+from ..ir.ops.compute import Conv, Dot, Elementwise
 from ..ir.ops.control import Const
-from ..ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Transpose
+from ..ir.ops.shape import Broadcast
 from ..ir.rewrite import rewrite_graph, uniform_value
 from ..ir.types import F32, F64
 from ..library import broadcast, constant, scalar
 from ..options import Options
 from .winograd import known_array
-
-MOVEMENT = (Broadcast, Reshape, Transpose, Pad, Slice, Concat)
-DECISIONS = frozenset({"floor", "ceil", "round", "trunc", "sign", "mod", "rem", "floordiv", "eq", "ne", "lt", "le", "gt", "ge"})
 
 
 class _Chain(Struct):
@@ -48,7 +43,6 @@ def fold_scales(graph: Graph, options: Options) -> Graph:
     chains = [c for c in (_chain(node, graph, users) for node in graph.nodes() if isinstance(node.op, (Conv, Dot))) if c]
     cores = {c.core: c for c in chains}
     steps = {step: c for c in chains for step in c.steps}
-    quotients = _quotients(graph, users) - steps.keys()
 
     def visit(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
         if node in cores and not (cores[node].scale == 1).all():
@@ -58,9 +52,6 @@ def fold_scales(graph: Graph, options: Options) -> Graph:
             before = chain.steps[chain.steps.index(node) - 1] if node is not chain.steps[0] else chain.core
             value = inputs[node.inputs.index(before)]
             return _moved(b, chain, value) if node is chain.steps[-1] else value
-        if node in quotients:
-            reciprocal = constant(b, 1 / uniform_value(node.inputs[1]), node.dtype)  # type: ignore[operator]  # known
-            return scalar(b, "mul", inputs[0], broadcast(b, reciprocal, node.shape))
         return None
 
     return rewrite_graph(graph, visit, "fold_scales")
@@ -167,36 +158,6 @@ def _moved(b: Builder, chain: _Chain, value: Node) -> Node:
     shape[axes[0]] = len(chain.offset)
     offset = constant(b, chain.offset.reshape(shape), value.dtype)
     return scalar(b, "add", value, broadcast(b, offset, value.shape))
-
-
-# --- quotients -----------------------------------------------------------------------------------------------------------
-
-
-def _quotients(graph: Graph, users: dict[Node, list[Node]]) -> set[Node]:
-    """The quotients by a number that are computed from a contraction, whose sums are rounded in an order of their own, and on
-    which no decision rests."""
-    near: set[Node] = set()
-    for node in graph.nodes():
-        follows = isinstance(node.op, (Elementwise, Cast, *MOVEMENT)) and any(i in near for i in node.inputs)
-        if isinstance(node.op, (Conv, Dot)) or follows:
-            near.add(node)
-    decisive: set[Node] = set()
-    for node in reversed(graph.nodes()):
-        decides = (isinstance(node.op, Elementwise) and node.op.function in DECISIONS
-                   or isinstance(node.op, Cast) and not node.dtype.is_float)
-        behind = not isinstance(node.op, (Conv, Dot)) and any(u in decisive for u in users[node])
-        if decides or behind:
-            decisive.add(node)
-    return {n for n in near - decisive if isinstance(n.op, Elementwise) and n.op.function == "div" and _is_invertible(n)}
-
-
-def _is_invertible(node: Node) -> bool:
-    """Whether the divisor is a number that is normal, as is its reciprocal."""
-    value = uniform_value(node.inputs[1])
-    if value is None or node.dtype not in (F32, F64):
-        return False
-    limits = np.finfo(node.dtype.numpy)
-    return 4 * float(limits.tiny) <= abs(float(value)) <= float(limits.max) / 4
 
 
 __all__ = ["fold_scales", "scaled_weights"]

@@ -18,7 +18,8 @@ from ..ir.rewrite import rewrite_graph, uniform_value
 from ..ir.types import F32, F64
 from ..library import broadcast, constant, scalar
 from ..options import Options
-from .fold_scales import DECISIONS
+
+DECISIONS = frozenset({"floor", "ceil", "round", "trunc", "sign", "mod", "rem", "floordiv", "eq", "ne", "lt", "le", "gt", "ge"})
 
 
 def share_divisors(graph: Graph, options: Options) -> Graph:

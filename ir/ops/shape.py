@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..dims import DimLike, bounds, compare, evaluate, product, provably_at_most
-from ..errors import CompileError, IndexFailure
+from ..errors import ArgumentError, CompileError, IndexFailure
 from ..graph import Array, Binding, Op, Sample
 from ..types import F32, I32, I64, DType, TensorType, Type
 
@@ -44,7 +44,12 @@ def check_sizes(op: Op, shape: Sequence[DimLike]) -> None:
 
 
 def evaluate_shape(shape: Sequence[DimLike], binding: Binding) -> tuple[int, ...]:
-    return tuple(evaluate(d, binding) for d in shape)
+    """The numbers. ArgumentError where one is negative: the inputs are too small for the program."""
+    sizes = tuple(evaluate(d, binding) for d in shape)
+    if min(sizes, default=0) < 0:
+        place = next(i for i, n in enumerate(sizes) if n < 0)
+        raise ArgumentError(f"axis {place} would have {shape[place]} = {sizes[place]} elements: the inputs are too small")
+    return sizes
 
 
 class Broadcast(Op, frozen=True):

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..dims import bounds, product
-from ..errors import CompileError
+from ..errors import CompileError, IndexFailure
 from ..graph import Array, Binding, Op, Sample
 from ..types import F32, TensorType, Type
 from ..winograd import MOST_POINTS, Rows, Winograd, apply_rows, in_order, winograd
@@ -68,6 +68,8 @@ class WinogradConv(Op, frozen=True):
         rank, axes, dtype = len(self.kernel), self.axes, x.dtype
         wide = np.float32 if dtype.itemsize == 2 else dtype
         shape = [n - k + 1 for n, k in zip(x.shape[1:-1], self.kernel)]
+        if min(shape) < 0:
+            raise IndexFailure(f"a window of {self.kernel} does not fit into the axes {x.shape[1:-1]}")
         if 0 in (x.shape[0], *shape):
             return np.zeros((x.shape[0], *shape, self.channels), dtype)
         tiles = [-(-n // axis.results) for n, axis in zip(shape, axes)]
