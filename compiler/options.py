@@ -23,8 +23,8 @@ class Options(Struct, frozen=True):
 
     threads     threads of a call; 0: as many as the process may use. Not part of the code.
     precision   'plain' computes every contraction as the sum that it is, with its weights as they are, and no convolution by
-                Winograd's algorithm where that is faster (its error has a bound of its own, `ir/winograd.py`); 'strict' allows only exact rewrites and reordered sums
-                of contractions and reductions
+                Winograd's algorithm where that is faster (its error has a bound of its own, `ir/winograd.py`); 'strict' allows
+                only exact rewrites and reordered sums of contractions and reductions
     cache       whether compiled code is kept on disk
     cache_bytes how large the cache may become: what was used longest ago is removed. Not part of the code.
     tune        seconds to measure register tiles for; the model's choice stays where none is faster by 3 %. What was measured

@@ -156,10 +156,10 @@ def choose_blocks(batch: DimLike, rows: DimLike, columns: DimLike, depth: DimLik
     return Blocks(high, wide, steps, max(1, tile.columns // high))
 
 
-def choose_window_blocks(rows: DimLike, columns: int, depth: int, tile: Tile, dtype: DType, caps: Caps) -> Blocks:
+def choose_window_blocks(rows: DimLike, columns: int, depth: DimLike, tile: Tile, dtype: DType, caps: Caps) -> Blocks:
     """The blocks of a convolution, whose rows overlap: few rows where all panels stay in the second level of memory."""
     row_tiles, panels = ceildiv(rows, tile.rows), ceildiv(columns, tile.columns)
-    stays = 2 * columns * depth * dtype.bytes <= caps.level2_bytes
+    stays = isinstance(depth, int) and 2 * columns * depth * dtype.bytes <= caps.level2_bytes
     high, wide = _block(1, row_tiles, panels, MOST_ROWS if stays else 4 * MOST_ROWS)
     return Blocks(high, wide)
 

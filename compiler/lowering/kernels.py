@@ -209,7 +209,7 @@ class KernelMaker:
         if isinstance(core.op, PackedDot):
             blocks = choose_blocks(product(core.shape[:batch]), rows, columns, depth, tile, dtype, self.caps)
             return replace(blocks, streams=1) if core.op.symmetric else blocks
-        assert isinstance(core.op, PackedConv) and isinstance(depth, int) and isinstance(columns, int)
+        assert isinstance(core.op, PackedConv) and isinstance(columns, int)
         return choose_window_blocks(rows, columns // core.op.groups, depth, tile, dtype, self.caps)
 
     def _turned(self, left: Node, position: int, order: tuple[int, ...], loc: Loc) -> tuple[Launches, tuple[Entry, ...]]:

@@ -33,7 +33,7 @@ from ..ir.ops.control import Param
 from ..ir.ops.shape import Broadcast, Concat, Slice, Take, Transpose, UpdateSlice
 from ..ir.rewrite import rewrite_graph
 from ..ir.types import I64, TensorType
-from ..library import apply, broadcast, constant, full, pad, reduce, reshape, slice_axis, transpose
+from ..library import apply, broadcast, cast, constant, full, pad, reduce, reshape, slice_axis, transpose
 from ..options import Options
 from ..tiles import panel_columns
 from .winograd import fast_convolution, known_array
@@ -132,11 +132,12 @@ def _is_worth_mirroring(width: DimLike, depth: DimLike, tile: int) -> bool:
 
 def _sum_of_products(b: Builder, left: Node, right: Node, batch: int, rows: tuple[DimLike, ...],
                      columns: tuple[DimLike, ...]) -> Node:
-    """One column: the products of each row with it, summed."""
-    ones = (1,) * len(rows)
+    """One column: the products of each row with it, summed in the dtype that contractions accumulate in."""
+    dtype, ones = left.dtype, (1,) * len(rows)
+    left, right = (cast(b, x, accumulator_dtype(dtype)) for x in (left, right))
     row = reshape(b, right, (*right.shape[:batch], *ones, right.shape[batch]))
     products = apply(b, "mul", left, broadcast(b, row, left.shape))
-    total = reduce(b, "sum", products, (left.rank - 1,))
+    total = cast(b, reduce(b, "sum", products, (left.rank - 1,)), dtype)
     return reshape(b, total, (*left.shape[:-1], *columns))
 
 
@@ -145,7 +146,7 @@ def pack_columns(b: Builder, matrix: Node, batch: int, tile: int) -> Node:
     that all others are read where they lie and not from a copy with zeros beside it."""
     width = matrix.shape[batch + 1]
     others = ceildiv(width, tile) - 1
-    if others == 0 or divides(tile, width) or bounds(width)[0] < 1 or _is_known(matrix):
+    if bounds(others)[1] < 2 or divides(tile, width) or bounds(width)[0] < 1 or _is_known(matrix):
         return _panels(b, matrix, batch, others + 1, tile)
     last = slice_axis(b, matrix, batch + 1, others * tile, (width - 1) % tile + 1)
     return b.add(Concat(batch), _panels(b, slice_axis(b, matrix, batch + 1, 0, others * tile), batch, others, tile),

@@ -43,9 +43,14 @@ def check_sizes(op: Op, shape: Sequence[DimLike]) -> None:
             raise CompileError(f"{op.spelling}: the size {size} of axis {axis} is negative")
 
 
+def evaluate_all(sizes: Sequence[DimLike], binding: Binding) -> tuple[int, ...]:
+    """The numbers, whatever their sign: places where windows begin."""
+    return tuple(evaluate(n, binding) for n in sizes)
+
+
 def evaluate_shape(shape: Sequence[DimLike], binding: Binding) -> tuple[int, ...]:
     """The numbers. ArgumentError where one is negative: the inputs are too small for the program."""
-    sizes = tuple(evaluate(d, binding) for d in shape)
+    sizes = evaluate_all(shape, binding)
     if min(sizes, default=0) < 0:
         place = next(i for i, n in enumerate(sizes) if n < 0)
         raise ArgumentError(f"axis {place} would have {shape[place]} = {sizes[place]} elements: the inputs are too small")
@@ -142,7 +147,7 @@ class Slice(Op, frozen=True):
         return TensorType(x.dtype, self.size)
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
-        starts, sizes = evaluate_shape(self.start, binding), evaluate_shape(self.size, binding)
+        starts, sizes = evaluate_all(self.start, binding), evaluate_shape(self.size, binding)
         return inputs[0][slice_window(starts, sizes, self.step, inputs[0].shape)]
 
     @classmethod
@@ -223,7 +228,7 @@ class UpdateSlice(Op, frozen=True):
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
         result = np.array(inputs[0])
-        window = slice_window(evaluate_shape(self.start, binding), inputs[1].shape, self.step, result.shape)
+        window = slice_window(evaluate_all(self.start, binding), inputs[1].shape, self.step, result.shape)
         result[window] = inputs[1]
         return result
 
