@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import signal
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -110,10 +112,20 @@ class Fuzzer:
             entry.streak = 0
             case, kind = entry.subject.mutate_passes(entry.case, rng, part)
             return entry.subject, case, f"passes.{kind}", entry
-        made = entry.subject.mutate_program(entry.case, rng, part, self.allowed[entry.subject.name])
+        made = self.mutated(entry, part)
         if made is None:
             return entry.subject, self.sequenced(entry.subject, entry.subject.generate(rng)), "generate", None
         return entry.subject, self.sequenced(entry.subject, made[0]), made[1], entry
+
+    def mutated(self, entry: Entry, part: Any) -> tuple[Any, str] | None:
+        """A mutant. What a type rule fails by, instead of refusing, is a finding; it is kept with the case that was mutated."""
+        try:
+            return entry.subject.mutate_program(entry.case, self.rng, part, self.allowed[entry.subject.name])
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            failure = Failure("crash", "type rules", f"{type(error).__name__}: {error} ({Path(place.filename).name}: {place.name})")
+            self.failed(entry.subject, entry.case, failure, native=False, reduce=False)
+            return None
 
     def sequenced(self, subject: AnySubject, case: Any) -> Any:
         """The case with the passes that the mode wants."""
@@ -163,7 +175,7 @@ class Fuzzer:
             return None, Failure("hang", "unknown", f"no result after {self.settings.hang_seconds:.0f} seconds")
         return None, None
 
-    def failed(self, subject: AnySubject, case: Any, failure: Failure, native: bool) -> None:
+    def failed(self, subject: AnySubject, case: Any, failure: Failure, native: bool, reduce: bool = True) -> None:
         """Reduces, writes and reports a failure whose signature is new."""
         self.signatures[failure.signature] += 1
         folder = self.corpus.folder / "findings"
@@ -177,7 +189,7 @@ class Fuzzer:
             with limited(self.settings.hang_seconds):
                 subject.check(candidate, native)
 
-        if self.settings.reduce and failure.kind != "hang":
+        if self.settings.reduce and reduce and failure.kind != "hang":
             with suppress(_Hang):  # a candidate that hangs ends the reduction
                 case, failure = reduced(subject, case, failure, check, REDUCTION_SECONDS)
         text = finding_text(subject, case, failure, target.name)

@@ -206,7 +206,7 @@ def guarded(stage: str) -> Iterator[None]:
 def _place_of(error: BaseException) -> str:
     """The innermost of our own functions that the error went through."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        found = _PLACE.search(frame.filename) or re.search(r"((?:compiler|ir|backends|runtime)/.+\.py)$", frame.filename)
+        found = _PLACE.search(frame.filename) or re.search(r"((?:compiler|ir|backends|runtime|fuzz)/.+\.py)$", frame.filename)
         if found:
             return f"{found.group(1)}: {frame.name}"
     return "unknown place"

@@ -157,10 +157,11 @@ def _by_tiles(op: WinogradConv, x: Traced, u: Traced, value: Array) -> Traced:
         of_input, of_output = np.abs(axis.input).sum(1), np.abs(axis.output).max(0)
         factors = np.multiply.outer(factors, of_input * of_output).reshape(-1)
     spatial = tuple(range(1, x.value.ndim - 1))
-    most = np.max(np.abs(x.wide()) + x.bounds, axis=spatial, initial=0.0).reshape(-1, op.groups, channels)
-    panels = (np.abs(u.wide()) + u.bounds).reshape(u.value.shape[0], op.groups, -1, *u.value.shape[2:])
-    dense = np.moveaxis(panels, 3, 2).reshape(*panels.shape[:2], channels, -1)[..., :op.channels // op.groups]
-    terms = np.einsum("ngc,pgco,p->ngo", most, dense, factors).reshape(-1, op.channels)
+    most = np.max(np.abs(x.wide()) + x.bounds, axis=spatial, initial=0.0).reshape(x.value.shape[0], op.groups, channels)
+    points, count, _, tile = u.value.shape  # sizes are spelled out: NumPy cannot tell them where there are no channels
+    panels = (np.abs(u.wide()) + u.bounds).reshape(points, op.groups, count // op.groups, channels, tile)
+    dense = np.moveaxis(panels, 3, 2).reshape(points, op.groups, channels, count // op.groups * tile)[..., :op.channels // op.groups]
+    terms = np.einsum("ngc,pgco,p->ngo", most, dense, factors).reshape(x.value.shape[0], op.channels)
     points = sum(axis.points for axis in op.axes)
     relative = (channels + 2 * points + 8) * inner.epsilon + (0.0 if are_exact((x, u)) else 1.0)
     bound = np.where(terms < inner.largest, relative * terms, INFINITE).reshape(terms.shape[0], *[1] * len(spatial), op.channels)

@@ -161,6 +161,17 @@ def test_passes_are_mutated_after_barren_mutations(tmp_path: Path) -> None:
     assert mutations / 5 < tally.mutators["passes.add"].tried < mutations / 3  # one after each 4
 
 
+def test_a_type_rule_that_fails_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, subject, found = fuzzer(tmp_path, mode="general-blind", stop_at_first=True)
+
+    def fail(*arguments: object) -> None:
+        raise ZeroDivisionError("modulo by zero")
+
+    monkeypatch.setattr(subject, "mutate_program", fail)
+    drained(made)
+    assert found[0].signature == "crash in type rules: ZeroDivisionError: modulo by zero (test_fuzz.py: fail)"
+
+
 def test_a_hang_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, subject, found = fuzzer(tmp_path, hang_seconds=0.2, stop_at_first=True)
 

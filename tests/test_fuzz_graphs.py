@@ -25,6 +25,7 @@ from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.ops.compute import Conv, PackedConv
 from tilewright.ir.ops.control import Param
 from tilewright.ir.ops.shape import GatherND
+from tilewright.ir.ops.winograd import WinogradConv
 from tilewright.ir.rewrite import Rule
 from tilewright.ir.types import F32, I64, TensorType, dtype_named
 from tilewright.ir.verify import verify
@@ -222,7 +223,9 @@ def test_every_precision_knows_the_contracts_of_rules(precision: str) -> None:
 
 @pytest.mark.parametrize(("op", "types"), [
     (PackedConv((3, 3), (1, 1), (-1, 1), 6), (TensorType(F32, (2, 6, 7, 4)), TensorType(F32, (1, 36, 16)))),
+    (PackedConv((1,), (1,), (1,), 6), (TensorType(F32, (2, 6, 4)), TensorType(F32, (1, 4, 0)))),
     (PackedConv((3, 3), (1, 1), (1, 1), 6, 0), (TensorType(F32, (2, 6, 7, 4)), TensorType(F32, (1, 36, 16)))),
+    (WinogradConv((3, 3), (2, 4), 6), (TensorType(F32, (1, 6, 6, 0)), TensorType(F32, (24, 1, 0, 6)))),
     (Conv((1,), ((0, 0),), (1,), (1,), 0), (TensorType(F32, (2, 0, 7)), TensorType(F32, (0, 0, 3)))),
     (GatherND(-2), (TensorType(F32, (4, 3)), TensorType(I64, (5, 2)))),
 ])

@@ -527,7 +527,7 @@ class PackedConv(Op, frozen=True):
         grouped = self.groups != 1
         if x.rank != len(self.kernel) + 2 or w.rank != 3 + grouped or x.dtype != w.dtype or not x.dtype.is_float:
             raise CompileError(f"packed_conv: {x} and {w} do not fit")
-        if min((*self.kernel, *self.strides, *self.dilation, self.channels, self.groups)) < 1 or \
+        if min((*self.kernel, *self.strides, *self.dilation, self.channels, self.groups)) < 1 or w.shape[-1] == 0 or \
                 not len(self.kernel) == len(self.strides) == len(self.dilation):
             raise CompileError("packed_conv: kernel, strides, dilation, channels and groups must be positive, one for each axis")
         *groups, panels, depth, tile = w.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -50,12 +51,12 @@ class WinogradConv(Op, frozen=True):
 
     def infer(self, *types: Type) -> Type:
         x, u = operands(self, types, 2)
-        good = len(self.kernel) == len(self.results) == x.rank - 2 and u.rank == 4 and x.dtype == u.dtype and x.dtype.is_float
+        good = self.groups > 0 and len(self.kernel) == len(self.results) == x.rank - 2 and u.rank == 4 and x.dtype == u.dtype and x.dtype.is_float
         if not good or any(m < 1 or r < 1 or m + r - 1 > MOST_POINTS or r == 1 < m for m, r in zip(self.results, self.kernel)):
             raise CompileError(f"winograd_conv: {x} and {u} do not fit kernel {self.kernel}, results {self.results}")
         points, tile, depth = product(axis.points for axis in self.axes), u.shape[3], u.shape[2]
-        panels = self.groups * -(-self.channels // self.groups // tile) if isinstance(tile, int) else -1
-        if u.shape[:2] != (points, panels) or depth * self.groups != x.shape[-1] or self.channels % self.groups:
+        panels = self.groups * -(-self.channels // self.groups // tile) if isinstance(tile, int) and tile else -1
+        if not isinstance(depth, int) or depth < 1 or u.shape[:2] != (points, panels) or depth * self.groups != x.shape[-1] or self.channels % self.groups:
             raise CompileError(f"winograd_conv: {u} does not fit {x}, kernel {self.kernel}, results {self.results}, "
                                f"channels {self.channels}, groups {self.groups}")
         sizes = [n - (k - 1) for n, k in zip(x.shape[1:-1], self.kernel)]
@@ -80,9 +81,11 @@ class WinogradConv(Op, frozen=True):
         with np.errstate(all="ignore"):
             for axis in axes:  # [N, *tiles, C, *elements] -> [N, *tiles, C, *points], one axis at a time
                 value = _applied(axis.input, np.moveaxis(value, rank + 2, 0))
-            rows = value.reshape(-1, self.groups, u.shape[2], u.shape[0]).transpose(3, 1, 0, 2)  # [points, groups, tiles, C]
-            panels = u.astype(wide).reshape(u.shape[0], self.groups, -1, *u.shape[2:])
-            dense = np.moveaxis(panels, 3, 2).reshape(*panels.shape[:2], u.shape[2], -1)[..., :self.channels // self.groups]
+            points, count, channels, tile = u.shape  # sizes are spelled out: NumPy cannot tell them where there are no channels
+            rows = value.reshape(x.shape[0] * math.prod(tiles), self.groups, channels, points).transpose(3, 1, 0, 2)
+            panels = u.astype(wide).reshape(points, self.groups, count // self.groups, channels, tile)
+            dense = np.moveaxis(panels, 3, 2).reshape(points, self.groups, channels, count // self.groups * tile)
+            dense = dense[..., :self.channels // self.groups]
             value = np.moveaxis(rows @ dense, 1, 2)  # [points, tiles, groups, O]
             value = value.reshape(*(axis.points for axis in axes), x.shape[0], *tiles, self.channels)
             for axis in axes:  # [*points, N, *tiles, O] -> [N, *tiles, O, *results]
