@@ -14,7 +14,7 @@ MODELS  := --no-deps --ignore-requires-python
 PYTEST  := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint format benchmark zoo clean sanitize-address sanitize-undefined sanitize-thread runtime-coverage
+.PHONY: help venv demo test check fuzz zoo lint format benchmark clean sanitize-address sanitize-undefined sanitize-thread runtime-coverage
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -79,6 +79,9 @@ lint: build/types ## ruff and mypy
 # Not `ruff format`: it would take apart the tables that are aligned to be read.
 format: $(VENV)/.test ## let ruff repair what it can
 	$(BIN)/ruff check --fix .
+
+fuzz: $(VENV)/.test ## search for wrong code for a minute, with a fixed seed
+	$(BIN)/tilewright fuzz --seconds 60 --seed 1
 
 zoo: $(VENV)/.test ## every known miscompile of fuzz/zoo, in a copy of the tree: does its witness see it?
 	$(BIN)/python -m tilewright.fuzz.zoo_runner

@@ -27,6 +27,7 @@ from .settings import MODES, Finding, Settings, Tally
 from .subject import AnySubject, Failure, Refused, Verdict
 
 REDUCTION_SECONDS = 20.0
+MUTANTS_A_SEED = 2
 
 
 class _Hang(BaseException):
@@ -71,9 +72,10 @@ class Fuzzer:
             self.coverage.stop()
 
     def programs(self) -> Iterator[Tally]:
-        yield from self.begin()
+        yield from self.resumed()
+        seeds = self.seeds()
         while not self.over():
-            subject, case, mutator, parent = self.next()
+            subject, case, mutator, parent = next(seeds, None) or self.next()
             gained = self.program(subject, case, mutator)
             if parent is not None:
                 parent.streak = 0 if gained else parent.streak + 1
@@ -82,22 +84,32 @@ class Fuzzer:
                 for entry in list(self.corpus.refresh()):
                     self.program(entry.subject, entry.case, "corpus", keep=False)
 
-    def begin(self) -> Iterator[Tally]:
-        """What is known already: the corpus, or where there is none the seeds, divided among the workers."""
-        known = list(self.corpus.refresh())
-        for entry in known:
+    def resumed(self) -> Iterator[Tally]:
+        """What lies in the folder already is run once, to know what it reaches."""
+        for entry in list(self.corpus.refresh()):
             if self.over():
                 return
             self.program(entry.subject, entry.case, "corpus", keep=False)
             yield self.tally
-        if known:
+
+    def seeds(self) -> Iterator[tuple[AnySubject, Any, str, Entry | None] | None]:
+        """The seeds of all subjects in turn, divided among the workers, where nothing was known; after each, None for a while: the
+        search begins while there are seeds left."""
+        if self.corpus.entries:
             return
-        for number, (subject, case) in enumerate((s, c) for s in self.subjects for c in s.seeds()):
-            if self.over():
-                return
-            if number % self.settings.workers == self.worker:
-                self.program(subject, case, "seed")
-                yield self.tally
+        waiting = [(subject, subject.seeds()) for subject in self.subjects]
+        number = 0
+        while waiting:
+            for subject, cases in list(waiting):
+                case = next(cases, None)
+                if case is None:
+                    waiting.remove((subject, cases))
+                    continue
+                number += 1
+                if number % self.settings.workers == self.worker:
+                    yield subject, case, "seed", None
+                    for _ in range(MUTANTS_A_SEED):
+                        yield None
 
     def next(self) -> tuple[AnySubject, Any, str, Entry | None]:
         """The next case, how it was made, and from which entry."""

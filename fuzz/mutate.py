@@ -26,11 +26,15 @@ from ..ir.ops.compute import Cast, Elementwise
 from ..ir.ops.control import Composite, Const, If, MakeTuple, Param, Scan, While
 from ..ir.ops.scalar import SCALARS
 from ..ir.ops.table import ALL_OPS
+from ..ir.rewrite import Variable
 from ..ir.types import ARRAY_DTYPES, BOOL, F32, I32, DType, TensorType
+from ..passes.canonicalize import RULES
 from . import mutate_domain as domain
 from .generate import grow
 from .rebuild import acceptable, adapted, before, chosen, rebuilt, small, tensors
+from .sequences import expand
 
+TRIED_RULES = 24
 SPECIAL = (0, 1, -1, 2, 0.5, -0.0, math.nan, math.inf, -math.inf, 1e30, 1e-30, 127, 128, 255, 2 ** 31 - 1, -2 ** 31, 2 ** 53)
 Mutator = Callable[[Graph, np.random.Generator, Graph], Graph | None]
 
@@ -256,10 +260,21 @@ def inside(graph: Graph, rng: np.random.Generator, donor: Graph) -> Graph | None
     return Graph(graph.name, graph.params, [values[id(r)] for r in graph.results], graph.result_names)
 
 
+def rule_backward(graph: Graph, rng: np.random.Generator, donor: Graph) -> Graph | None:
+    """A verified rule applied backwards somewhere: the same meaning, and something for `canonicalize` to find."""
+    # right sides that are one value match everywhere and would leave the others no chance
+    rules = [rule for rule in RULES.rules if rng.random() < 0.3 or not isinstance(rule.after, Variable)]
+    for number in rng.permutation(len(rules))[:TRIED_RULES]:
+        made = expand(graph, rules[int(number)], int(rng.integers(64)), "default")
+        if made is not graph:
+            return made
+    return None
+
+
 MUTATORS: dict[str, Mutator] = {
     "insert": insert, "delete": delete, "rewire": rewire, "flip_operator": flip_operator, "flip_attribute": flip_attribute,
     "change_constant": change_constant, "splice": splice, "more_results": more_results, "grow": grown, "inside": inside,
     "domain.movement": domain.movement, "domain.predicate": domain.predicate, "domain.control": domain.control,
     "domain.round_trip": domain.round_trip, "domain.reduction": domain.reduction, "domain.alias": domain.alias,
-    "domain.open_size": domain.open_size, "domain.new_extent": domain.new_extent,
+    "domain.rule_backward": rule_backward, "domain.open_size": domain.open_size, "domain.new_extent": domain.new_extent,
 }

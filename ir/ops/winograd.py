@@ -51,12 +51,14 @@ class WinogradConv(Op, frozen=True):
 
     def infer(self, *types: Type) -> Type:
         x, u = operands(self, types, 2)
-        good = self.groups > 0 and len(self.kernel) == len(self.results) == x.rank - 2 and u.rank == 4 and x.dtype == u.dtype and x.dtype.is_float
+        good = self.groups > 0 and len(self.kernel) == len(self.results) == x.rank - 2 and u.rank == 4 and x.dtype == u.dtype
+        good = good and x.dtype.is_float
         if not good or any(m < 1 or r < 1 or m + r - 1 > MOST_POINTS or r == 1 < m for m, r in zip(self.results, self.kernel)):
             raise CompileError(f"winograd_conv: {x} and {u} do not fit kernel {self.kernel}, results {self.results}")
         points, tile, depth = product(axis.points for axis in self.axes), u.shape[3], u.shape[2]
         panels = self.groups * -(-self.channels // self.groups // tile) if isinstance(tile, int) and tile else -1
-        if not isinstance(depth, int) or depth < 1 or u.shape[:2] != (points, panels) or depth * self.groups != x.shape[-1] or self.channels % self.groups:
+        fits = isinstance(depth, int) and depth > 0 and u.shape[:2] == (points, panels) and depth * self.groups == x.shape[-1]
+        if not fits or self.channels % self.groups:
             raise CompileError(f"winograd_conv: {u} does not fit {x}, kernel {self.kernel}, results {self.results}, "
                                f"channels {self.channels}, groups {self.groups}")
         sizes = [n - (k - 1) for n, k in zip(x.shape[1:-1], self.kernel)]
