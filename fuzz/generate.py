@@ -96,6 +96,42 @@ def random_array(dtype: DType, shape: Sequence[int], rng: np.random.Generator, s
     return array
 
 
+INPUT_KINDS = ("plain", "special", "extreme", "normal")
+
+
+def inputs_of_kind(graph: Graph, rng: np.random.Generator, kind: str) -> list[np.ndarray]:
+    """Inputs of one kind: `plain`, small whole numbers; `special`, with some NaN, infinities and -0.0; `extreme`, whole rows of those
+    and the ends of integers; `normal`, floats that fill their mantissas."""
+    arrays, _ = random_inputs(graph, rng, kind == "special")
+    if kind in ("extreme", "normal"):
+        for array in arrays:
+            if array.size and array.dtype != np.bool_:
+                (_make_extreme if kind == "extreme" else _make_normal)(array, rng)
+    return arrays
+
+
+def _make_extreme(array: np.ndarray, rng: np.random.Generator) -> None:
+    """In place: a row in two of one special value, and some of them elsewhere."""
+    if array.dtype.kind in "iu":
+        ends = np.iinfo(array.dtype)
+        values: Sequence[float] = (ends.min, ends.max, ends.min + 1, 0, ends.max // 2, 1)
+    else:
+        values = (np.nan, np.inf, -np.inf, -0.0, 0.0)
+    rows = array.reshape(-1, array.shape[-1] if array.ndim else 1)
+    for row in rows:
+        value = values[int(rng.integers(len(values)))]
+        if rng.random() < 0.4:
+            row[...] = value
+        elif rng.random() < 0.5:
+            row[int(rng.integers(row.size))] = value
+
+
+def _make_normal(array: np.ndarray, rng: np.random.Generator) -> None:
+    """In place: floats of all magnitudes around one."""
+    if array.dtype.kind not in "iu":
+        array[...] = (rng.standard_normal(array.shape) * 2.0 ** rng.integers(-3, 4, array.shape)).astype(array.dtype)
+
+
 def sample_graph(sample: Sample) -> Graph:
     """The sample as a graph of one op; indices are brought into their range within the graph."""
     builder = Builder()

@@ -38,7 +38,7 @@ from ..ir.types import dtype_of
 from ..ir.verify import verify
 from . import native as machine
 from .cuts import pieces
-from .generate import DEFAULT_DTYPES, random_graph, random_inputs, sample_graph
+from .generate import DEFAULT_DTYPES, INPUT_KINDS, inputs_of_kind, random_graph, sample_graph
 from .mutate import MUTATORS, mutate
 from .rebuild import acceptable
 from .sequences import (
@@ -65,7 +65,8 @@ _PLACE = re.compile(r"tilewright[/\\](.+\.py)$")
 
 
 class GraphCase(Struct, frozen=True):
-    """A graph, what is done to it, and what decides its inputs (`seed`, `special`) and code (`target`, `small_caches`)."""
+    """A graph, what is done to it, and what decides its inputs (`seed`, `inputs`: one of `INPUT_KINDS`) and code (`target`,
+    `small_caches`)."""
 
     graph: Graph
     steps: Steps = ()
@@ -73,7 +74,7 @@ class GraphCase(Struct, frozen=True):
     target: str = "cpu"
     small_caches: bool = False
     seed: int = 0
-    special: bool = False
+    inputs: str = "plain"
 
 
 class GraphSubject:
@@ -104,7 +105,7 @@ class GraphSubject:
         """A case with everything else drawn anew."""
         return GraphCase(graph, steps, precisions()[int(rng.integers(len(precisions())))],
                          machine.TARGETS[int(rng.integers(len(machine.TARGETS)))], bool(rng.random() < 0.4),
-                         int(rng.integers(1 << 16)), bool(rng.random() < 0.25))
+                         int(rng.integers(1 << 16)), str(rng.choice(INPUT_KINDS, p=(0.5, 0.2, 0.15, 0.15))))
 
     def mutators(self) -> tuple[str, ...]:
         return tuple(MUTATORS)
@@ -138,7 +139,7 @@ class GraphSubject:
             yield replace(case, steps=legal([*case.steps[:number], *case.steps[number + 1:]]))
         for graph in simpler(case.graph):
             yield replace(case, graph=graph)
-        for change in ({"special": False}, {"seed": 0}, {"small_caches": False}, {"target": "cpu"}, {"precision": "default"}):
+        for change in ({"inputs": "plain"}, {"seed": 0}, {"small_caches": False}, {"target": "cpu"}, {"precision": "default"}):
             if any(getattr(case, name) != value for name, value in change.items()):
                 yield replace(case, **change)
 
@@ -148,7 +149,7 @@ class GraphSubject:
     def format(self, case: GraphCase) -> str:
         lines = [f"# passes: {format_steps(case.steps)}", f"# precision: {case.precision}", f"# target: {case.target}",
                  f"# caches: {'small' if case.small_caches else 'real'}", f"# seed: {case.seed}",
-                 f"# inputs: {'special' if case.special else 'plain'}"]
+                 f"# inputs: {case.inputs}"]
         constants = constants_of(case.graph)
         if constants:
             packed = io.BytesIO()
@@ -164,9 +165,15 @@ class GraphSubject:
             graph = parse(text, _read_constants(fields.get("constants", "")))
             verify(graph)
             return GraphCase(graph, legal(parse_steps(fields["passes"])), fields["precision"], fields["target"],
-                             fields["caches"] == "small", int(fields["seed"]), fields["inputs"] == "special")
+                             fields["caches"] == "small", int(fields["seed"]), _known_kind(fields["inputs"]))
         except (KeyError, ValueError) as error:
             raise CompileError(f"the header of a case is damaged: {type(error).__name__}: {error}") from None
+
+
+def _known_kind(name: str) -> str:
+    if name not in INPUT_KINDS:
+        raise ValueError(f"inputs {name!r} are none of {', '.join(INPUT_KINDS)}")
+    return name
 
 
 def _read_constants(text: str) -> dict[str, Constant]:
@@ -230,7 +237,7 @@ class _Check:
     def __init__(self, case: GraphCase) -> None:
         self.case = case
         self.caps: Caps = machine.caps_of(case.target, case.small_caches)
-        self.inputs, _ = random_inputs(case.graph, np.random.default_rng(case.seed), case.special)
+        self.inputs = inputs_of_kind(case.graph, np.random.default_rng(case.seed), case.inputs)
         self.expected = self.meaning()
         self.changed: list[str] = []
         self.last: Sequence[np.ndarray] = self.expected.values  # what the program gave after the step before
@@ -290,7 +297,7 @@ class _Check:
         self.compare("result", step.name, found)
         if contract_of(step) == "exact":
             problem = signs_differ(self.expected, self.last, found)
-            if problem:
+            if problem and "copysign" not in format_graph(self.case.graph):  # it makes the sign of a NaN seen, which nothing promises
                 raise Failure("result", step.name, f"the pass is declared exact, but {problem}")
         self.last = found
 

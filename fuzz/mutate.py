@@ -274,7 +274,8 @@ def rule_backward(graph: Graph, rng: np.random.Generator, donor: Graph) -> Graph
 MUTATORS: dict[str, Mutator] = {
     "insert": insert, "delete": delete, "rewire": rewire, "flip_operator": flip_operator, "flip_attribute": flip_attribute,
     "change_constant": change_constant, "splice": splice, "more_results": more_results, "grow": grown, "inside": inside,
-    "domain.movement": domain.movement, "domain.predicate": domain.predicate, "domain.control": domain.control,
-    "domain.round_trip": domain.round_trip, "domain.reduction": domain.reduction, "domain.alias": domain.alias,
-    "domain.rule_backward": rule_backward, "domain.open_size": domain.open_size, "domain.new_extent": domain.new_extent,
+    "domain.movement": domain.movement, "domain.chain": domain.chain, "domain.predicate": domain.predicate,
+    "domain.control": domain.control, "domain.round_trip": domain.round_trip, "domain.reduction": domain.reduction,
+    "domain.alias": domain.alias, "domain.rule_backward": rule_backward, "domain.open_size": domain.open_size,
+    "domain.new_extent": domain.new_extent,
 }

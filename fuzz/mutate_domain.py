@@ -16,7 +16,7 @@ from ..ir.ops.compute import Cast, Reduce
 from ..ir.ops.control import If, Param, Scan, While
 from ..ir.ops.shape import Broadcast, Concat, Reshape, Slice
 from ..ir.types import ARRAY_DTYPES, BOOL, F64, I8, I64, TensorType
-from .rebuild import adapted, before, chosen, rebuilt, tensors, with_sizes
+from .rebuild import adapted, before, chosen, rebuilt, small, tensors, with_sizes
 
 
 def movement(graph: Graph, rng: np.random.Generator, donor: Graph) -> Graph | None:
@@ -52,6 +52,53 @@ def movement(graph: Graph, rng: np.random.Generator, donor: Graph) -> Graph | No
 
 def _numeric(x: Node) -> bool:
     return not x.dtype.is_bool
+
+
+def chain(graph: Graph, rng: np.random.Generator, donor: Graph) -> Graph | None:
+    """A value is moved two to four times, most often in one way: what passes merge or cancel."""
+    kinds = ("transpose", "reshape", "slice", "pad", "broadcast")
+    kind = chosen(rng, kinds)
+
+    def make(b: Builder, x: Node, values: Mapping[int, Node]) -> Node:
+        for _ in range(int(rng.integers(2, 5))):
+            moved = _moved(b, x, rng, kind if rng.random() < 0.7 else chosen(rng, kinds))
+            x = moved if small(moved.shape) else x
+            if _numeric(x) and rng.random() < 0.2:
+                x = library.scalar(b, "neg", x)
+        return x
+
+    return rebuilt(graph, {id(chosen(rng, tensors(graph))): make})
+
+
+def _moved(b: Builder, x: Node, rng: np.random.Generator, kind: str) -> Node:
+    """One movement; the value itself where it has no axis for it."""
+    if kind == "broadcast" and x.rank < 4:
+        return b.add(Broadcast((chosen(rng, (1, 2, 3)), *(chosen(rng, (2, 4)) if n == 1 else n for n in x.shape))), x)
+    if kind == "reshape" and x.rank:
+        axis = int(rng.integers(x.rank))
+        size = x.shape[axis]
+        parts = [n for n in (2, 3, 4) if isinstance(size, int) and size and size % n == 0]
+        if parts and x.rank < 4 and rng.random() < 0.6:
+            part = chosen(rng, parts)
+            return b.add(Reshape((*x.shape[:axis], part, size // part, *x.shape[axis + 1:])), x)
+        if axis:
+            return b.add(Reshape((*x.shape[:axis - 1], x.shape[axis - 1] * size, *x.shape[axis + 1:])), x)
+        return b.add(Reshape((1, *x.shape)), x)
+    if kind == "transpose" and x.rank > 1:
+        return library.transpose(b, x, [int(a) for a in rng.permutation(x.rank)])
+    if kind == "pad" and x.rank:
+        low, high = ([int(n) for n in rng.integers(0, 3, x.rank)] for _ in range(2))
+        return library.pad(b, x, low, high, int(rng.integers(0, 3)) if _numeric(x) else bool(rng.integers(2)))
+    if kind == "slice" and x.rank:
+        axis = int(rng.integers(x.rank))
+        size = x.shape[axis]
+        if isinstance(size, int) and size > 1:
+            step = chosen(rng, (1, 1, 2, -1, -2))
+            count = int(rng.integers(1, (size - 1) // abs(step) + 2))
+            room = size - 1 - (count - 1) * abs(step)
+            start = int(rng.integers(0, room + 1)) + (0 if step > 0 else (count - 1) * -step)
+            return library.slice_axis(b, x, axis, start, count, step)
+    return x
 
 
 def predicate(graph: Graph, rng: np.random.Generator, donor: Graph) -> Graph | None:

@@ -1,8 +1,9 @@
 """Sequences of passes: drawn, mutated and crossed over, legal by what the passes declare of themselves.
 
 A step is a pass of `pipeline.PASSES` with its arguments, or `expand:RULE`, which applies a verified rule of `canonicalize`
-backwards: `x` becomes `x * 1` somewhere. Such programs mean the same (to the rule's contract), and give rules something to
-match.
+backwards: `x` becomes `x * 1` somewhere. Such programs mean the same, and give rules something to match. Only exact rules are
+steps: others may change the sign of a zero, which what follows may turn into anything. (`mutate.rule_backward` uses all: there
+the expanded program is the one that counts.)
 
 A sequence ends at `fuse`: what stands behind it is lowering's. Precision is the same in all of a sequence, because the
 contracts of all steps together bound what the result may be.
@@ -32,7 +33,7 @@ from ..pipeline import PASSES, Pass
 MOST_STEPS = 16
 EXPAND = "expand:"
 _BY_NAME: Mapping[str, Pass] = {step.name: step for step in PASSES}
-_RULES: Mapping[str, Rule] = {rule.name: rule for rule in RULES.rules}
+_RULES: Mapping[str, Rule] = {rule.name: rule for rule in RULES.rules if rule.contract == "exact"}
 _STEP = re.compile(r"([\w:]+)(?:\((\d+)\))?$")
 
 

@@ -283,16 +283,16 @@ def _at_ends(name: str, operands: Sequence[Traced], value: Array, where: Array) 
 
 
 def _unsure_signs(name: str, operands: Sequence[Traced], value: Array) -> Array | None:
-    """Where a zero that may have either sign decides the result."""
-    if not are_signless(operands) or name not in ("div", "floordiv", "pow", "atan2", "copysign"):
+    """Where a zero that may have either sign, or the sign of a NaN, which nothing promises, decides the result."""
+    if name == "copysign":
+        return np.asarray(np.isnan(operands[1].value) | (operands[1].value == 0) & operands[1].signless)
+    if not are_signless(operands) or name not in ("div", "floordiv", "pow", "atan2"):
         return None
     first, second = operands
     if name in ("div", "floordiv"):
         return np.asarray((second.value == 0) & np.isinf(value) & second.signless)
     if name == "pow":
         return np.asarray((first.value == 0) & np.isinf(value) & first.signless)
-    if name == "copysign":
-        return np.asarray((second.value == 0) & second.signless)
     return np.asarray((first.value == 0) & (second.value <= 0))
 
 

@@ -135,7 +135,7 @@ def test_the_pipeline_is_a_legal_sequence() -> None:
 
 @pytest.mark.parametrize("rule", RULES.rules, ids=lambda rule: rule.name)
 def test_rules_expand(rule: Rule) -> None:
-    """Wherever a rule is applied backwards, the graph verifies and means the same to the interpreter, contract aside."""
+    """Wherever a rule is applied backwards, the graph verifies; if it is exact, it means the same."""
     expanded = 0
     for seed in range(40):
         graph = random_graph(seed, 6)
@@ -144,8 +144,8 @@ def test_rules_expand(rule: Rule) -> None:
             continue
         verify(after)
         expanded += 1
-        case = GraphCase(graph, (Step("expand:" + rule.name, seed),), seed=seed)
-        SUBJECT.check(case, native=False)
+        if rule.contract == "exact":
+            SUBJECT.check(GraphCase(graph, (Step("expand:" + rule.name, seed),), seed=seed, inputs="special"), native=False)
     # what stands for its right side in random graphs is rare for some (a constant 0 or True, a special function)
     assert expanded or rule.contract == "finite" or rule.name not in {"mul_one", "add_zero", "neg_neg", "max_self"}
 
