@@ -389,8 +389,9 @@ def _flat(index: tuple[DimLike, ...], shape: tuple[DimLike, ...]) -> tuple[DimLi
 def _carried(place: _Place) -> Iterator[tuple[Access, Access]]:
     """Pairs of accesses that may meet in two iterations of the loop."""
     loop = place.loop
-    if bounds(loop.extent)[1] <= 1 or any(around.extent == 0 for around in place.outer()):
-        return  # there are no two
+    # (a symbolic extent of at most 1 would be as good, but backends do not know that a vector of it has one lane)
+    if loop.extent in (0, 1) or any(around.extent == 0 for around in place.outer()):
+        return
     statements = reached(loop.body)
     accesses, ranges = accesses_of(statements), ranges_of(statements, [loop.symbol.name])
     meeting: _Meeting | None = None
