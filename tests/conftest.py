@@ -30,3 +30,17 @@ def schedules_are_legal(monkeypatch: pytest.MonkeyPatch) -> None:
         return apply_schedule(plain, schedule), schedule
 
     monkeypatch.setattr(kernels, "apply_legal", applied)
+
+
+# Left out of `make check`, which is for in between: single strategies of the lowering, and the fuzzer. `make test` runs them.
+SLOW_FILES = frozenset(f"test_{name}.py" for name in (
+    "contraction_blocks", "coverage", "fuzz", "fuzz_graphs", "fuzz_kernels", "packing_at_run_time", "pack_operands", "rows", "siblings",
+    "sorting", "streams", "symmetric_products", "tile_edges", "tuning", "windows", "winograd"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before `-m` chooses by marks."""
+    for item in items:
+        if item.path.name in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)

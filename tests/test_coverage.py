@@ -658,7 +658,7 @@ RUNTIME = """
     from tilewright.fuzz.coverage import Coverage
     coverage = Coverage()
     with coverage:
-        compiled = tw.compile(lambda x: np.tanh(x) + 1, args=(tw.spec((3,), "float32"),))
+        compiled = tw.compile(lambda x: np.tanh(x) + 1, args=(tw.spec((3,), "float32"),), options=tw.Options(threads=1))
         coverage.mark()
         compiled(np.zeros(3, np.float32))
         gained = [arc for arc in coverage.gained_arcs() if arc.file == "_native"]
