@@ -32,10 +32,12 @@ def schedules_are_legal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "apply_legal", applied)
 
 
-# Left out of `make check`, which is for in between: single strategies of the lowering, and the fuzzer. `make test` runs them.
+# Left out of `make check`, which is for in between: single strategies of the lowering, vector math, processes and
+# full disks, and the fuzzer. `make test` runs them.
 SLOW_FILES = frozenset(f"test_{name}.py" for name in (
-    "contraction_blocks", "coverage", "fuzz", "fuzz_graphs", "fuzz_kernels", "packing_at_run_time", "pack_operands", "rows", "siblings",
-    "sorting", "streams", "symmetric_products", "tile_edges", "tuning", "windows", "winograd"))
+    "bad_input", "cache", "contraction_blocks", "coverage", "fuzz", "fuzz_graphs", "fuzz_kernels", "llvm_backend", "math",
+    "packing_at_run_time", "pack_operands", "rows", "runtime", "siblings", "sorting", "streams", "symmetric_products", "tile_edges",
+    "tuning", "windows", "winograd"))
 
 
 @pytest.hookimpl(tryfirst=True)
