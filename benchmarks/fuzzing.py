@@ -4,7 +4,7 @@
 
 One worker at a time, so that nothing shares its core. Prints, for each mode, the branches of the compiler that were reached in the
 end (mean and spread over seeds), programs a second, and how long it took to reach what the mode `general` (mutators without
-domain knowledge, the pipeline as it is) reached in the end. docs/fuzzing.md quotes it.
+domain knowledge, the pipeline as it is) reached in the end.
 """
 
 from __future__ import annotations

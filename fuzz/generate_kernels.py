@@ -19,6 +19,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from ..ir.dims import DimLike, Symbol, bounds
+from ..ir.errors import CompileError
 from ..ir.graph import Node
 from ..ir.loop import (
     COMBINES,
@@ -63,7 +64,7 @@ def combines_on(dtype: DType) -> list[str]:
     for name in COMBINES:
         try:
             result_dtype(name, [dtype, dtype])
-        except Exception:  # the table's own refusal
+        except CompileError:
             continue
         found.append(name)
     return found

@@ -18,6 +18,7 @@ from ..ir.loop import (
     Store,
     expression_nodes,
     expressions_of,
+    names_of,
 )
 from .kernel_edits import (
     Copying,
@@ -27,7 +28,6 @@ from .kernel_edits import (
     edited,
     fresh_name,
     is_fuel,
-    names_of,
     replaced,
     spots,
     with_expressions,

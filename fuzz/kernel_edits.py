@@ -37,6 +37,7 @@ from ..ir.loop import (
     expression_nodes,
     loop_variable,
     map_expression,
+    names_of,
     variable_size,
     walk,
 )
@@ -204,20 +205,6 @@ def replaced(root: Node, old: Node, new: Node) -> Node:
 
 
 # --- names and copies ------------------------------------------------------------------------------------------------
-
-
-def names_of(kernel: Kernel) -> set[str]:
-    """Every name that the kernel declares."""
-    taken = {s.name for s in kernel.symbols} | {b.name for b in kernel.buffers}
-    for statement in walk(kernel.body):
-        match statement:
-            case For(symbol=variable):
-                taken.add(variable.name)
-            case Let(name=name):
-                taken.add(name)
-            case Alloc(buffer=buffer):
-                taken.add(buffer.name)
-    return taken
 
 
 def fresh_name(stem: str, taken: set[str]) -> str:

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..ir.dims import DimLike
-from ..ir.loop import Alloc, Buffer, For, Kernel, walk
+from ..ir.loop import Alloc, Buffer, For, Kernel, names_of, walk
 from ..ir.schedule import Argument, Schedule, Step
-from .kernel_edits import names_of
 from .kernel_oracles import apply_step
 from .kernel_values import Values
 

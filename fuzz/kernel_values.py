@@ -13,6 +13,7 @@ import numpy as np
 from msgspec import Struct
 
 from ..ir.dims import DimLike, bounds, dim_min, product
+from ..ir.errors import CompileError
 from ..ir.graph import Node
 from ..ir.loop import Buffer, IndexValue, Literal, Load, Local
 from ..ir.ops.compute import Bitcast, Cast, Elementwise
@@ -41,7 +42,7 @@ def functions_on(dtype: DType) -> list[str]:
 def _fits(name: str, arity: int, dtype: DType) -> bool:
     try:
         return result_dtype(name, [dtype] * arity) == dtype
-    except Exception:  # the table's own refusal
+    except CompileError:
         return False
 
 

@@ -30,6 +30,7 @@ from ..ir.loop import (
     Store,
     expression_nodes,
     expressions_of,
+    names_of,
     walk,
 )
 from ..ir.ops.compute import Elementwise
@@ -44,7 +45,6 @@ from .kernel_edits import (
     copied,
     edited,
     is_fuel,
-    names_of,
     node,
     replaced,
     with_expressions,

@@ -24,6 +24,7 @@ from ..ir.loop import (
     expressions_of,
     loop_variable,
     map_statements,
+    names_of,
     variable_size,
     walk,
 )
@@ -39,7 +40,6 @@ from .kernel_edits import (
     copied,
     edited,
     fresh_name,
-    names_of,
     node,
     replaced,
     with_expressions,
@@ -267,7 +267,7 @@ def flatten(draft: Draft) -> Kernel | None:
     def change(op: object) -> object:
         return replace(op, index=access(op.buffer, op.index)[1]) if isinstance(op, Load) else op
 
-    body = map_statements(draft.kernel.body, lambda size: size, change, access)  # type: ignore[arg-type]
+    body = map_statements(draft.kernel.body, lambda size: size, change, access)  # type: ignore[arg-type]  # `change` gives the kind of op that it is given
     flat = Buffer(buffer.name, buffer.dtype, (product(buffer.shape),), buffer.space)
     buffers = tuple(flat if b is buffer and whole else b for b in draft.kernel.buffers)
     return replace(draft.kernel, buffers=buffers, body=body)

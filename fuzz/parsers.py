@@ -1,8 +1,7 @@
 """Whatever reads files as a subject of fuzzing: bytes go in, and what comes out is a program or one clear error.
 
 A case is the name of a reader and bytes. Seeds are small valid files of each kind. Mutators know nothing of formats but the
-words of the text formats; coverage tells which damage leads somewhere new. (Atheris was tried for the same readers: see
-docs/fuzzing.md.)
+words of the text formats; coverage tells which damage leads somewhere new.
 
 The code in an object is not run: what is damaged there cannot be told from what is meant.
 """

@@ -83,7 +83,7 @@ def trace_op(op: Op, operands: Sequence[Traced], binding: Binding, precision: st
         return trace_elementwise(op.function, operands, strict)
     found = op.evaluate([x.value for x in operands], binding)
     if isinstance(found, tuple):  # no op of a table here gives several results
-        return tuple(perturbed(lambda arrays, i=i: op.evaluate(arrays, binding)[i], operands, np.asarray(found[i]))  # type: ignore[misc]
+        return tuple(perturbed(lambda arrays, i=i: op.evaluate(arrays, binding)[i], operands, np.asarray(found[i]))  # type: ignore[misc]  # i=i
                      for i in range(len(found)))
     value = np.asarray(found)
     if type(op) in MOVEMENT:

@@ -219,6 +219,20 @@ def walk(body: Sequence[Stmt]) -> Iterator[Stmt]:
             stack.extend(reversed(block))
 
 
+def names_of(kernel: Kernel) -> set[str]:
+    """Every name that the kernel declares."""
+    taken = {s.name for s in kernel.symbols} | {b.name for b in kernel.buffers}
+    for statement in walk(kernel.body):
+        match statement:
+            case For(symbol=variable):
+                taken.add(variable.name)
+            case Let(name=name):
+                taken.add(name)
+            case Alloc(buffer=buffer):
+                taken.add(buffer.name)
+    return taken
+
+
 def expressions_of(statement: Stmt) -> tuple[Node, ...]:
     """The expressions a statement evaluates itself (not those of nested blocks)."""
     match statement:

@@ -83,6 +83,7 @@ from .loop import (
     loop_variable,
     map_sizes,
     map_statements,
+    names_of,
     substitute_statements,
     variable_size,
     walk,
@@ -306,19 +307,6 @@ def _need_kind(kernel: Kernel, loop: For, wanted: str, what: str) -> None:
         raise _fail(kernel, f"{what} needs a {wanted} loop, found {loop.symbol.name}, which is {loop.kind}")
 
 
-def _names(kernel: Kernel) -> set[str]:
-    taken = {s.name for s in kernel.symbols} | {b.name for b in kernel.buffers}
-    for statement in walk(kernel.body):
-        match statement:
-            case For(symbol=variable):
-                taken.add(variable.name)
-            case Let(name=name):
-                taken.add(name)
-            case Alloc(buffer=buffer):
-                taken.add(buffer.name)
-    return taken
-
-
 def _fresh(stem: str, taken: set[str]) -> str:
     """A name that is not taken."""
     return next(n for n in itertools.chain([stem], (f"{stem}{k}" for k in itertools.count(2))) if n not in taken)
@@ -348,7 +336,7 @@ class _Meeting:
 
     def __init__(self, place: _Place, early: Mapping[str, DimLike], late: Mapping[str, DimLike],
                  loops: Sequence[tuple[Symbol, DimLike]], body: Sequence[Stmt]) -> None:
-        for name in _names(place.kernel):
+        for name in names_of(place.kernel):
             if name.endswith(LATE):
                 raise _fail(place.kernel, f"the name {name} is reserved for the test of dependence")
         self.kernel = place.kernel
@@ -435,7 +423,7 @@ def split(kernel: Kernel, loop: str, factor: int, tail: str = "min", inner_name:
     place = _find(kernel, loop)
     old, name = place.loop, place.loop.symbol.name
     _check_split(kernel, old, factor, tail)
-    taken = _names(kernel)
+    taken = names_of(kernel)
     if inner_name in taken:
         raise _fail(kernel, f"split {name}: the name {inner_name} is taken")
     even = divides(factor, old.extent)
@@ -648,7 +636,7 @@ def _make_tile(kernel: Kernel, place: _Place, buffer: str, start: tuple[Argument
         raise _fail(kernel, f"stage %{buffer}: start and shape need {len(whole.shape)} sizes each, one an axis")
     if space not in SPACES:
         raise _fail(kernel, f"stage %{buffer}: memory is {' or '.join(SPACES)}, found {space!r}")
-    if name in _names(kernel):
+    if name in names_of(kernel):
         raise _fail(kernel, f"stage %{buffer}: the name {name} is taken")
     variable = place.loop.symbol
     around = [*kernel.symbols, *(f.symbol for f in place.outer()), variable]
@@ -763,7 +751,7 @@ def _copy(kernel: Kernel, tile: _Tile, into: bool) -> tuple[Stmt, ...]:
     position: list[DimLike] = []
     for axis, (count, start, n, inside) in enumerate(zip(tile.shape, tile.start, tile.buffer.shape, tile.inside)):
         extent = count if inside else dim_min(count, n - start)
-        variable = loop_variable(_fresh(f"{tile.memory.name}_{axis}", _names(kernel)), extent if bounds(extent)[1] >= 1 else 1)
+        variable = loop_variable(_fresh(f"{tile.memory.name}_{axis}", names_of(kernel)), extent if bounds(extent)[1] >= 1 else 1)
         loops.append((variable, extent))
         position.append(variable_size(variable))
     outside = tuple(s + p for s, p in zip(tile.start, position))

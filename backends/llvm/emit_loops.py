@@ -474,24 +474,6 @@ class KernelEmitter:
             vector.copy = 0
             self.emit_chunk(loop, vector, whole * loop.lanes, mask_text(extent % loop.lanes, loop.lanes))
 
-    def emit_bounded_chunks(self, loop: For, vector: VectorLoop, most: int) -> None:
-        """A symbolic extent of at most `most`: chunks at constant positions, each skipped when it is past the end."""
-        code, extent = self.code, self.indices.uniform(loop.extent)
-        for start in range(0, most, loop.lanes):
-            run, after = code.new_block("chunk"), code.new_block("end")
-            code.branch(code.pure(f"icmp slt i64 {start}, {extent}"), run, after)
-            code.start(run)
-            self.emit_chunk(loop, vector, start, self.rest_mask(str(start), extent, loop.lanes))
-            code.jump(after)
-            code.start(after)
-
-    def rest_mask(self, start: str, extent: str, lanes: int) -> str:
-        """The lanes before the end; the rest from `start` on fits into 31 bits."""
-        left = self.code.pure(f"trunc i64 {self.code.pure(f'sub i64 {extent}, {start}')} to i32")
-        steps = "<" + ", ".join(f"i32 {lane}" for lane in range(lanes)) + ">"
-        limit = spread_text(self.code, "i32", left, lanes)
-        return self.code.pure(f"icmp slt {shaped('i32', lanes)} {steps}, {limit}")
-
     def emit_chunks(self, loop: For, vector: VectorLoop) -> None:
         """Interleaved chunks where the loop reduces, single chunks, then the masked rest."""
         lanes, extent = loop.lanes, self.indices.uniform(loop.extent)
