@@ -3,11 +3,12 @@
 What it does: measures the limits first, with small loops of its own (`limits.c`): multiply-adds in registers, reads from
 memory, and each mix of reads and writes that a kernel here has, plain and past the caches, over arrays far larger than
 the last cache. Then each kernel, compiled for its sizes: the median, the fastest call, the spread (the middle half over
-the median), and its share: of the multiply-add limit where it computes, of the limit for its mix where it moves memory. What the
-two are worth changes with the neighbours of a virtual machine, so that the limits are measured again before each group,
-and that of a mix before each kernel that has it.
+the median), and its share: of the multiply-add limit where it computes, of the limit for its mix where it moves memory, and where it
+does much of both also of the longer of the two times (`roofline`). What the two are worth changes with the neighbours of a virtual
+machine, so that the limits are measured again before each group, and that of a mix before each kernel that has it.
 With `--peers`, products of two operands given at run time are compared with other systems too, each in a process of its own
 (`kernel_peers.py`): they take turns with ours, some rounds of them. Last, what a call costs, from Python and from C.
+Softmax, layer norm and transposes have a roofline besides, and a kernel by hand (`rooflines.py`): their share of either is printed, too.
 
 Assumes a C compiler (`cc`) and that nothing else runs meanwhile. `--clock thread` counts the time of this thread alone, for a
 machine whose other cores are busy; memory is shared with them all the same.
@@ -38,6 +39,7 @@ import numpy as np
 import tilewright as tw
 from benchmarks.kernel_peers import CLOCKS, PEERS, Peer, seconds_of
 from benchmarks.numpy_functions import BLAS_THREADS, machine
+from benchmarks.rooflines import Roofline, Rooflines
 
 Array = np.ndarray
 OPTIONS = tw.Options(threads=1, cache=False)
@@ -200,7 +202,8 @@ def undisturbed(taken: Sequence[float]) -> float:
     return quantiles(taken, n=10)[0]
 
 
-def measure(case: Case, limits: Limits, rates: dict[str, float], seconds: float, peers: Sequence[Peer] = ()) -> dict[str, Any]:
+def measure(case: Case, limits: Limits, rates: dict[str, float], seconds: float, peers: Sequence[Peer] = (),
+            roofline: Roofline | None = None) -> dict[str, Any]:
     specs = [tw.spec(array.shape, str(array.dtype)) for array in case.inputs]
     compiled = tw.compile(case.function, args=specs, options=OPTIONS)
     expected = np.asarray(case.function(*case.inputs))
@@ -218,6 +221,11 @@ def measure(case: Case, limits: Limits, rates: dict[str, float], seconds: float,
     else:
         row |= {"rate": case.operations / middle, "limit": rates[case.dtype], "unit": "GFLOP/s"}
     row["share"] = row["rate"] / row["limit"]
+    if roofline is not None:
+        row["of roofline"] = roofline.bound(case.moved / row["limit"]) / middle
+        row["of hand"], row["computing"], row["by hand"] = roofline.by_hand / middle, roofline.computing, roofline.by_hand
+    if case.moved and case.operations:
+        row["roofline"] = max(case.moved / row["limit"], case.operations / rates[case.dtype]) / middle
     ratios = {name: {"ratio": median(theirs) / middle, "undisturbed": undisturbed(theirs) / undisturbed(taken)}
               for name, theirs in times.items() if theirs}
     return row | ({"peers": ratios} if ratios else {})
@@ -287,10 +295,13 @@ def measure_calls(folder: Path, clock: Callable[[], float], seconds: float) -> l
 def line(row: dict[str, Any]) -> str:
     if row["group"] == "call":
         return f"{row['group']:<15} {row['name']:<26} {row['seconds'] * 1e6:10.2f} us  (wanted: {row['limit_seconds'] * 1e6:.1f})"
+    both = f" (roofline {row['roofline']:.1%})" if "roofline" in row else ""
     text = (f"{row['group']:<15} {row['name']:<26} {row['seconds'] * 1e3:10.3f} ms  "
             f"{row['rate'] / 1e9:7.1f} of {row['limit'] / 1e9:6.1f} "
-            f"{row['unit']:<8} {row['share']:6.1%}  ±{row['spread'] / 2:4.0%}  "
+            f"{row['unit']:<8} {row['share']:6.1%}{both}  ±{row['spread'] / 2:4.0%}  "
             f"fastest {row['fastest'] * 1e3:.3f}  error {row['error']:.0e}")
+    if "of roofline" in row:
+        text += f"  of the roofline {row['of roofline']:.1%}, of the best by hand {row['of hand']:.1%}"
     return text + "".join(f"  {name} / ours {found['ratio']:.2f}, undisturbed {found['undisturbed']:.2f}"
                           for name, found in row.get("peers", {}).items())
 
@@ -353,6 +364,7 @@ def main() -> int:
     measured: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="tilewright-kernels-") as folder:
         limits = Limits(Path(folder), target.vector_bits // 8, clock, target.level3_bytes)
+        rooflines = Rooflines(Path(folder), clock)
         for group in (name for name in GROUPS if name in arguments.only):
             rates = {dtype: limits.peak(dtype) for dtype in ("float32", "float64")} | {"read": limits.read()}
             rates |= {f"mix of {sources}": limits.mix(sources) for sources in (1, 2, 3)} if group == "memory" else {}
@@ -361,7 +373,8 @@ def main() -> int:
             for case in GROUPS[group]():
                 if case.sources is not None:
                     rates[f"mix of {case.sources}"] = limits.mix(case.sources)
-                rows.append(measure(case, limits, rates, arguments.seconds, peers))
+                known = rooflines.measure(case.name) if group == "memory" and case.name in rooflines.kernels else None
+                rows.append(measure(case, limits, rates, arguments.seconds, peers, known))
                 print(line(rows[-1]), flush=True)
         for row in measure_calls(Path(folder), clock, arguments.seconds) if "call" in arguments.only else []:
             rows.append(row)

@@ -19,7 +19,7 @@ from .fuzz.supervisor import Account, free_cores, fuzz, outcome_of, regression_f
 from .ir.errors import UnsupportedError, cannot_write
 from .runtime.artifact import write_bytes
 
-SUBJECTS = ("graph", "kernel", "bytes")
+SUBJECTS = ("graph", "kernel", "dims", "bytes")
 DEFAULT_SECONDS = 60.0
 SHOWN = 12  # rows of a table of yields
 
@@ -38,7 +38,7 @@ SHOWN = 12  # rows of a table of yields
 @click.option("--patience", type=click.IntRange(1), default=4, show_default=True,
               help="Mutations of a program in a row without new coverage, before its passes are mutated.")
 @click.option("--native-share", type=click.FloatRange(0, 1), default=Settings().native_share, show_default=True,
-              help="Share of programs that become machine code.")
+              help="Share of programs that become machine code, besides seeds and what gained coverage; 0: none does.")
 @click.option("--hang-seconds", type=click.FloatRange(1), default=Settings().hang_seconds, show_default=True,
               help="A program that takes longer is a finding.")
 @click.option("--memory", "memory_bytes", type=click.IntRange(1 << 28), help="Bytes of address space of a worker.")

@@ -27,14 +27,16 @@ class Tile(Struct, frozen=True):
 class Blocks(Struct, frozen=True):
     """How the tiles of a contraction follow one another. `rows` tiles one below the other and `panels` side by side are a
     block, which a thread takes through `depth` steps of the contraction before it goes on to further ones (0: through
-    all). While a tile is computed, `ahead` elements of the next panel are prefetched a step (0: none). `streams`: places
-    of the contraction that one tile reads at a time, far apart."""
+    all). While a tile is computed, `ahead` elements of the next panel are prefetched a step (0: none), or of the next part
+    of this one where all parts of a panel are taken `in_order`. `streams`: places of the contraction that one tile reads at
+    a time, far apart."""
 
     rows: DimLike
     panels: DimLike
     depth: DimLike = 0
     ahead: int = 0
     streams: int = 1
+    in_order: bool = False
 
 
 MOST_ROWS, MOST_PANELS = 16, 32   # tiles of a block
@@ -45,7 +47,8 @@ ENOUGH_BLOCKS = 16   # for threads to share
 UNKNOWN_PANELS = 8   # where the number of blocks is not known
 LEAST_STEPS = 64     # of a part of the contraction
 STREAMS = 4          # memory answers that many faster than one: each prefetcher follows one, up to the end of a page
-MOST_STREAMED = 8    # rows that are one tile for this alone
+MOST_STREAMED = 8    # rows that are one tile, or two, for this alone
+PASSING_SHARE = 0.2  # of the first level of memory: a part of a panel that two tiles meet while the next one comes
 STREAM_STEPS = 64    # of the contraction that are worth a stream
 LATENCY_TILES = 10   # independent accumulators that hide the latency of two multiply-add units (4 cycles each)
 MOST_ADDRESSES = 10  # of rows of the left operand that stay in registers
@@ -67,17 +70,34 @@ def panel_columns(columns: DimLike, rows: DimLike, dtype: DType, caps: Caps, dep
     needed = max(1, -(-columns // lanes))
     if rows == 1 and needed >= 4:
         return lanes * (8 if needed >= 8 else 4)
-    if isinstance(rows, int) and 1 < rows <= (_most_rows(usual, caps) if _is_near(columns, depth, dtype, caps) else MOST_STREAMED):
-        # all rows are one tile, so that the right operand is read once
-        for vectors in range((caps.vector_registers - 1) // (rows + 1), 0, -1):
-            panel = vectors * lanes
-            if -(-columns // panel) * panel <= WORTH * columns:
-                return panel
+    if isinstance(rows, int) and rows > 1:
+        vectors = _vectors_of_few_rows(columns, rows, usual, lanes, caps, _is_near(columns, depth, dtype, caps))
+        if vectors > 0:
+            return vectors * lanes
     if needed <= usual:
         return lanes * needed
     best = max(range(1, usual + 2), key=lambda vectors: _share(columns, vectors, lanes, caps))
     worth = _share(columns, best, lanes, caps) > WORTH * _share(columns, usual, lanes, caps)
     return lanes * (best if worth else usual)
+
+
+def _vectors_of_few_rows(columns: int, rows: int, usual: int, lanes: int, caps: Caps, near: bool) -> int:
+    """Vectors of a panel's columns where all rows are one tile, so that the right operand is read once; or two tiles, which
+    each part of a panel meets one after the other, where more rows than a tile usually has leave one too few accumulators.
+    0: there are too many rows, or too few columns, for that."""
+    most = _most_rows(usual, caps)
+    if rows > (most if near else MOST_STREAMED):
+        return 0
+    half = -(-rows // 2)
+    one, two = (_widest(columns, height, lanes, caps) for height in (rows, half))
+    rate_of_two = rows / (2 * half) * _rate(half, two) if rows > most else 0.0
+    return two if rate_of_two > WORTH * _rate(rows, one) else one
+
+
+def _widest(columns: int, rows: int, lanes: int, caps: Caps) -> int:
+    """The most vectors of which a tile of so many rows fits into the registers and few columns of the last panel are empty."""
+    fitting = range((caps.vector_registers - 1) // (rows + 1), 0, -1)
+    return next((n for n in fitting if -(-columns // (n * lanes)) * n * lanes <= WORTH * columns), 0)
 
 
 def _is_near(columns: DimLike, depth: DimLike, dtype: DType, caps: Caps) -> bool:
@@ -147,6 +167,9 @@ def choose_blocks(batch: DimLike, rows: DimLike, columns: DimLike, depth: DimLik
     if row_tiles == 1:
         far = batch == 1 and rows == tile.rows and isinstance(depth, int) and depth >= STREAMS * STREAM_STEPS
         return Blocks(1, 1, streams=STREAMS if far and not _is_near(columns, depth, dtype, caps) else 1)
+    if batch == 1 and row_tiles == 2 and isinstance(depth, int) and not _is_near(columns, depth, dtype, caps):
+        passing = int(PASSING_SHARE * caps.level1_bytes) // (tile.columns * dtype.bytes)
+        return Blocks(2, 1, _even(depth, max(LEAST_STEPS, passing)), max(1, tile.columns // 2), in_order=True)
     room = min(PANEL_SHARES[0] * caps.level1_bytes, PANEL_SHARES[1] * caps.level2_bytes)
     near = max(LEAST_STEPS, int(room) // (tile.columns * dtype.bytes))
     parts = _even(depth, near) if isinstance(depth, int) else near

@@ -117,7 +117,10 @@ typedef struct tw_constants_header {
 enum tw_dtype {
   TW_BOOL = 0, TW_INT8 = 1, TW_INT16 = 2, TW_INT32 = 3, TW_INT64 = 4,
   TW_UINT8 = 5, TW_UINT16 = 6, TW_UINT32 = 7, TW_UINT64 = 8,
-  TW_FLOAT16 = 9, TW_BFLOAT16 = 10, TW_FLOAT32 = 11, TW_FLOAT64 = 12
+  TW_FLOAT16 = 9, TW_BFLOAT16 = 10, TW_FLOAT32 = 11, TW_FLOAT64 = 12,
+  /* an element a byte, the bits in its low end; nothing computes with these */
+  TW_FLOAT8_E4M3FN = 13, TW_FLOAT8_E4M3FNUZ = 14, TW_FLOAT8_E5M2 = 15, TW_FLOAT8_E5M2FNUZ = 16, TW_FLOAT8_E8M0FNU = 17,
+  TW_FLOAT4_E2M1FN = 18, TW_INT4 = 19, TW_UINT4 = 20, TW_INT2 = 21, TW_UINT2 = 22
 };
 
 /* An input or output. dims: rank entries; -1 where the size is symbolic (its name in dim_names[i], else null). */

@@ -37,7 +37,9 @@ const int most_dims = 64; /* NumPy's limit */
 const int64_t large_bytes = int64_t(64) << 20;
 const size_t kept_workspaces = 8;
 const char *const dtype_names[] = {"bool",   "int8",   "int16",  "int32",   "int64",    "uint8",   "uint16",
-                                   "uint32", "uint64", "float16", "bfloat16", "float32", "float64"};
+                                   "uint32", "uint64", "float16", "bfloat16", "float32", "float64",
+                                   "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu",
+                                   "float4_e2m1fn", "int4", "uint4", "int2", "uint2"};
 
 [[noreturn]] void raise(const char *kind, const std::string &message) {
   py::object type = py::module_::import("tilewright.ir.errors").attr(kind);
@@ -59,7 +61,8 @@ const char *const dtype_names[] = {"bool",   "int8",   "int16",  "int32",   "int
 }
 
 py::object dtype_object(int32_t code) {
-  if (code == TW_BFLOAT16) return py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16"));
+  if (code == TW_BFLOAT16 || code > TW_FLOAT64) /* what NumPy itself does not have */
+    return py::dtype::from_args(py::module_::import("ml_dtypes").attr(dtype_names[code]));
   return py::dtype(std::string(dtype_names[code]));
 }
 

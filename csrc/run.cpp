@@ -243,7 +243,7 @@ extern "C" int32_t tw_report(const tw_context *context, int32_t code, const char
 }
 
 extern "C" int32_t tw_dtype_bytes(int32_t dtype) {
-  static const int8_t bytes[] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8};
+  static const int8_t bytes[] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
   return dtype >= 0 && dtype < (int32_t)sizeof bytes ? bytes[dtype] : 0;
 }
 

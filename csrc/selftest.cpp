@@ -57,7 +57,7 @@ bool finite(double value) { return value - value == 0; }
 /* Position of the first element that differs by more than the tolerance, or -1. */
 int64_t find_difference(int32_t dtype, const uint8_t *found, const uint8_t *expected, int64_t bytes) {
   int64_t size = tw_dtype_bytes(dtype), count = bytes / size;
-  if (dtype < TW_FLOAT16) {
+  if (dtype < TW_FLOAT16 || dtype > TW_FLOAT64) {
     for (int64_t index = 0; index < count; index++)
       if (memcmp(found + index * size, expected + index * size, (size_t)size) != 0) return index;
     return -1;

@@ -42,6 +42,7 @@ class Corpus:
         self.folder = folder
         self.subjects = subjects
         self.entries: list[Entry] = []
+        self._of: dict[str, list[Entry]] = {name: [] for name in subjects}
         self.unreadable: dict[str, str] = {}
         self._known: set[str] = set()
         make_folder(folder / "corpus")
@@ -61,7 +62,7 @@ class Corpus:
             except (OSError, UnicodeDecodeError, TilewrightError) as error:
                 self.unreadable[path.name] = str(error).splitlines()[0]
                 continue
-            self.entries.append(entry)
+            self._keep(entry)
             yield entry
 
     def add(self, subject: AnySubject, case: Any) -> Entry:
@@ -69,17 +70,23 @@ class Corpus:
         text = case_text(subject, case)
         name = f"{subject.name}-{hashlib.blake2s(text.encode(), digest_size=10).hexdigest()}.case"
         entry = Entry(subject, case)
-        self.entries.append(entry)
+        self._keep(entry)
         if name not in self._known:
             self._known.add(name)
             write(self.folder / "corpus" / name, text)
         return entry
 
-    def pick(self, rng: np.random.Generator) -> Entry:
-        """An entry, the newer half with twice the chance."""
-        count = len(self.entries)
-        place = int(rng.integers(count))
-        return self.entries[max(place, int(rng.integers(count))) if rng.random() < 0.5 else place]
+    def _keep(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        self._of[entry.subject.name].append(entry)
+
+    def pick(self, rng: np.random.Generator, subject: AnySubject) -> Entry | None:
+        """An entry of the subject, the newer half with twice the chance; None where it has none."""
+        entries = self._of[subject.name]
+        if not entries:
+            return None
+        place = int(rng.integers(len(entries)))
+        return entries[max(place, int(rng.integers(len(entries)))) if rng.random() < 0.5 else place]
 
 
 def case_text(subject: AnySubject, case: Any, *said: str) -> str:

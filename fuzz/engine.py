@@ -3,6 +3,10 @@
 The rule of joint mutation (Tzer, OOPSLA 2022, section 3): the program of a corpus entry is mutated until `patience` mutations
 in a row gained no coverage, then its sequence of passes once. What gained is stored without the passes that changed nothing.
 
+Machine code takes ten times as long as passes, so it is made of what is most likely to show something: of every seed, before the
+search goes on for long; of what gained coverage by its passes; and of a share of all other programs. Only the end and
+hangs depend on a clock, so a seed gives the same run again.
+
 `settings.MODES` are the steps of the ablation: what is left out of the engine, and nothing else.
 """
 
@@ -11,27 +15,41 @@ from __future__ import annotations
 import signal
 import time
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import numpy as np
+from msgspec import Struct
 
 from .corpus import Corpus, Entry, case_text, finding_text, write
 from .coverage import Coverage
-from .reduce import reduced
+from .reduce import failure_of, reduced
 from .settings import MODES, Finding, Settings, Tally
 from .subject import AnySubject, Failure, Refused, Verdict
 
 REDUCTION_SECONDS = 20.0
-MUTANTS_A_SEED = 2
+TRIALS_A_SEED = 4  # between two seeds, which take several times as long
 
 
 class _Hang(BaseException):
     """A check takes too long. Not an Exception: no handler of the program under test shall catch it."""
+
+
+class Trial(Struct, frozen=True):
+    """A case that is to be checked. `maker`: how it was made, for the tally; `parent`: the entry it was made from; `native`: whether
+    as machine code, None where the share of all programs decides; `keep`: whether it becomes an entry where it gains."""
+
+    subject: AnySubject
+    case: Any
+    maker: str
+    parent: Entry | None = None
+    native: bool | None = None
+    keep: bool = True
 
 
 class Fuzzer:
@@ -49,7 +67,9 @@ class Fuzzer:
         self.coverage = Coverage() if coverage is None else coverage
         self.tally = Tally()
         self.signatures: Counter[str] = Counter()
+        self.promoted: deque[Trial] = deque()
         self.started = time.monotonic()
+        self.shares = np.array([s.share for s in subjects]) / sum(s.share for s in subjects)
         self.allowed = {s.name: frozenset(m for m in s.mutators() if self.mode.domain or not m.startswith("domain."))
                         for s in subjects}
 
@@ -75,24 +95,24 @@ class Fuzzer:
         yield from self.resumed()
         seeds = self.seeds()
         while not self.over():
-            subject, case, mutator, parent = next(seeds, None) or self.next()
-            gained = self.program(subject, case, mutator)
-            if parent is not None:
-                parent.streak = 0 if gained else parent.streak + 1
+            trial = next(seeds, None) or self.next()
+            gained = self.program(trial)
+            if trial.parent is not None:
+                trial.parent.streak = 0 if gained else trial.parent.streak + 1
             yield self.tally
             if self.tally.programs % 256 == 0:
                 for entry in list(self.corpus.refresh()):
-                    self.program(entry.subject, entry.case, "corpus", keep=False)
+                    self.program(known(entry))
 
     def resumed(self) -> Iterator[Tally]:
         """What lies in the folder already is run once, to know what it reaches."""
         for entry in list(self.corpus.refresh()):
             if self.over():
                 return
-            self.program(entry.subject, entry.case, "corpus", keep=False)
+            self.program(known(entry))
             yield self.tally
 
-    def seeds(self) -> Iterator[tuple[AnySubject, Any, str, Entry | None] | None]:
+    def seeds(self) -> Iterator[Trial | None]:
         """The seeds of all subjects in turn, divided among the workers, where nothing was known; after each, None for a while: the
         search begins while there are seeds left."""
         if self.corpus.entries:
@@ -107,27 +127,29 @@ class Fuzzer:
                     continue
                 number += 1
                 if number % self.settings.workers == self.worker:
-                    yield subject, case, "seed", None
-                    for _ in range(MUTANTS_A_SEED):
+                    yield Trial(subject, case, "seed", native=True if subject.code_of_seeds and self.settings.native_share > 0 else None)
+                    for _ in range(TRIALS_A_SEED):
                         yield None
 
-    def next(self) -> tuple[AnySubject, Any, str, Entry | None]:
-        """The next case, how it was made, and from which entry."""
+    def next(self) -> Trial:
+        """The next case: one that gained lately, as machine code; a new one; or a mutant."""
         rng = self.rng
-        if not self.mode.mutate or not self.corpus.entries or rng.random() < self.settings.fresh_share:
-            subject = self.subjects[int(rng.integers(len(self.subjects)))]
-            return subject, self.sequenced(subject, subject.generate(rng)), "generate", None
-        entry = self.corpus.pick(rng)
-        donor = self.corpus.pick(rng)
-        part = donor.case if donor.subject is entry.subject else None
+        if self.promoted:
+            return self.promoted.popleft()
+        subject = self.subjects[int(rng.choice(len(self.subjects), p=self.shares))]
+        entry = self.corpus.pick(rng, subject)
+        if not self.mode.mutate or entry is None or rng.random() < self.settings.fresh_share:
+            return Trial(subject, self.sequenced(subject, subject.generate(rng)), "generate")
+        donor = self.corpus.pick(rng, subject)
+        part = None if donor is None else donor.case
         if self.mode.passes == "joint" and entry.streak >= self.settings.patience:
             entry.streak = 0
-            case, kind = entry.subject.mutate_passes(entry.case, rng, part)
-            return entry.subject, case, f"passes.{kind}", entry
+            case, kind = subject.mutate_passes(entry.case, rng, part)
+            return Trial(subject, case, f"passes.{kind}", entry)
         made = self.mutated(entry, part)
         if made is None:
-            return entry.subject, self.sequenced(entry.subject, entry.subject.generate(rng)), "generate", None
-        return entry.subject, self.sequenced(entry.subject, made[0]), made[1], entry
+            return Trial(subject, self.sequenced(subject, subject.generate(rng)), "generate", entry)
+        return Trial(subject, self.sequenced(subject, made[0]), made[1], entry)
 
     def mutated(self, entry: Entry, part: Any) -> tuple[Any, str] | None:
         """A mutant. What a type rule fails by, instead of refusing, is a finding; it is kept with the case that was mutated."""
@@ -145,13 +167,13 @@ class Fuzzer:
             return subject.with_pipeline(case)
         return subject.with_random_passes(case, self.rng) if self.mode.passes == "random" else case
 
-    def program(self, subject: AnySubject, case: Any, mutator: str, keep: bool = True) -> bool:
+    def program(self, trial: Trial) -> bool:
         """Checks one case; whether it gained coverage."""
-        tally, mode = self.tally, self.mode
-        native = bool(self.rng.random() < self.settings.native_share)
+        tally, subject, case = self.tally, trial.subject, trial.case
+        native = bool(self.rng.random() < self.settings.native_share) if trial.native is None else trial.native
         if native:  # machine code may end the process
             write(self.corpus.folder / f"current-{self.worker}.case", case_text(subject, case))
-        record = tally.of(tally.mutators, mutator)
+        record = tally.of(tally.mutators, trial.maker)
         tally.programs, tally.native, record.tried = tally.programs + 1, tally.native + native, record.tried + 1
         verdict, failure = self.checked(subject, case, native, tally)
         gained = self.coverage.gained() > 0
@@ -164,13 +186,22 @@ class Fuzzer:
                 record_of_pass = tally.of(tally.passes, name)
                 record_of_pass.tried += 1
                 record_of_pass.gained += gained
+            if trial.keep:
+                self.kept(trial, verdict, gained, native)
         record.gained += gained
-        if verdict is not None and keep and (gained if mode.coverage else mode.mutate and len(self.corpus.entries) < 4096):
-            self.corpus.add(subject, subject.without_passes(case, verdict.changed) if mode.passes == "joint" else case)
         tally.arcs, tally.corpus = self.coverage.total, len(self.corpus.entries)
         if not tally.curve or self.seconds - tally.curve[-1][0] > max(0.5, self.seconds / 200):
             tally.curve.append((round(self.seconds, 2), tally.programs, tally.arcs, tally.corpus))
         return gained
+
+    def kept(self, trial: Trial, verdict: Verdict, gained: bool, native: bool) -> None:
+        """Takes a case that was right into the corpus, where the mode wants it; what gained by its passes is machine code next."""
+        mode, subject, case = self.mode, trial.subject, trial.case
+        if not (gained if mode.coverage else mode.mutate and len(self.corpus.entries) < 4096):
+            return
+        entry = self.corpus.add(subject, subject.without_passes(case, verdict.changed) if mode.passes == "joint" else case)
+        if mode.coverage and not native and self.settings.native_share > 0:
+            self.promoted.append(Trial(subject, entry.case, "as machine code", native=True, keep=False))
 
     def checked(self, subject: AnySubject, case: Any, native: bool, tally: Tally) -> tuple[Verdict | None, Failure | None]:
         self.coverage.mark()
@@ -197,29 +228,37 @@ class Fuzzer:
         seconds, programs = self.seconds, self.tally.programs
         write(folder / f"{failure.label}.full.ir", finding_text(subject, case, failure, f"{failure.label}.full.ir"))
 
-        def check(candidate: Any) -> None:
+        def check(candidate: Any, native: bool) -> None:
             with limited(self.settings.hang_seconds):
                 subject.check(candidate, native)
 
         if self.settings.reduce and reduce and failure.kind != "hang":
             with suppress(_Hang):  # a candidate that hangs ends the reduction
-                case, failure = reduced(subject, case, failure, check, REDUCTION_SECONDS)
+                seen = failure_of(case, partial(check, native=False)) if native else None
+                native = native and (seen is None or seen.signature != failure.signature)  # else ten times as many candidates are tried
+                case, failure = reduced(subject, case, failure, partial(check, native=native), REDUCTION_SECONDS)
         text = finding_text(subject, case, failure, target.name)
         write(target, text)
         self.found(Finding(failure.label, failure.signature, failure.kind, failure.stage, failure.message, round(seconds, 2),
                            programs, subject.size(case), text))
 
 
+def known(entry: Entry) -> Trial:
+    """An entry that is in the corpus already."""
+    return Trial(entry.subject, entry.case, "corpus", keep=False)
+
+
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Ends what runs in Python for too long. (Machine code that does not return is ended from outside, with the process.)"""
+    """Ends what runs in Python for too long, by the time of the process: on a busy machine the clock says nothing. (Machine code that
+    does not return, and what waits for ever, are ended from outside, with the process.)"""
     def expired(number: int, frame: FrameType | None) -> NoReturn:
         raise _Hang
 
-    before = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, expired)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

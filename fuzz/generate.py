@@ -21,13 +21,16 @@ import numpy as np
 from msgspec import Struct
 
 from .. import library
-from ..ir.dims import Dim, DimLike, bounds, evaluate, symbol, symbols_of
+from ..ir.dims import Dim, DimLike, bounds, evaluate, symbols_of
 from ..ir.graph import Builder, Graph, Node, Op, Sample
 from ..ir.ops.compute import ArgReduce, ArgSort, Cast, Cumulative, Dot, Elementwise, Reduce, Sort
-from ..ir.ops.control import If, Param, Scan, While
+from ..ir.ops.control import Param
 from ..ir.ops.shape import Broadcast, Concat, Iota, Pad, Reshape, Slice, Take, Transpose
 from ..ir.ops.table import ALL_OPS
 from ..ir.types import BOOL, F32, F64, I32, I64, DType, TensorType
+from .generate_bodies import GROWTH, branched, looped, scanned
+from .generate_windows import image_shape, windowed
+from .sizes import extents, random_size, random_symbol
 
 T = TypeVar("T")
 DEFAULT_DTYPES: tuple[DType, ...] = (F32, F64, I32, I64, BOOL)
@@ -75,13 +78,7 @@ def random_inputs(graph: Graph, rng: np.random.Generator, special: bool = False)
 
 def random_binding(graph: Graph, rng: np.random.Generator) -> dict[str, int]:
     """A size for each symbol, within its bounds."""
-    binding = {}
-    for declared in symbols_of(*(n for p in graph.params for n in p.shape)):
-        step = declared.multiple_of
-        first = -(-declared.lower // step)
-        last = first + 5 if declared.upper is None else declared.upper // step
-        binding[declared.name] = int(rng.integers(first, last + 1)) * step
-    return binding
+    return {declared.name: random_size(declared, rng) for declared in symbols_of(*(n for p in graph.params for n in p.shape))}
 
 
 def random_array(dtype: DType, shape: Sequence[int], rng: np.random.Generator, special: bool = False) -> np.ndarray:
@@ -91,45 +88,10 @@ def random_array(dtype: DType, shape: Sequence[int], rng: np.random.Generator, s
     array = np.asarray(rng.integers(low, limit + 1, size=tuple(shape))).astype(dtype.numpy)
     if special and dtype.is_float and array.size:
         flat = array.reshape(-1)
+        flat[(flat == 0) & (rng.random(flat.size) < 0.5)] = -0.0  # zeros of both signs meet
         for value in (np.nan, np.inf, -np.inf, -0.0):
             flat[int(rng.integers(flat.size))] = value
     return array
-
-
-INPUT_KINDS = ("plain", "special", "extreme", "normal")
-
-
-def inputs_of_kind(graph: Graph, rng: np.random.Generator, kind: str) -> list[np.ndarray]:
-    """Inputs of one kind: `plain`, small whole numbers; `special`, with some NaN, infinities and -0.0; `extreme`, whole rows of those
-    and the ends of integers; `normal`, floats that fill their mantissas."""
-    arrays, _ = random_inputs(graph, rng, kind == "special")
-    if kind in ("extreme", "normal"):
-        for array in arrays:
-            if array.size and array.dtype != np.bool_:
-                (_make_extreme if kind == "extreme" else _make_normal)(array, rng)
-    return arrays
-
-
-def _make_extreme(array: np.ndarray, rng: np.random.Generator) -> None:
-    """In place: a row in two of one special value, and some of them elsewhere."""
-    if array.dtype.kind in "iu":
-        ends = np.iinfo(array.dtype)
-        values: Sequence[float] = (ends.min, ends.max, ends.min + 1, 0, ends.max // 2, 1)
-    else:
-        values = (np.nan, np.inf, -np.inf, -0.0, 0.0)
-    rows = array.reshape(-1, array.shape[-1] if array.ndim else 1)
-    for row in rows:
-        value = values[int(rng.integers(len(values)))]
-        if rng.random() < 0.4:
-            row[...] = value
-        elif rng.random() < 0.5:
-            row[int(rng.integers(row.size))] = value
-
-
-def _make_normal(array: np.ndarray, rng: np.random.Generator) -> None:
-    """In place: floats of all magnitudes around one."""
-    if array.dtype.kind not in "iu":
-        array[...] = (rng.standard_normal(array.shape) * 2.0 ** rng.integers(-3, 4, array.shape)).astype(array.dtype)
 
 
 def sample_graph(sample: Sample) -> Graph:
@@ -167,17 +129,17 @@ class _Growth:
         self.builder = Builder()
         self.params: list[Node] = []
         self.pool: list[Value] = []
-        sizes: list[DimLike] = [1, 2, 3, 5, 8, 17]
+        sizes: list[DimLike] = [*extents(rng)]
         if base is not None:
             sizes += dict.fromkeys(n for p in base.params for n in p.shape if isinstance(n, Dim))
         elif symbolic:
-            sizes += [symbol("A", 1, 9), symbol("B", 1, 6), symbol("C", 4, 24, 4)]
+            sizes += dict.fromkeys(random_symbol(rng) for _ in range(3))
         self.sizes = sizes
         self.steps: tuple[Callable[[], Value | None], ...] = (
             self.unary, self.unary, self.smooth, self.smooth, self.binary, self.binary, self.binary, self.compare,
             self.select, self.cast, self.reduce, self.reduce, self.broadcast, self.reshape, self.transpose, self.slice,
             self.pad, self.concat, self.dot, self.dot, self.take, self.sort, self.cumulative, self.arg, self.iota,
-            self.composite, self.branch, self.repeat, self.scan, self.sample, self.shift)
+            self.composite, self.branch, self.repeat, self.scan, self.sample, self.shift, self.windows)
         if base is None:
             self.param(2)
         else:
@@ -217,6 +179,8 @@ class _Growth:
         if shape is None:
             rank = int(self.rng.integers(0, 4)) if rank is None else rank
             shape = [self.choice(self.sizes) for _ in range(rank)]
+            while not self.small(shape):
+                shape.remove(max(shape, key=lambda n: bounds(n)[1]))
         dtype = self.choice(self.dtypes) if dtype is None else dtype
         taken = {p.op.label for p in self.params if isinstance(p.op, Param)}
         label = next(f"x{i}" for i in itertools.count(len(taken)) if f"x{i}" not in taken)
@@ -356,10 +320,21 @@ class _Growth:
         axes = tuple(a for a in range(x.node.rank) if self.rng.random() < 0.5 and bounds(x.node.shape[a])[0] >= 1)
         if not axes:
             return None
-        kind = self.choice(("and", "or", "max") if x.node.dtype.is_bool else ("sum", "max", "min"))
         count = math.prod(float(bounds(x.node.shape[a])[1]) for a in axes)
+        # products of many terms overflow, or are zero
+        products = ("prod",) if not x.node.dtype.is_float or x.exact and count <= 8 else ()
+        kind = self.choice(("and", "or", "max") if x.node.dtype.is_bool else ("sum", "max", "min", *products))
         node = self.add(Reduce(kind, axes), x.node)
-        return self.settled(node, x.exact, x.limit * count if kind == "sum" else x.limit)
+        product_limit = max(x.limit, 1.0) ** min(count, 64) if x.limit <= 2 ** 15 else 2.0 ** 960  # a float holds both
+        limit = {"sum": x.limit * count, "prod": product_limit}.get(kind, x.limit)
+        return self.settled(node, x.exact, limit)
+
+    def windows(self) -> Value | None:
+        x = self.pick(lambda v: v.node.rank > 1) if self.rng.random() < 0.4 else self.param(shape=image_shape(self.rng))
+        made = windowed(self.builder, self.rng, x.node) if x is not None else None
+        if x is None or made is None:
+            return None
+        return self.settled(made[0], x.exact, x.limit * made[1])
 
     def cumulative(self) -> Value | None:
         x = self.pick(lambda v: v.node.rank > 0 and not v.node.dtype.is_bool)
@@ -527,43 +502,25 @@ class _Growth:
         scale, bias = (self.param(dtype=x.node.dtype, shape=[x.node.shape[-1]]).node for _ in range(2))
         return Value(library.layer_norm(b, x.node, scale, bias, (x.node.rank - 1,), 1e-2), False, LARGEST)
 
-    def body(self, name: str, types: Sequence[TensorType], make: Callable[..., Sequence[Node]]) -> Graph:
-        inner = Builder()
-        params = [inner.add(Param(f"x{i}", t.dtype, t.shape)) for i, t in enumerate(types)]
-        return Graph(name, params, make(inner, *params))
-
     def branch(self) -> Value | None:
-        x = self.pick(lambda v: not v.node.dtype.is_bool)
-        if x is None:
-            return None
-        condition = self.param(0, BOOL).node
-        double = self.body("double", [x.node.tensor], lambda b, v: [library.scalar(b, "add", v, v)])
-        negate = self.body("negate", [x.node.tensor], lambda b, v: [library.scalar(b, "neg", v)])
-        return self.settled(self.add(If(double, negate), condition, x.node), x.exact, 2 * x.limit)
+        return self.control(branched)
 
     def repeat(self) -> Value | None:
-        x = self.pick(lambda v: not v.node.dtype.is_bool)
-        if x is None:
-            return None
-        count = TensorType(I64, ())
-        types = [count, x.node.tensor]
-        condition = self.body("condition", types, lambda b, i, v: [library.apply(b, "lt", i, library.constant(b, 3, I64))])
-        body = self.body("step", types, lambda b, i, v: [library.apply(b, "add", i, library.constant(b, 1, I64)),
-                                                        library.scalar(b, "add", v, v)])
-        node = self.add(While(condition, body, 2), library.constant(self.builder, 0, I64), x.node)
-        return self.settled(library.results_of(self.builder, node)[1], x.exact, 8 * x.limit)
+        return self.control(looped)
 
     def scan(self) -> Value | None:
-        x = self.pick(lambda v: v.node.rank > 0 and not v.node.dtype.is_bool)
+        return self.control(scanned)
+
+    def control(self, make: Callable[[Builder, np.random.Generator, Node, Sequence[Node]], Node]) -> Value | None:
+        """Control flow over a value and exact ones beside it, which decide nothing that rounding may turn."""
+        x = self.pick(lambda v: v.exact and (v.node.rank > 0 or make is not scanned))
         if x is None:
             return None
-        rest = TensorType(x.node.dtype, x.node.shape[1:])
-        body = self.body("step", [rest, rest], lambda b, s, v: [library.scalar(b, "add", s, v), library.scalar(b, "max", s, v)])
-        zero = library.full(self.builder, 0, x.node.dtype, rest.shape)
-        node = self.add(Scan(body, 1, 1, x.node.shape[0], bool(self.rng.integers(2))), zero, x.node)
-        final, steps = library.results_of(self.builder, node)
-        limit = x.limit * float(bounds(x.node.shape[0])[1])
-        return self.settled(steps if self.rng.integers(2) else final, x.exact, limit)
+        if self.rng.random() < 0.5:
+            self.param(0, BOOL)
+        others = [v for v in self.pool if v.exact and (v.node.dtype == x.node.dtype or v.node.dtype.is_bool)][-8:]
+        limit = max(1.0, x.limit, *(v.limit for v in others)) * GROWTH
+        return self.settled(make(self.builder, self.rng, x.node, [x.node, *(v.node for v in others)]), True, limit)
 
     def sample(self) -> Value | None:
         """One of the ops' own samples, on new parameters."""

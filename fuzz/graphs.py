@@ -6,7 +6,7 @@ The check follows the program through the compiler and names the first stage tha
    says how far apart legal results may lie), and nothing left to do for an idempotent pass;
 2. with `native`, what the pipeline still does until the graph can be lowered, in the same way; lowering, by the loop
    interpreter with its checks of bounds, races and uninitialised memory; machine code, on one and two threads to the same
-   bits; the same bytes when compiled again.
+   bits; the same bytes when compiled again; the same code with inputs of every kind, and other sizes where they are symbolic.
 
 What a program does with inputs that it refuses (an index out of range) is not compared.
 """
@@ -17,30 +17,38 @@ import base64
 import io
 import re
 import traceback
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
 from ..ir.caps import Caps
-from ..ir.errors import CompileError, InternalError, TilewrightError, UnsupportedError, VerifyError
-from ..ir.graph import Constant, Graph
+from ..ir.errors import CompileError, InternalError, RuntimeFailure, TilewrightError, UnsupportedError, VerifyError
+from ..ir.graph import Constant, Graph, Node
 from ..ir.interp import evaluate_graph
 from ..ir.loop_interp import run_program
-from ..ir.ops.table import ALL_OPS
 from ..ir.parser import parse
 from ..ir.printer import constants_of, format_graph
 from ..ir.program import Program
 from ..ir.types import dtype_of
 from ..ir.verify import verify
+from ..options import Options
+from ..runtime.executable import Executable
 from . import native as machine
+from .calls import check_calls, reversed_inputs
 from .cuts import pieces
-from .generate import DEFAULT_DTYPES, INPUT_KINDS, inputs_of_kind, random_graph, sample_graph
+from .failing import must_fail
+from .families import new_graph, seed_graphs
+from .input_kinds import INPUT_KINDS, inputs_of_kind, random_kind
+from .keys import check_bounds, check_keys, check_options
+from .memory_plan import bindings_of, check_plan
 from .mutate import MUTATORS, mutate
-from .rebuild import acceptable
+from .rebuild import MOST_WORK, work_of
 from .sequences import (
     Step,
     Steps,
@@ -51,7 +59,6 @@ from .sequences import (
     legal,
     mutate_steps,
     parse_steps,
-    precisions,
     random_steps,
     run_step,
 )
@@ -60,6 +67,13 @@ from .simplify import simpler
 from .subject import Failure, Refused, Verdict
 
 PIECES = 100  # of a model
+# the default does all that the others do but keep the signs of zeros, NaN and infinities
+PRECISION_SHARES = {"default": 0.45, "plain": 0.15, "strict": 0.4}
+PLAN_SIZES = 3  # that a memory plan is checked at
+TEXT_EVERY, TWICE_EVERY, SAME_CODE_EVERY, KEYS_EVERY, OPTIONS_EVERY = 8, 3, 16, 16, 4  # seeds by which a costly promise is checked
+LOWERED_EVERY = 3  # seeds by which programs that do not become machine code are lowered
+MORE_INPUTS = 10  # that machine code is run with: a run takes a hundredth of the time of compiling
+DAMAGED = (BadZipFile, zlib.error, EOFError, OSError, RuntimeError, SyntaxError)  # what zipfile and NumPy raise on bad archives
 _FIELD = re.compile(r"# (\w+): ?(.*)")
 _PLACE = re.compile(r"tilewright[/\\](.+\.py)$")
 
@@ -76,36 +90,39 @@ class GraphCase(Struct, frozen=True):
     seed: int = 0
     inputs: str = "plain"
 
+    @property
+    def is_lowered(self) -> bool:
+        """Whether its kernels are checked even where it does not become machine code."""
+        return self.seed % LOWERED_EVERY == 2
+
 
 class GraphSubject:
     """See `Subject`."""
 
     name = "graph"
+    share = 6
+    code_of_seeds = True
 
     def __init__(self, models: Sequence[Graph] = ()) -> None:
         """`models`: graphs whose pieces are seeds too."""
         self.models = tuple(models)
 
     def seeds(self) -> Iterator[GraphCase]:
-        """Every sample of every op, and pieces of the models."""
-        for number, op in enumerate(ALL_OPS):
-            for sample in op.samples():
-                graph = sample_graph(sample)
-                if acceptable(graph):
-                    yield GraphCase(graph, legal(tuple(completed(()))), seed=number)
+        """Every sample of every op, every scalar function, and pieces of the models. The seed of each has its text read back."""
+        for number, graph in enumerate(seed_graphs()):
+            yield GraphCase(graph, legal(tuple(completed(()))), seed=TEXT_EVERY * (2 * number + 1))
         for model in self.models:
             for number, piece in enumerate(pieces(model, np.random.default_rng(0), PIECES)):
                 yield GraphCase(piece, legal(tuple(completed(()))), seed=number)
 
     def generate(self, rng: np.random.Generator) -> GraphCase:
-        graph = random_graph(rng, int(rng.integers(1, 11)), DEFAULT_DTYPES, bool(rng.random() < 0.5))
-        return self.around(graph, random_steps(rng), rng)
+        return self.around(new_graph(rng), random_steps(rng), rng)
 
     def around(self, graph: Graph, steps: Steps, rng: np.random.Generator) -> GraphCase:
         """A case with everything else drawn anew."""
-        return GraphCase(graph, steps, precisions()[int(rng.integers(len(precisions())))],
+        return GraphCase(graph, steps, str(rng.choice(list(PRECISION_SHARES), p=list(PRECISION_SHARES.values()))),
                          machine.TARGETS[int(rng.integers(len(machine.TARGETS)))], bool(rng.random() < 0.4),
-                         int(rng.integers(1 << 16)), str(rng.choice(INPUT_KINDS, p=(0.5, 0.2, 0.15, 0.15))))
+                         int(rng.integers(1 << 16)), random_kind(rng))
 
     def mutators(self) -> tuple[str, ...]:
         return tuple(MUTATORS)
@@ -130,7 +147,11 @@ class GraphSubject:
 
     def check(self, case: GraphCase, native: bool) -> Verdict:
         with np.errstate(all="ignore"):
-            return _Check(case).run(native)
+            try:
+                return _Check(case).run(native)
+            except _MustFail as expected:
+                _FailingCheck(case).run(native)
+                raise Refused(str(expected)) from None  # nothing behind its failure was seen: no program to mutate
 
     def smaller(self, case: GraphCase) -> Iterator[GraphCase]:
         if case.steps:
@@ -179,13 +200,17 @@ def _known_kind(name: str) -> str:
 def _read_constants(text: str) -> dict[str, Constant]:
     if not text:
         return {}
-    with np.load(io.BytesIO(base64.b64decode(text, validate=True))) as stored:
-        found = {}
-        for entry in stored.files:
-            name, _, spelling = entry.rpartition("_")
-            dtype = dtype_of(spelling)
-            found[name] = Constant(stored[entry].view(dtype.numpy) if dtype.name == "bf16" else stored[entry], dtype)
-        return found
+    try:
+        with np.load(io.BytesIO(base64.b64decode(text, validate=True))) as stored:
+            arrays = {entry: stored[entry] for entry in stored.files}
+    except DAMAGED as error:
+        raise ValueError(f"the constants cannot be unpacked: {error}") from None
+    found = {}
+    for entry, array in arrays.items():
+        name, _, spelling = entry.rpartition("_")
+        dtype = dtype_of(spelling)
+        found[name] = Constant(array.view(dtype.numpy) if dtype.name == "bf16" else array, dtype)
+    return found
 
 
 # --- the check ---------------------------------------------------------------------------------------------------------
@@ -237,9 +262,11 @@ class _Check:
     def __init__(self, case: GraphCase) -> None:
         self.case = case
         self.caps: Caps = machine.caps_of(case.target, case.small_caches)
+        self.rng = np.random.default_rng([case.seed, 1])
         self.inputs = inputs_of_kind(case.graph, np.random.default_rng(case.seed), case.inputs)
         self.expected = self.meaning()
         self.changed: list[str] = []
+        self.verified: dict[int, Node] = {}
         self.last: Sequence[np.ndarray] = self.expected.values  # what the program gave after the step before
 
     def meaning(self) -> Shadow:
@@ -250,18 +277,34 @@ class _Check:
             except TilewrightError as error:
                 if isinstance(error, InternalError):
                     raise
-                raise Refused(f"the program refuses its inputs: {error.message}") from None
+                kind = _MustFail if must_fail(self.case.graph, self.inputs, self.case.precision) else Refused
+                raise kind(f"the program refuses its inputs: {error.message}") from None
 
-    def run(self, native: bool) -> Verdict:
-        if self.case.seed % 4 == 0:
+    def run(self, native: bool, more_inputs: bool = True) -> Verdict:
+        if self.case.seed % TEXT_EVERY == 0:
             self.text()
+        options = Options(precision=self.case.precision)
+        with guarded("cache"):
+            check_bounds(self.case.graph, options, self.case.target, self.caps, self.rng)
+        if self.case.seed % OPTIONS_EVERY == 1:
+            with guarded("cache"):
+                check_options(self.case.graph, options, self.case.target, self.caps, self.rng)
+        if self.case.seed % KEYS_EVERY == 1:
+            with guarded("cache"):
+                check_keys(self.case.graph, self.case.precision, self.case.target, self.caps, self.rng)
         graph = self.case.graph
         for step in self.case.steps:
             graph = self.step(step, graph)
         if native:
             for step in completed(self.case.steps):
                 graph = self.step(step, graph)
-            self.lower(graph)
+            executable = self.lower(graph)
+            if more_inputs:
+                self.run_with_more_inputs(executable)
+        elif self.case.is_lowered:
+            for step in completed(self.case.steps):
+                graph = self.step(step, graph)
+            self.interpret(graph)
         return Verdict(tuple(self.changed), native)
 
     def text(self) -> None:
@@ -282,9 +325,9 @@ class _Check:
             return graph
         self.changed.append(step.name)
         with guarded(step.name):
-            verify(after)
+            verify(after, known=self.verified)
         self.same(step, after)
-        if self.case.seed % 3 == 0 and is_idempotent(step):
+        if self.case.seed % TWICE_EVERY == 0 and is_idempotent(step):
             with guarded(name):
                 again = run_step(step, after, self.case.precision, self.caps)
             if again.fingerprint != after.fingerprint:
@@ -315,24 +358,41 @@ class _Check:
         if problem is not None:
             raise Failure(kind, stage, problem)
 
-    def lower(self, graph: Graph) -> None:
+    def interpret(self, graph: Graph) -> Program:
+        """The kernels of a graph, by the loop interpreter: half of what is done to a program, for a fifth of the time."""
         with guarded("lower"):
             program = machine.lowered(graph, self.caps)
-        with guarded("lower"):
-            results = self.evaluated(lambda: run_program(program, self.inputs, threads=2))
-        self.compare("result", "lower", results)
-        self.code(program)
+        with guarded("memory plan"):
+            check_plan(program, list(bindings_of(program, self.rng, PLAN_SIZES)))
+        if work_of(self.case.graph.nodes()) <= MOST_WORK:
+            with guarded("lower"):
+                results = self.evaluated(lambda: run_program(program, self.inputs, threads=2))
+            self.compare("result", "lower", results)
+        return program
 
-    def code(self, program: Program) -> None:
+    def lower(self, graph: Graph) -> Executable:
+        """The kernels, and their machine code in every way that it can be called."""
+        program = self.interpret(graph)
+        executable = self.code(program)
+        results = self.execute(executable)
+        with guarded("runtime"):
+            check_calls(executable, self.inputs, results, self.rng, reversed_inputs(program, self.inputs))
+        return executable
+
+    def code(self, program: Program) -> Executable:
         case = self.case
         with guarded("llvm"):
             code, symbol = machine.object_code(program, case.target)
             executable = machine.loaded(program, code, symbol)
-        if case.seed % 8 == 0:
+        if case.seed % SAME_CODE_EVERY == 0:
             with guarded("llvm"):
                 again = machine.object_code(machine.lowered(self.finished(), self.caps), case.target)[0]
             if again != code:
                 raise Failure("bytes", "llvm", "compiling the same program twice gives other code")
+        return executable
+
+    def execute(self, executable: Executable) -> Sequence[np.ndarray]:
+        """The results of machine code, which are what the graph gives, to the same bits on one thread and on two."""
         with guarded("runtime"):
             one = self.evaluated(lambda: machine.run(executable, self.inputs, 1))
         self.compare("result", "llvm", one)
@@ -341,6 +401,21 @@ class _Check:
         for number, (x, y) in enumerate(zip(one, two, strict=True)):
             if x.tobytes() != y.tobytes():
                 raise Failure("threads", "llvm", f"result {number} has other bits on two threads than on one")
+        return one
+
+    def run_with_more_inputs(self, executable: Executable) -> None:
+        """The same machine code with inputs of each kind in turn. Where it fails, the program is followed from the beginning
+        with these inputs, which names the stage that is to blame."""
+        for number in range(1, MORE_INPUTS + 1):
+            other = replace(self.case, seed=self.case.seed + number, inputs=INPUT_KINDS[number % len(INPUT_KINDS)])
+            try:
+                _Check(other).execute(executable)
+            except Refused:
+                continue
+            except Failure:
+                with suppress(Refused):
+                    _Check(other).run(native=True, more_inputs=False)
+                    raise
 
     def finished(self) -> Graph:
         """The graph after all passes, made anew."""
@@ -348,3 +423,38 @@ class _Check:
         for step in (*self.case.steps, *completed(self.case.steps)):
             graph = run_step(step, graph, self.case.precision, self.caps)
         return graph
+
+
+class _MustFail(Refused):
+    """The program refuses its inputs, and must do so after every pass."""
+
+
+class _FailingCheck(_Check):
+    """The oracles for a program that must fail."""
+
+    def meaning(self) -> Shadow:
+        return Shadow((), (), may_fail=False)
+
+    def same(self, step: Step, graph: Graph) -> None:
+        self.refused(step.name, lambda: evaluate_graph(graph, self.inputs))
+
+    def refused(self, stage: str, run: Callable[[], object]) -> None:
+        with guarded(stage):
+            try:
+                run()
+            except RuntimeFailure:
+                return
+        raise Failure("result", stage, "the program gives results where an index is out of range")
+
+    def interpret(self, graph: Graph) -> Program:
+        with guarded("lower"):
+            program = machine.lowered(graph, self.caps)
+        self.refused("lower", lambda: run_program(program, self.inputs, threads=2))
+        return program
+
+    def lower(self, graph: Graph) -> Executable:
+        program = self.interpret(graph)
+        with guarded("llvm"):
+            executable = machine.loaded(program, *machine.object_code(program, self.case.target))
+        self.refused("llvm", lambda: machine.run(executable, self.inputs, 2))
+        return executable

@@ -1,15 +1,16 @@
 """Kernels as machine code, beside the loop interpreter.
 
-A kernel becomes a program of its own (`program_of`), is compiled for this CPU and for the least one, and runs on one and on
-two threads. What machine code need not give to the bit is left out: what follows from functions that it computes to a few
-units in the last place, and from the sign of a zero or NaN (`doubtful_buffers`); all, where sums may be taken in another
-order and are not exact (`sums_are_exact`).
+A kernel becomes a program of its own (`program_of`), is compiled for this CPU or for the least one, and runs with several sets of
+arguments, on one and on two threads. What machine code need not give to the bit is left out: what follows from functions that it
+computes to a few units in the last place, and from the sign of a zero or NaN (`doubtful_buffers`); all, where sums may be taken in
+another order and are not exact (`sums_are_exact`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -39,6 +40,7 @@ from ..ir.ops.compute import Bitcast, Elementwise
 from ..ir.ops.scalar import SCALARS
 from ..ir.program import Launch, Place, Program
 from ..ir.types import U8, TensorType
+from ..runtime.executable import Executable
 from .kernel_edits import node
 from .kernel_oracles import Arrays, crashed, differing, has_fma, order_is_free, sums_are_exact
 from .kernel_values import EXACT
@@ -142,35 +144,44 @@ def _is_doubtful(root: Node, doubtful: set[str], extremes: bool) -> bool:
     return False
 
 
-def check_native(kernel: Kernel, arguments: Arrays, expected: Arrays, sizes: Mapping[str, int]) -> bool:
-    """Compiles the kernel for each target, runs it and compares. False where the backend says that it has no code for such a
-    kernel."""
-    program = program_of(kernel)
-    sure = frozenset(b.name for b in kernel.buffers) - doubtful_buffers(kernel)
-    if (order_is_free(kernel) or has_fma(kernel)) and not sums_are_exact(kernel, arguments, sizes):
-        sure = frozenset()
-    inputs = [*arguments, *(np.zeros(sizes[s.name], np.uint8) for s in kernel.symbols)]
-    for target in TARGETS:
-        try:
-            code = object_code(program, target)
-        except (InternalError, UnsupportedError) as error:
-            if NO_CODE.search(error.message):
-                return False
-            raise crashed("llvm", error) from error
-        one, two = (_outputs(kernel, program, code, inputs, threads) for threads in (1, 2))
+class Run(NamedTuple):
+    """Arguments of a kernel, what they hold after a run in the loop interpreter, and the size of each symbol."""
+
+    arguments: Arrays
+    expected: Arrays
+    sizes: Mapping[str, int]
+
+
+def check_native(kernel: Kernel, runs: Sequence[Run], seed: int) -> bool:
+    """Compiles the kernel for the target that the seed chooses, runs it with each set of arguments and compares. False where the
+    backend says that it has no code for such a kernel."""
+    program, target = program_of(kernel), TARGETS[seed % len(TARGETS)]
+    try:
+        code = object_code(program, target)
+    except (InternalError, UnsupportedError) as error:
+        if NO_CODE.search(error.message):
+            return False
+        raise crashed("llvm", error) from error
+    executable = loaded(program, *code)
+    certain = frozenset(b.name for b in kernel.buffers) - doubtful_buffers(kernel)
+    any_order = order_is_free(kernel) or has_fma(kernel)
+    for arguments, expected, sizes in runs:
+        inputs = [*arguments, *(np.zeros(sizes[s.name], np.uint8) for s in kernel.symbols)]
+        one, two = (_outputs(kernel, executable, inputs, threads) for threads in (1, 2))
         difference = differing(kernel, one, two)
         if difference:
             raise Failure("threads", "llvm", f"{target}, one thread and two: {difference}")
+        sure = frozenset() if any_order and not sums_are_exact(kernel, arguments, sizes) else certain
         difference = differing(kernel, _positive_zeros(kernel, expected), _positive_zeros(kernel, one), sure)
         if difference:
             raise Failure("result", "llvm", f"{target}: {difference}")
     return True
 
 
-def _outputs(kernel: Kernel, program: Program, code: tuple[bytes, str], inputs: Arrays, threads: int) -> Arrays:
+def _outputs(kernel: Kernel, executable: Executable, inputs: Arrays, threads: int) -> Arrays:
     """What the kernel's buffers hold after a run."""
     try:
-        results = iter(run(loaded(program, *code), inputs, threads))
+        results = iter(run(executable, inputs, threads))
     except Exception as error:
         raise crashed("machine code", error) from error
     return [inputs[number] if buffer.space == "in" else next(results) for number, buffer in enumerate(kernel.buffers)]

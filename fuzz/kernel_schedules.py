@@ -12,6 +12,7 @@ from ..ir.loop import Alloc, Buffer, For, Kernel, names_of, walk
 from ..ir.schedule import Argument, Schedule, Step
 from .kernel_oracles import apply_step
 from .kernel_values import Values
+from .subject import Failure
 
 MOST_STEPS = 5
 FACTORS = (1, 2, 3, 4, 8)
@@ -22,11 +23,22 @@ def scheduled(kernel: Kernel, schedule: Schedule) -> tuple[Kernel, Schedule]:
     """The kernel after those steps that are not refused, and these."""
     taken: list[Step] = []
     for step in schedule:
-        changed = apply_step(kernel, step)
+        try:
+            changed = apply_step(kernel, step)
+        except Failure:
+            changed = kernel  # see `is_taken`
         if changed is not None:
             kernel = changed
             taken.append(step)
     return kernel, tuple(taken)
+
+
+def is_taken(kernel: Kernel, step: Step) -> bool:
+    """Whether the step is not refused. One that crashes is taken: the check of the case that it belongs to says so."""
+    try:
+        return apply_step(kernel, step) is not None
+    except Failure:
+        return True
 
 
 def random_step(kernel: Kernel, values: Values) -> Step | None:
@@ -146,7 +158,7 @@ def changed_schedule(kernel: Kernel, schedule: Schedule, donor: Schedule, values
     before, taken = scheduled(kernel, schedule[:at])
     for _ in range(4):
         step = random_step(before, values) if how != "arguments" else _with_arguments(before, schedule[at], values)
-        if step is not None and apply_step(before, step) is not None:
+        if step is not None and is_taken(before, step):
             return (*taken, step, *schedule[at + (how != "add"):])[:MOST_STEPS], how
     return schedule, how
 

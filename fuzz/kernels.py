@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from msgspec import Struct
@@ -22,7 +22,7 @@ from ..ir.loop import Alloc, For, Kernel, Stmt, blocks_of
 from ..ir.loop_text import format_kernel, parse_kernel
 from ..ir.loop_verify import verify_kernel
 from ..ir.ops.table import ALL_OPS
-from ..ir.schedule import Schedule, parse_schedule
+from ..ir.schedule import Schedule, Step, parse_schedule
 from ..lowering.lower import lower_program
 from ..options import Environment, Options
 from ..pipeline import run_passes
@@ -30,7 +30,7 @@ from .generate import random_graph, sample_graph
 from .generate_kernels import random_kernel
 from .kernel_drafts import Draft
 from .kernel_edits import largest_allocation, rebuilt, statements_in, with_fuel, work_of
-from .kernel_native import check_native
+from .kernel_native import Run, check_native
 from .kernel_oracles import (
     apply_step,
     arguments_of,
@@ -53,6 +53,8 @@ MOST_ELEMENTS = 4096    # of one buffer
 SEED_GRAPHS = 24
 SEED_CAPS = (Caps(vector_bits=128, vector_registers=16), Caps(vector_bits=256, vector_registers=16))
 QUIET = Environment(debug=0, dump=None, verify=0, backend="", cache_directory=None)
+MORE_RUNS = 4           # of machine code, with other inputs
+SCHEDULED = 0.7         # share of the new kernels that begin with a schedule
 UNBOUNDED = 7           # sizes of symbols without an upper bound end here
 
 
@@ -73,6 +75,8 @@ class KernelSubject:
     """Implements `Subject`."""
 
     name = "kernel"
+    share = 3
+    code_of_seeds = False  # most are what graphs that are seeds are lowered to
 
     # --- cases ---
 
@@ -88,17 +92,17 @@ class KernelSubject:
             except TilewrightError:
                 continue  # what graphs do wrong is found by fuzzing graphs
             for kernel in kernels:
-                for version in (with_fuel(kernel), serial(with_fuel(kernel))):
+                for bare, version in enumerate((with_fuel(kernel), serial(with_fuel(kernel)))):
                     case, form = fitting(version, rng), _form(version)
                     if case is not None and form not in known:
                         known.add(form)
-                        yield case
+                        yield self.with_random_passes(case, rng) if bare else case
 
     def generate(self, rng: np.random.Generator) -> KernelCase:
         while True:
             case = fitting(random_kernel(rng), rng)
             if case is not None:
-                return case
+                return self.with_random_passes(case, rng) if rng.random() < SCHEDULED else case
 
     # --- mutation ---
 
@@ -143,24 +147,21 @@ class KernelSubject:
         check_schedule_text(case.schedule)
         arguments = arguments_of(kernel, sizes, case.seed, case.special)
         expected = first_run(kernel, arguments, sizes)
-        first, taken = expected, []
-        now = kernel
+        now, taken = kernel, list[Taken]()
         for step in case.schedule:
             after = apply_step(now, step)
             if after is None:
                 continue
             expected = check_step(now, after, step, arguments, expected, sizes)
+            taken.append(Taken(now, step, after))
             now = after
-            taken.append(step)
         check_text(now)
         ran = False
         if native:
             check_text(kernel)
-            check_whole_schedule(kernel, tuple(taken), now)
-            ran = check_native(kernel, arguments, first, sizes)
-            if taken:
-                ran = check_native(now, arguments, expected, sizes) or ran
-        return Verdict(tuple(dict.fromkeys(step.primitive for step in taken)), ran)
+            check_whole_schedule(kernel, tuple(t.step for t in taken), now)
+            ran = check_native(now, [Run(arguments, expected, sizes), *more_runs(case, taken)], case.seed)
+        return Verdict(tuple(dict.fromkeys(t.step.primitive for t in taken)), ran)
 
     # --- reduction ---
 
@@ -213,6 +214,33 @@ class KernelSubject:
             raise CompileError(f"kernel {kernel.name}: sizes expected of {', '.join(missing) or 'no more symbols'}, found besides: "
                                f"{', '.join(sizes) or 'none'}", hint="one line `# size N 5` for each symbol")
         return KernelCase(kernel, schedule, seed, given, special)
+
+
+# --- more inputs -----------------------------------------------------------------------------------------------------
+
+
+class Taken(Struct, frozen=True):
+    """A step of a schedule that was legal."""
+
+    before: Kernel
+    step: Step
+    after: Kernel
+
+
+def more_runs(case: KernelCase, taken: Sequence[Taken]) -> Iterator[Run]:
+    """The schedule followed with other inputs, and other sizes where the kernel has some; none where a kernel refuses them."""
+    for number in range(1, MORE_RUNS + 1):
+        rng = np.random.default_rng((case.seed, number))
+        sizes = {s.name: _random_size(s.name, s.tight, s.multiple_of, rng) for s in case.kernel.symbols}
+        try:
+            _check_sizes(case.kernel, sizes)
+            arguments = arguments_of(case.kernel, sizes, case.seed + number, number % 2 == 0)
+            expected = first_run(case.kernel, arguments, sizes)
+        except Refused:
+            continue
+        for t in taken:
+            expected = check_step(t.before, t.after, t.step, arguments, expected, sizes)
+        yield Run(arguments, expected, sizes)
 
 
 # --- seeds -----------------------------------------------------------------------------------------------------------

@@ -30,12 +30,17 @@ from ..ir.rewrite import Variable
 from ..ir.types import ARRAY_DTYPES, BOOL, F32, I32, DType, TensorType
 from ..passes.canonicalize import RULES
 from . import mutate_domain as domain
+from . import mutate_memory as memory
+from . import mutate_patterns as patterns
 from .generate import grow
+from .generate_arithmetic import arithmetic
+from .generate_functions import more_functions
 from .rebuild import acceptable, adapted, before, chosen, rebuilt, small, tensors
 from .sequences import expand
 
 TRIED_RULES = 24
-SPECIAL = (0, 1, -1, 2, 0.5, -0.0, math.nan, math.inf, -math.inf, 1e30, 1e-30, 127, 128, 255, 2 ** 31 - 1, -2 ** 31, 2 ** 53)
+SPECIAL = (0, 1, -1, 2, 0.5, -0.0, math.nan, math.inf, -math.inf, 1e30, 1e-30, 127, 128, 255, 2 ** 31 - 1, -2 ** 31, 2 ** 53,
+           1 / 3, math.pi, -1e-45, 65520, 3.4028235677973366e38)
 Mutator = Callable[[Graph, np.random.Generator, Graph], Graph | None]
 
 
@@ -277,5 +282,7 @@ MUTATORS: dict[str, Mutator] = {
     "domain.movement": domain.movement, "domain.chain": domain.chain, "domain.predicate": domain.predicate,
     "domain.control": domain.control, "domain.round_trip": domain.round_trip, "domain.reduction": domain.reduction,
     "domain.alias": domain.alias, "domain.rule_backward": rule_backward, "domain.open_size": domain.open_size,
-    "domain.new_extent": domain.new_extent,
+    "domain.new_extent": domain.new_extent, "domain.functions": more_functions, "domain.arithmetic": arithmetic,
+    "domain.apart": memory.apart, "domain.with_itself": memory.with_itself, "domain.twin": memory.twin,
+    "domain.rule_before": patterns.rule_before, "domain.known": patterns.known,
 }

@@ -5,7 +5,7 @@ trips through dtypes, the order of reductions, views of one value, sizes known l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -13,10 +13,12 @@ from .. import library
 from ..ir.dims import bounds, symbol
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.compute import Cast, Reduce
-from ..ir.ops.control import If, Param, Scan, While
 from ..ir.ops.shape import Broadcast, Concat, Reshape, Slice
-from ..ir.types import ARRAY_DTYPES, BOOL, F64, I8, I64, TensorType
-from .rebuild import adapted, before, chosen, rebuilt, small, tensors, with_sizes
+from ..ir.types import ARRAY_DTYPES, BOOL, F64, I8, TensorType
+from .generate_bodies import controlled
+from .generate_movements import MOVEMENTS, moved, suits
+from .rebuild import adapted, before, chosen, rebuilt, tensors, with_sizes
+from .sizes import LONG, UPPER
 
 
 def movement(graph: Graph, rng: np.random.Generator, donor: Graph) -> Graph | None:
@@ -56,49 +58,19 @@ def _numeric(x: Node) -> bool:
 
 def chain(graph: Graph, rng: np.random.Generator, donor: Graph) -> Graph | None:
     """A value is moved two to four times, most often in one way: what passes merge or cancel."""
-    kinds = ("transpose", "reshape", "slice", "pad", "broadcast")
+    kinds = list(MOVEMENTS)
     kind = chosen(rng, kinds)
+    node = chosen(rng, [n for n in tensors(graph) if suits(kind, n)] or tensors(graph))
 
     def make(b: Builder, x: Node, values: Mapping[int, Node]) -> Node:
+        pool = [x, *before(graph, node, values)]
         for _ in range(int(rng.integers(2, 5))):
-            moved = _moved(b, x, rng, kind if rng.random() < 0.7 else chosen(rng, kinds))
-            x = moved if small(moved.shape) else x
+            x = moved(b, rng, x, kind if rng.random() < 0.7 else chosen(rng, kinds), pool)
             if _numeric(x) and rng.random() < 0.2:
                 x = library.scalar(b, "neg", x)
         return x
 
-    return rebuilt(graph, {id(chosen(rng, tensors(graph))): make})
-
-
-def _moved(b: Builder, x: Node, rng: np.random.Generator, kind: str) -> Node:
-    """One movement; the value itself where it has no axis for it."""
-    if kind == "broadcast" and x.rank < 4:
-        return b.add(Broadcast((chosen(rng, (1, 2, 3)), *(chosen(rng, (2, 4)) if n == 1 else n for n in x.shape))), x)
-    if kind == "reshape" and x.rank:
-        axis = int(rng.integers(x.rank))
-        size = x.shape[axis]
-        parts = [n for n in (2, 3, 4) if isinstance(size, int) and size and size % n == 0]
-        if parts and x.rank < 4 and rng.random() < 0.6:
-            part = chosen(rng, parts)
-            return b.add(Reshape((*x.shape[:axis], part, size // part, *x.shape[axis + 1:])), x)
-        if axis:
-            return b.add(Reshape((*x.shape[:axis - 1], x.shape[axis - 1] * size, *x.shape[axis + 1:])), x)
-        return b.add(Reshape((1, *x.shape)), x)
-    if kind == "transpose" and x.rank > 1:
-        return library.transpose(b, x, [int(a) for a in rng.permutation(x.rank)])
-    if kind == "pad" and x.rank:
-        low, high = ([int(n) for n in rng.integers(0, 3, x.rank)] for _ in range(2))
-        return library.pad(b, x, low, high, int(rng.integers(0, 3)) if _numeric(x) else bool(rng.integers(2)))
-    if kind == "slice" and x.rank:
-        axis = int(rng.integers(x.rank))
-        size = x.shape[axis]
-        if isinstance(size, int) and size > 1:
-            step = chosen(rng, (1, 1, 2, -1, -2))
-            count = int(rng.integers(1, (size - 1) // abs(step) + 2))
-            room = size - 1 - (count - 1) * abs(step)
-            start = int(rng.integers(0, room + 1)) + (0 if step > 0 else (count - 1) * -step)
-            return library.slice_axis(b, x, axis, start, count, step)
-    return x
+    return rebuilt(graph, {id(node): make})
 
 
 def predicate(graph: Graph, rng: np.random.Generator, donor: Graph) -> Graph | None:
@@ -114,41 +86,10 @@ def predicate(graph: Graph, rng: np.random.Generator, donor: Graph) -> Graph | N
     return rebuilt(graph, {id(node): make})
 
 
-def _body(name: str, types: Sequence[TensorType], make: Callable[..., Sequence[Node]]) -> Graph:
-    b = Builder()
-    params = [b.add(Param(f"x{i}", t.dtype, t.shape)) for i, t in enumerate(types)]
-    return Graph(name, params, make(b, *params))
-
-
 def control(graph: Graph, rng: np.random.Generator, donor: Graph) -> Graph | None:
-    """A value goes through a loop or a branch of its own."""
+    """A value goes through a loop, a scan or a branch of its own, with other values as states and captures."""
     node = chosen(rng, tensors(graph))
-    function = chosen(rng, ("max", "min", "add", "sub"))
-
-    def combined(b: Builder, x: Node, y: Node) -> Node:
-        return library.scalar(b, function if _numeric(x) else "or", x, y)
-
-    def make(b: Builder, x: Node, values: Mapping[int, Node]) -> Node:
-        other = adapted(b, chosen(rng, [x, *before(graph, node, values)]), x.tensor)
-        kind = int(rng.integers(3))
-        if kind == 0:
-            condition = adapted(b, chosen(rng, [x, *before(graph, node, values)]), TensorType(BOOL, ()))
-            then, rest = (_body("side", [x.tensor] * 2, side) for side in (lambda b, x, y: [combined(b, x, y)], lambda b, x, y: [y]))
-            return b.add(If(then, rest), condition, x, other)
-        if kind == 1:
-            types = [TensorType(I64, ()), x.tensor, x.tensor]
-            condition_body = _body("condition", types, lambda b, i, x, y: [library.apply(b, "lt", i, library.constant(b, 3, I64))])
-            step = _body("step", types, lambda b, i, x, y: [library.apply(b, "add", i, library.constant(b, 1, I64)), combined(b, x, y), x])
-            return library.results_of(b, b.add(While(condition_body, step, 3), library.constant(b, 0, I64), x, other))[1]
-        if x.rank:
-            row = TensorType(x.dtype, x.shape[1:])
-            step = _body("step", [row, row], lambda b, s, v: [combined(b, s, v), combined(b, v, s)])
-            zero = library.full(b, 0, x.dtype, row.shape)
-            scan = b.add(Scan(step, 1, 1, x.shape[0], bool(rng.integers(2))), zero, x)
-            return library.results_of(b, scan)[1]
-        return x
-
-    return rebuilt(graph, {id(node): make})
+    return rebuilt(graph, {id(node): lambda b, x, values: controlled(b, rng, x, [x, *before(graph, node, values)])})
 
 
 def round_trip(graph: Graph, rng: np.random.Generator, donor: Graph) -> Graph | None:
@@ -222,7 +163,8 @@ def open_size(graph: Graph, rng: np.random.Generator, donor: Graph) -> Graph | N
         return None
     number = chosen(rng, numbers)
     name = next(n for n in "NMLKJ" if all(s.name != n for s in known))
-    return with_sizes(graph, {}, {number: symbol(name, 1 if rng.random() < 0.7 else 0, number + int(rng.integers(0, 5)))})
+    upper = chosen(rng, [n for n in (number, number, *UPPER) if n >= number])
+    return with_sizes(graph, {}, {number: symbol(name, 1 if rng.random() < 0.7 else 0, upper)})
 
 
 def new_extent(graph: Graph, rng: np.random.Generator, donor: Graph) -> Graph | None:
@@ -230,4 +172,4 @@ def new_extent(graph: Graph, rng: np.random.Generator, donor: Graph) -> Graph | 
     numbers = sorted({n for p in graph.params for n in p.shape if isinstance(n, int)})
     if not numbers:
         return None
-    return with_sizes(graph, {}, {chosen(rng, numbers): chosen(rng, (0, 1, 2, 4, 7, 8, 9, 16, 17, 33))})
+    return with_sizes(graph, {}, {chosen(rng, numbers): chosen(rng, (0, 1, 2, 4, 7, 8, 9, 16, 17, 33, *LONG))})

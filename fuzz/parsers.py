@@ -25,7 +25,7 @@ from ..ir.ops.table import ALL_OPS
 from ..ir.parser import parse
 from ..ir.printer import KEYWORDS, format_graph
 from ..ir.program import Program
-from ..ir.schedule import parse_schedule
+from ..ir.schedule import format_schedule, parse_schedule
 from ..ir.verify import verify
 from ..pipeline import PASSES
 from ..runtime import _native
@@ -62,6 +62,8 @@ class ParserSubject:
     """See `Subject`. There are no passes: a sequence is mutated by exchanging parts with another case."""
 
     name = "bytes"
+    share = 1
+    code_of_seeds = False
 
     def seeds(self) -> Iterator[ByteCase]:
         """Valid files, made anew; the same each time."""
@@ -160,16 +162,26 @@ def _text(data: bytes) -> str:
 
 
 def read_graph(data: bytes) -> None:
-    verify(parse(_text(data)))
+    graph = parse(_text(data))
+    verify(graph)
+    _unchanged("graph", graph.fingerprint, parse(format_graph(graph), graph).fingerprint)
 
 
 def read_program(data: bytes) -> None:
     program: Program = parse_program(_text(data))
     verify_program(program)
+    text = format_program(program)
+    _unchanged("program", text, format_program(parse_program(text, [value for _, value in program.constants])))
 
 
 def read_schedule(data: bytes) -> None:
-    parse_schedule(_text(data))
+    schedule = parse_schedule(_text(data))
+    _unchanged("schedule", schedule, parse_schedule(format_schedule(schedule)))
+
+
+def _unchanged(what: str, before: object, after: object) -> None:
+    if before != after:
+        raise Failure("text", "printer", f"a {what} that was read is printed as another {what}")
 
 
 def read_object(data: bytes) -> None:

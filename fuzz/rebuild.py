@@ -12,6 +12,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from .. import library
+from ..cost import contraction_depth, count
 from ..ir.dims import Dim, DimLike, bounds, substitute
 from ..ir.errors import TilewrightError
 from ..ir.graph import Builder, Graph, Node, Op, attribute_names
@@ -25,6 +26,8 @@ T = TypeVar("T")
 MOST_NODES = 60
 MOST_ELEMENTS = 8192
 MOST_RESULTS = 6
+MOST_WORK = 48_000  # weighted operations: the loop interpreter takes some thirty microseconds for each
+MOST_PRODUCTS = 300_000  # of contractions; where these are more than `MOST_WORK`, machine code alone computes them
 COUNTERS = range(-8, 9)  # what a `while` may begin to count with
 Make = Callable[[Builder, Node, Mapping[int, Node]], Node]
 
@@ -38,9 +41,15 @@ def acceptable(graph: Graph) -> bool:
         return False
     try:
         verify(graph)
+        return work_of(nodes, contractions=False) <= MOST_WORK and work_of(nodes) <= MOST_PRODUCTS
     except TilewrightError:
         return False
-    return True
+
+
+def work_of(nodes: Sequence[Node], contractions: bool = True) -> float:
+    """Weighted operations at the largest sizes, with those of contractions or without."""
+    return sum(bounds(count(n)[2])[1] for n in nodes
+               if isinstance(n.type, TensorType) and (contractions or contraction_depth(n) is None))
 
 
 def small(shape: Sequence[DimLike]) -> bool:

@@ -24,14 +24,15 @@ def reduced(subject: AnySubject, case: Any, failure: Failure, check: Check, seco
         for candidate in subject.smaller(case):
             if time.monotonic() > end:
                 break
-            found = _failure_of(candidate, check)
+            found = failure_of(candidate, check)
             if found is not None and found.signature == failure.signature:
                 case, failure, progress = candidate, found, True
                 break
     return case, failure
 
 
-def _failure_of(case: Any, check: Check) -> Failure | None:
+def failure_of(case: Any, check: Check) -> Failure | None:
+    """What `check` finds wrong with the case; None where it finds nothing, or refuses it."""
     try:
         check(case)
     except Failure as failure:

@@ -31,7 +31,7 @@ class Settings(Struct, frozen=True):
 
     seconds, iterations   the budget; 0: none of that kind
     patience              mutations of a program in a row that gain nothing before its passes are mutated (N)
-    native_share          of programs that become machine code as well
+    native_share          of programs that become machine code, besides seeds and what gained coverage; 0: none does
     hang_seconds          a program that takes longer is a finding
     memory_bytes          address space of a worker; 0: no limit
     models                files of models whose pieces are seeds of graphs
@@ -44,7 +44,7 @@ class Settings(Struct, frozen=True):
     subjects: tuple[str, ...] = ()
     patience: int = 4
     native_share: float = 1 / 8
-    fresh_share: float = 1 / 16
+    fresh_share: float = 1 / 4
     hang_seconds: float = 20.0
     memory_bytes: int = 0
     stop_at_first: bool = False

@@ -58,6 +58,7 @@ from .shadow_values import (
     accumulator,
     all_tainted,
     are_exact,
+    are_given,
     are_known,
     are_signless,
     fits,
@@ -99,6 +100,7 @@ def trace_op(op: Op, operands: Sequence[Traced], binding: Binding, precision: st
         else:
             made = trace(op, operands, value, binding, strict)
     made.known = are_known(operands)
+    made.given = isinstance(op, Cast) and op.dtype.is_float and are_given(operands)
     return made
 
 
@@ -118,7 +120,7 @@ def _moved(op: Op, operands: Sequence[Traced], value: Array, binding: Binding) -
         arrays = [x.bounds for x in moved] + [x.value for x in operands[len(moved):]]
         bound = settled(np.asarray(op.evaluate(arrays, binding)))
     lattices = inherited(moved) if moved[0].is_float else (None, 0.0, 0)
-    return Traced(value, bound, are_signless(moved), known, *lattices)
+    return Traced(value, bound, are_signless(moved), known, *lattices, given=are_given(operands))
 
 
 # --- casts --------------------------------------------------------------------------------------------------------------

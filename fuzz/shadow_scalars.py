@@ -26,6 +26,7 @@ from .shadow_values import (
     Format,
     Traced,
     are_exact,
+    are_given,
     are_known,
     are_signless,
     fits,
@@ -49,6 +50,7 @@ SIGNS = frozenset({"neg", "abs", "select", "copysign"})
 MONOTONE = frozenset({"exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "cbrt", "asin", "acos", "atan", "sinh", "tanh",
                       "asinh", "acosh", "atanh", "sigmoid"})
 POLES = frozenset({"log", "log2", "log10", "log1p", "atanh"})  # an infinite result of theirs is no overflow
+KEEPING = frozenset({"add", "sub", "mul", "sqrt", "neg", "abs", *EXTREMES})  # what they make of given values is given
 DECISIONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
 
 Values = list[Array]
@@ -56,6 +58,13 @@ Values = list[Array]
 
 def trace_elementwise(name: str, operands: Sequence[Traced], strict: bool) -> Traced:
     """The function's value, and its bound."""
+    made = _traced(name, operands, strict)
+    # a difference of equal values may become a constant, and constants are moved
+    made.given = name in KEEPING and are_given(operands) and bool(made.value.any())
+    return made
+
+
+def _traced(name: str, operands: Sequence[Traced], strict: bool) -> Traced:
     value = evaluate_scalar(name, [x.value for x in operands])
     known = are_known(operands)
     if value.dtype not in FORMATS:

@@ -56,13 +56,15 @@ class Traced:
     """A value with its bound.
 
     `unit`, `mass`, `rounds` as above; `unit` is None where nobody asked yet (then no operation hides), 0 where there is none.
-    `signless`: zeros may have either sign. `known`: may be a constant at compile time.
+    `signless`: zeros may have either sign. `known`: may be a constant at compile time. `given`: made of parameters by arithmetic
+    and movement alone, which nothing may reorder: wherever the value itself is a result and finite it has no bound. (What is
+    computed from it may still be computed in other ways, and goes by the bound.)
     """
 
-    __slots__ = ("value", "bound", "signless", "known", "unit", "mass", "rounds")
+    __slots__ = ("value", "bound", "signless", "known", "unit", "mass", "rounds", "given")
 
     def __init__(self, value: Array, bound: Bound = None, signless: bool = False, known: bool = False,
-                 unit: float | None = None, mass: float = 0.0, rounds: int = 0) -> None:
+                 unit: float | None = None, mass: float = 0.0, rounds: int = 0, given: bool = False) -> None:
         self.value = value
         self.bound = bound
         self.signless = signless
@@ -70,6 +72,7 @@ class Traced:
         self.unit = unit
         self.mass = mass
         self.rounds = rounds
+        self.given = given
 
     @property
     def is_float(self) -> bool:
@@ -135,6 +138,10 @@ def are_exact(operands: Iterable[Traced]) -> bool:
 
 def are_known(operands: Iterable[Traced]) -> bool:
     return all(x.known for x in operands)
+
+
+def are_given(operands: Iterable[Traced]) -> bool:
+    return all(x.given for x in operands)
 
 
 def are_signless(operands: Iterable[Traced]) -> bool:

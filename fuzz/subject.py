@@ -26,7 +26,8 @@ class Failure(Exception):
 
     kind     `crash`, `verifier`, `text`, `result`, `unstable` (a second run of an idempotent pass changes something),
              `memory plan`, `threads` (other bits for another number of threads), `bytes` (other code for the same input),
-             `hang`, `memory`, `signal`
+             `key` (the cache would confuse two programs), `call` (another way of calling gives something else), `hang`,
+             `memory`, `signal`
     stage    who broke it: a pass, a primitive of schedules, `lower`, `llvm`, `loop interpreter`, `printer`...
     message  what, expected against found
     """
@@ -71,6 +72,8 @@ class Subject(Protocol[C]):
     """One kind of program. All methods are functions of their arguments; randomness comes from `rng` alone."""
 
     name: str
+    share: int  # of the programs, beside the other subjects
+    code_of_seeds: bool  # whether every seed shall become machine code: they are few, and each shows another part of it
 
     def seeds(self) -> Iterator[C]:
         """Cases to begin with, the same each time: the ops' samples, what stands in the tree."""

@@ -29,6 +29,7 @@ from .settings import Finding, Settings, Tally, Yield
 from .subject import Failure
 
 GRACE_SECONDS = 30.0  # to start, to reduce what was found, to end
+TRIAL = ".trial"  # what the file of a candidate ends with, while a failure is reduced
 COMMAND = (sys.executable, "-m", "tilewright.fuzz.worker")
 
 
@@ -183,21 +184,40 @@ def _buried(account: Account, worker: _Worker, folder: Path, settings: Settings,
 
 
 def _report_death(account: Account, worker: _Worker, folder: Path, settings: Settings, seconds: float) -> None:
+    """A finding of what the worker was running, reduced where it ends a process of its own by the same signal. Where it does not,
+    somebody may have ended the worker, or what ran before left something behind."""
     current = folder / f"current-{worker.index}.case"
     failure = end_of(-worker.process.returncode, worker.killed)
-    if not current.exists() or any(known.signature == failure.signature for known in account.findings):
+    if not current.exists() or _is_known(account, failure):
         return
     text, size = current.read_text(encoding="utf-8"), 0
+    reproduced = failure.kind == "signal" and outcome_of(current).get("signature") == failure.signature
+    if failure.kind == "signal" and not reproduced:
+        failure = Failure(failure.kind, failure.stage, f"{failure.message}, not so when its case ran in a process of its own")
+        if _is_known(account, failure):
+            return
     target = folder / "findings" / f"{failure.label}.ir"
     write_bytes(target.with_suffix(".full.ir"), text.encode())
-    if settings.reduce and failure.kind == "signal":
-        made = _asked("reduce", str(target.with_suffix(".full.ir")), failure.signature, seconds=300)
+    if settings.reduce and reproduced:
+        made = _reduced(target.with_suffix(".full.ir"), failure)
         if made.get("text"):
             text, size = made["text"], made["size"]
     write_bytes(target, text.encode())
     programs = account.tallies[worker.index].programs if worker.index in account.tallies else 0
     account.findings.append(Finding(failure.label, failure.signature, failure.kind, failure.stage, failure.message, round(seconds, 2),
                                     programs, size, text))
+
+
+def _is_known(account: Account, failure: Failure) -> bool:
+    return any(known.signature == failure.signature for known in account.findings)
+
+
+def _reduced(file: Path, failure: Failure) -> dict[str, Any]:
+    """What a process of its own makes of the case in the file; its last trial does not stay, however it ends."""
+    try:
+        return _asked("reduce", str(file), failure.signature, seconds=300)
+    finally:
+        file.with_suffix(TRIAL).unlink(missing_ok=True)
 
 
 def end_of(number: int, killed: str = "") -> Failure:

@@ -21,6 +21,7 @@ import msgspec
 
 from ..driver import load_model
 from .corpus import Corpus, case_text, finding_text, read_case
+from .dims import DimSubject
 from .engine import REDUCTION_SECONDS, Fuzzer
 from .graphs import GraphSubject
 from .kernels import KernelSubject
@@ -28,9 +29,9 @@ from .parsers import ParserSubject
 from .reduce import reduced
 from .settings import Finding, Settings
 from .subject import AnySubject, Failure, Refused
-from .supervisor import outcome_of
+from .supervisor import TRIAL, outcome_of
 
-SUBJECTS: dict[str, AnySubject] = {subject.name: subject for subject in (GraphSubject(), KernelSubject(), ParserSubject())}
+SUBJECTS: dict[str, AnySubject] = {subject.name: subject for subject in (GraphSubject(), KernelSubject(), DimSubject(), ParserSubject())}
 EVENT_SECONDS = 0.25
 
 
@@ -75,7 +76,7 @@ def check(file: Path) -> dict[str, Any]:
 def reduce(file: Path, signature: str) -> dict[str, Any]:
     """The smallest case found that fails with the signature when it is run in a process of its own."""
     subject, case = read_case(file.read_text(encoding="utf-8"), SUBJECTS, str(file))
-    trial = file.with_suffix(".trial")
+    trial = file.with_suffix(TRIAL)
 
     def attempt(candidate: Any) -> None:
         trial.write_text(case_text(subject, candidate), encoding="utf-8")

@@ -548,8 +548,9 @@ def _split_by(size: Dim, divisor: int) -> tuple[DimLike, DimLike]:
 
 
 def _check_divisor(divisor: DimLike) -> None:
-    if isinstance(divisor, int) and divisor <= 0:
-        raise CompileError(f"a size is divided by {divisor}; divisors are positive")
+    if bounds(divisor)[1] < 1:
+        raise CompileError(f"a size is divided by {divisor}, which is never positive; divisors are" if isinstance(divisor, Dim)
+                           else f"a size is divided by {divisor}; divisors are positive")
 
 
 def _exact_quotient(left: DimLike, right: Dim) -> DimLike | None:

@@ -43,12 +43,14 @@ class Op(Struct, frozen=True, dict=True):
 
     `name`     its spelling in text (an op class may spell itself by an attribute, see Elementwise)
     `effect`   never merged, reordered or removed
+    `stores`   takes dtypes that are only stored, since it looks at no value
     `injective` each output element reads one element of each input at a place that the index alone decides
     """
 
     name: ClassVar[str] = ""
     effect: ClassVar[bool] = False
     injective: ClassVar[bool] = False
+    stores: ClassVar[bool] = False
 
     @property
     def spelling(self) -> str:
@@ -394,3 +396,13 @@ class Builder:
             return node
         key = (encode_op(node.op), tuple(map(id, node.inputs)))
         return self._known.setdefault(key, node)
+
+    def renew(self, node: Node, inputs: tuple[Node, ...]) -> Node:
+        """The node on other operands, of the types that its own have: its type stays, which takes long to infer."""
+        if node.op.effect:
+            return Node(node.op, inputs, node.type, node.loc)
+        key = (encode_op(node.op), tuple(map(id, inputs)))
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = Node(node.op, inputs, node.type, node.loc)
+        return known

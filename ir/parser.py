@@ -515,8 +515,11 @@ class GraphParser:
         negative = lexer.accept("-")
         if not dtype.is_float:
             value = int(lexer.take("int", f"an integer for {dtype}")) * (-1 if negative else 1)
-            if not dtype.lowest <= value <= dtype.highest:
+            lowest, highest = (0, 255) if dtype.is_stored else (dtype.lowest, dtype.highest)
+            if not lowest <= value <= highest:
                 self.fail(f"{value} is outside {dtype}", token)
+            if dtype.is_stored:
+                return bytes((value,))
             return np.array(value, dtype=dtype.numpy).tobytes()
         if lexer.at("nan") and not negative:
             return self._nan_element(dtype)

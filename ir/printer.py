@@ -235,6 +235,8 @@ def format_elements(constant: Constant) -> str:
 def _format_element(element: Any, dtype: DType) -> str:
     if dtype.is_bool:
         return "true" if element else "false"
+    if dtype.is_stored:
+        return str(np.asarray(element, dtype.numpy).tobytes()[0])  # nothing but its byte is known
     if not dtype.is_float:
         return str(int(element))
     value = float(element)

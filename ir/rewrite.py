@@ -96,7 +96,7 @@ class _Rewriting:
                 made = self.kept(builder, node, inputs)
             elif isinstance(made, tuple):
                 made = builder.add(MakeTuple(), *made)
-            if made.type != node.type:
+            if made.type is not node.type and made.type != node.type:
                 raise InternalError(f"{self.name}: {node.op.spelling} of type {node.type} was replaced by "
                                     f"{made.op.spelling} of type {made.type}", loc=node.loc,
                                     hint="please report this with the graph's text")
@@ -115,9 +115,10 @@ class _Rewriting:
 
     def kept(self, builder: Builder, node: Node, inputs: tuple[Node, ...]) -> Node:
         op = self.with_bodies(node.op) if self.bodies else node.op
-        if op is node.op and inputs == node.inputs:
-            return builder.keep(node)
-        return builder.add(op, *inputs, loc=node.loc)
+        if op is not node.op:
+            return builder.add(op, *inputs, loc=node.loc)
+        # replacements have the types of what they replace
+        return builder.keep(node) if inputs == node.inputs else builder.renew(node, inputs)
 
     def with_bodies(self, op: Op) -> Op:
         changes = {}

@@ -396,6 +396,8 @@ def _carried(place: _Place) -> Iterator[tuple[Access, Access]]:
 def _need_independent(place: _Place, what: str, combining: bool = False, reassociate: bool = False) -> None:
     """ScheduleError unless no iteration depends on another; `combining`: stores that combine alike may meet."""
     kernel, name = place.kernel, place.loop.symbol.name
+    if what != "vectorize" and bounds(place.loop.extent)[1] <= 1:
+        return  # there are no two
     for first, second in _carried(place):
         if combining and first.how == second.how != "store":
             _need_reassociation(kernel, first, f"{what} {name}", reassociate)

@@ -1,6 +1,8 @@
 """Element types as one table, and the types of values.
 
 A row of `DTYPES` is all that the system knows of a dtype: NumPy's, C's and LLVM's spelling, its width and limits.
+The formats of less than 16 bits that quantized models store are kept as ml_dtypes keeps them, a byte an element: values of
+these are moved, and their bytes read as `u8`, but nothing computes with them.
 `index` is the dtype of sizes and positions: 64 bits wide, with bounds that are proved so that it never wraps; it has
 no arrays of its own in a user's program.
 """
@@ -16,7 +18,7 @@ from .errors import CompileError
 
 
 class DType(Struct, frozen=True):
-    """One element type. `kind` is 'b' bool, 'i' signed, 'u' unsigned, 'f' float, 'x' index."""
+    """One element type. `kind` is 'b' bool, 'i' signed, 'u' unsigned, 'f' float, 'x' index, 's' stored only."""
 
     name: str
     kind: str
@@ -41,6 +43,11 @@ class DType(Struct, frozen=True):
     @property
     def is_bool(self) -> bool:
         return self.kind == "b"
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether nothing computes with it: only its bytes are known."""
+        return self.kind == "s"
 
     @property
     def is_signed(self) -> bool:
@@ -96,6 +103,10 @@ DTYPES: dict[str, DType] = {row[0]: DType(*row) for row in (
     ("bf16", "f", 16, _BF16, "tw_bfloat16", "bfloat", 10),
     ("f32", "f", 32, np.dtype(np.float32), "float", "float", 11),
     ("f64", "f", 64, np.dtype(np.float64), "double", "double", 12),
+    *((name, "s", 8, np.dtype(getattr(ml_dtypes, numpy)), "uint8_t", "i8", code) for code, (name, numpy) in enumerate((
+        ("f8e4m3fn", "float8_e4m3fn"), ("f8e4m3fnuz", "float8_e4m3fnuz"), ("f8e5m2", "float8_e5m2"),
+        ("f8e5m2fnuz", "float8_e5m2fnuz"), ("f8e8m0", "float8_e8m0fnu"), ("f4e2m1", "float4_e2m1fn"),
+        ("int4", "int4"), ("uint4", "uint4"), ("int2", "int2"), ("uint2", "uint2")), 13)),
     ("index", "x", 64, np.dtype(np.int64), "int64_t", "i64", -1),
 )}
 
@@ -103,8 +114,9 @@ BOOL, I8, I16, I32, I64 = (DTYPES[n] for n in ("bool", "i8", "i16", "i32", "i64"
 U8, U16, U32, U64 = (DTYPES[n] for n in ("u8", "u16", "u32", "u64"))
 F16, BF16, F32, F64 = (DTYPES[n] for n in ("f16", "bf16", "f32", "f64"))
 INDEX = DTYPES["index"]
-ARRAY_DTYPES: tuple[DType, ...] = tuple(d for d in DTYPES.values() if d is not INDEX)
-_BY_NUMPY = {d.numpy: d for d in ARRAY_DTYPES}
+ARRAY_DTYPES: tuple[DType, ...] = tuple(d for d in DTYPES.values() if d.kind not in "sx")
+STORED_DTYPES: tuple[DType, ...] = tuple(d for d in DTYPES.values() if d.is_stored)
+_BY_NUMPY = {d.numpy: d for d in (*ARRAY_DTYPES, *STORED_DTYPES)}
 
 
 def dtype_named(name: str) -> DType:

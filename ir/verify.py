@@ -36,8 +36,9 @@ LEVELS: dict[str, frozenset[type[Op]]] = {
 }
 
 
-def verify(graph: Graph, level: str = "graph") -> None:
-    """Raises VerifyError for the first rule that the graph or a body within it breaks."""
+def verify(graph: Graph, level: str = "graph", known: dict[int, Node] | None = None) -> None:
+    """Raises VerifyError for the first rule that the graph or a body within it breaks. `known`: the nodes of earlier versions of the
+    graph that passed at this level, by id; what a node must keep by itself is not checked again, and new ones are added."""
     if level not in LEVELS:
         raise CompileError(f"verify: level {level!r} is not one of {', '.join(LEVELS)}")
     declared: dict[str, Symbol] = {}
@@ -54,7 +55,10 @@ def verify(graph: Graph, level: str = "graph") -> None:
         if current is graph:
             declared = _bound_symbols(graph)
         for node in current.nodes():
-            _check_node(current, node, LEVELS[level], level)
+            if known is None or id(node) not in known:
+                _check_node(current, node, LEVELS[level], level)
+                if known is not None:
+                    known[id(node)] = node
             for value in _values(node):
                 if isinstance(value, Graph):
                     stack.append((value, depth + 1))

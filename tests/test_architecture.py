@@ -67,7 +67,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
                "frontends.onnx", "build", "explaining", "calibration", "tuning", "runtime"),
     # what executes programs sits above the driver
     "tools": ("ir", "ir.errors", "options", "driver", "loading", "runtime"),
-    "fuzz": ("ir", "ir.errors", "build", "driver", "frontends.onnx", "library", "lowering", "options", "passes", "pipeline", "runtime"),
+    "fuzz": ("ir", "ir.errors", "build", "cost", "driver", "frontends.onnx", "library", "lowering", "options", "passes", "pipeline", "runtime"),
     "cli": ("ir", "ir.errors", "options", "machine", "key_facts", "launch_facts", "loading", "saving", "driver", "runtime", "version",
             "tools", "fuzz"),
     "": ("version", "cli"),  # __init__ and __main__

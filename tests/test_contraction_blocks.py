@@ -111,11 +111,31 @@ def test_long_contractions_are_summed_in_parts_and_short_ones_are_not() -> None:
     assert prefetches(lowered(matrix_product((30, 60), (60, 40)))) > 0
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("known", [False, True])
 def test_several_places_at_a_time(rows: int, known: bool) -> None:
     graph = matrix_product((rows, 301), (301, 40), known=known)
     agree(graph, inputs_of(graph, {}))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64, F16], ids=str)
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(7, 301, 48), (8, 128, 41), (8, 1000, 12), (9, 257, 33), (12, 190, 64)])
+def test_two_tiles_meet_each_part_of_a_panel(rows: int, depth: int, columns: int, dtype: DType) -> None:
+    graph = matrix_product((rows, depth), (depth, columns), dtype, known=True)
+    agree(graph, inputs_of(graph, {}))
+    program = lowered(graph)
+    assert "sums" in allocations(program) and prefetches(program) > 0
+
+
+def test_eight_rows_are_two_tiles_where_one_has_too_few_accumulators() -> None:
+    wide = Caps(vector_bits=512, vector_registers=32)
+    for caps, rows, size in ((Caps(), 8, (4, 24)), (Caps(), 7, (4, 24)), (Caps(), 6, (6, 16)), (Caps(), 4, (4, 24)), (wide, 8, (8, 48))):
+        panel = panel_columns(4096, rows, F32, caps, 4096)
+        tile = choose_tile(panel, rows, F32, caps)
+        blocks = choose_blocks(1, rows, 4096, 4096, tile, F32, caps)
+        assert (tile.rows, tile.columns) == size
+        assert (blocks.in_order, blocks.rows, blocks.streams) == ((True, 2, 1) if tile.rows < rows else (False, 1, 4))
+    assert panel_columns(64, 8, F32, Caps(), 64) == 16  # near: all panels stay in the cache anyway
 
 
 def test_the_left_operand_is_turned_for_several_rows_only() -> None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from msgspec import Struct
 
+from tilewright.fuzz import supervisor
 from tilewright.fuzz.corpus import Corpus, case_text, read_case
 from tilewright.fuzz.coverage import Coverage
-from tilewright.fuzz.engine import Fuzzer
+from tilewright.fuzz.engine import Fuzzer, Trial
 from tilewright.fuzz.report import render
 from tilewright.fuzz.settings import MODES, Finding, Settings, Tally, Yield
 from tilewright.fuzz.subject import Failure, Refused, Verdict
@@ -37,6 +40,8 @@ class Numbers:
     """A subject of numbers: those from 100 on fail, negative ones are refused."""
 
     name = "number"
+    share = 1
+    code_of_seeds = True
 
     def __init__(self) -> None:
         self.checked: list[NumberCase] = []
@@ -132,6 +137,15 @@ def test_a_failure_is_reduced_written_and_told_once(tmp_path: Path) -> None:
     assert (tmp_path / "findings" / f"{finding.label}.full.ir").exists()
 
 
+def test_what_passes_show_is_reduced_without_machine_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, subject, found = fuzzer(tmp_path, mode="general-blind", native_share=1.0, stop_at_first=True)
+    asked: list[bool] = []
+    original = subject.check
+    monkeypatch.setattr(subject, "check", lambda case, native: asked.append(native) or original(case, native))
+    drained(made)
+    assert found[0].size == 100 and asked[:asked.index(False)] == [True] * made.tally.programs and not any(asked[made.tally.programs:])
+
+
 def test_it_ends_at_the_first_finding(tmp_path: Path) -> None:
     made, _, found = fuzzer(tmp_path, mode="general-blind", stop_at_first=True, iterations=10_000)
     assert drained(made).programs < 10_000 and len(found) == 1
@@ -144,6 +158,27 @@ def test_the_same_seed_does_the_same(tmp_path: Path) -> None:
         drained(made)
         runs.append(subject.checked)
     assert runs[0] == runs[1]
+
+
+def test_what_gains_by_its_passes_becomes_machine_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, subject, _ = fuzzer(tmp_path, iterations=20, native_share=1e-9)
+    monkeypatch.setattr(made.coverage, "gained", lambda: 1)
+    trials: list[Trial] = []
+    original = made.program
+    monkeypatch.setattr(made, "program", lambda trial: trials.append(trial) or original(trial))
+    drained(made)
+    seeds = [trial for trial in trials if trial.maker == "seed"]
+    assert [trial.case for trial in seeds] == list(subject.seeds()) and all(trial.native for trial in seeds)
+    waiting = [trial.case for trial in trials if trial.native is None and trial.case.value >= 0]
+    promoted = [trial for trial in trials if trial.maker == "as machine code"]
+    assert promoted and all(trial.native and not trial.keep for trial in promoted)
+    assert [trial.case for trial in promoted] == [NumberCase(c.value, ()) for c in waiting[:len(promoted)]]
+    assert made.tally.native == len(seeds) + len(promoted)
+
+
+def test_nothing_becomes_machine_code_without_a_share(tmp_path: Path) -> None:
+    made, _, _ = fuzzer(tmp_path, native_share=0.0)
+    assert drained(made).native == 0
 
 
 def test_time_is_a_budget(tmp_path: Path) -> None:
@@ -293,6 +328,45 @@ def test_a_worker_that_dies_is_a_finding() -> None:
     failure = end_of(signal.SIGSEGV)
     assert failure.kind == "signal" and "SIGSEGV" in failure.message
     assert end_of(0, killed="hang").kind == "hang"
+
+
+def test_a_worker_that_somebody_ends_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its case does not fail in a process of its own: that is said, and nothing is reduced."""
+    ended: list[int] = []
+
+    def end_once(workers: Any, settings: Settings) -> None:
+        if not ended and (tmp_path / "current-0.case").exists():
+            ended.append(workers[0].process.pid)
+            os.kill(ended[0], signal.SIGSEGV)
+
+    monkeypatch.setattr(supervisor, "_watch", end_once)
+    monkeypatch.setattr(supervisor, "_reduced", None)
+    account = supervisor.fuzz(tmp_path, Settings(iterations=9, seed=3, subjects=("graph",), native_share=1.0), lambda account: None)
+    finding, = account.findings
+    assert account.deaths == 1 and account.tallies[0].native
+    assert finding.kind == "signal" and finding.message == "the process ended by SIGSEGV, not so when its case ran in a process of its own"
+    assert sorted(p.name for p in (tmp_path / "findings").iterdir()) == [f"{finding.label}.full.ir", f"{finding.label}.ir"]
+
+
+def test_a_death_that_comes_again_is_reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "findings").mkdir()
+    (tmp_path / "current-0.case").write_text("large")
+    failure = end_of(signal.SIGSEGV)
+
+    def answer(kind: str, file: str, *arguments: str, seconds: float) -> dict[str, Any]:
+        if kind == "reduce":
+            Path(file).with_suffix(supervisor.TRIAL).write_text("what was tried last")
+            return {"text": "small", "size": 2}
+        return {"outcome": "failure", "signature": failure.signature}
+
+    monkeypatch.setattr(supervisor, "_asked", answer)
+    account = Account()
+    dead = SimpleNamespace(index=0, killed="", process=SimpleNamespace(returncode=-signal.SIGSEGV))
+    for _ in range(2):
+        supervisor._report_death(account, dead, tmp_path, Settings(), 1.0)  # type: ignore[arg-type]
+    finding, = account.findings
+    assert (finding.signature, finding.text, finding.size) == (failure.signature, "small", 2)
+    assert sorted(p.suffix for p in (tmp_path / "findings").iterdir()) == [".ir", ".ir"]
 
 
 def test_budgets_are_divided() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +12,7 @@ from msgspec.structs import replace
 
 from tilewright import library as lib
 from tilewright.fuzz import cuts, sequences
+from tilewright.fuzz import native as machine
 from tilewright.fuzz.cuts import pieces
 from tilewright.fuzz.generate import random_graph
 from tilewright.fuzz.graphs import GraphCase, GraphSubject
@@ -31,6 +34,7 @@ from tilewright.ir.types import F32, I64, TensorType, dtype_named
 from tilewright.ir.verify import verify
 from tilewright.passes.canonicalize import RULES
 from tilewright.pipeline import PASSES
+from tilewright.runtime.executable import Executable
 
 SUBJECT = GraphSubject()
 
@@ -70,6 +74,22 @@ def test_damaged_cases_are_refused(damage: Callable[[str], str], message: str) -
     text = SUBJECT.format(SUBJECT.generate(np.random.default_rng(3)))
     with pytest.raises(CompileError, match=message):
         SUBJECT.parse(damage(text))
+
+
+def test_damaged_constants_are_refused() -> None:
+    """Whatever is wrong with the archive: one error of the family."""
+    graph = graph_of(lambda b, x: lib.apply(b, "add", x, lib.constant(b, np.arange(40), F32)), TensorType(F32, (40,)))
+    head, packed, tail = re.split(r"(?<=# constants: )(\S+)", SUBJECT.format(GraphCase(graph)))
+    raw, rng = base64.b64decode(packed), np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(raw)
+        damaged[int(rng.integers(len(raw)))] ^= 1 << int(rng.integers(8))
+        try:
+            SUBJECT.parse(head + base64.b64encode(bytes(damaged)).decode() + tail)
+        except TilewrightError:
+            refused += 1
+    assert refused > 100
 
 
 def test_seeds_pass() -> None:
@@ -193,6 +213,34 @@ def test_a_pass_that_is_not_idempotent_is_found(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(Failure) as caught:
         SUBJECT.check(GraphCase(EXAMPLE, (Step("canonicalize"),), seed=3), native=False)
     assert caught.value.kind == "unstable"
+
+
+def test_machine_code_that_is_wrong_for_other_inputs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = GraphCase(EXAMPLE, legal(tuple(completed(()))), seed=5)
+    original = machine.run
+
+    def wrong_for_infinities(executable: Executable, inputs: list[np.ndarray], threads: int) -> tuple[np.ndarray, ...]:
+        results = original(executable, inputs, threads)
+        return results if np.isfinite(inputs[0]).all() else tuple(r + np.float32(1) for r in results)
+
+    SUBJECT.check(case, native=True)
+    monkeypatch.setattr(machine, "run", wrong_for_infinities)
+    with pytest.raises(Failure, match="result in llvm"):
+        SUBJECT.check(case, native=True)
+
+
+def test_a_pass_that_is_wrong_for_other_inputs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen in what machine code gives, found by following the passes with those inputs."""
+    def without_nan(graph: Graph) -> Graph:
+        b = Builder()
+        for node in graph.nodes():
+            b.keep(node)
+        results = [lib.apply(b, "select", lib.apply(b, "isnan", r), lib.like(b, 0, r), r) for r in graph.results]
+        return Graph(graph.name, graph.params, results, graph.result_names)
+
+    broken("share_sorts", without_nan, monkeypatch)
+    with pytest.raises(Failure, match="result in share_sorts"):
+        SUBJECT.check(GraphCase(EXAMPLE, legal(tuple(completed(()))), seed=4), native=True)
 
 
 def test_a_crash_says_where(monkeypatch: pytest.MonkeyPatch) -> None:

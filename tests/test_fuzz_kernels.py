@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import itertools
 import re
+from typing import Any
 
 import numpy as np
 import pytest
 
+from tilewright.fuzz import kernel_native
 from tilewright.fuzz.generate_kernels import random_kernel
 from tilewright.fuzz.kernel_drafts import Draft
 from tilewright.fuzz.kernel_edits import statements_in, with_fuel
-from tilewright.fuzz.kernel_native import check_native, doubtful_buffers
+from tilewright.fuzz.kernel_native import Run, check_native, doubtful_buffers
 from tilewright.fuzz.kernel_oracles import (
     arguments_of,
     check_text,
@@ -24,7 +26,7 @@ from tilewright.fuzz.kernel_oracles import (
     sums_are_exact,
 )
 from tilewright.fuzz.kernel_values import Values
-from tilewright.fuzz.kernels import KernelCase, KernelSubject, fitting, serial
+from tilewright.fuzz.kernels import KernelCase, KernelSubject, fitting, more_runs, serial
 from tilewright.fuzz.mutate_kernels import MUTATORS
 from tilewright.fuzz.subject import Failure, Refused
 from tilewright.ir import loop_text, schedule
@@ -212,10 +214,27 @@ def test_wrong_machine_code_is_found() -> None:
     case = case_of(ADD, "", (("N", 5),))
     arguments = arguments_of(case.kernel, {"N": 5}, 1, False)
     expected = interpreted(case.kernel, arguments, {"N": 5})
-    assert check_native(case.kernel, arguments, expected, {"N": 5})
+    runs = [Run(arguments, expected, {"N": 5})]
+    assert check_native(case.kernel, runs, 0)
     expected[1][3] += 1
-    with pytest.raises(Failure, match="result in llvm: cpu: %y, element 3"):
-        check_native(case.kernel, arguments, expected, {"N": 5})
+    for seed, target in enumerate(kernel_native.TARGETS):
+        with pytest.raises(Failure, match=f"result in llvm: {target}: %y, element 3"):
+            check_native(case.kernel, runs, seed)
+
+
+def test_machine_code_runs_with_other_inputs_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that is right for the inputs of the case alone is wrong."""
+    case = case_of(ADD, "unroll(i)", (("N", 3),))
+    assert len({tuple(sorted(more.sizes.items())) for more in more_runs(case, [])}) > 1
+    original = kernel_native.run
+
+    def wrong_at_other_sizes(executable: Any, inputs: Any, threads: int) -> Any:
+        results = original(executable, inputs, threads)
+        return results if inputs[0].size == 3 else tuple(r + 1 for r in results)
+
+    monkeypatch.setattr(kernel_native, "run", wrong_at_other_sizes)
+    with pytest.raises(Failure, match="result in llvm"):
+        SUBJECT.check(case, native=True)
 
 
 # --- no false reports ------------------------------------------------------------------------------------------------

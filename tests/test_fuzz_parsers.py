@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from tilewright.fuzz import parsers
 from tilewright.fuzz.parsers import READERS, ByteCase, ParserSubject
 from tilewright.fuzz.subject import Failure, Refused
 from tilewright.ir.errors import ParseError
+from tilewright.ir.printer import format_graph
 
 SUBJECT = ParserSubject()
 
@@ -75,3 +77,12 @@ def test_damaged_cases_are_refused(text: str) -> None:
 def test_reduction_cuts_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [SUBJECT.size(case) for case in SUBJECT.smaller(ByteCase("graph", b"abcdefgh"))]
     assert sizes[:2] == [4, 4] and min(sizes) == 4 and max(sizes) == 7
+
+
+def test_what_is_read_is_printed_as_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = b"graph @g() -> (y) {\n  %0: f64[] = const 0.1234567890123456\n  return %0\n}\n"
+    case = ByteCase("graph", text)
+    SUBJECT.check(case, native=False)
+    monkeypatch.setattr(parsers, "format_graph", lambda graph: format_graph(graph).replace("0.1234567890123456", "0.123456789"))
+    with pytest.raises(Failure, match="a graph that was read is printed as another graph"):
+        SUBJECT.check(case, native=False)

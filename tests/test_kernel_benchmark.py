@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from benchmarks.kernel_peers import Peer, seconds_of
-from benchmarks.kernels import Case, arguments_of, by_constant, line, measure, summary
+from benchmarks.kernels import Case, arguments_of, by_constant, layer_norm, line, measure, softmax, summary
+from benchmarks.rooflines import Roofline, Rooflines, aligned
 
 RATES = {"float32": 1e11, "float64": 5e10, "read": 3e10, "mix of 1": 2e10}
 LIMITS = SimpleNamespace(clock=time.perf_counter)
@@ -30,6 +32,28 @@ def test_what_moves_memory_is_measured_against_its_mix() -> None:
     skinny = measure(by_constant(1, 8, 8, "skinny"), LIMITS, RATES, 0.0)
     assert skinny["limit"] == RATES["read"] and skinny["rate"] == pytest.approx(4 * 64 / skinny["seconds"])
     assert set(summary([row, skinny])) == {"memory: mean share", "memory: least", "skinny: mean share", "skinny: least"}
+
+
+def test_what_computes_long_has_a_roofline() -> None:
+    x = np.ones((4, 8), np.float32)
+    case = Case("memory", "twice", lambda x: x + x, (x,), moved=256.0, sources=1)
+    row = measure(case, LIMITS, RATES, 0.0, roofline=Roofline(computing=0.5, by_hand=1.0))
+    assert row["of roofline"] == pytest.approx(0.5 / row["seconds"]) and row["of hand"] == pytest.approx(1.0 / row["seconds"])
+    assert "of the roofline" in line(row) and "of the best by hand" in line(row)
+    assert Roofline(computing=1e-12, by_hand=1.0).bound(moving=0.25) == 0.25
+
+
+def test_kernels_by_hand_are_right(tmp_path: Path) -> None:
+    rooflines = Rooflines(tmp_path, time.perf_counter)
+    functions = {"softmax": softmax, "layer norm": layer_norm, "transpose": lambda x: x.T}
+    for name in rooflines.kernels:
+        x = aligned((512, 256))
+        x[:] = np.random.default_rng(0).standard_normal(x.shape, dtype="float32")
+        expected = functions[name](x)
+        to = aligned(expected.shape)
+        rooflines.far(name, to, x)
+        np.testing.assert_allclose(to, expected, rtol=1e-5, atol=1e-6)
+        assert rooflines.near(name, to, x) > 0
 
 
 def test_calls_are_repeated_within_a_measurement_that_is_short() -> None:

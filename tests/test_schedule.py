@@ -320,3 +320,15 @@ def test_primitives_are_plain_functions() -> None:
     kernel = vectorize(kernel, "j2_inner", 8)
     kernel = parallelize(unroll(split(kernel, "i", 4, "guard"), "i_inner"), "i_outer")
     matmul(kernel, 9, 20, 3, threads=4)
+
+
+def test_a_loop_of_at_most_one_iteration_depends_on_no_other() -> None:
+    """Its variable is 0, so an index does not show it; in vectors it stays refused, since backends count lanes by the extent."""
+    kernel = parse_kernel("kernel @k[N: 0..1](%x: in f32[N], %y: out f32[1]) {\n  for %i in 0..N {\n    %y[0] = load %x[0]\n  }\n}")
+    divided = parallelize(kernel, "i")
+    for size in (0, 1):
+        x, y = np.full(size, 7, np.float32), np.full(1, 3, np.float32)
+        run_kernel(divided, [x, y], {"N": size}, 2)
+        assert y[0] == (7 if size else 3)
+    with pytest.raises(ScheduleError, match="may depend on one another"):
+        vectorize(kernel, "i", 4)

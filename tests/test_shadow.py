@@ -224,6 +224,31 @@ def test_one_element_off_by_two_bounds_is_reported(dtype: DType, precision: str)
     assert "at [3, 2], expected" in str(compare(expected, [wrong]))
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("dtype", [F16, F32, F64], ids=str)
+def test_arithmetic_of_parameters_has_no_bound(dtype: DType, precision: str) -> None:
+    """Nothing reorders it, so a sum that rounds once with its product is wrong in every precision."""
+    graph = graph_of([vector(dtype, 4)] * 3, lambda b, x, y, z: lib.apply(b, "add", lib.apply(b, "mul", x, y), z))
+    x, y = (np.asarray(v, dtype.numpy) for v in ([1.1, 1.3, 0, 7], [1.7, 0.9, 2, 7]))
+    z = changed(-x * y, 3, 1)
+    expected = shadow(graph, [x, y, z], precision=precision)
+    assert compare(expected, [expected.values[0]]) is None
+    once = changed(expected.values[0], 0, np.finfo(dtype.numpy).eps / 4)
+    assert "at [0], expected 0.0 within 0" in str(compare(expected, [once]))
+
+
+def test_what_constants_may_be_moved_through_keeps_its_bound() -> None:
+    x, y = floats(1.1, 1.3, 1.7, 1.9), floats(0.7, 0.9, 1.1, 1.3)
+
+    def twice(b: Builder, x: Node, y: Node) -> Node:
+        return lib.apply(b, "add", lib.apply(b, "add", x, lib.like(b, 0.1, x)), lib.apply(b, "sub", y, y))
+
+    for make in (twice, lambda b, x, y: lib.apply(b, "div", x, y), lambda b, x, y: lib.apply(b, "mul", x, lib.like(b, 0.3, x))):
+        expected = shadow(graph_of([vector(), vector()], make), [x, y])
+        assert compare(expected, [np.nextafter(expected.values[0], np.float32(9))]) is None
+        assert compare(shadow(graph_of([vector(), vector()], make), [x, y], precision="strict"), [expected.values[0]]) is None
+
+
 def test_the_report_says_where_and_by_how_much() -> None:
     expected = shadow(binary("add"), [floats(1, 2, 3, 4), floats(1, 1, 1, 1)])
     assert compare(expected, [floats(2, 3, 4, 5)]) is None

@@ -20,10 +20,10 @@ from tilewright.build import fill_segment
 from tilewright.ir.errors import ParseError, VerifyError
 from tilewright.ir.graph import Graph
 from tilewright.ir.interp import evaluate_graph
-from tilewright.ir.loop import Alloc, Prefetch, Store, walk
+from tilewright.ir.loop import Alloc, For, Prefetch, Store, walk
 from tilewright.ir.loop_interp import run_program
 from tilewright.ir.loop_text import format_kernel, parse_kernel
-from tilewright.ir.loop_verify import verify_kernel, verify_program
+from tilewright.ir.loop_verify import linear_factor, verify_kernel, verify_program
 from tilewright.ir.program import Program
 from tilewright.lowering import crossings, elements, rows
 from tilewright.lowering.lower import lower_program
@@ -115,6 +115,23 @@ def test_rows(function: Callable[..., Any], shape: tuple[int, ...], dtype: str, 
     row_bytes = shape[-1] * np.dtype(dtype).itemsize
     assert bool(ahead) == (not symbolic and row_bytes >= rows.AHEAD_ROW and shape[0] > 1)
     assert bool(streams(program)) == (not symbolic and row_bytes >= 1024)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(2, 3, 778), (1, 4096), (5, 777)])
+def test_halves_of_the_next_row_are_prefetched_by_two_loops(shape: tuple[int, ...], dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of even rows that are computed faster than read: in vectors of some registers, one prefetch for two lines at most."""
+    monkeypatch.setattr(rows, "AHEAD_ALL", 0)
+    monkeypatch.setattr(rows, "AHEAD_HALVES", 0)
+    program = check(layer_norm, RNG.standard_normal(shape).astype(dtype))
+    loops = [s for kernel in program.kernels() for s in walk(kernel.body) if isinstance(s, For) and s.kind == "vector"]
+    ahead = [[s for s in loop.body if isinstance(s, Prefetch)] for loop in loops]
+    far = shape[-1] * np.dtype(dtype).itemsize >= rows.AHEAD_ROW and shape[0] > 1
+    assert [bool(found) for found in ahead] == [False, far, far]
+    for loop, found in zip(loops[1:], ahead[1:]):
+        assert [linear_factor(s.index[0], loop.symbol) for s in found] == [None if shape[-1] % 2 == 0 else 1] * len(found)
+    reduced = check(lambda x: (x - x.mean(axis=-1, keepdims=True)).std(axis=-1), RNG.standard_normal(shape).astype(dtype))
+    assert all(s.lanes <= 16 for kernel in reduced.kernels() for s in walk(kernel.body) if isinstance(s, For) and s.kind == "vector")
 
 
 def test_rows_of_special_values() -> None:

@@ -342,21 +342,28 @@ class Accesses:
                 and vector.lanes * memory.dtype.bytes % STREAM_BYTES == 0)
 
     def store_past_caches(self, memory: Memory, address: str, value: Value) -> None:
-        """In parts as large as every array of some size is aligned to; plainly where it is not, which no later chunk changes."""
-        code, lanes, width = self.code, value.lanes, STREAM_BYTES // memory.dtype.bytes
+        """In parts as large as every array of some size is aligned to, or twice as large where a register is and lanes from two of
+        them can be brought together; plainly where it is not aligned so, which no later chunk changes."""
+        code, lanes, part = self.code, value.lanes, STREAM_BYTES // memory.dtype.bytes
         self.has_streams = True
-        text, kind, part = to_memory(code, value), shaped(memory.element, lanes), shaped(memory.element, width)
+        text, kind, after = to_memory(code, value), shaped(memory.element, lanes), code.new_block("stored")
+        layouts = [[(first, part) for first in range(0, lanes, part)]]
+        if code.module.vector_bits >= 16 * STREAM_BYTES and lanes % (2 * part) == 0:
+            beside = [(first, 2 * part) for first in range(part, lanes - part, 2 * part)]
+            layouts = [[(first, 2 * part) for first in range(0, lanes, 2 * part)], [(0, part), *beside, (lanes - part, part)]]
         number = code.pure(f"ptrtoint ptr {address} to i64")
-        rest = code.pure(f"and i64 {number}, {STREAM_BYTES - 1}")
-        past, plain, after = code.new_block("past"), code.new_block("plain"), code.new_block("stored")
-        code.branch(code.pure(f"icmp eq i64 {rest}, 0"), past, plain)
-        code.start(past)
-        for first in range(0, lanes, width):
-            taken = code.pure(f"shufflevector {kind} {text}, {kind} poison, {places_text(range(first, first + width))}")
-            to = code.pure(f"getelementptr {memory.element}, ptr {address}, i64 {first}") if first else address
-            code.effect(f"store {part} {taken}, ptr {to}, align {STREAM_BYTES}, !nontemporal !2")
-        code.jump(after)
-        code.start(plain)
+        rest = code.pure(f"and i64 {number}, {len(layouts) * STREAM_BYTES - 1}")
+        for place, layout in enumerate(layouts):
+            past, elsewhere = code.new_block("past"), code.new_block("elsewhere")
+            code.branch(code.pure(f"icmp eq i64 {rest}, {place * STREAM_BYTES}"), past, elsewhere)
+            code.start(past)
+            for first, count in layout:
+                taken = code.pure(f"shufflevector {kind} {text}, {kind} poison, {places_text(range(first, first + count))}")
+                to = code.pure(f"getelementptr {memory.element}, ptr {address}, i64 {first}") if first else address
+                alignment = count * memory.dtype.bytes
+                code.effect(f"store {shaped(memory.element, count)} {taken}, ptr {to}, align {alignment}, !nontemporal !2")
+            code.jump(after)
+            code.start(elsewhere)
         code.effect(f"store {kind} {text}, ptr {address}, align {memory.dtype.bytes}")
         code.jump(after)
         code.start(after)

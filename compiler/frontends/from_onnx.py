@@ -148,6 +148,7 @@ class Frame(Struct, frozen=True):
     path: str = ""
     depth: int = 0
     functions: tuple[str, ...] = ()
+    declared: Mapping[str, ValueInfoProto] | None = None
 
 
 class Body(Struct, frozen=True):
@@ -200,7 +201,7 @@ class Importer:
         params = self._inputs(graph, builder, scope)
         self._initializers(graph, builder, scope, self.payloads)
         self.dims.check_all_used()
-        self._run_nodes(nodes, Frame(scope, opsets), frozenset(wanted))
+        self._run_nodes(nodes, Frame(scope, opsets, declared=declared_values(graph)), frozenset(wanted))
         results = [self._result(scope, name) for name in wanted]
         return Graph(identifier(graph.name) or "model", params, results, wanted)
 
@@ -314,7 +315,8 @@ class Importer:
         if domain not in frame.opsets:
             raise CompileError(f"{node.op_type}: the domain {node.domain or 'ai.onnx'!r} has no opset here (opset_import)")
         context = Context(frame.scope.builder, self.known, frame.opsets[domain], node.op_type, len(node.output),
-                          tuple(map(is_used, node.output)), self._trace_bodies)
+                          tuple(map(is_used, node.output)), self._trace_bodies,
+                          tuple(self._declared_shape(frame, name) for name in node.output))
         attributes = {a.name: a for a in node.attribute}
         decoded = {name: self._attribute(a, frame) for name, a in attributes.items()}
         made = call_operator(context, operator, inputs, {k: v for k, v in decoded.items() if v is not None})
@@ -323,6 +325,13 @@ class Importer:
             if is_used(name) and (place >= len(values) or values[place] is None):
                 context.unsupported(f"output {place} ({name!r}) is not supported")
         return values
+
+    def _declared_shape(self, frame: Frame, name: str) -> tuple[DimLike | None, ...] | None:
+        """What the model declares of a value's shape; None for a size that is neither a number nor one of the inputs'."""
+        value = (frame.declared or {}).get(name)
+        if value is None or not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
+            return None
+        return tuple(self.dims.declared(dim) for dim in value.type.tensor_type.shape.dim)
 
     def _operand(self, node: NodeProto, name: str, frame: Frame) -> Node | None:
         if not name:
@@ -378,7 +387,8 @@ class Importer:
                 attributes[a.name] = given
         opsets = opsets_of(function, f"the function {key}")
         path = f"{frame.path}node '{_node_name(node)}' / "
-        inner = Frame(scope, {**frame.opsets, **opsets}, attributes, path, frame.depth + 1, (*frame.functions, key))
+        inner = Frame(scope, {**frame.opsets, **opsets}, attributes, path, frame.depth + 1, (*frame.functions, key),
+                      {value.name: value for value in function.value_info})
         self._run_nodes(function.node, inner, frozenset(function.output))
         return [scope.find(name) for name in function.output]
 
@@ -393,7 +403,7 @@ class Importer:
         kept, path = scope.builder.loc, f"{outer.path}subgraph '{graph.name}' / "
         self._initializers(graph, scope.builder, scope, {})
         wanted = [value.name for value in graph.output]
-        frame = Frame(scope, outer.opsets, outer.attributes, path, outer.depth + 1, outer.functions)
+        frame = Frame(scope, outer.opsets, outer.attributes, path, outer.depth + 1, outer.functions, declared_values(graph))
         self._run_nodes(needed_nodes(graph.node, wanted), frame, frozenset(wanted))
         scope.builder.loc = kept
         return [self._result(scope, name) for name in wanted]
@@ -439,6 +449,12 @@ class DimNames:
         if name not in self.sizes:
             self.sizes[name] = self._new(name)
         return self.sizes[name]
+
+    def declared(self, dim: Any) -> DimLike | None:
+        """A size that the model declares for a value inside: a number, or a dim of the inputs."""
+        if dim.WhichOneof("value") == "dim_value" and dim.dim_value >= 0:
+            return int(dim.dim_value)
+        return self.sizes.get(dim.dim_param) if dim.WhichOneof("value") == "dim_param" else None
 
     def _new(self, name: str) -> DimLike:
         plain = identifier(name) or "dim"
@@ -539,6 +555,20 @@ def needed_nodes(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> list[Nod
             kept.append(node)
             wanted.update(_reads(node))
     return kept[::-1]
+
+
+# Operators whose result has the shape of their first input, whatever the data.
+KEEP_SHAPE = frozenset(("Abs", "Cast", "CastLike", "Ceil", "Exp", "Floor", "Identity", "Log", "Neg", "Reciprocal", "Relu", "Round",
+                        "Sigmoid", "Softmax", "Sqrt", "Tanh"))
+
+
+def declared_values(graph: GraphProto) -> dict[str, ValueInfoProto]:
+    """What the graph declares of its values, by name, and of those that must have the same shape."""
+    found = {value.name: value for value in (*graph.value_info, *graph.output)}
+    for node in reversed(graph.node):
+        if node.op_type in KEEP_SHAPE and node.input and len(node.output) == 1 and node.output[0] in found:
+            found.setdefault(node.input[0], found[node.output[0]])
+    return found
 
 
 def check_text(model: ModelProto, label: str) -> None:
@@ -647,6 +677,11 @@ def _all(kinds: type | tuple[type, ...]) -> Callable[[Any], bool]:
     return lambda v: isinstance(v, tuple) and all(isinstance(e, kinds) for e in v)
 
 
+# operators that take the narrow formats, which are only stored
+TAKES_STORED = frozenset(("Cast", "CastLike", "Concat", "DequantizeLinear", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",
+                          "Identity", "QuantizeLinear", "Reshape", "Shape", "Size", "Slice", "Split", "Squeeze", "Transpose",
+                          "Unsqueeze"))
+
 # a part of an annotation -> what it admits as an attribute
 KINDS: dict[str, Callable[[Any], bool]] = {
     "Sequence[int]": _all(int), "tuple[int, ...]": _all(int), "Sequence[float]": _all((int, float)),
@@ -660,6 +695,10 @@ def call_operator(c: Context, operator: Operator, inputs: Sequence[Node | None],
     """Calls the function with the node's inputs and attributes, all of which it must know."""
     signature = signature_of(operator)
     given = list(inputs)
+    stored = next((x for x in inputs if x is not None and x.dtype.is_stored), None)
+    if stored is not None and c.op_type not in TAKES_STORED:
+        c.unsupported(f"values of {stored.dtype} are moved, cast, quantized and dequantized, not computed with",
+                      hint="cast them first")
     while given and given[-1] is None:
         given.pop()
     if len(given) > len(signature.inputs) and not signature.variadic:

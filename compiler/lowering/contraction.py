@@ -11,7 +11,8 @@ Tiles run in blocks (`Blocks`). A block reads parts of panels and of the left op
 memory; what a tile has summed so far waits in the thread's own memory meanwhile. Next to the work on one panel the next
 is prefetched. Where all rows are one tile, each panel is read only once, and its reading
 is what takes time: the tile then reads it at several places at a time (`Blocks.streams`), and the left operand is turned
-so that its rows lie side by side.
+so that its rows lie side by side. Where they are two tiles, both meet one part of a panel, which the first brings near,
+before its next part (`Blocks.in_order`).
 
 A group may end with a `pad`: the epilogue then stores each element where it lies within the padding, and `elements`
 fills the borders. Where a row lies is counted along with the rows, so that only the first one of a block is divided.
@@ -349,12 +350,14 @@ class _TileWork:
         return ((batch * panels + self.panel) * depth + self.operand.panel(at)) * self.tile.columns
 
     def _ahead(self, k: DimLike, first: DimLike) -> tuple[Stmt, ...]:
-        """Prefetches of the next panel: each tile of this one brings its share, some elements a step."""
+        """Prefetches of the next panel, or of the next part of this one, which leads on to the next panel: each tile brings
+        its share, some elements a step."""
         if self.blocks.ahead == 0:
             return ()
         depth = self.operand.steps[0] if self.sums is None else self.sums.depth
         share = (self.down * depth + k) * self.blocks.ahead
-        following = self._panel((first,)) + self.operand.steps[0] * self.tile.columns
+        distance = depth if self.blocks.in_order else self.operand.steps[0]
+        following = self._panel((first,)) + distance * self.tile.columns
         return (Prefetch(self.rhs.name, (following + share,)),)
 
     def _step(self, accumulator: Buffer, at: Index, clamped: bool) -> Stmt:

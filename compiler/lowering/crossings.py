@@ -3,7 +3,8 @@
 Read along the one side, such an array is written across it. Tiles of a few lines a side (`elements.py`) reach for a line of memory
 here and a line there, and memory then delivers a fraction of what it does in order. Here a block is read by rows, a long piece of
 each, and turned in memory of the thread that the second level holds; results are stored from there in pieces as long, past the
-caches (`streams.py`). Blocks follow one another along the rows that are read.
+caches (`streams.py`). Blocks follow one another along the rows that are read. While one is stored the next one is prefetched, row by
+row, so that memory is read and written at once; the second level has room for both, and for what is turned.
 
 Assumes: a body that only names and stores what it loads. Guarantees: the same elements are stored, each once. The loops are serial;
 `Crossing.vectors` are the steps that make vectors of them.
@@ -18,7 +19,19 @@ from msgspec import Struct
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_min, substitute
 from ..ir.graph import Builder, Op
-from ..ir.loop import Alloc, Buffer, For, Load, Stmt, Store, expression_nodes, expressions_of, map_statements, substitute_statements
+from ..ir.loop import (
+    Alloc,
+    Buffer,
+    For,
+    Load,
+    Prefetch,
+    Stmt,
+    Store,
+    expression_nodes,
+    expressions_of,
+    map_statements,
+    substitute_statements,
+)
 from ..ir.loop_verify import linear_factor
 from ..ir.schedule import Step
 from .inline import Names, loop_symbol
@@ -26,6 +39,7 @@ from .inline import Names, loop_symbol
 PIECE_BYTES = 1024   # stored one after another
 LEAST_SIDE = 64      # elements, below which a side is no piece worth the memory of a block
 MOST_SIDE = 512
+LEVEL2_SHARE = 4     # of the second level is for what is turned; this block and the next one lie beside it
 LINE_BYTES = 64
 
 Axes = Sequence[tuple[Symbol, DimLike]]
@@ -40,11 +54,12 @@ class Crossing(Struct, frozen=True):
 
 
 class Side(Struct, frozen=True):
-    """A side of a block: at most `size` elements of the axis, `count` of them in the block that begins at `start`."""
+    """A side of a block: at most `size` elements of the axis, `count` of them in the block of this number, which begins at `start`."""
 
     axis: Symbol
     size: int
     block: tuple[Symbol, DimLike]
+    number: DimLike
     start: DimLike
     count: DimLike
 
@@ -57,15 +72,15 @@ def cross_in_blocks(axes: Axes, loops: Axes, finest: Sequence[Symbol], body: Seq
     if min(bounds(length)[0], bounds(width)[0]) < LEAST_SIDE:
         return None
     crossed = _crossed(body, *finest[-2:])
-    most = max(PIECE_BYTES // min(s.value.dtype.bytes for s in body if isinstance(s, Store)), LEAST_SIDE)
-    room = caps.level2_bytes // 2 // sum(most * load.dtype.bytes for load in crossed)
+    element = min(s.value.dtype.bytes for s in body if isinstance(s, Store))
+    most = max(PIECE_BYTES // element, LEAST_SIDE)
+    room = max(caps.level2_bytes // LEVEL2_SHARE // sum(most * load.dtype.bytes for load in crossed), LEAST_SIDE)
     rows = _side(names, finest[-1], width, most)
-    columns = _side(names, finest[-2], length, min(max(room // LEAST_SIDE, 1) * LEAST_SIDE, MOST_SIDE))
+    columns = _side(names, finest[-2], length, min(room // LEAST_SIDE * LEAST_SIDE, most, MOST_SIDE))
     outer = [(*loop_symbol(names.fresh("i"), extent), extent) for _, extent in loops[:-2]]
     places: dict[str, DimLike] = {axis.name: 0 for axis, _ in axes}  # of merged axes the finest alone is walked
     places |= {axis.name: at for axis, (_, at, _) in zip(finest, outer)}
-    (column, j), (row, i) = (loop_symbol(names.fresh(stem), side.count) for stem, side in (("j", columns), ("k", rows)))
-    turned: dict[Op, Load] = {}
+    turned_in: list[tuple[Load, Buffer, int]] = []
     found: list[Stmt] = []
     steps: list[Step] = []
     for load in crossed:
@@ -74,10 +89,13 @@ def cross_in_blocks(axes: Axes, loops: Axes, finest: Sequence[Symbol], body: Seq
         fill, inner = _turn(load, buffer, line, rows, columns, places, names, square)
         found += [Alloc(buffer), fill]
         steps.append(Step("vectorize", (inner.name, square)))
-        turned[load] = Load(buffer.name, (j * line + i,), load.dtype)
+        turned_in.append((load, buffer, line))
+    (column, j), (row, i) = (loop_symbol(names.fresh(stem), side.count) for stem, side in (("j", columns), ("k", rows)))
+    turned: dict[Op, Load] = {load: Load(buffer.name, (j * line + i,), load.dtype) for load, buffer, line in turned_in}
     stores = map_statements(body, lambda size: size, lambda op: turned.get(op, op), lambda buffer, index: (buffer, index))
     stores = substitute_statements(stores, _at(places, rows, columns, i, j))
-    found.append(For(column, columns.count, "serial", (For(row, rows.count, "serial", stores),)))
+    ahead = [_next_block(load, rows, columns, places, j, names) for load in crossed]
+    found.append(For(column, columns.count, "serial", (*ahead, For(row, rows.count, "serial", stores))))
     steps.append(Step("vectorize", (row.name, lanes)))
     blocks = [(s, n) for s, _, n in outer] + [rows.block, columns.block]
     return Crossing([(s, n) for s, n in blocks if n != 1], tuple(found), tuple(steps))
@@ -93,7 +111,7 @@ def _crossed(body: Sequence[Stmt], before: Symbol, last: Symbol) -> list[Load]:
 def _side(names: Names, axis: Symbol, extent: DimLike, size: int) -> Side:
     blocks = ceildiv(extent, size)
     block, at = loop_symbol(names.fresh("block"), blocks)
-    return Side(axis, size, (block, blocks), at * size, dim_min(size, extent - at * size))
+    return Side(axis, size, (block, blocks), at, at * size, dim_min(size, extent - at * size))
 
 
 def _at(places: Mapping[str, DimLike], rows: Side, columns: Side, i: DimLike, j: DimLike) -> dict[str, DimLike]:
@@ -115,3 +133,19 @@ def _turn(load: Load, buffer: Buffer, line: int, rows: Side, columns: Side, plac
                              (groups[0][0], ceildiv(rows.count, square))):
         loop = For(variable, extent, "serial", (loop,))
     return loop, row
+
+
+def _next_block(load: Load, rows: Side, columns: Side, places: Mapping[str, DimLike], j: DimLike, names: Names) -> Stmt:
+    """Prefetches of some rows of the block that follows along what is read, as one column of this one is stored: of all rows of it
+    by the time that all columns are."""
+    _, count = columns.block
+    after = columns.number + 1
+    share, step = ceildiv(rows.size, columns.size), max(1, LINE_BYTES // load.dtype.bytes)
+    pieces = ceildiv(columns.size, step)
+    (row, i), (piece, at) = (loop_symbol(names.fresh("ahead"), extent) for extent in (share, pieces))
+    there = {**places, rows.axis.name: (rows.number + after // count) * rows.size + j * share + i,
+             columns.axis.name: after % count * columns.size + at * step}
+    ahead: Stmt = Prefetch(load.buffer, (substitute(load.index[0], there),))
+    for variable, extent in ((piece, pieces), (row, share)):
+        ahead = For(variable, extent, "serial", (ahead,)) if extent != 1 else ahead
+    return ahead

@@ -336,9 +336,11 @@ def _general_blocks(blocks: Blocks, values: dict[str, DimLike]) -> Blocks:
     if blocks.rows == blocks.panels == 1:
         return blocks
     high, wide, steps = BLOCK_NAMES
-    values |= {high: blocks.rows, wide: blocks.panels}
     if blocks.depth != 0:
         values[steps] = blocks.depth
+    if blocks.in_order:
+        return replace(blocks, depth=symbol(steps, 1))
+    values |= {high: blocks.rows, wide: blocks.panels}
     return replace(blocks, rows=symbol(high, 1, MOST_ROWS), panels=symbol(wide, 1, MOST_PANELS),
                    depth=symbol(steps, 1) if blocks.depth != 0 else 0)
 

@@ -27,6 +27,8 @@ SHORT_ROW = 8     # rows of fewer elements run side by side
 LINE_BYTES = 64
 AHEAD_ROW = 1024          # bytes of a row from which on the next one is prefetched,
 AHEAD_ALL = 1 << 20       # where all rows are as many
+AHEAD_HALVES = 8192       # bytes of a row from which on the last two loops over a row prefetch a half of the next one each
+LINES = 4                 # registers of the vectors of such loops: of two lines of memory each prefetches one
 BLOCK_ROWS = 64   # that a thread takes at once where rows may be short
 EXPENSIVE = frozenset({"exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos",
                        "atan", "atan2", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "sigmoid", "pow",
@@ -53,13 +55,14 @@ class RowKernel:
         self.names: Names = inliner.names
         self.nodes = nodes
         self.results = results
-        self.lanes = lanes
         self.reductions = [n for n in nodes if isinstance(n.op, Reduce)]
         first = self.reductions[0]
         outer = row_split(first)
         assert outer is not None
         self.outer, self.inner = first.inputs[0].shape[:outer], first.inputs[0].shape[outer:]
         self.row_size = product(self.inner)
+        self.halves = self._prefetches_halves()
+        self.lanes = lanes * LINES if self.halves else lanes
         self.across = False
         self.hoisted: set[Node] = set()
         self.vectors: list[Step] = []
@@ -202,7 +205,7 @@ class RowKernel:
         if self.first_along is None:
             self.first_along = variable
             self.loads = [n.op for s in inside.block for e in expressions_of(s) for n in expression_nodes(e) if isinstance(n.op, Load)]
-        ahead = self._next_row(row, at) if reduction is self.reductions[-1] else []
+        ahead = self._next_row(row, at, 0) if reduction is self.reductions[-1] else []
         before.append(For(variable, self.row_size, "serial", (*ahead, *inside.block)))
         self.root.block = []
         result = self.root.latch(self.root.cast(self.root.load(accumulator, ()), reduction.dtype))
@@ -228,12 +231,25 @@ class RowKernel:
             inside = self._inside(row, written, at)
             index = (*row, *unflatten_index(at, self.inner))
             stores = [Store(b.name, (flatten_index(index, b.shape),), inside.value(n, index)) for n, b in whole]
-            statements.append(For(variable, self.row_size, "serial", (*self._next_row(row, at), *inside.block, *stores)))
+            statements.append(For(variable, self.row_size, "serial", (*self._next_row(row, at, 1), *inside.block, *stores)))
         return statements
 
-    def _next_row(self, row: Index, at: DimLike) -> list[Stmt]:
+    def _is_far(self, row_bytes: int, least: int) -> bool:
+        """Whether rows of so many bytes are worth a prefetch."""
+        return row_bytes >= least and bounds(product(self.outer))[0] * row_bytes >= AHEAD_ALL
+
+    def _prefetches_halves(self) -> bool:
+        """Whether the last reduction prefetches the first half of the next row and the loop that writes the second one, so that memory
+        is read evenly. Loops that a core takes longer to compute than memory to read gain nothing from that, nor do short rows."""
+        written = any(n.shape == (*self.outer, *self.inner) for n, _ in self.results)
+        busy = any(isinstance(n.op, Elementwise) and n.op.function in LONG_CHAINS for n in self.nodes)
+        if busy or not written or not isinstance(self.row_size, int) or self.row_size % 2:
+            return False
+        return self._is_far(self.row_size * self.reductions[0].inputs[0].dtype.bytes, AHEAD_HALVES)
+
+    def _next_row(self, row: Index, at: DimLike, half: int) -> list[Stmt]:
         """Prefetches of the next row, while this one, which is near, is reduced for the last time and written: memory would wait for
-        the core meanwhile. They are there twice, since a core that has many under way drops some."""
+        the core meanwhile. They are there twice, since a core that has many under way drops some, or a half in each loop."""
         assert self.first_along is not None
         last = next((s for i in reversed(row) for s in symbols_of(i)), None)
         if not isinstance(self.row_size, int) or last is None or self.across:
@@ -244,11 +260,12 @@ class RowKernel:
             step, row_bytes = linear_factor(index, last), self.row_size * load.dtype.bytes
             if linear_factor(index, self.first_along) != 1 or not isinstance(step, int) or step == 0:
                 continue
-            if row_bytes < AHEAD_ROW or bounds(product(self.outer))[0] * row_bytes < AHEAD_ALL:
+            if not self._is_far(row_bytes, AHEAD_ROW):
                 continue
-            there = substitute(index, {self.first_along.name: at}) + step
             lanes = fitting_lanes(self.lanes, self.row_size)
-            for offset in range(0, lanes, max(1, LINE_BYTES // load.dtype.bytes)):
+            along = at // 2 + half * (self.row_size // 2) if self.halves else at
+            there = substitute(index, {self.first_along.name: along}) + step
+            for offset in range(0, lanes // 2 if self.halves else lanes, max(1, LINE_BYTES // load.dtype.bytes)):
                 found[load.buffer, there + offset] = Prefetch(load.buffer, (there + offset,))
         return list(found.values())
 

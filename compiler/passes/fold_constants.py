@@ -10,6 +10,7 @@ Guarantees: the results are those of the interpreter, bit for bit; bodies are fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -102,7 +103,7 @@ def folded_value(node: Node, inputs: tuple[Node, ...], moved: Mapping[Node, np.n
         return None
     if not isinstance(node.type, TensorType) or not node.type.is_static or node.type.dtype.kind == "x":
         return None
-    if not _is_worth_it(op, node.type, inputs, moved):
+    if not all(x in moved or _is_known(x) for x in inputs) or not _is_worth_it(op, node.type, inputs, moved):
         return None
     arrays = [moved[x] if x in moved else _known_array(x) for x in inputs]
     if any(a is None for a in arrays):
@@ -122,14 +123,14 @@ def _has_body(op: Op) -> bool:
 
 
 def _is_worth_it(op: Op, type: TensorType, inputs: tuple[Node, ...], moved: Mapping[Node, np.ndarray]) -> bool:
-    count = int(np.prod(type.static_shape, dtype=object))
+    count = math.prod(type.static_shape)
     size = count * type.dtype.bytes
     room = sum(moved[x].nbytes if x in moved else _constant_bytes(x) for x in inputs)
     if size > max(SMALL_BYTES, min(GROWTH * room, LARGEST_BYTES)):
         return False
     if isinstance(op, Dot | Conv | PackedDot | PackedConv):
         weights = inputs[1].tensor
-        return weights.is_static and count * int(np.prod(weights.static_shape, dtype=object)) <= MOST_PRODUCTS
+        return weights.is_static and count * math.prod(weights.static_shape) <= MOST_PRODUCTS
     return True
 
 
@@ -137,6 +138,11 @@ def _constant_bytes(node: Node) -> int:
     """What the node's constant takes in memory; a repeated one is counted once."""
     source = node.inputs[0] if isinstance(node.op, Broadcast) else node
     return int(source.op.value.array.nbytes) if isinstance(source.op, Const) else 0
+
+
+def _is_known(node: Node) -> bool:
+    """Whether `_known_array` may give a value, which it may have to compute."""
+    return isinstance(node.op, Const | Iota) or isinstance(node.op, Broadcast) and isinstance(node.inputs[0].op, Const)
 
 
 def _known_array(node: Node) -> Any:

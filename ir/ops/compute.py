@@ -67,6 +67,8 @@ class Cast(Op, frozen=True):
 
     def infer(self, *types: Type) -> Type:
         x, = operands(self, types, 1)
+        if self.dtype.is_stored:
+            raise CompileError(f"cast: {self.dtype} is only stored; its bits are made from u8 by bitcast")
         return TensorType(self.dtype, x.shape)
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
@@ -102,6 +104,7 @@ class Bitcast(Op, frozen=True):
 
     name: ClassVar[str] = "bitcast"
     injective: ClassVar[bool] = True
+    stores: ClassVar[bool] = True
     dtype: DType
 
     def infer(self, *types: Type) -> Type:

@@ -21,6 +21,8 @@ def tensor_operand(op: Op, type: Type, position: int = 0) -> TensorType:
     """The operand's type, which must be a tensor."""
     if not isinstance(type, TensorType):
         raise CompileError(f"{op.spelling}: operand {position} must be a tensor, found {type}")
+    if type.dtype.is_stored and not op.stores:
+        raise CompileError(f"{op.spelling}: operand {position} is {type}, of a dtype that is only stored, not computed with")
     return type
 
 
@@ -61,6 +63,7 @@ class Broadcast(Op, frozen=True):
     """Repeats along new leading axes and along axes of size 1, as NumPy's broadcast_to."""
 
     name: ClassVar[str] = "broadcast"
+    stores: ClassVar[bool] = True
     injective: ClassVar[bool] = True
     shape: tuple[DimLike, ...]
 
@@ -88,6 +91,7 @@ class Reshape(Op, frozen=True):
     """The same elements in C order under another shape."""
 
     name: ClassVar[str] = "reshape"
+    stores: ClassVar[bool] = True
     injective: ClassVar[bool] = True
     shape: tuple[DimLike, ...]
 
@@ -115,6 +119,7 @@ class Transpose(Op, frozen=True):
     """Axis `i` of the result is axis `perm[i]` of the operand."""
 
     name: ClassVar[str] = "transpose"
+    stores: ClassVar[bool] = True
     injective: ClassVar[bool] = True
     perm: tuple[int, ...]
 
@@ -136,6 +141,7 @@ class Slice(Op, frozen=True):
     """result[i] = operand[start + i * step] on each axis, 0 <= i < size; a step may be negative."""
 
     name: ClassVar[str] = "slice"
+    stores: ClassVar[bool] = True
     injective: ClassVar[bool] = True
     start: tuple[DimLike, ...]
     size: tuple[DimLike, ...]
@@ -216,6 +222,7 @@ class UpdateSlice(Op, frozen=True):
     """The first operand with the window start + i * step replaced by the second operand."""
 
     name: ClassVar[str] = "update_slice"
+    stores: ClassVar[bool] = True
     start: tuple[DimLike, ...]
     step: tuple[int, ...]
 
@@ -241,6 +248,7 @@ class Concat(Op, frozen=True):
     """The operands one after the other along `axis`."""
 
     name: ClassVar[str] = "concat"
+    stores: ClassVar[bool] = True
     axis: int
 
     def infer(self, *types: Type) -> Type:
@@ -355,6 +363,7 @@ class Take(Op, frozen=True):
     """Whole slices of the first operand along `axis`, at the places the second operand gives (NumPy's take)."""
 
     name: ClassVar[str] = "take"
+    stores: ClassVar[bool] = True
     axis: int
 
     def infer(self, *types: Type) -> Type:
@@ -378,6 +387,7 @@ class TakeAlong(Op, frozen=True):
     """result[.., i, ..] = operand[.., indices[.., i, ..], ..] along `axis` (NumPy's take_along_axis)."""
 
     name: ClassVar[str] = "take_along"
+    stores: ClassVar[bool] = True
     axis: int
 
     def infer(self, *types: Type) -> Type:
@@ -404,6 +414,7 @@ class GatherND(Op, frozen=True):
     """indices[..., k] names a place on the k axes after the first `batch` ones; the rest of the axes come whole."""
 
     name: ClassVar[str] = "gather_nd"
+    stores: ClassVar[bool] = True
     batch: int
 
     def infer(self, *types: Type) -> Type:

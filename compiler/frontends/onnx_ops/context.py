@@ -12,16 +12,18 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ...ir.dims import Dim, DimLike, bounds, compare, dim_max, symbols_of
 from ...ir.errors import CompileError, UnsupportedError
 from ...ir.graph import Array, Builder, Node
 from ...ir.ops.compute import Elementwise
 from ...ir.ops.control import Param
-from ...ir.ops.shape import Concat, SizeOf, Slice
+from ...ir.ops.shape import Concat, SizeOf, Slice, Take
 from ...ir.types import F32, I64, DType, TensorType
-from ...library import broadcast, cast, constant, full, reshape, scalar
+from ...library import broadcast, cast, constant, full, reduce, reshape, scalar
 from .known_values import KnownValues
+from .narrow import converted
 from .tensors import element_dtype
 
 # An operator's function, and a table of them by their ONNX names.
@@ -71,6 +73,7 @@ class Context(Struct):
     output_count: int
     wanted: tuple[bool, ...]
     trace_bodies: TraceBodies
+    declared: tuple[tuple[DimLike | None, ...] | None, ...] = ()
 
     # --- errors -------------------------------------------------------------------------------------------------------
 
@@ -154,6 +157,20 @@ class Context(Struct):
             self.unsupported(f"input '{what}' must be a constant scalar")
         return float(value.reshape(-1)[0])
 
+    def all_known(self, *arguments: Integers) -> bool:
+        """True where every list of sizes is known at import."""
+        return all(not isinstance(a, Node) or self.known.of(a) is not None for a in arguments)
+
+    def declared_shape(self, what: str, output: int = 0) -> tuple[DimLike, ...]:
+        """The shape that the model itself declares for an output. What data decides is held against it at run time;
+        UnsupportedError where the model declares none."""
+        shape = self.declared[output] if output < len(self.declared) else None
+        found = tuple(n for n in shape or () if n is not None)
+        if shape is None or len(found) != len(shape):
+            self.unsupported(f"input '{what}' is computed from data, and the model does not declare the sizes of the result "
+                             f"that it decides", hint="give it as a constant, or declare the shape of the output (value_info)")
+        return found
+
     # --- building -----------------------------------------------------------------------------------------------------
 
     def constant(self, value: object, dtype: DType | None = None) -> Node:
@@ -230,7 +247,7 @@ class Context(Struct):
         return scalar(self.b, function, *operands)
 
     def cast(self, x: Node, dtype: DType) -> Node:
-        return cast(self.b, x, dtype)
+        return converted(self.b, x, dtype)
 
     def reshape(self, x: Node, shape: Sequence[DimLike]) -> Node:
         return reshape(self.b, x, shape)
@@ -242,10 +259,22 @@ class Context(Struct):
         """float16 and bfloat16 as float32, for what ONNX computes there."""
         return cast(self.b, x, F32) if x.dtype.is_float and x.dtype.bits < 32 else x
 
+    def require(self, value: Node, condition: Node) -> Node:
+        """The value; an error at run time where the condition, of any shape, does not hold everywhere."""
+        if condition.rank:
+            condition = reduce(self.b, "and", condition, tuple(range(condition.rank)))
+        # an index outside of an axis is the error that every backend has
+        place = self.scalar("select", condition, self.constant(0, I64), self.constant(1, I64))
+        return self.b.add(Take(0), self.reshape(value, (1, *value.shape)), place)
+
     def need_float(self, x: Node, what: str) -> Node:
         if not x.dtype.is_float:
             self.fail(f"input '{what}' must be a float tensor, found {x.type}")
         return x
+
+    def within(self, builder: Builder) -> Context:
+        """The same node, building into the body that the builder makes."""
+        return replace(self, b=builder)
 
     def trace(self, requests: Sequence[Request]) -> tuple[list[Traced], list[Node]]:
         """The bodies of this node, each with its inputs, and the outer values that they capture (in common order)."""

@@ -68,7 +68,7 @@ class KnownValues:
                 stack.pop()
                 continue
             if not _is_candidate(top):
-                self._values[top] = None
+                self._values[top] = _no_elements(top)
                 continue
             pending = [x for x in top.inputs if x not in self._values]
             if pending and not any(self._values.get(x, ()) is None for x in top.inputs):
@@ -88,6 +88,13 @@ def _is_candidate(node: Node) -> bool:
             return False
         elements *= size
     return elements <= LIMIT
+
+
+def _no_elements(node: Node) -> Array | None:
+    """What holds no element is known, wherever it comes from."""
+    if not isinstance(node.type, TensorType) or not node.type.is_static or 0 not in node.type.shape:
+        return None
+    return np.empty(node.type.static_shape, node.dtype.numpy)
 
 
 def _evaluate(node: Node, operands: Sequence[Any]) -> Array | None:

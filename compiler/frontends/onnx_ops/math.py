@@ -15,6 +15,7 @@ from ...ir.ops.compute import Bitcast
 from ...ir.types import F32, F64, I64, U8
 from ...library import celu, elu, gelu, gelu_tanh, hard_sigmoid, hard_swish, leaky_relu, mish, selu, softplus, softsign, swish
 from .context import Context, Operators, lower_bound
+from .narrow import ROUND_MODES, converted
 
 Function = Callable[..., Node]
 
@@ -149,11 +150,11 @@ def cast(c: Context, x: Node, *, to: int | str, saturate: int = 1, round_mode: s
     """Float to integer truncates; values outside the integer's range saturate (the standard leaves them open)."""
     if isinstance(to, str):
         c.unsupported("the spelling of 'to' before opset 6 is not supported")
-    return c.cast(x, c.dtype(to))
+    return converted(c.b, x, c.dtype(to), bool(saturate), c.choice(round_mode, "round_mode", ROUND_MODES))
 
 
 def cast_like(c: Context, x: Node, target: Node, *, saturate: int = 1, round_mode: str = "up") -> Node:
-    return c.cast(x, target.dtype)
+    return converted(c.b, x, target.dtype, bool(saturate), c.choice(round_mode, "round_mode", ROUND_MODES))
 
 
 def bit_cast(c: Context, x: Node, *, to: int) -> Node:
@@ -211,6 +212,11 @@ def swish_(c: Context, x: Node, *, alpha: float = 1.0) -> Node:
     return swish(c.b, x, alpha)
 
 
+def swiglu(c: Context, a: Node, b: Node, *, alpha: float = 1.0) -> Node:
+    """swish(a) b; nothing is broadcast."""
+    return c.scalar("mul", swish(c.b, a, alpha), c.refine(b, a.shape))
+
+
 def softplus_(c: Context, x: Node) -> Node:
     return softplus(c.b, x)
 
@@ -263,6 +269,6 @@ OPS: Operators = {
     "Pow": power, "Reciprocal": reciprocal, "Relu": relu, "Round": unary("round"), "Selu": selu_, "Shrink": shrink,
     "Sigmoid": unary("sigmoid"), "Sign": unary("sign"), "Sin": unary("sin"), "Sinh": unary("sinh"),
     "Softplus": softplus_, "Softsign": softsign_, "Sqrt": unary("sqrt"), "Sub": legacy_binary("sub"),
-    "Sum": variadic("add"), "Swish": swish_, "Tan": unary("tan"), "Tanh": unary("tanh"),
+    "Sum": variadic("add"), "SwiGLU": swiglu, "Swish": swish_, "Tan": unary("tan"), "Tanh": unary("tanh"),
     "ThresholdedRelu": thresholded_relu, "Where": where, "Xor": legacy_binary("xor"),
 }

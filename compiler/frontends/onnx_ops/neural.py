@@ -15,6 +15,7 @@ from ...ir.ops.shape import Slice
 from ...ir.types import BOOL, DType
 from ...library import layer_norm, mean, pad, reduce, rms_norm, slice_axis, transpose
 from .context import Context, Operators, not_negative
+from .places import window_places
 
 AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 Padding = list[tuple[DimLike, DimLike]]
@@ -213,13 +214,12 @@ def _pool_window(c: Context, x: Node, kernel_shape: Sequence[int], strides: Sequ
 
 def max_pool(c: Context, x: Node, *, kernel_shape: Sequence[int], auto_pad: str = "NOTSET", ceil_mode: int = 0,
              dilations: Sequence[int] | None = None, pads: Sequence[int] | None = None, storage_order: int = 0,
-             strides: Sequence[int] | None = None) -> Node:
-    if c.wants(1):
-        c.unsupported("the output Indices is not supported")
+             strides: Sequence[int] | None = None) -> Node | tuple[Node, Node]:
     kernel, steps, spread, padding = _pool_window(c, x, kernel_shape, strides, dilations, pads, auto_pad)
     if ceil_mode:
         padding = _joined(padding, _ceil_padding(x, padding, kernel, steps, spread))
-    return _windows(c, x, "max", kernel, steps, spread, padding)
+    value = _windows(c, x, "max", kernel, steps, spread, padding)
+    return (value, window_places(c, x, kernel, steps, spread, padding, bool(storage_order))) if c.wants(1) else value
 
 
 def average_pool(c: Context, x: Node, *, kernel_shape: Sequence[int], auto_pad: str = "NOTSET", ceil_mode: int = 0,

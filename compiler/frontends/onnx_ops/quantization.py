@@ -6,14 +6,17 @@ axis, or one for each block along it. Later passes recognise these forms and mak
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+from typing import Any
 
 from ...ir.dims import DimLike, ceildiv
 from ...ir.graph import Node
-from ...ir.types import F32, I32, U8, DType
+from ...ir.types import F32, F64, I32, U8, DType
 from ...library import broadcast, reduce, slice_axis
 from .context import Context, Operators
 from .contraction import matmul
+from .narrow import converted, is_integer, limits_of
+from .neural import conv
 
 
 def _spread(c: Context, parameter: Node, x: Node, axis: int, block_size: int) -> Node:
@@ -36,8 +39,8 @@ def _spread(c: Context, parameter: Node, x: Node, axis: int, block_size: int) ->
 
 def _saturated(c: Context, x: Node, dtype: DType) -> Node:
     """A float rounded already, limited to the dtype's range."""
-    limits = np.iinfo(dtype.numpy)
-    return c.cast(c.apply("min", c.apply("max", x, c.like(limits.min, x)), c.like(limits.max, x)), dtype)
+    least, greatest = limits_of(dtype)
+    return c.cast(c.apply("min", c.apply("max", x, c.like(least, x)), c.like(greatest, x)), dtype)
 
 
 def quantize_linear(c: Context, x: Node, scale: Node, zero_point: Node | None = None, *, axis: int = 1,
@@ -47,10 +50,12 @@ def quantize_linear(c: Context, x: Node, scale: Node, zero_point: Node | None = 
         dtype = zero_point.dtype
     else:
         dtype = c.dtype(output_dtype) if output_dtype else U8
-    if not dtype.is_integer or dtype.bits > 16:
-        c.unsupported(f"quantizing to {dtype} is not supported; 8- and 16-bit integers are")
+    if not dtype.is_stored and (not dtype.is_integer or dtype.bits > 16):
+        c.unsupported(f"quantizing to {dtype} is not supported; integers of up to 16 bits, float8 and float4 are")
     wide = c.dtype(precision) if precision else scale.dtype if scale.dtype.is_float and scale.dtype.bits >= 32 else F32
     scaled = c.apply("div", c.cast(x, wide), c.cast(_spread(c, scale, x, axis, block_size), wide))
+    if not is_integer(dtype):
+        return converted(c.b, scaled, dtype, bool(saturate))       # whose zero point can only be zero
     whole = c.scalar("round", scaled)
     if zero_point is not None:
         whole = c.apply("add", whole, c.cast(_spread(c, zero_point, x, axis, block_size), wide))
@@ -59,11 +64,11 @@ def quantize_linear(c: Context, x: Node, scale: Node, zero_point: Node | None = 
 
 def dequantize_linear(c: Context, x: Node, scale: Node, zero_point: Node | None = None, *, axis: int = 1,
                       block_size: int = 0, output_dtype: int = 0) -> Node:
-    """(x - zero point) * scale, the difference exact in int32."""
-    if not x.dtype.is_integer:
+    """(x - zero point) * scale, the difference exact in int32; the zero point of a float8 can only be zero."""
+    if not is_integer(x.dtype) and not x.dtype.is_stored:
         c.unsupported(f"dequantizing {x.dtype} is not supported")
-    whole = c.cast(x, I32)
-    if zero_point is not None:
+    whole = c.cast(x, I32 if is_integer(x.dtype) else F32)
+    if zero_point is not None and is_integer(x.dtype):
         whole = c.apply("sub", whole, c.cast(_spread(c, zero_point, x, axis, block_size), I32))
     dtype = c.dtype(output_dtype) if output_dtype else scale.dtype
     factor = c.wide(_spread(c, scale, x, axis, block_size))
@@ -115,7 +120,49 @@ def qlinear_matmul(c: Context, a: Node, a_scale: Node, a_zero_point: Node, b: No
     return _saturated(c, c.apply("add", scaled, point), y_zero_point.dtype)
 
 
+def _shifted_weight(c: Context, w: Node, zero_point: Node | None) -> Node:
+    """w - zero point in int32; a vector of zero points belongs to the output channels."""
+    if zero_point is None or zero_point.rank == 0 or zero_point.shape == (1,):
+        return _shifted(c, w, zero_point)
+    point = c.reshape(c.cast(zero_point, I32), (zero_point.shape[0], *[1] * (w.rank - 1)))
+    return c.apply("sub", c.cast(w, I32), point)
+
+
+def _integer_conv(c: Context, x: Node, w: Node, **attributes: Any) -> Node:
+    """Exact in int32, by way of float64, which holds every partial sum; padding is the zero point."""
+    total = conv(c, c.cast(x, F64), c.cast(w, F64), **attributes)
+    return c.cast(c.scalar("round", total), I32)
+
+
+def conv_integer(c: Context, x: Node, w: Node, x_zero_point: Node | None = None, w_zero_point: Node | None = None, *,
+                 auto_pad: str = "NOTSET", dilations: Sequence[int] | None = None, group: int = 1,
+                 kernel_shape: Sequence[int] | None = None, pads: Sequence[int] | None = None,
+                 strides: Sequence[int] | None = None) -> Node:
+    return _integer_conv(c, _shifted(c, x, x_zero_point), _shifted_weight(c, w, w_zero_point), auto_pad=auto_pad,
+                         dilations=dilations, group=group, kernel_shape=kernel_shape, pads=pads, strides=strides)
+
+
+def qlinear_conv(c: Context, x: Node, x_scale: Node, x_zero_point: Node, w: Node, w_scale: Node, w_zero_point: Node,
+                 y_scale: Node, y_zero_point: Node, bias: Node | None = None, *, auto_pad: str = "NOTSET",
+                 dilations: Sequence[int] | None = None, group: int = 1, kernel_shape: Sequence[int] | None = None,
+                 pads: Sequence[int] | None = None, strides: Sequence[int] | None = None) -> Node:
+    """The exact sum with its int32 bias, scaled and rounded once."""
+    total = conv_integer(c, x, w, x_zero_point, w_zero_point, auto_pad=auto_pad, dilations=dilations, group=group,
+                         kernel_shape=kernel_shape, pads=pads, strides=strides)
+    ones = [1] * (x.rank - 2)
+    if bias is not None:
+        total = c.apply("add", total, c.reshape(bias, (1, bias.shape[0], *ones)))
+    scales = [c.reshape(s, ()) if s.shape == (1,) else s for s in (c.wide(x_scale), c.wide(w_scale), c.wide(y_scale))]
+    if scales[1].rank == 1:
+        scales[1] = c.reshape(scales[1], (1, scales[1].shape[0], *ones))
+    factor = c.apply("div", c.apply("mul", scales[0], scales[1]), scales[2])
+    scaled = c.scalar("round", c.apply("mul", c.cast(total, F32), factor))
+    point = c.cast(c.reshape(y_zero_point, ()), F32)
+    return _saturated(c, c.apply("add", scaled, point), y_zero_point.dtype)
+
+
 OPS: Operators = {
+    "ConvInteger": conv_integer, "QLinearConv": qlinear_conv,
     "DequantizeLinear": dequantize_linear, "DynamicQuantizeLinear": dynamic_quantize_linear,
     "MatMulInteger": matmul_integer, "QLinearMatMul": qlinear_matmul, "QuantizeLinear": quantize_linear,
 }

@@ -15,6 +15,7 @@ from ...ir.types import BOOL, I64
 from ...library import expand, mean, reduce, size_value, slice_axis
 from ...library import log_softmax as log_softmax_along
 from ...library import softmax as softmax_along
+from .by_data import along_axis_by_data, matches, reduce_by_data, vector
 from .context import Context, Integers, Operators
 
 Combine = Callable[[Context, Node, tuple[int, ...], bool], Node]
@@ -23,6 +24,8 @@ Combine = Callable[[Context, Node, tuple[int, ...], bool], Node]
 def reduction(combine: Combine) -> Callable[..., Node]:
     """An operator Reduce*, with its axes worked out."""
     def build(c: Context, data: Node, axes: Integers = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Node:
+        if isinstance(axes, Node) and not c.all_known(axes):
+            return reduce_by_data(c, data, axes, bool(keepdims), combine)
         wanted = c.integers(axes, "axes")
         if not wanted and noop_with_empty_axes:
             return combine(c, data, (), True)
@@ -95,8 +98,12 @@ def flip(c: Context, x: Node, axis: int) -> Node:
 
 def cumulative(kind: str) -> Callable[..., Node]:
     def build(c: Context, x: Node, axis: Node, *, exclusive: int = 0, reverse: int = 0) -> Node:
-        place = c.axis(c.integers(axis, "axis")[0], x.rank)
-        return c.b.add(Cumulative(kind, place, bool(exclusive), bool(reverse)), x)
+        def compute(place: int) -> Node:
+            return c.b.add(Cumulative(kind, place, bool(exclusive), bool(reverse)), x)
+
+        if not c.all_known(axis):
+            return along_axis_by_data(c, x, axis, compute)
+        return compute(c.axis(c.integers(axis, "axis")[0], x.rank))
     return build
 
 
@@ -104,7 +111,11 @@ def top_k(c: Context, x: Node, k: Integers, *, axis: int = -1, largest: int = 1,
           sorted: int = 1) -> tuple[Node, Node]:
     """Values and places of the k greatest (or least), in order; of equal elements the first wins."""
     place = c.axis(axis, x.rank)
-    count = c.sizes(k, "k")[0]
+    if isinstance(k, Node) and not c.all_known(k):
+        count = c.declared_shape("k")[place]
+        x = c.require(x, matches(c, vector(c, k), (count,)))
+    else:
+        count = c.sizes(k, "k")[0]
     order = slice_axis(c.b, c.b.add(ArgSort(place, bool(largest)), x), place, 0, count)
     return c.b.add(TakeAlong(place), x, order), order
 

@@ -13,12 +13,14 @@ from fractions import Fraction
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ...ir.dims import Dim, DimLike
 from ...ir.graph import Node
 from ...ir.ops.shape import Iota, Take
 from ...ir.types import F32, I64
 from ...library import broadcast, expand, size_value
+from .by_data import all_of, element, matches, vector
 from .context import Context, Integers, Operators
 
 MODES = ("nearest", "linear", "cubic")
@@ -29,15 +31,20 @@ LARGEST_SCALE = 1 << 20
 POLICIES = ("stretch", "not_larger", "not_smaller")
 
 
+Number = float | Node
+
+
 class Axis(Struct, frozen=True):
-    """One axis to resample. `scale` is a number where it is known, else both sizes give it; `scaled`: the model gave it."""
+    """One axis to resample. `scale` is a number where it is known, else `factor` where data decides it, else both sizes give
+    it; `scaled`: the model gave it."""
 
     place: int
     before: DimLike
     after: DimLike
     scale: float | None
     scaled: bool = True
-    window: tuple[float, float] = (0.0, 1.0)
+    window: tuple[Number, Number] = (0.0, 1.0)
+    factor: Node | None = None
 
 
 class Method(Struct, frozen=True):
@@ -76,67 +83,99 @@ def resize(c: Context, x: Node, roi: Node | None = None, scales: Node | None = N
                     extrapolation_value, bool(antialias))
     places = tuple(range(x.rank)) if axes is None else c.axes(axes, x.rank)
     c.choice(keep_aspect_ratio_policy, "keep_aspect_ratio_policy", POLICIES)
-    targets = _targets(c, x, places, scales, sizes, keep_aspect_ratio_policy)
-    windows = _windows(c, roi, places) if method.coordinates == "tf_crop_and_resize" else {}
-    return _resample(c, x, [Axis(a, x.shape[a], after, scale, sizes is None, windows.get(a, (0.0, 1.0)))
-                            for a, (after, scale) in targets.items()], method)
+    x, targets = _targets(c, x, places, scales, sizes, keep_aspect_ratio_policy)
+    if method.coordinates == "tf_crop_and_resize":
+        windows = _windows(c, roi, places)
+        targets = [replace(axis, window=windows[axis.place]) for axis in targets]
+    return _resample(c, x, targets, method)
 
 
 def upsample(c: Context, x: Node, scales: Node | Sequence[float] | None = None, *, mode: str = "nearest",
              height_scale: float = 1.0, width_scale: float = 1.0) -> Node:
     method = Method(c.choice(mode, "mode", ("nearest", "linear", "bilinear")).removeprefix("bi"), "asymmetric", "floor",
                     -0.75, False, 0.0, False)
-    factors = _floats(c, scales) if isinstance(scales, Node) else list(scales or (1.0, 1.0, height_scale, width_scale))
-    if len(factors) != x.rank:
-        c.fail(f"scales has {len(factors)} entries for {x.rank} axes")
-    return _resample(c, x, [Axis(a, x.shape[a], _scaled(c, x.shape[a], s), s) for a, s in enumerate(factors)], method)
+    if scales is not None and not isinstance(scales, Node):
+        scales = c.constant(list(scales), F32)
+    elif scales is None:
+        scales = c.constant([1.0, 1.0, height_scale, width_scale], F32)
+    x, targets = _by_scales(c, x, range(x.rank), scales)
+    return _resample(c, x, targets, method)
 
 
-def _floats(c: Context, node: Node) -> list[float]:
-    value = c.value(node)
-    if value is None:
-        c.unsupported("the scales are computed from data; they must be known at compile time")
-    if value.dtype == object:
-        c.unsupported("the scales depend on symbolic sizes", hint="bind the dims, or give sizes instead of scales")
-    return [float(s) for s in value.reshape(-1)]
-
-
-def _windows(c: Context, roi: Node | None, places: Sequence[int]) -> dict[int, tuple[float, float]]:
+def _windows(c: Context, roi: Node | None, places: Sequence[int]) -> dict[int, tuple[Number, Number]]:
     if roi is None:
         c.fail("the coordinates tf_crop_and_resize need the input roi")
+    if roi.shape != (2 * len(places),):
+        c.fail(f"roi {roi.type} has not two entries for each of {len(places)} axes")
     value = c.value(roi)
-    if value is None or value.dtype == object:
-        c.unsupported("the input 'roi' is computed from data; it must be known at compile time")
-    ends = [float(v) for v in value.reshape(-1)]
-    if len(ends) != 2 * len(places):
-        c.fail(f"roi has {len(ends)} entries for {len(places)} axes")
+    known = value is not None and value.dtype != object
+    ends: list[Number] = [float(v) for v in value] if value is not None and known else [
+        element(c, c.cast(roi, F32), i) for i in range(2 * len(places))]
     return {a: (ends[i], ends[i + len(places)]) for i, a in enumerate(places)}
 
 
 def _targets(c: Context, x: Node, places: Sequence[int], scales: Node | None, sizes: Integers,
-             policy: str) -> dict[int, tuple[DimLike, float | None]]:
-    """For each axis the new size and, where it is known, the scale."""
-    given = scales is not None and c.value(scales) is not None and c.value(scales).size > 0  # type: ignore[union-attr]
-    if scales is not None and (given or sizes is None):
-        factors = _floats(c, scales)
-        if len(factors) != len(places):
-            c.fail(f"scales has {len(factors)} entries for {len(places)} axes")
-        return {a: (_scaled(c, x.shape[a], s), s) for a, s in zip(places, factors)}
-    wanted = c.sizes(sizes, "sizes")
+             policy: str) -> tuple[Node, list[Axis]]:
+    """For each axis the new size and the scale; the input, with what must be checked of it at run time."""
+    if scales is not None and (sizes is None or 0 not in scales.shape):
+        return _by_scales(c, x, places, scales)
+    if isinstance(sizes, Node) and not c.all_known(sizes):
+        declared = c.declared_shape("sizes")
+        wanted: Sequence[DimLike] = [declared[a] for a in places]
+        if policy != "stretch":
+            return _kept_ratio_by_data(c, x, places, sizes, wanted, policy)
+        x = c.require(x, matches(c, vector(c, sizes), wanted))
+    else:
+        wanted = c.sizes(sizes, "sizes")
     if len(wanted) != len(places):
         c.fail(f"sizes has {len(wanted)} entries for {len(places)} axes")
     if policy != "stretch":
-        return _kept_ratio(c, x, places, wanted, policy)
-    found: dict[int, tuple[DimLike, float | None]] = {}
+        return x, _kept_ratio(c, x, places, wanted, policy)
+    found = []
     for a, n in zip(places, wanted):
         before = x.shape[a]
         static = isinstance(n, int) and isinstance(before, int) and before
-        found[a] = (n, 1.0 if n == before else n / before if static else None)  # type: ignore[operator]
-    return found
+        scale = 1.0 if n == before else n / before if static else None  # type: ignore[operator]
+        found.append(Axis(a, before, n, scale, False))
+    return x, found
 
 
-def _kept_ratio(c: Context, x: Node, places: Sequence[int], wanted: Sequence[DimLike],
-                policy: str) -> dict[int, tuple[DimLike, float | None]]:
+def _by_scales(c: Context, x: Node, places: Sequence[int], scales: Node) -> tuple[Node, list[Axis]]:
+    """Sizes of floor(size * scale)."""
+    value = c.value(scales)
+    if scales.shape != (len(places),):
+        c.fail(f"scales {scales.type} has not one entry for each of {len(places)} axes")
+    if value is None:
+        shape = c.declared_shape("scales")
+        if len(shape) != x.rank:
+            c.fail(f"the result is declared with {len(shape)} axes, {x.type} has {x.rank}")
+        factors = [element(c, c.cast(scales, F32), i) for i in range(len(places))]
+        valid = [c.scalar("eq", c.scalar("floor", c.scalar("mul", _float(c, x.shape[a]), s)), _float(c, shape[a]))
+                 for a, s in zip(places, factors)]
+        return c.require(x, all_of(c, valid)), [Axis(a, x.shape[a], shape[a], None, factor=s)
+                                                for a, s in zip(places, factors)]
+    if value.dtype == object:
+        c.unsupported("the scales depend on symbolic sizes", hint="bind the dims, or give sizes instead of scales")
+    known = [float(s) for s in value]
+    return x, [Axis(a, x.shape[a], _scaled(c, x.shape[a], s), s) for a, s in zip(places, known)]
+
+
+def _kept_ratio_by_data(c: Context, x: Node, places: Sequence[int], sizes: Node, wanted: Sequence[DimLike],
+                        policy: str) -> tuple[Node, list[Axis]]:
+    """One scale for all axes, the least or the greatest that the sizes ask for."""
+    given = c.cast(vector(c, sizes), F32)
+    scale: Node | None = None
+    for i, a in enumerate(places):
+        ratio = c.scalar("div", element(c, given, i), _float(c, x.shape[a]))
+        scale = ratio if scale is None else c.scalar("min" if policy == "not_larger" else "max", scale, ratio)
+    assert scale is not None
+    half = c.constant(0.5, F32)
+    valid = [c.scalar("eq", c.scalar("floor", c.scalar("add", c.scalar("mul", scale, _float(c, x.shape[a])), half)), _float(c, n))
+             for a, n in zip(places, wanted)]
+    return c.require(x, all_of(c, valid)), [Axis(a, x.shape[a], n, None, False, factor=scale) for a, n in zip(places, wanted)]
+
+
+def _kept_ratio(c: Context, x: Node, places: Sequence[int], wanted: Sequence[DimLike], policy: str) -> list[Axis]:
     ratios = []
     for a, n in zip(places, wanted):
         before = x.shape[a]
@@ -144,7 +183,8 @@ def _kept_ratio(c: Context, x: Node, places: Sequence[int], wanted: Sequence[Dim
             c.unsupported(f"keep_aspect_ratio_policy {policy!r} needs sizes that are known", hint="bind the dims")
         ratios.append(n / before)
     scale = min(ratios) if policy == "not_larger" else max(ratios)
-    return {a: (math.floor(scale * x.shape[a] + 0.5), scale) for a in places}  # type: ignore[operator]
+    return [Axis(a, x.shape[a], math.floor(scale * x.shape[a] + 0.5), scale, False)  # type: ignore[operator]
+            for a in places]
 
 
 # --- resampling ------------------------------------------------------------------------------------------------------
@@ -207,6 +247,8 @@ def _float(c: Context, size: DimLike) -> Node:
 def _scale(c: Context, axis: Axis) -> Node:
     if axis.scale is not None:
         return c.constant(axis.scale, F32)
+    if axis.factor is not None:
+        return axis.factor
     return c.apply("div", _float(c, axis.after), _float(c, axis.before))
 
 
@@ -223,10 +265,7 @@ def _position(c: Context, axis: Axis, method: Method) -> Node:
         case "align_corners":
             if axis.after == 1:
                 return c.full(0, F32, (1,))
-            if axis.scaled and not _is_whole(axis):
-                c.unsupported(f"align_corners with the scale {axis.scale}, which makes no whole size of {axis.before}: "
-                              f"the standard and its implementations disagree", hint="give sizes instead of scales")
-            steps = c.apply("div", _float(c, axis.before - 1), _float(c, axis.after - 1))
+            steps = c.apply("div", _float(c, axis.before - 1), c.apply("sub", _resized_length(c, axis), c.constant(1, F32)))
             return c.apply("mul", index, steps)
         case "tf_crop_and_resize":
             return _cropped_position(c, axis, index)
@@ -246,21 +285,28 @@ def _symmetric_offset(c: Context, axis: Axis) -> Node:
     return c.apply("mul", middle, c.apply("sub", c.constant(1, F32), adjustment))
 
 
-def _is_whole(axis: Axis) -> bool:
-    """True where size times scale is a whole number, up to the rounding of the scale."""
-    if axis.scale is None or not isinstance(axis.before, int) or not isinstance(axis.after, int):
-        return True
-    return abs(axis.before * axis.scale - axis.after) <= 1e-6 * axis.after
+def _resized_length(c: Context, axis: Axis) -> Node:
+    """The length that align_corners goes by: before any rounding down, as the standard's own implementation has it, but for
+    what only the rounding of the scale adds to a whole number."""
+    if not axis.scaled or axis.scale is None and axis.factor is None:
+        return _float(c, axis.after)
+    if axis.scale is not None and isinstance(axis.before, int) and isinstance(axis.after, int):
+        length = axis.before * axis.scale
+        return c.constant(axis.after if abs(length - axis.after) <= 1e-6 * axis.after else length, F32)
+    exact = c.scalar("mul", _float(c, axis.before), _scale(c, axis))
+    whole = c.scalar("round", exact)
+    near = c.scalar("le", c.scalar("abs", c.scalar("sub", exact, whole)), c.scalar("mul", whole, c.constant(1e-6, F32)))
+    return c.scalar("select", near, whole, exact)
 
 
 def _cropped_position(c: Context, axis: Axis, index: Node) -> Node:
-    start, end = axis.window
+    start, end = (n if isinstance(n, Node) else c.constant(n, F32) for n in axis.window)
     last = _float(c, axis.before - 1)
     if axis.after == 1:
-        middle = c.apply("mul", last, c.constant(0.5 * (start + end), F32))
+        middle = c.apply("mul", last, c.scalar("mul", c.constant(0.5, F32), c.scalar("add", start, end)))
         return c.apply("add", c.full(0, F32, (1,)), middle)
-    step = c.apply("div", c.apply("mul", last, c.constant(end - start, F32)), _float(c, axis.after - 1))
-    return c.apply("add", c.apply("mul", index, step), c.apply("mul", last, c.constant(start, F32)))
+    step = c.apply("div", c.apply("mul", last, c.scalar("sub", end, start)), _float(c, axis.after - 1))
+    return c.apply("add", c.apply("mul", index, step), c.apply("mul", last, start))
 
 
 def _is_outside(c: Context, position: Node, axis: Axis) -> Node:
@@ -313,19 +359,28 @@ def _taps(c: Context, axis: Axis, position: Node, method: Method) -> Taps:
     """Input places (float32, perhaps outside) with their weights."""
     support = 1 if method.mode == "linear" else 2
     kernel: Callable[[Context, Node], Node] = _triangle if method.mode == "linear" else _cubic(method.cubic)
-    stretch = 1.0
+    stretch, least = c.constant(1, F32), 1.0
     if method.antialias:
-        if axis.scale is None:
-            c.unsupported("antialias needs a scale that is known", hint="bind the dims")
-        stretch = min(axis.scale, 1.0)
+        least = _least_scale(c, axis)
+        stretch = c.apply("min", _scale(c, axis), c.constant(1, F32))
     base = c.scalar("floor", position)
-    reach = math.ceil(support / stretch)
+    reach = math.ceil(support / least)
     taps = []
     for offset in range(1 - reach, reach + 1):
         place = c.apply("add", base, c.constant(offset, F32))
         distance = c.scalar("abs", c.scalar("sub", position, place))
-        taps.append((place, kernel(c, c.apply("mul", distance, c.constant(stretch, F32)))))
+        taps.append((place, kernel(c, c.apply("mul", distance, stretch))))
     return taps
+
+
+def _least_scale(c: Context, axis: Axis) -> float:
+    """At most 1, and at most the scale: it decides how many taps there are."""
+    if axis.scale is not None:
+        return min(axis.scale, 1.0)
+    if axis.factor is None or not isinstance(axis.before, int) or not isinstance(axis.after, int) or axis.after == 0:
+        c.unsupported("antialias needs a scale that is known", hint="bind the dims")
+    # data decides it, but size * scale does not lie half an element below the size after it
+    return min((axis.after - 0.5) / axis.before, 1.0)
 
 
 def _triangle(c: Context, distance: Node) -> Node:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...ir.dims import Dim, DimLike, bounds, ceildiv, compare, dim_max, dim_min, product, provably_at_most
+from ...ir.dims import Dim, DimLike, bounds, ceildiv, compare, dim_max, dim_min, product
 from ...ir.graph import Array, Node
 from ...ir.ops.shape import Concat, GatherND, Iota, ScatterAlong, ScatterND, SizeOf, Slice, Take, TakeAlong
 from ...ir.types import BOOL, I64, DType
@@ -19,6 +19,17 @@ from ...library import expand as insert_axes
 from ...library import pad as pad_constant
 from ...library import squeeze as drop_axes
 from ...library import transpose as permute
+from .by_data import (
+                      axes_of_one,
+                      expand_by_data,
+                      filled_by_data,
+                      pad_by_data,
+                      range_by_data,
+                      reshape_by_data,
+                      slice_by_data,
+                      split_by_data,
+                      tile_by_data,
+)
 from .context import Context, Integers, Operators, not_negative
 
 
@@ -37,6 +48,8 @@ def size(c: Context, data: Node) -> Node:
 
 def reshape(c: Context, data: Node, shape: Integers, *, allowzero: int = 0, consumed_inputs: tuple[int, ...] = ()) -> Node:
     """-1 takes the rest, 0 copies the size of the same axis (unless allowzero)."""
+    if isinstance(shape, Node) and not c.all_known(shape):
+        return reshape_by_data(c, data, shape, not allowzero, reshape_checked)
     wanted = list(c.sizes(shape, "shape"))
     for axis, n in enumerate(wanted):
         if n == 0 and not allowzero:
@@ -85,6 +98,8 @@ def flatten(c: Context, x: Node, *, axis: int = 1) -> Node:
 
 
 def squeeze(c: Context, data: Node, axes: Integers = None) -> Node:
+    if isinstance(axes, Node) and not c.all_known(axes):
+        return axes_of_one(c, data, axes, removed=True)
     if axes is None:
         found = tuple(a for a, n in enumerate(data.shape) if n == 1)
         if any(isinstance(n, Dim) for n in data.shape):
@@ -96,6 +111,8 @@ def squeeze(c: Context, data: Node, axes: Integers = None) -> Node:
 
 
 def unsqueeze(c: Context, data: Node, axes: Integers) -> Node:
+    if isinstance(axes, Node) and not c.all_known(axes):
+        return axes_of_one(c, data, axes, removed=False)
     wanted = c.integers(axes, "axes")
     return insert_axes(c.b, data, c.axes(wanted, data.rank + len(wanted)))
 
@@ -128,6 +145,8 @@ def split(c: Context, x: Node, split: Integers = None, *, axis: int = 0,
           num_outputs: int | None = None) -> tuple[Node, ...]:
     place = c.axis(axis, x.rank)
     extent = x.shape[place]
+    if isinstance(split, Node) and not c.all_known(split):
+        return split_by_data(c, x, split, place)
     if split is not None:
         sizes = list(c.sizes(split, "split"))
     else:
@@ -158,6 +177,8 @@ def split(c: Context, x: Node, split: Integers = None, *, axis: int = 0,
 
 def slice_(c: Context, data: Node, starts: Integers, ends: Integers, axes: Integers = None,
            steps: Integers = None) -> Node:
+    if not c.all_known(starts, ends, axes, steps):
+        return slice_by_data(c, data, starts, ends, axes, steps)
     first, last = c.sizes(starts, "starts"), c.sizes(ends, "ends")
     places = tuple(range(len(first))) if axes is None else c.integers(axes, "axes")
     by = (1,) * len(first) if steps is None else c.integers(steps, "steps")
@@ -262,8 +283,12 @@ def scatter_nd(c: Context, data: Node, indices: Node, updates: Node, *, reductio
 
 def one_hot(c: Context, indices: Node, depth: Node, values: Node, *, axis: int = -1) -> Node:
     """Indices outside -depth..depth-1 give a row of the off value."""
-    count = c.sizes(depth, "depth")[0]
     place = c.axis(axis, indices.rank + 1)
+    if c.all_known(depth):
+        count = c.sizes(depth, "depth")[0]
+    else:
+        count = c.declared_shape("depth")[place]
+        values = c.require(values, c.apply("eq", c.cast(depth, I64), _scalar(c, count)))
     whole = indices if not indices.dtype.is_float else c.cast(indices, I64)
     whole = c.cast(whole, I64)
     wrapped = c.apply("select", c.apply("lt", whole, c.constant(0, I64)),
@@ -280,12 +305,16 @@ def one_hot(c: Context, indices: Node, depth: Node, values: Node, *, axis: int =
 
 
 def expand(c: Context, x: Node, shape: Integers) -> Node:
+    if isinstance(shape, Node) and not c.all_known(shape):
+        return expand_by_data(c, x, shape)
     wanted = c.sizes(shape, "shape")
     return c.broadcast_to(x, c.broadcast_shape(x.shape, wanted))
 
 
 def tile(c: Context, x: Node, repeats: Integers, axis: Node | None = None) -> Node:
     """Repeats the whole along each axis. (Opset 1 gave one axis and its count.)"""
+    if isinstance(repeats, Node) and axis is None and not c.all_known(repeats):
+        return tile_by_data(c, x, repeats)
     if c.opset < 6 and axis is not None:
         count, place = c.sizes(repeats, "tiles")[0], c.axis(c.integers(axis, "axis")[0], x.rank)
         counts: list[DimLike] = [count if a == place else 1 for a in range(x.rank)]
@@ -305,6 +334,9 @@ def pad(c: Context, data: Node, pads: Integers, constant_value: Node | None = No
         mode: str = "constant", value: float = 0.0) -> Node:
     """Negative widths crop."""
     c.choice(mode, "mode", PAD_MODES)
+    if not c.all_known(pads, axes):
+        fill = c.like(value, data) if constant_value is None else c.reshape(constant_value, ())
+        return pad_by_data(c, data, pads, fill, axes, mode, _folded_place)
     places = range(data.rank) if axes is None else c.axes(c.integers(axes, "axes"), data.rank)
     widths = c.sizes(pads, "pads")
     if len(widths) != 2 * len(places):
@@ -341,18 +373,21 @@ def _pad_by_place(c: Context, data: Node, axis: int, low: DimLike, high: DimLike
         return data
     extent = data.shape[axis]
     place = c.apply("sub", c.b.add(Iota(I64, (low + extent + high,), 0)), _scalar(c, low))
-    last = _scalar(c, extent - 1)
+    return c.b.add(Take(axis), data, _folded_place(c, place, _scalar(c, extent), mode))
+
+
+def _folded_place(c: Context, place: Node, extent: Node, mode: str) -> Node:
+    """A place inside the axis for one that may be outside."""
+    last = c.apply("sub", extent, c.constant(1, I64))
     if mode == "edge":
-        place = c.apply("min", c.apply("max", place, c.constant(0, I64)), last)
-    elif mode == "wrap":
-        place = c.apply("mod", place, _scalar(c, extent))
-    else:
-        # a triangle wave of period 2 (extent - 1); an axis of one element repeats it
-        period = c.apply("max", c.apply("mul", last, c.constant(2, I64)), c.constant(1, I64))
-        place = c.apply("mod", place, period)
-        place = c.apply("min", place, c.apply("sub", period, place))
-        place = c.apply("min", place, last)
-    return c.b.add(Take(axis), data, place)
+        return c.apply("min", c.apply("max", place, c.constant(0, I64)), last)
+    if mode == "wrap":
+        return c.apply("mod", place, extent)
+    # a triangle wave of period 2 (extent - 1); an axis of one element repeats it
+    period = c.apply("max", c.apply("mul", last, c.constant(2, I64)), c.constant(1, I64))
+    place = c.apply("mod", place, period)
+    place = c.apply("min", place, c.apply("sub", period, place))
+    return c.apply("min", place, last)
 
 
 def _scalar(c: Context, n: DimLike) -> Node:
@@ -366,6 +401,8 @@ def constant_of_shape(c: Context, shape: Integers, *, value: Array | None = None
     fill = np.zeros(1, dtype=np.float32) if value is None else value
     if fill.size != 1:
         c.fail(f"value must hold one element, found {fill.size}")
+    if isinstance(shape, Node) and not c.all_known(shape):
+        return filled_by_data(c, c.constant(fill.reshape(())), shape)
     wanted = c.sizes(shape, "input")
     if any(isinstance(n, int) and n < 0 for n in wanted):
         c.fail(f"the shape {wanted} holds a negative size")
@@ -377,7 +414,7 @@ def range_(c: Context, start: Node, limit: Node, delta: Node) -> Node:
     dtype = start.dtype
     values = [c.value(x) for x in (start, limit, delta)]
     if any(v is None for v in values):
-        c.unsupported("the number of elements is computed from data", hint="start, limit and delta must be known")
+        return range_by_data(c, start, limit, delta)
     first, stop, step = (v.reshape(-1).tolist()[0] for v in values if v is not None)
     if step == 0:
         c.fail("delta is zero")
@@ -416,60 +453,6 @@ def trilu(c: Context, x: Node, k: Node | None = None, *, upper: int = 1) -> Node
     return c.apply("select", kept, x, c.like(0, x))
 
 
-# --- blocks ----------------------------------------------------------------------------------------------------------
-
-
-def depth_to_space(c: Context, x: Node, *, blocksize: int, mode: str = "DCR") -> Node:
-    c.choice(mode, "mode", ("DCR", "CRD"))
-    n, channels, height, width = _image(c, x)
-    s = c.positive(blocksize, "blocksize")
-    kept = channels // (s * s)
-    if mode == "DCR":
-        parts = permute(c.b, reshape_checked(c, x, (n, s, s, kept, height, width)), (0, 3, 4, 1, 5, 2))
-    else:
-        parts = permute(c.b, reshape_checked(c, x, (n, kept, s, s, height, width)), (0, 1, 4, 2, 5, 3))
-    return c.reshape(parts, (n, kept, height * s, width * s))
-
-
-def space_to_depth(c: Context, x: Node, *, blocksize: int, mode: str = "DCR") -> Node:
-    n, channels, height, width = _image(c, x)
-    s = c.positive(blocksize, "blocksize")
-    parts = reshape_checked(c, x, (n, channels, height // s, s, width // s, s))
-    order = (0, 3, 5, 1, 2, 4) if mode == "DCR" else (0, 1, 3, 5, 2, 4)
-    return c.reshape(permute(c.b, parts, order), (n, channels * s * s, height // s, width // s))
-
-
-def _image(c: Context, x: Node) -> tuple[DimLike, ...]:
-    if x.rank != 4:
-        c.fail(f"needs a tensor [batch, channels, height, width], found {x.type}")
-    return x.shape
-
-
-def center_crop_pad(c: Context, x: Node, shape: Integers, *, axes: Sequence[int] | None = None) -> Node:
-    places = tuple(range(x.rank)) if axes is None else c.axes(axes, x.rank)
-    for axis, target in zip(places, c.sizes(shape, "shape"), strict=True):
-        extent = x.shape[axis]
-        if provably_at_most(target, extent):
-            x = slice_axis(c.b, x, axis, (extent - target) // 2, target)
-        elif provably_at_most(extent, target):
-            missing = target - extent
-            low = [missing // 2 if a == axis else 0 for a in range(x.rank)]
-            high = [missing - missing // 2 if a == axis else 0 for a in range(x.rank)]
-            x = pad_constant(c.b, x, low, high)
-        else:
-            c.unsupported(f"axis {axis}: whether {extent} is cropped or padded to {target} is not known")
-    return x
-
-
-def reverse_sequence(c: Context, x: Node, lengths: Node, *, batch_axis: int = 1, time_axis: int = 0) -> Node:
-    """The first lengths[b] elements along the time axis in reverse, the rest as they are."""
-    time, batch = c.axis(time_axis, x.rank), c.axis(batch_axis, x.rank)
-    place = c.b.add(Iota(I64, x.shape, time))
-    bound = c.reshape(c.cast(lengths, I64), [n if a == batch else 1 for a, n in enumerate(x.shape)])
-    flipped = c.apply("sub", c.apply("sub", bound, c.constant(1, I64)), place)
-    return c.b.add(TakeAlong(time), x, c.apply("select", c.apply("lt", place, bound), flipped, place))
-
-
 def identity(c: Context, x: Node, *, consumed_inputs: tuple[int, ...] = ()) -> Node:
     return x
 
@@ -486,11 +469,11 @@ def constant(c: Context, *, value: Array | None = None, value_int: int | None = 
 
 
 OPS: Operators = {
-    "CenterCropPad": center_crop_pad, "Concat": concat, "Constant": constant, "ConstantOfShape": constant_of_shape,
-    "DepthToSpace": depth_to_space, "Expand": expand, "EyeLike": eye_like, "Flatten": flatten, "Gather": gather,
+    "Concat": concat, "Constant": constant, "ConstantOfShape": constant_of_shape,
+    "Expand": expand, "EyeLike": eye_like, "Flatten": flatten, "Gather": gather,
     "GatherElements": gather_elements, "GatherND": gather_nd, "Identity": identity, "OneHot": one_hot, "Pad": pad,
-    "Range": range_, "Reshape": reshape, "ReverseSequence": reverse_sequence, "Scatter": scatter_elements,
+    "Range": range_, "Reshape": reshape, "Scatter": scatter_elements,
     "ScatterElements": scatter_elements, "ScatterND": scatter_nd, "Shape": shape, "Size": size, "Slice": slice_,
-    "SpaceToDepth": space_to_depth, "Split": split, "Squeeze": squeeze, "Tile": tile, "Transpose": transpose,
+    "Split": split, "Squeeze": squeeze, "Tile": tile, "Transpose": transpose,
     "Trilu": trilu, "Unsqueeze": unsqueeze,
 }

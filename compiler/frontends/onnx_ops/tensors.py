@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from ...ir.errors import CompileError, UnsupportedError
 from ...ir.types import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, DType
+from ...ir.types import DTYPES as OURS
 
 # ONNX's number of an element type -> its name there, ours, the protobuf field for elements that are not raw
 ELEMENT_TYPES: dict[int, tuple[str, DType | None, str]] = {
@@ -24,10 +25,15 @@ ELEMENT_TYPES: dict[int, tuple[str, DType | None, str]] = {
     7: ("INT64", I64, "int64_data"), 8: ("STRING", None, ""), 9: ("BOOL", BOOL, "int32_data"),
     10: ("FLOAT16", F16, "int32_data"), 11: ("DOUBLE", F64, "double_data"), 12: ("UINT32", U32, "uint64_data"),
     13: ("UINT64", U64, "uint64_data"), 14: ("COMPLEX64", None, ""), 15: ("COMPLEX128", None, ""),
-    16: ("BFLOAT16", BF16, "int32_data"), 17: ("FLOAT8E4M3FN", None, ""), 18: ("FLOAT8E4M3FNUZ", None, ""),
-    19: ("FLOAT8E5M2", None, ""), 20: ("FLOAT8E5M2FNUZ", None, ""), 21: ("UINT4", None, ""), 22: ("INT4", None, ""),
-    23: ("FLOAT4E2M1", None, ""), 24: ("FLOAT8E8M0", None, ""), 25: ("UINT2", None, ""), 26: ("INT2", None, ""),
+    16: ("BFLOAT16", BF16, "int32_data"), 17: ("FLOAT8E4M3FN", OURS["f8e4m3fn"], "int32_data"),
+    18: ("FLOAT8E4M3FNUZ", OURS["f8e4m3fnuz"], "int32_data"), 19: ("FLOAT8E5M2", OURS["f8e5m2"], "int32_data"),
+    20: ("FLOAT8E5M2FNUZ", OURS["f8e5m2fnuz"], "int32_data"), 21: ("UINT4", OURS["uint4"], "int32_data"),
+    22: ("INT4", OURS["int4"], "int32_data"), 23: ("FLOAT4E2M1", OURS["f4e2m1"], "int32_data"),
+    24: ("FLOAT8E8M0", OURS["f8e8m0"], "int32_data"), 25: ("UINT2", OURS["uint2"], "int32_data"),
+    26: ("INT2", OURS["int2"], "int32_data"), 27: ("FLOAT6E2M3", None, ""), 28: ("FLOAT6E3M2", None, ""),
 }
+# bits of an element in a file, where they are less than a byte; the first element lies lowest
+PACKED_BITS = {"uint4": 4, "int4": 4, "f4e2m1": 4, "uint2": 2, "int2": 2}
 DTYPES: dict[int, DType] = {code: dtype for code, (_, dtype, _) in ELEMENT_TYPES.items() if dtype is not None}
 LARGEST = 1 << 48       # elements of one tensor
 EXTERNAL = 1            # TensorProto.EXTERNAL
@@ -97,15 +103,31 @@ def decode_tensor(tensor: Any, folder: Folder, owner: str = "", payload: memoryv
         count *= size
     raw: bytes | memoryview
     if tensor.data_location == EXTERNAL:
-        raw = _external_bytes(tensor, folder, count * dtype.bytes, what)
+        raw = _external_bytes(tensor, folder, stored_bytes(dtype, count), what)
     elif tensor.HasField("raw_data"):
         raw = bytes(tensor.raw_data) if payload is None else payload
     else:
         return _typed_elements(tensor, dtype, shape, count, what)
-    if len(raw) != count * dtype.bytes:
-        raise CompileError(f"{what}: {dtype}{list(shape)} needs {count * dtype.bytes} bytes, found {len(raw)}")
+    if len(raw) != stored_bytes(dtype, count):
+        raise CompileError(f"{what}: {dtype}{list(shape)} needs {stored_bytes(dtype, count)} bytes, found {len(raw)}")
+    if dtype.is_stored:
+        return _unpacked(np.frombuffer(raw, dtype=np.uint8), dtype, count).reshape(shape)
     array = np.frombuffer(raw, dtype=np.uint8 if dtype.is_bool else dtype.numpy.newbyteorder("<"))
     return _native(array, dtype).reshape(shape)
+
+
+def stored_bytes(dtype: DType, count: int) -> int:
+    """What `count` elements take in a file."""
+    return -(-count * PACKED_BITS[dtype.name] // 8) if dtype.name in PACKED_BITS else count * dtype.bytes
+
+
+def _unpacked(data: np.ndarray, dtype: DType, count: int) -> np.ndarray:
+    """One element a byte."""
+    bits = PACKED_BITS.get(dtype.name, 8)
+    if bits < 8:
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        data = ((data[:, None] >> shifts) & np.uint8((1 << bits) - 1)).reshape(-1)[:count]
+    return np.ascontiguousarray(data).view(dtype.numpy)
 
 
 def _native(array: np.ndarray, dtype: DType) -> np.ndarray:
@@ -128,8 +150,11 @@ def _external_bytes(tensor: Any, folder: Folder, needed: int, what: str) -> byte
 def _typed_elements(tensor: Any, dtype: DType, shape: tuple[int, ...], count: int, what: str) -> np.ndarray:
     field = ELEMENT_TYPES[tensor.data_type][2]
     values: Sequence[Any] = getattr(tensor, field)
-    if len(values) != count:
-        raise CompileError(f"{what}: {dtype}{list(shape)} needs {count} elements, found {len(values)} in {field}")
+    expected = stored_bytes(dtype, count) if dtype.is_stored else count     # packed ones are bytes
+    if len(values) != expected:
+        raise CompileError(f"{what}: {dtype}{list(shape)} needs {expected} elements, found {len(values)} in {field}")
+    if dtype.is_stored:
+        return _unpacked(np.array(values, dtype=np.int64).astype(np.uint8), dtype, count).reshape(shape)
     if dtype.bits == 16 and dtype.is_float:      # stored as the bits of the number
         bits = np.array(values, dtype=np.int64).astype(np.uint16)
         return bits.view(dtype.numpy).reshape(shape)

@@ -1,0 +1,70 @@
+"""Families of new graphs, and how often each is drawn.
+
+Graphs that grow at random reach every op beside every other one, and seldom what takes several things at once. The other families
+are dense in something that compilers for tensors get wrong.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ..ir.graph import Graph
+from ..ir.ops.compute import Elementwise
+from ..ir.ops.table import ALL_OPS
+from .generate import DEFAULT_DTYPES, random_graph, sample_graph
+from .generate_arithmetic import arithmetic_graph, formula_seeds
+from .generate_axes import axis_graph
+from .generate_bodies import control_graph
+from .generate_functions import function_graph, function_seeds
+from .generate_layers import layer_graph
+from .generate_movements import movement_graph
+from .generate_windows import window_graph
+from .mutate_memory import MEMORY
+from .mutate_patterns import known, rule_graph
+from .rebuild import acceptable
+
+TRIES = 4
+KNOWN_SHARE = 0.15  # of the new graphs: some parameters are constants
+
+
+def grown_graph(rng: np.random.Generator) -> Graph:
+    """Up to ten steps of any kind."""
+    return random_graph(rng, int(rng.integers(1, 11)), DEFAULT_DTYPES, bool(rng.random() < 0.5))
+
+
+def stored_graph(rng: np.random.Generator) -> Graph:
+    """A graph whose values are made to lie in memory, are read in several orders, or are there twice with one difference."""
+    graph = layer_graph(rng) if rng.random() < 0.5 else random_graph(rng, int(rng.integers(2, 6)), DEFAULT_DTYPES, bool(rng.random() < 0.3))
+    for _ in range(int(rng.integers(1, 4))):
+        made = MEMORY[int(rng.integers(len(MEMORY)))](graph, rng, graph)
+        graph = made if made is not None and acceptable(made) else graph
+    return graph
+
+
+FAMILIES: tuple[tuple[float, Callable[[np.random.Generator], Graph]], ...] = (
+    (0.12, grown_graph), (0.1, function_graph), (0.12, movement_graph), (0.1, control_graph), (0.12, layer_graph), (0.08, stored_graph),
+    (0.14, axis_graph), (0.06, window_graph), (0.08, rule_graph), (0.08, arithmetic_graph))
+
+
+def seed_graphs() -> Iterator[Graph]:
+    """The samples of the ops, the first ones of all ops first, all scalar functions and some formulas, in turn."""
+    ops = [op for op in ALL_OPS if op is not Elementwise]  # its samples are one function each
+    rounds = itertools.zip_longest(*(op.samples() for op in ops))
+    samples = (sample_graph(sample) for found in rounds for sample in found if sample is not None)
+    for group in itertools.zip_longest(samples, function_seeds(), formula_seeds()):
+        yield from (graph for graph in group if graph is not None and acceptable(graph))
+
+
+def new_graph(rng: np.random.Generator) -> Graph:
+    """A graph of a family drawn by its share, within the limits of all cases where some tries give one."""
+    shares, makers = zip(*FAMILIES)
+    make = makers[int(rng.choice(len(makers), p=shares))]
+    graph = make(rng)
+    for _ in range(TRIES):
+        if acceptable(graph):
+            break
+        graph = make(rng)
+    return (known(graph, rng, graph) or graph) if rng.random() < KNOWN_SHARE else graph

@@ -1,0 +1,178 @@
+"""Graphs that move values: what passes merge, cancel and turn around, and lowering folds into the index of whatever reads it.
+
+A movement that is wrong alone is seen by any sample. What compilers get wrong is two of them together: a slice of a slice with a
+step, a reshape of a broadcast, pads of two values, a window written into what was just read from there. So movements stand next
+to each other here, with every kind of argument, on extents that tell axes apart or are all the same.
+
+Guarantees: the graphs are well typed, with constant places for `take`, rarely just outside of the axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from .. import library
+from ..ir.dims import DimLike, bounds, symbol
+from ..ir.errors import TilewrightError
+from ..ir.graph import Builder, Graph, Node
+from ..ir.ops.control import Param
+from ..ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Take, Transpose, UpdateSlice
+from ..ir.types import ARRAY_DTYPES, F32, I64, TensorType
+from .rebuild import adapted, chosen, small
+
+EXTENTS = (1, 1, 2, 3, 4, 5, 8, 9)
+MOST_RANK = 5
+PAD_VALUES = (0, 1, 2, -1, -0.0, math.inf)
+OUTSIDE = 0.1  # share of constant places that lie just outside
+
+
+def movement_graph(rng: np.random.Generator) -> Graph:
+    """One or two parameters, and up to five movements one after the other, few of them with a computation between."""
+    b = Builder()
+    dtype = F32 if rng.random() < 0.5 else chosen(rng, ARRAY_DTYPES)
+    sizes: list[DimLike] = [chosen(rng, EXTENTS)] if rng.random() < 0.3 else [*EXTENTS]  # axes of one size look alike
+    if rng.random() < 0.15:
+        sizes.append(symbol("N", 1, 9))
+    shape = [chosen(rng, sizes) for _ in range(int(rng.integers(1, 5)))]
+    while not small(shape):
+        shape.pop()
+    params = [b.add(Param(f"x{i}", dtype, tuple(shape))) for i in range(int(rng.integers(1, 3)))]
+    x, seen = params[0], []
+    kind = chosen(rng, list(MOVEMENTS))
+    for _ in range(int(rng.integers(2, 6))):
+        x = moved(b, rng, x, kind if rng.random() < 0.4 else chosen(rng, list(MOVEMENTS)), params)
+        if rng.random() < 0.25:
+            x = _changed(b, rng, x, params)
+        if rng.random() < 0.15:
+            seen.append(x)
+    if rng.random() < 0.4:
+        x = _changed(b, rng, x, params)
+    return Graph("movements", params, list(dict.fromkeys([*seen, x])))
+
+
+def _changed(b: Builder, rng: np.random.Generator, x: Node, pool: Sequence[Node]) -> Node:
+    """A computation that keeps all elements apart."""
+    if x.dtype.is_bool:
+        return library.scalar(b, "not", x)
+    if rng.random() < 0.5:
+        return library.scalar(b, "neg", x)
+    return library.scalar(b, "sub", x, adapted(b, chosen(rng, list(pool)), x.tensor))
+
+
+def moved(b: Builder, rng: np.random.Generator, x: Node, kind: str, pool: Sequence[Node]) -> Node:
+    """The value after one movement; as it is where it has no axis for that, or would become too large."""
+    try:
+        made = MOVEMENTS[kind](b, rng, x, pool)
+    except TilewrightError:
+        return x  # sizes of which not enough is known
+    return made if made.rank <= MOST_RANK and small(made.shape) else x
+
+
+def suits(kind: str, x: Node) -> bool:
+    """Whether such a movement of the value has something to move."""
+    return x.rank > (1 if kind == "transpose" else 0) or kind == "broadcast"
+
+
+# --- the movements -------------------------------------------------------------------------------------------------------
+
+
+def _transpose(b: Builder, rng: np.random.Generator, x: Node, pool: Sequence[Node]) -> Node:
+    return b.add(Transpose(tuple(int(a) for a in rng.permutation(x.rank))), x) if x.rank > 1 else x
+
+
+def _reshape(b: Builder, rng: np.random.Generator, x: Node, pool: Sequence[Node]) -> Node:
+    """Axes merged, all or some, or divided, or both; an axis of one element put in or taken out."""
+    shape = list(x.shape)
+    draw = rng.random()
+    if draw < 0.5 and len(shape) > 1:
+        first, last = (0, len(shape)) if rng.random() < 0.4 else sorted(int(n) for n in rng.choice(len(shape) + 1, 2, replace=False))
+        shape[first:last] = [math.prod(shape[first + 1:last], start=shape[first])]
+    divided = [(a, k) for a, n in enumerate(shape) for k in (2, 3, 4, 5) if isinstance(n, int) and n > k and n % k == 0]
+    ones = [a for a, n in enumerate(shape) if n == 1]
+    if 0.3 < draw < 0.7 and divided:
+        axis, part = chosen(rng, divided)
+        size = shape[axis]
+        shape[axis:axis + 1] = [part, size // part] if rng.random() < 0.5 else [size // part, part]
+    elif 0.7 < draw < 0.85 and ones:
+        del shape[chosen(rng, ones)]
+    elif draw > 0.5:
+        shape.insert(int(rng.integers(len(shape) + 1)), 1)
+    return b.add(Reshape(tuple(shape)), x)
+
+
+def _broadcast(b: Builder, rng: np.random.Generator, x: Node, pool: Sequence[Node]) -> Node:
+    lead = [chosen(rng, (1, 2, 3))] if rng.random() < 0.6 else []
+    return b.add(Broadcast((*lead, *(chosen(rng, (1, 2, 4, 5)) if n == 1 else n for n in x.shape))), x)
+
+
+def _window(rng: np.random.Generator, extent: DimLike) -> tuple[DimLike, DimLike, int]:
+    """Start, size and step of a window of an axis."""
+    if not isinstance(extent, int):
+        whole = rng.random() < 0.5 or bounds(extent)[0] < 1
+        return (0, extent, 1) if whole else (extent - 1, extent, -1) if rng.random() < 0.5 else (1, extent - 1, 1)
+    if extent == 0 or rng.random() < 0.3:
+        return 0, extent, 1
+    step = chosen(rng, (1, 1, 1, 2, 3, -1, -2))
+    size = int(rng.integers(1, (extent - 1) // abs(step) + 2))
+    reach = (size - 1) * abs(step)
+    start = int(rng.integers(0, extent - reach))
+    return start if step > 0 else start + reach, size, step
+
+
+def _slice(b: Builder, rng: np.random.Generator, x: Node, pool: Sequence[Node]) -> Node:
+    if not x.rank:
+        return x
+    start, size, step = zip(*(_window(rng, n) for n in x.shape))
+    return b.add(Slice(start, size, step), x)
+
+
+def _pad(b: Builder, rng: np.random.Generator, x: Node, pool: Sequence[Node]) -> Node:
+    low, high = ([int(n) for n in rng.integers(0, 3, x.rank)] for _ in range(2))
+    value = chosen(rng, PAD_VALUES[:6 if x.dtype.is_float else 4 if x.dtype.kind == "i" else 3])
+    return b.add(Pad(tuple(low), tuple(high)), x, library.constant(b, bool(value) if x.dtype.is_bool else value, x.dtype)) if x.rank else x
+
+
+def _concat(b: Builder, rng: np.random.Generator, x: Node, pool: Sequence[Node]) -> Node:
+    if not x.rank:
+        return x
+    parts = [x, *(x if rng.random() < 0.5 else adapted(b, chosen(rng, list(pool)), x.tensor) for _ in range(int(rng.integers(1, 3))))]
+    return b.add(Concat(int(rng.integers(x.rank))), *(parts[int(i)] for i in rng.permutation(len(parts))))
+
+
+def _update(b: Builder, rng: np.random.Generator, x: Node, pool: Sequence[Node]) -> Node:
+    """A window of the value is written: with another value, or with what was there, changed or not."""
+    if not x.rank:
+        return x
+    start, size, step = zip(*(_window(rng, n) for n in x.shape))
+    if any(n < 0 for n in step):
+        start, step = tuple(0 for _ in size), tuple(1 for _ in size)
+    if rng.random() < 0.4:
+        update = b.add(Slice(start, size, step), x)
+        update = _changed(b, rng, update, pool) if rng.random() < 0.7 else update
+    else:
+        update = adapted(b, chosen(rng, list(pool)), TensorType(x.dtype, size))
+    return b.add(UpdateSlice(start, step), x, update)
+
+
+def _take(b: Builder, rng: np.random.Generator, x: Node, pool: Sequence[Node]) -> Node:
+    """Some places of an axis, known at compile time."""
+    axes = [a for a, n in enumerate(x.shape) if bounds(n)[0] >= 1]
+    if not axes:
+        return x
+    axis = chosen(rng, axes)
+    extent = int(bounds(x.shape[axis])[0])
+    count = int(rng.integers(0, 4))
+    places = rng.integers(0, extent, size=(max(count, 1),))
+    if rng.random() < OUTSIDE:
+        places[int(rng.integers(places.size))] = chosen(rng, (-1, extent))
+    return b.add(Take(axis), x, library.constant(b, places if count else places[0], I64))
+
+
+Movement = Callable[[Builder, np.random.Generator, Node, Sequence[Node]], Node]
+MOVEMENTS: Mapping[str, Movement] = {
+    "transpose": _transpose, "reshape": _reshape, "broadcast": _broadcast, "slice": _slice, "pad": _pad, "concat": _concat,
+    "update": _update, "take": _take,
+}

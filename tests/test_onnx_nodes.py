@@ -1,0 +1,55 @@
+"""The node tests of the standard, on the interpreter and as machine code: each passes or is refused as docs/onnx.md lists.
+
+The cases are made in memory, once a process, and divided into parts, so that processes share them out.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
+
+from benchmarks import onnx_nodes
+
+PARTS = 24
+MEASURED = "1.23.2"  # the version whose cases the document lists
+
+pytestmark = pytest.mark.skipif(version("onnx") != MEASURED, reason=f"the cases are those of onnx {MEASURED}")
+
+
+@pytest.mark.parametrize("backend", ["reference", "llvm"])
+@pytest.mark.parametrize("part", range(PARTS))
+def test_cases_pass_or_are_refused_as_documented(part: int, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILEWRIGHT_BACKEND", backend)
+    refused, close = onnx_nodes.documented("refused"), onnx_nodes.documented("close")
+    cases = list(onnx_nodes.all_cases().values())
+    unexpected = []
+    for case in cases[part::PARTS]:
+        expected = "refused" if case.name in refused else "close" if case.name in close else "pass"
+        outcome = onnx_nodes.run_case(case)
+        if outcome.state != expected:
+            unexpected.append(f"{case.name}: {outcome.state}, expected {expected}: {outcome.reason}")
+    assert not unexpected, "\n".join(unexpected)
+
+
+def test_every_documented_case_exists() -> None:
+    names = onnx_nodes.all_cases().keys()
+    assert onnx_nodes.documented("refused") <= names
+    assert onnx_nodes.documented("close") <= names
+
+
+def test_core_cases_exist() -> None:
+    assert onnx_nodes.core_names() <= onnx_nodes.node_cases().keys()
+    assert len(onnx_nodes.core_names()) == 1599
+
+
+def test_differences_are_told() -> None:
+    one = np.array([1.0, np.nan], np.float32)
+    assert onnx_nodes.difference([one], [one], 1e-3, 1e-7) == ""
+    assert "expected float64" in onnx_nodes.difference([one], [one.astype(np.float64)], 1e-3, 1e-7)
+    assert "expected float32[1]" in onnx_nodes.difference([one], [one[:1]], 1e-3, 1e-7)
+    assert "1 of 2 elements differ" in onnx_nodes.difference([one], [np.array([1.1, np.nan], np.float32)], 1e-3, 1e-7)
+    assert "2 outputs" in onnx_nodes.difference([one, one], [one], 1e-3, 1e-7)
