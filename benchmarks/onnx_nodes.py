@@ -150,10 +150,11 @@ def run_case(case: Case) -> Outcome:
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            executable = tw.compile(tw.from_onnx(case.model.SerializeToString()), options=tw.Options(cache=False, threads=1))
+            graph = tw.from_onnx(case.model.SerializeToString(), dims=bindings(case))
+            executable = tw.compile(graph, options=tw.Options(cache=False, threads=1))
             for inputs, expected in case.data:
-                made = executable(*[x for x in inputs if x is not None])
-                results = made if isinstance(made, tuple) else (made,)
+                made = executable(*flat(inputs))
+                results = regrouped(made if isinstance(made, tuple) else (made,), expected)
                 reason = difference(results, expected, case.rtol, case.atol)
                 if reason:
                     narrow = all(np.asarray(x).dtype.name == "bfloat16" for x in expected)
@@ -164,6 +165,31 @@ def run_case(case: Case) -> Outcome:
     except Exception as error:
         state, reason = "crash", f"{type(error).__name__}: {first_line(error)}"
     return Outcome(case.name, case.kind, state, reason, time.process_time() - begin)
+
+
+def bindings(case: Case) -> dict[str, int]:
+    """What a compiled program must be told of inputs that are sequences or optional: how many elements there are, whether it is
+    there."""
+    found = {}
+    for value, given in zip(_fed(case.model), case.data[0][0]):
+        if value.type.HasField("optional_type"):
+            found[f"{value.name}_present"] = int(given is not None)
+        if isinstance(given, list):
+            found[f"{value.name}_length"] = len(given)
+    return found
+
+
+def flat(inputs: Sequence[Any]) -> list[Any]:
+    """The arrays of the inputs, those in sequences one by one."""
+    return [x for value in inputs if value is not None for x in (value if isinstance(value, list) else [value])]
+
+
+def regrouped(results: Sequence[Any], expected: Sequence[Any]) -> list[Any]:
+    """The results with as many of them to a sequence as are expected there, which is all that can be told of them; else as they are."""
+    if len(results) != len(flat(expected)):
+        return list(results)
+    rest = iter(results)
+    return [[next(rest) for _ in value] if isinstance(value, list) else next(rest) for value in expected]
 
 
 def first_line(error: BaseException) -> str:

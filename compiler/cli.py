@@ -1,4 +1,5 @@
-"""The command line: `tilewright compile | run | opt | inspect | explain | bench | profile | fuzz | targets | cache | doctor`.
+"""The command line: `tilewright compile | run | check | verify | opt | inspect | explain | bench | profile | fuzz | targets | cache |
+doctor`.
 
 Answers go to stdout, messages and progress to stderr (progress only on a terminal). Exit status: 0 only on success, 1
 for an error that is explained, 2 for a command line that is not understood, 130 after Ctrl-C, 143 after a request to end;
@@ -21,6 +22,7 @@ import click
 from .cli_fuzz import fuzz_command
 from .cli_machine import cache_group, doctor_command, targets_command
 from .cli_model import bench_command, compile_command, inspect_command, run_command
+from .cli_onnx import check_command, verify_command
 from .cli_passes import opt_command
 from .cli_profile import explain_command, profile_command
 from .ir.errors import TilewrightError
@@ -36,8 +38,8 @@ def cli() -> None:
     """Compile tensor programs (ONNX models, graphs in text) to native code, run them, look at them."""
 
 
-for _command in (compile_command, run_command, opt_command, inspect_command, explain_command, bench_command, profile_command,
-                 fuzz_command, targets_command, cache_group, doctor_command):
+for _command in (compile_command, run_command, check_command, verify_command, opt_command, inspect_command, explain_command,
+                 bench_command, profile_command, fuzz_command, targets_command, cache_group, doctor_command):
     cli.add_command(_command)
 
 

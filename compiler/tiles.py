@@ -12,7 +12,7 @@ from functools import lru_cache
 from msgspec import Struct
 
 from .ir.caps import Caps
-from .ir.dims import DimLike, ceildiv, product
+from .ir.dims import DimLike, bounds, ceildiv, product
 from .ir.types import DType
 
 
@@ -55,6 +55,7 @@ MOST_ADDRESSES = 10  # of rows of the left operand that stay in registers
 UNEVEN = 0.97        # of the rate where addresses of rows are divided out, a tile
 USUAL_VECTORS = 2    # of a panel's columns; kernels of one width are shared, so another one must be worth its code
 WORTH = 1.06
+LOW_HEIGHTS = (2, 4)  # of tiles for few rows; a single row is bound by memory in a tile of two as well
 
 
 def panel_columns(columns: DimLike, rows: DimLike, dtype: DType, caps: Caps, depth: DimLike = 1) -> int:
@@ -141,6 +142,29 @@ def choose_tile(columns: int, rows: DimLike, dtype: DType, caps: Caps, whole: tu
         return rows / (-(-rows // tile_rows) * tile_rows) * _rate(tile_rows, vectors, crowded) * ease
 
     return Tile(max(reversed(range(1, most + 1)), key=score), columns, lanes)  # of equal ones the highest
+
+
+def choose_low_tiles(tile: Tile, rows: DimLike, panels: DimLike, caps: Caps, narrow: bool) -> tuple[Tile, ...]:
+    """Tiles for fewer rows than `tile` has, the lowest first, where it is not known that there are more: they take several
+    panels side by side instead, so that there are accumulators enough. Those of a single panel gain least, and are left out
+    unless `narrow` ones are asked for; so is what is no faster than the next one."""
+    if isinstance(rows, int):
+        return ()
+    vectors = tile.columns // tile.lanes
+    found: list[Tile] = []
+    for height in reversed(LOW_HEIGHTS):
+        beside = LOW_HEIGHTS[-1] // height
+        while beside > 1 and (isinstance(panels, int) and panels < beside or _registers(height, beside * vectors) > caps.vector_registers):
+            beside //= 2
+        widens = beside * tile.columns > found[0].columns if found else narrow or beside > 1
+        if bounds(rows)[0] <= height < tile.rows and widens:
+            found.insert(0, Tile(height, beside * tile.columns, tile.lanes))
+    return tuple(found)
+
+
+def _registers(rows: int, vectors: int) -> int:
+    """Registers of a tile: accumulators, one that broadcasts the left operand, and those of the panels' row."""
+    return rows * vectors + 1 + vectors
 
 
 def _rate(rows: int, vectors: int, crowded: int = 0) -> float:

@@ -285,6 +285,7 @@ class DimSubject:
 
     name = "dims"
     share = 1
+    fresh = 1 / 4
     code_of_seeds = False
 
     def seeds(self) -> Iterator[DimCase]:

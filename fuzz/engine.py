@@ -138,7 +138,7 @@ class Fuzzer:
             return self.promoted.popleft()
         subject = self.subjects[int(rng.choice(len(self.subjects), p=self.shares))]
         entry = self.corpus.pick(rng, subject)
-        if not self.mode.mutate or entry is None or rng.random() < self.settings.fresh_share:
+        if not self.mode.mutate or entry is None or rng.random() < subject.fresh:
             return Trial(subject, self.sequenced(subject, subject.generate(rng)), "generate")
         donor = self.corpus.pick(rng, subject)
         part = None if donor is None else donor.case

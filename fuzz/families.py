@@ -20,6 +20,7 @@ from .generate_axes import axis_graph
 from .generate_bodies import control_graph
 from .generate_functions import function_graph, function_seeds
 from .generate_layers import layer_graph
+from .generate_memory import memory_graph, twin_graph
 from .generate_movements import movement_graph
 from .generate_windows import window_graph
 from .mutate_memory import MEMORY
@@ -27,6 +28,7 @@ from .mutate_patterns import known, rule_graph
 from .rebuild import acceptable
 
 TRIES = 4
+MEMORY_SEEDS = 16
 KNOWN_SHARE = 0.15  # of the new graphs: some parameters are constants
 
 
@@ -45,17 +47,26 @@ def stored_graph(rng: np.random.Generator) -> Graph:
 
 
 FAMILIES: tuple[tuple[float, Callable[[np.random.Generator], Graph]], ...] = (
-    (0.12, grown_graph), (0.1, function_graph), (0.12, movement_graph), (0.1, control_graph), (0.12, layer_graph), (0.08, stored_graph),
-    (0.14, axis_graph), (0.06, window_graph), (0.08, rule_graph), (0.08, arithmetic_graph))
+    (0.05, grown_graph), (0.08, function_graph), (0.12, movement_graph), (0.1, control_graph), (0.12, layer_graph), (0.03, stored_graph),
+    (0.1, memory_graph), (0.1, twin_graph), (0.1, axis_graph), (0.06, window_graph), (0.07, rule_graph), (0.07, arithmetic_graph))
 
 
 def seed_graphs() -> Iterator[Graph]:
-    """The samples of the ops, the first ones of all ops first, all scalar functions and some formulas, in turn."""
+    """The samples of the ops, the first ones of all ops first, all scalar functions, some formulas, and what no sample shows: values
+    that share memory and parts that are nearly equal; in turn."""
     ops = [op for op in ALL_OPS if op is not Elementwise]  # its samples are one function each
     rounds = itertools.zip_longest(*(op.samples() for op in ops))
     samples = (sample_graph(sample) for found in rounds for sample in found if sample is not None)
-    for group in itertools.zip_longest(samples, function_seeds(), formula_seeds()):
+    for group in itertools.zip_longest(samples, function_seeds(), formula_seeds(), memory_seeds()):
         yield from (graph for graph in group if graph is not None and acceptable(graph))
+
+
+def memory_seeds() -> Iterator[Graph]:
+    """Some graphs of two families."""
+    rng = np.random.default_rng(0)
+    for _ in range(MEMORY_SEEDS):
+        yield memory_graph(rng)
+        yield twin_graph(rng)
 
 
 def new_graph(rng: np.random.Generator) -> Graph:

@@ -18,12 +18,12 @@ from ..ir.dims import DimLike, bounds
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.compute import ArgReduce, ArgSort, Cumulative, Elementwise, Reduce, Sort
 from ..ir.ops.control import Param
-from ..ir.types import ARRAY_DTYPES, BOOL, F32, F64, I32, I64, DType
+from ..ir.types import ARRAY_DTYPES, BF16, BOOL, F16, F32, F64, I32, I64, DType
 from .rebuild import chosen
 from .sizes import LONG, SHORT, UPPER, random_symbol
 
 MOST = 5000  # elements of an array
-DTYPES: tuple[DType, ...] = (F32, F32, F32, F64, I32, I64, BOOL)
+DTYPES: tuple[DType, ...] = (F32, F32, F32, F64, F64, F16, BF16, I32, I64, BOOL)
 VECTORS = (4, 7, 8, 9, 16, 19)  # about the width of vectors
 
 

@@ -136,8 +136,9 @@ def next_states(b: Builder, rng: np.random.Generator, states: Sequence[Node], ot
             made.append(chosen(rng, states))
         else:
             read = [*states, *others]
-            if rng.random() < 0.3:
-                read = [chosen(rng, read)]  # the same in all rounds, or not, as that one is
+            if rng.random() < 0.4:
+                # the same in all rounds, or not, as that one is; the last state and the first of the others are neighbours
+                read = [chosen(rng, [states[-1], *others[:1]] if rng.random() < 0.5 else read)]
             made.append(combined(b, rng, chosen(rng, states), expression(b, rng, read, 1, grows), grows))
     return made
 

@@ -26,7 +26,8 @@ from ..ir.types import F32, F64, DType, dtype_of
 from .rebuild import MOST_PRODUCTS, chosen, small
 
 EXTENTS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 96, 127, 128, 129, 160, 192, 255, 256)
-CHANNELS, MANY_CHANNELS = (1, 2, 3, 4, 5, 8, 9, 12), (16, 24, 24, 24, 32, 32, 33, 40)
+CHANNELS, MANY_CHANNELS = (1, 2, 3, 4, 5, 8, 9, 12), (16, 24, 24, 31, 32, 32, 33, 40)
+MIRRORED, DEEP = (16, 17, 24, 31, 32, 33, 40, 47, 48), (128, 129, 131)  # of products by themselves, of which half is copied
 TRIES = 12
 KNOWN_SHARE = 0.7  # of the weights, that are constants
 DTYPES = (F32, F32, F32, F64, F64, dtype_of("f16"), dtype_of("bf16"))
@@ -75,7 +76,7 @@ class _Draft:
     # --- contractions ---
 
     def contraction(self) -> Node:
-        return chosen(self.rng, (self.conv, self.usual_conv, self.product, self.gram))()
+        return chosen(self.rng, (self.conv, self.usual_conv, self.usual_conv, self.product, self.gram, self.gram))()
 
     def sizes(self, count: int, products: Callable[[Sequence[int]], int], shapes: Callable[[Sequence[int]], Sequence[Sequence[int]]]
               ) -> list[int]:
@@ -102,9 +103,14 @@ class _Draft:
         return self.b.add(Dot((first + 1,), (first + int(turned),), tuple(range(first)), tuple(range(first))), x, w)
 
     def gram(self) -> Node:
-        """A matrix by itself, turned: its rows or its columns with each other."""
+        """A matrix by itself, turned: its rows or its columns with each other. A bias shows which of both an element belongs to."""
+        if self.rng.random() < 0.6:
+            made = self.square(chosen(self.rng, MIRRORED), chosen(self.rng, DEEP))
+            return self.biased(made) if self.rng.random() < 0.7 else made
         rows, depth = self.sizes(2, lambda n: n[0] * n[0] * n[1], lambda n: ((n[0], n[1]), (n[0], n[0])))
-        rows, depth = (min(rows, depth), max(rows, depth)) if self.rng.random() < 0.6 else (rows, depth)
+        return self.square(*((min(rows, depth), max(rows, depth)) if self.rng.random() < 0.6 else (rows, depth)))
+
+    def square(self, rows: int, depth: int) -> Node:
         axis = int(self.rng.integers(2))
         x = self.param([rows, depth] if axis else [depth, rows])
         self.channels = 1
@@ -114,6 +120,7 @@ class _Draft:
 
     def usual_conv(self) -> Node:
         """What most layers of networks are, and fast algorithms are for: many channels, every place, weights that are known."""
+        self.dtype = F32 if self.rng.random() < 0.7 else self.dtype
         return self.conv(usual=True)
 
     def conv(self, usual: bool = False) -> Node:
@@ -137,8 +144,9 @@ class _Draft:
         rank = 2 if rng.random() < (0.3 if many else 0.6) else 1  # with many channels an image is too much
         channels = MANY_CHANNELS if many else CHANNELS
         for _ in range(TRIES):
-            kernel = [chosen(rng, (3, 3, 3, 5) if usual else (1, 2, 3, 3, 4, 5, 7)) for _ in range(rank)]
-            spatial = [k + int(rng.integers(*(15, 60) if usual and rank == 1 else (0, 32) if rank == 1 else (0, 14))) for k in kernel]
+            kernel = [chosen(rng, (3, 3, 3, 3, 5) if usual else (1, 2, 3, 3, 4, 5, 7)) for _ in range(rank)]
+            reach = ((24, 80) if rank == 1 else (3, 11)) if usual else (0, 32) if rank == 1 else (0, 14)
+            spatial = [k + int(rng.integers(*reach)) for k in kernel]
             batch, into, out = chosen(rng, (1, 1, 1, 2, 3)), chosen(rng, channels), chosen(rng, channels)
             groups = 1 if usual else chosen(rng, (1, 1, 1, into, 2 if into % 2 == 0 else 1))
             out += -out % groups

@@ -73,7 +73,7 @@ def moved(b: Builder, rng: np.random.Generator, x: Node, kind: str, pool: Sequen
 
 def suits(kind: str, x: Node) -> bool:
     """Whether such a movement of the value has something to move."""
-    return x.rank > (1 if kind == "transpose" else 0) or kind == "broadcast"
+    return x.rank > (1 if kind == "transpose" else 0) or kind in ("broadcast", "flatten")
 
 
 # --- the movements -------------------------------------------------------------------------------------------------------
@@ -106,6 +106,24 @@ def _reshape(b: Builder, rng: np.random.Generator, x: Node, pool: Sequence[Node]
 def _broadcast(b: Builder, rng: np.random.Generator, x: Node, pool: Sequence[Node]) -> Node:
     lead = [chosen(rng, (1, 2, 3))] if rng.random() < 0.6 else []
     return b.add(Broadcast((*lead, *(chosen(rng, (1, 2, 4, 5)) if n == 1 else n for n in x.shape))), x)
+
+
+def _flattened(b: Builder, rng: np.random.Generator, x: Node, pool: Sequence[Node]) -> Node:
+    """What is repeated along an axis, or cut out, with axes merged behind it, an axis of one element among them: an index is divided into
+    those of the axes again, and each axis is another case."""
+    shape = list(x.shape)
+    for _ in range(int(rng.integers(1, 3))):
+        shape.insert(int(rng.integers(len(shape) + 1)) if rng.random() < 0.6 else 0, 1)
+    made = b.add(Reshape(tuple(shape)), x) if rng.random() < 0.7 or 1 not in x.shape else x
+    if rng.random() < 0.7:
+        ones = [a for a, n in enumerate(made.shape) if n == 1]
+        axis, count = chosen(rng, ones), chosen(rng, (2, 3, 5))
+        made = b.add(Broadcast(tuple(count if a == axis else n for a, n in enumerate(made.shape))), made)
+    else:
+        made = _slice(b, rng, made, pool)
+    first, last = (0, made.rank) if rng.random() < 0.7 else sorted(int(n) for n in rng.choice(made.rank + 1, 2, replace=False))
+    merged = math.prod(made.shape[first + 1:last], start=made.shape[first])
+    return b.add(Reshape((*made.shape[:first], merged, *made.shape[last:])), made)
 
 
 def _window(rng: np.random.Generator, extent: DimLike) -> tuple[DimLike, DimLike, int]:
@@ -174,5 +192,5 @@ def _take(b: Builder, rng: np.random.Generator, x: Node, pool: Sequence[Node]) -
 Movement = Callable[[Builder, np.random.Generator, Node, Sequence[Node]], Node]
 MOVEMENTS: Mapping[str, Movement] = {
     "transpose": _transpose, "reshape": _reshape, "broadcast": _broadcast, "slice": _slice, "pad": _pad, "concat": _concat,
-    "update": _update, "take": _take,
+    "update": _update, "take": _take, "flatten": _flattened,
 }

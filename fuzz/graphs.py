@@ -101,6 +101,7 @@ class GraphSubject:
 
     name = "graph"
     share = 6
+    fresh = 0.4  # the families are dense in what goes wrong, mutants in what has not been reached
     code_of_seeds = True
 
     def __init__(self, models: Sequence[Graph] = ()) -> None:
@@ -246,9 +247,10 @@ def _place_of(error: BaseException) -> str:
 
 def signs_differ(expected: Shadow, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> str:
     """Which zero has another sign, among elements that rounding does not touch; '' where none has. (Zeros without a sign of
-    their own are what `expected` allows under most precisions, because some rules do; an exact pass may not.)"""
+    their own are what `expected` allows under most precisions, because some rules do; an exact pass may not. What NumPy makes of zeros
+    of both signs in `fmin` and its like hangs on strides and places of the operands.)"""
     for name, known, x, y in zip(expected.names, expected.results, before, after, strict=True):
-        if not known.is_float:
+        if not known.is_float or known.tied:
             continue
         wrong = (x == 0) & (y == 0) & (np.signbit(x) != np.signbit(y)) & (True if known.bound is None else known.bound == 0)
         if wrong.any():

@@ -56,8 +56,9 @@ def _is_float(array: Array) -> bool:
 
 
 def _make_extreme(array: Array, rng: np.random.Generator) -> None:
-    """In place: some rows along one of the axes of one special value each, and some of these elsewhere; or one value everywhere."""
-    values: Sequence[float] = (np.nan, np.inf, -np.inf, -0.0, 0.0)
+    """In place: some rows along one of the axes of one special value each, or of one of their own, and some of these elsewhere; or one
+    value everywhere. (Infinities twice as often: a row of them is what a reduction must begin with.)"""
+    values: Sequence[float] = (np.nan, np.inf, -np.inf, np.inf, -np.inf, -0.0, 0.0)
     if not _is_float(array):
         ends = np.iinfo(array.dtype)
         values = (ends.min, ends.max, ends.min + 1, 0, ends.max // 2, 1)
@@ -68,7 +69,7 @@ def _make_extreme(array: Array, rng: np.random.Generator) -> None:
     for place in np.ndindex(rows.shape[:-1]):
         value = values[int(rng.integers(len(values)))]
         if rng.random() < 0.5:
-            rows[place] = value
+            rows[place] = value if rng.random() < 0.8 or not rows.shape[-1] else rows[place][0]
         elif rng.random() < 0.5:
             rows[place][int(rng.integers(rows.shape[-1]))] = value
 

@@ -73,15 +73,18 @@ def arguments_of(kernel: Kernel, sizes: Mapping[str, int], seed: int, special: b
 
 def interpreted(kernel: Kernel, arguments: Arrays, sizes: Mapping[str, int]) -> Arrays:
     """The arguments after a run, with every check; kernels that run in parallel, on several numbers of threads."""
-    parallel = any(isinstance(s, For) and s.kind == "parallel" for s in kernel.body)
     results: Arrays = []
-    for threads in THREADS if parallel else (1,):
+    for threads in THREADS if is_parallel(kernel) else (1,):
         arrays = [a.copy() for a in arguments]
         run_kernel(kernel, arrays, sizes, threads)
         if results and differing(kernel, results, arrays):
             raise Failure("threads", "loop interpreter", f"{threads} threads give other results")
         results = arrays
     return results
+
+
+def is_parallel(kernel: Kernel) -> bool:
+    return any(isinstance(s, For) and s.kind == "parallel" for s in kernel.body)
 
 
 def differing(kernel: Kernel, before: Arrays, after: Arrays, names: frozenset[str] | None = None) -> str:

@@ -5,7 +5,7 @@ Nothing here knows whether a step is legal: what a primitive refuses is left out
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from ..ir.dims import DimLike
 from ..ir.loop import Alloc, Buffer, For, Kernel, names_of, walk
@@ -15,6 +15,7 @@ from .kernel_values import Values
 from .subject import Failure
 
 MOST_STEPS = 5
+TRIES = 4               # steps that are drawn before a place of a schedule is left out
 FACTORS = (1, 2, 3, 4, 8)
 LANES = (1, 2, 4, 8, 16)
 
@@ -41,17 +42,44 @@ def is_taken(kernel: Kernel, step: Step) -> bool:
         return True
 
 
-def random_step(kernel: Kernel, values: Values) -> Step | None:
-    """A step on the kernel's own loops; None where it has none."""
+def random_step(kernel: Kernel, values: Values, near: Collection[str] = ()) -> Step | None:
+    """A step on the kernel's own loops, on those with a name in `near` where there are such; None where it has no loops."""
     loops = [s for s in walk(kernel.body) if isinstance(s, For)]
     if not loops or not kernel.buffers:
         return None
     primitive = values.one(tuple(DRAW))
-    return Step(primitive, DRAW[primitive](kernel, loops, values))
+    return Step(primitive, DRAW[primitive](kernel, [x for x in loops if x.symbol.name in near] or loops, values))
 
 
-def _name(loops: list[For], loop: For) -> str:
-    same = [x for x in loops if x.symbol.name == loop.symbol.name]
+def drawn_schedule(kernel: Kernel, values: Values) -> Schedule:
+    """Up to `MOST_STEPS` steps that are not refused, most of them on what the step before has made or changed: a block of a loop
+    becomes a vector, the blocks are divided among threads, what was fused is split again."""
+    taken: list[Step] = []
+    near: set[str] = set()
+    for _ in range(int(values.rng.integers(1, MOST_STEPS))):
+        for _ in range(TRIES):
+            step = random_step(kernel, values, near if values.chance(0.7) else ())
+            if step is None:
+                return tuple(taken)
+            try:
+                after = apply_step(kernel, step)
+            except Failure:  # see `is_taken`
+                return (*taken, step)
+            if after is not None:
+                near = {name for name, loop in _loops_of(after).items() if _loops_of(kernel).get(name) != loop}
+                taken.append(step)
+                kernel = after
+                break
+    return tuple(taken)
+
+
+def _loops_of(kernel: Kernel) -> dict[str, tuple[object, ...]]:
+    """What steps change of a loop, by its name."""
+    return {s.symbol.name: (s.extent, s.kind) for s in walk(kernel.body) if isinstance(s, For)}
+
+
+def _name(kernel: Kernel, loop: For) -> str:
+    same = [s for s in walk(kernel.body) if isinstance(s, For) and s.symbol.name == loop.symbol.name]
     if len(same) == 1:
         return loop.symbol.name
     return f"{loop.symbol.name}@{next(n for n, x in enumerate(same) if x is loop)}"
@@ -71,7 +99,7 @@ def _reassociation(values: Values) -> tuple[Argument, ...]:
 
 def _split(kernel: Kernel, loops: list[For], values: Values) -> tuple[Argument, ...]:
     tail = values.one(((), ("min",), ("guard",)))
-    return (_name(loops, values.one(loops)), values.one(FACTORS), *tail)
+    return (_name(kernel, values.one(loops)), values.one(FACTORS), *tail)
 
 
 def _pairs(loops: list[For]) -> list[For]:
@@ -81,25 +109,25 @@ def _pairs(loops: list[For]) -> list[For]:
 def _fuse(kernel: Kernel, loops: list[For], values: Values) -> tuple[Argument, ...]:
     held = _held(values.one(_pairs(loops)))
     count = int(values.rng.integers(2, 4))
-    return tuple(_name(loops, x) for x in (held if len(held) > 1 else loops)[:count])
+    return tuple(_name(kernel, x) for x in (held if len(held) > 1 else loops)[:count])
 
 
 def _reorder(kernel: Kernel, loops: list[For], values: Values) -> tuple[Argument, ...]:
     held = _held(values.one(_pairs(loops)))
     second = held[1] if len(held) > 1 else values.one(loops)
-    return (_name(loops, held[0]), _name(loops, second), *_reassociation(values))
+    return (_name(kernel, held[0]), _name(kernel, second), *_reassociation(values))
 
 
 def _vectorize(kernel: Kernel, loops: list[For], values: Values) -> tuple[Argument, ...]:
-    return (_name(loops, values.one(loops)), values.one(LANES), *_reassociation(values))
+    return (_name(kernel, values.one(loops)), values.one(LANES), *_reassociation(values))
 
 
 def _unroll(kernel: Kernel, loops: list[For], values: Values) -> tuple[Argument, ...]:
-    return (_name(loops, values.one([x for x in loops if isinstance(x.extent, int)] or loops)),)
+    return (_name(kernel, values.one([x for x in loops if isinstance(x.extent, int)] or loops)),)
 
 
 def _parallelize(kernel: Kernel, loops: list[For], values: Values) -> tuple[Argument, ...]:
-    return (_name(loops, values.one([s for s in kernel.body if isinstance(s, For)] or loops)),)
+    return (_name(kernel, values.one([s for s in kernel.body if isinstance(s, For)] or loops)),)
 
 
 def _stage(kernel: Kernel, loops: list[For], values: Values) -> tuple[Argument, ...]:
@@ -116,7 +144,7 @@ def _stage(kernel: Kernel, loops: list[For], values: Values) -> tuple[Argument, 
     taken = names_of(kernel)
     name = next(n for n in ("tile", "tile2", "tile3", "tile4", "tile5", "tile6", "tile7") if n not in taken)
     space = values.one(((), ("local",), ("register",)))
-    return (_name(loops, loop), buffer.name, tuple(start), tuple(shape), name, *space)
+    return (_name(kernel, loop), buffer.name, tuple(start), tuple(shape), name, *space)
 
 
 def _part(loop: For, buffer: Buffer, axis: int, extent: DimLike, values: Values) -> tuple[Argument, Argument]:
@@ -156,7 +184,7 @@ def changed_schedule(kernel: Kernel, schedule: Schedule, donor: Schedule, values
     if how == "add":
         at = len(schedule) if len(schedule) < MOST_STEPS else at
     before, taken = scheduled(kernel, schedule[:at])
-    for _ in range(4):
+    for _ in range(TRIES):
         step = random_step(before, values) if how != "arguments" else _with_arguments(before, schedule[at], values)
         if step is not None and is_taken(before, step):
             return (*taken, step, *schedule[at + (how != "add"):])[:MOST_STEPS], how

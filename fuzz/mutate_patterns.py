@@ -25,7 +25,7 @@ NUMBERS = (0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 0.5, 0.25, 4.0, 3.0, 0.1, 10.0, 127.
 WHOLE = (0, 1, -1, 2, -2, 3, 4, 7, 8, 16, 127, -128)
 # for constants: what == takes for one number, what it takes for none, one number everywhere, two numbers
 ALIKE = ((0, -0.0), (0, -0.0), (0, -0.0, 1), (1, -1), (float("nan"), 1), (float("inf"), float("-inf")), (2, 2), (0, 0), (1, 1), (0, 1))
-ALIKE_SHARE = 0.4
+ALIKE_SHARE, ALIKE_OPERANDS = 0.4, 0.35  # of constants that parameters become, of operands of rules
 SHAPES = ((), (3,), (17,), (4, 9))
 STAND_INS: Mapping[str, tuple[DType, ...]] = {"f": (F32, F64), "i": (I32,), "u": (U8,), "b": (BOOL,)}
 
@@ -91,7 +91,10 @@ def _condition(b: Builder, rng: np.random.Generator, x: Node, pool: Sequence[Nod
 
 
 def _everywhere(b: Builder, rng: np.random.Generator, x: Node) -> Node:
-    """A number as an array like x; one that the dtype does not hold is what a cast makes of it."""
+    """A number as an array like x; one that the dtype does not hold is what a cast makes of it. Now and then numbers that look like one
+    number: a rule for a constant must tell them apart."""
+    if x.rank and x.tensor.is_static and rng.random() < ALIKE_OPERANDS:
+        return b.add(Const(Constant(_alike(x.tensor, rng), x.dtype)))
     with np.errstate(all="ignore"):
         return library.full(b, _number(rng, x.dtype), x.dtype, x.shape)
 

@@ -1,7 +1,7 @@
 """Whatever reads files as a subject of fuzzing: bytes go in, and what comes out is a program or one clear error.
 
 A case is the name of a reader and bytes. Seeds are small valid files of each kind. Mutators know nothing of formats but the
-words of the text formats; coverage tells which damage leads somewhere new.
+words of the text formats and the messages of ONNX (`onnx_edits.py`); coverage tells which damage leads somewhere new.
 
 The code in an object is not run: what is damaged there cannot be told from what is meant.
 """
@@ -40,6 +40,7 @@ from .subject import Failure, Refused, Verdict
 
 try:
     from ..frontends import from_onnx as onnx_front_end
+    from . import onnx_edits
     READS_ONNX = True
 except ImportError:  # the extra is not installed: its models are not read
     READS_ONNX = False
@@ -63,6 +64,7 @@ class ParserSubject:
 
     name = "bytes"
     share = 1
+    fresh = 1 / 4
     code_of_seeds = False
 
     def seeds(self) -> Iterator[ByteCase]:
@@ -94,7 +96,7 @@ class ParserSubject:
 
     def mutate_program(self, case: ByteCase, rng: np.random.Generator, donor: ByteCase | None,
                        allowed: frozenset[str]) -> tuple[ByteCase, str] | None:
-        names = [name for name in _MUTATORS if name in allowed]
+        names = [name for name in _MUTATORS if name in allowed and (name != "edit_model" or case.reader == "onnx")]
         if not names:
             return None
         data, name = case.data, chosen(rng, names)
@@ -291,9 +293,14 @@ def exchange_word(data: bytes, rng: np.random.Generator, donor: bytes) -> bytes:
     return data[:old.start()] + new + data[old.end():]
 
 
+def edit_model(data: bytes, rng: np.random.Generator, donor: bytes) -> bytes:
+    """An ONNX model is changed by its structure, so that it still parses; all else stays."""
+    return onnx_edits.edited_bytes(data, rng, donor)
+
+
 _VOCABULARY = (*(word.encode() for word in sorted(KEYWORDS)), *(str(n).encode() for n in _INTEGERS), b"-1", b"1e400", b"-0.0", b"%0", b"",
                b"(" * 100, b"9" * 400, b"\x00", "é".encode(), b"\xff")
 _MUTATORS: dict[str, Callable[[bytes, np.random.Generator, bytes], bytes]] = {
     "flip_bits": flip_bits, "set_byte": set_byte, "remove": remove, "repeat": repeat, "truncate": truncate,
-    "set_integer": set_integer, "splice": splice, "exchange_word": exchange_word,
+    "set_integer": set_integer, "splice": splice, "exchange_word": exchange_word, **({"edit_model": edit_model} if READS_ONNX else {}),
 }

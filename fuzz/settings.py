@@ -44,7 +44,6 @@ class Settings(Struct, frozen=True):
     subjects: tuple[str, ...] = ()
     patience: int = 4
     native_share: float = 1 / 8
-    fresh_share: float = 1 / 4
     hang_seconds: float = 20.0
     memory_bytes: int = 0
     stop_at_first: bool = False

@@ -25,8 +25,8 @@ from ..ir.errors import IndexFailure, TilewrightError
 from ..ir.graph import Binding, Graph, Node
 from ..ir.interp import bind_shapes
 from ..ir.ops.control import Composite, Fusion, Get, If, MakeTuple, Param, Scan, While
-from .shadow_ops import indices_of, trace_op
-from .shadow_values import INFINITE, Array, Item, Traced, all_tainted, are_known, are_signless
+from .shadow_ops import chooses_extremes, indices_of, trace_op
+from .shadow_values import INFINITE, Array, Item, Traced, all_tainted, are_known, are_signless, are_tied, meet_as_zeros
 
 
 class Shadow:
@@ -101,7 +101,10 @@ class _Walk:
                     return self.scan(op, inputs)
             if any(x.bound is not None for x in indices_of(node.op, inputs)):
                 self.may_fail = True
-            return trace_op(node.op, inputs, self.binding, self.precision)
+            made = trace_op(node.op, inputs, self.binding, self.precision)
+            if isinstance(made, Traced):
+                made.tied = are_tied(inputs) or chooses_extremes(node.op) and meet_as_zeros(inputs)
+            return made
         except (TilewrightError, IndexFailure) as error:
             error.at(node.loc)
             raise
@@ -147,7 +150,7 @@ class _Walk:
         if not parts:
             return Traced(np.zeros((0, *(evaluate(d, self.binding) for d in node.shape)), node.dtype.numpy))
         bound = None if all(x.bound is None for x in parts) else np.stack([x.bounds for x in parts])
-        made = Traced(np.stack([x.value for x in parts]), bound, are_signless(parts), are_known(parts))
+        made = Traced(np.stack([x.value for x in parts]), bound, are_signless(parts), are_known(parts), tied=are_tied(parts))
         if parts[0].is_float and all(x.unit is not None for x in parts):
             units = [x.unit for x in parts if x.unit is not None]
             made.unit, made.mass, made.rounds = min(units), max(x.mass for x in parts), max(x.rounds for x in parts)
@@ -160,7 +163,7 @@ def _one(values: tuple[Item, ...]) -> Item:
 
 def _at(x: Traced, step: int) -> Traced:
     bound = None if x.bound is None else np.asarray(x.bound[step])
-    return Traced(np.asarray(x.value[step]), bound, x.signless, x.known, x.unit, x.mass, x.rounds)
+    return Traced(np.asarray(x.value[step]), bound, x.signless, x.known, x.unit, x.mass, x.rounds, tied=x.tied)
 
 
 # --- holding results against it -----------------------------------------------------------------------------------------

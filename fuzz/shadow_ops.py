@@ -46,7 +46,7 @@ from ..ir.ops.shape import (
     UpdateSlice,
 )
 from .shadow_contractions import CONTRACTIONS, trace_contraction
-from .shadow_scalars import trace_elementwise
+from .shadow_scalars import EXTREMES, trace_elementwise
 from .shadow_unknown import perturbed
 from .shadow_values import (
     FORMATS,
@@ -109,6 +109,11 @@ def indices_of(op: Op, operands: Sequence[Traced]) -> Sequence[Traced]:
     if isinstance(op, (Take, TakeAlong, GatherND, ScatterND, ScatterAlong)):
         return operands[1:2]
     return ()
+
+
+def chooses_extremes(op: Op) -> bool:
+    """Whether a result is the greater or lesser of some values: of equal ones, any."""
+    return (op.function if isinstance(op, Elementwise) else getattr(op, "kind", "")) in EXTREMES
 
 
 def _moved(op: Op, operands: Sequence[Traced], value: Array, binding: Binding) -> Traced:

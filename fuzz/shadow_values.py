@@ -58,13 +58,14 @@ class Traced:
     `unit`, `mass`, `rounds` as above; `unit` is None where nobody asked yet (then no operation hides), 0 where there is none.
     `signless`: zeros may have either sign. `known`: may be a constant at compile time. `given`: made of parameters by arithmetic
     and movement alone, which nothing may reorder: wherever the value itself is a result and finite it has no bound. (What is
-    computed from it may still be computed in other ways, and goes by the bound.)
+    computed from it may still be computed in other ways, and goes by the bound.) `tied`: a maximum or minimum of zeros of both signs
+    is on the way, so that not even the same evaluation over other memory need give the same sign of zero.
     """
 
-    __slots__ = ("value", "bound", "signless", "known", "unit", "mass", "rounds", "given")
+    __slots__ = ("value", "bound", "signless", "known", "unit", "mass", "rounds", "given", "tied")
 
     def __init__(self, value: Array, bound: Bound = None, signless: bool = False, known: bool = False,
-                 unit: float | None = None, mass: float = 0.0, rounds: int = 0, given: bool = False) -> None:
+                 unit: float | None = None, mass: float = 0.0, rounds: int = 0, given: bool = False, tied: bool = False) -> None:
         self.value = value
         self.bound = bound
         self.signless = signless
@@ -73,6 +74,7 @@ class Traced:
         self.mass = mass
         self.rounds = rounds
         self.given = given
+        self.tied = tied
 
     @property
     def is_float(self) -> bool:
@@ -146,6 +148,16 @@ def are_given(operands: Iterable[Traced]) -> bool:
 
 def are_signless(operands: Iterable[Traced]) -> bool:
     return any(x.signless for x in operands)
+
+
+def are_tied(operands: Iterable[Traced]) -> bool:
+    return any(x.tied for x in operands)
+
+
+def meet_as_zeros(operands: Sequence[Traced]) -> bool:
+    """Whether there are zeros of both signs among these."""
+    signs = [np.signbit(x.value[x.value == 0]) for x in operands if x.is_float]
+    return any(s.any() for s in signs) and not all(s.all() for s in signs)
 
 
 def settled(bound: Bound) -> Bound:

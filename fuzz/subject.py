@@ -73,6 +73,7 @@ class Subject(Protocol[C]):
 
     name: str
     share: int  # of the programs, beside the other subjects
+    fresh: float  # share of its programs that are new ones, not mutants
     code_of_seeds: bool  # whether every seed shall become machine code: they are few, and each shows another part of it
 
     def seeds(self) -> Iterator[C]:

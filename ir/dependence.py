@@ -36,6 +36,8 @@ from .graph import Node
 from .loop import Alloc, For, If, Let, Load, Stmt, Store, While, blocks_of, expression_nodes, expressions_of
 from .loop_verify import Known, linear_factor, prove_nonnegative
 
+MOST_VALUES = 64  # of a symbol that are tried
+
 
 class Access(Struct, frozen=True):
     """A load (`how` 'load'), a store ('store') or a combining store (the function's name) of the buffer of that name."""
@@ -280,6 +282,33 @@ def _divided(size: DimLike, modulus: DimLike) -> DimLike:
             break
         size = size - quotient * modulus
     return size
+
+
+def extents_around(statements: Sequence[Stmt]) -> list[DimLike]:
+    """Of the loops around everything in these statements, outer first."""
+    found = []
+    while len(statements) == 1 and isinstance(statements[0], For):
+        found.append(statements[0].extent)
+        statements = statements[0].body
+    return found
+
+
+def sizes_where(extents: Iterable[DimLike], given: Iterable[Symbol]) -> dict[str, DimLike]:
+    """Those of the given sizes that can have one value only where loops of these extents run. An index does not show the variable of
+    a loop of at most one iteration, nor so that there is one: N is 1 in a loop over an N of at most 1."""
+    names = {size.name for size in given}
+    found: dict[str, DimLike] = {}
+    for extent in extents:
+        if isinstance(extent, int) or bounds(extent)[1] > 1:
+            continue
+        for size in symbols_of(extent):
+            low, high = size.tight
+            if size.name not in names or not isinstance(high, int) or high - low >= MOST_VALUES:
+                continue
+            values = [v for v in range(low, high + 1) if bounds(substitute(extent, {size.name: v}))[1] >= 1]
+            if len(values) == 1:
+                found[size.name] = values[0]
+    return found
 
 
 def lie_apart(first: Access, ranges: Ranges, second: Access, other: Ranges) -> bool:

@@ -41,11 +41,13 @@ from .dependence import (
     Access,
     accesses_of,
     conflicts,
+    extents_around,
     inner_variables,
     lie_apart,
     lie_apart_later,
     ranges_of,
     reached,
+    sizes_where,
     stored_buffers,
 )
 from .dims import (
@@ -380,6 +382,10 @@ def _carried(place: _Place) -> Iterator[tuple[Access, Access]]:
     # (a symbolic extent of at most 1 would be as good, but backends do not know that a vector of it has one lane)
     if loop.extent in (0, 1) or any(around.extent == 0 for around in place.outer()):
         return
+    sizes = sizes_where([*(around.extent for around in place.outer()), loop.extent, *extents_around(loop.body)], place.kernel.symbols)
+    fixed = substitute(loop.extent, sizes)
+    if sizes and (fixed == loop.extent or fixed not in (0, 1)):
+        loop = replace(loop, extent=fixed, body=substitute_statements(loop.body, sizes))
     statements = reached(loop.body)
     accesses, ranges = accesses_of(statements), ranges_of(statements, [loop.symbol.name])
     meeting: _Meeting | None = None
@@ -464,6 +470,7 @@ def fuse(kernel: Kernel, outer: str, *inner: str) -> Kernel:
         loops.append(_only_loop(kernel, "fuse", place.loop, name))
         place = place.inside()
         _check_fuse(first.loop, place)
+    _check_extents(first, loops)
     total = product(loop.extent for loop in loops)
     fused = loop_variable(loops[0].symbol.name, total)
     position: DimLike = variable_size(fused)
@@ -510,6 +517,19 @@ def _check_fuse(first: For, place: _Place) -> None:
         raise _fail(place.kernel, f"{names}: the extent {place.loop.extent} depends on {first.symbol.name}")
     if first.kind == "parallel":
         _need_independent(place, "fuse")
+
+
+def _check_extents(first: _Place, loops: Sequence[For]) -> None:
+    """Two loops around nothing because their extents are below zero would have a product above it. Sizes that are given at launch
+    are none of those: a shape below zero is refused before."""
+    around = {loop.symbol.name for loop in first.outer()}
+    known = first.known()
+    open_ended = [loop for loop in loops if any(s.name in around for s in symbols_of(loop.extent))
+                  and not prove_nonnegative(loop.extent, known)]
+    if len(open_ended) > 1:
+        a, b = open_ended[:2]
+        raise _fail(first.kernel, f"fuse {', '.join(loop.symbol.name for loop in loops)}: the extents {a.extent} and {b.extent} may both "
+                    "be below zero")
 
 
 def reorder(kernel: Kernel, outer: str, inner: str, reassociate: bool = False) -> Kernel:
@@ -570,10 +590,17 @@ def parallelize(kernel: Kernel, loop: str) -> Kernel:
     others = [s for s in kernel.body if s is not old and not (isinstance(s, For) and s.kind == "parallel")]
     if not others:
         return place.replaced((replace(old, kind="parallel"),))
-    stored, statements = stored_buffers(walk(kernel.body)), reached([old])
-    own, ranges = accesses_of(statements, stored), ranges_of(statements)
+    stored = stored_buffers(walk(kernel.body))
+    statements = reached([old])
+    touched = accesses_of(statements, stored), ranges_of(statements)
     for other in others:
-        statements = reached([other])
+        (own, ranges), statements = touched, reached([other])
+        # either touches something only where the loops around it run
+        sizes = sizes_where([*extents_around([old]), *extents_around([other])], kernel.symbols)
+        if sizes:
+            statements = reached(substitute_statements((old,), sizes))
+            own, ranges = accesses_of(statements, stored), ranges_of(statements)
+            statements = reached(substitute_statements((other,), sizes))
         theirs = ranges_of(statements)
         for a, b in conflicts(own, accesses_of(statements, stored)):
             # local memory that other statements have stored to may be read: every thread runs those statements

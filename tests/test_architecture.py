@@ -65,17 +65,25 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "compiled_function": ("ir", "ir.errors", "frontends"),
     "driver": ("ir", "ir.errors", "collector", "options", "machine", "compiled_function", "saving", "variants", "frontends",
                "frontends.onnx", "build", "explaining", "calibration", "tuning", "runtime"),
+    # ONNX models of others: what they would take, and whether they are computed right
+    "agreement": (),
+    "onnx_peers": ("ir.errors",),
+    "checking": ("ir", "ir.errors", "build", "collector", "driver", "explaining", "frontends.onnx", "options", "pipeline", "runtime"),
+    "verifying": ("ir.errors", "agreement", "driver", "frontends.onnx", "onnx_peers", "options", "runtime"),
+    "onnxruntime": ("ir", "ir.errors", "collector", "options", "driver", "frontends.onnx"),
     # what executes programs sits above the driver
     "tools": ("ir", "ir.errors", "options", "driver", "loading", "runtime"),
     "fuzz": ("ir", "ir.errors", "build", "cost", "driver", "frontends.onnx", "library", "lowering", "options", "passes", "pipeline", "runtime"),
     "cli": ("ir", "ir.errors", "options", "machine", "key_facts", "launch_facts", "loading", "saving", "driver", "runtime", "version",
-            "tools", "fuzz"),
+            "tools", "fuzz", "checking", "onnx_peers", "verifying"),
     "": ("version", "cli"),  # __init__ and __main__
 }
 # the first segment of a module's name, where its layer is called otherwise
 LAYER_OF = {
-    "cli_machine": "cli", "cli_model": "cli", "cli_passes": "cli", "cli_profile": "cli", "cli_fuzz": "cli", "cli_shared": "cli", "__init__": "", "__main__": "",
+    "cli_machine": "cli", "cli_model": "cli", "cli_onnx": "cli", "cli_passes": "cli", "cli_profile": "cli", "cli_fuzz": "cli", "cli_shared": "cli", "__init__": "", "__main__": "",
     "frontends.from_onnx": "frontends.onnx", "frontends.onnx_messages": "frontends.onnx", "frontends.onnx_ops": "frontends.onnx",
+    "frontends.onnx_calls": "frontends.onnx", "frontends.onnx_dims": "frontends.onnx", "frontends.onnx_files": "frontends.onnx",
+    "frontends.onnx_limits": "frontends.onnx", "frontends.onnx_scopes": "frontends.onnx", "frontends.onnx_pieces": "frontends.onnx", "frontends.onnx_survey": "frontends.onnx",
 }
 # third party -> the layers that may import it; None: all
 THIRD_PARTIES: dict[str, tuple[str, ...] | None] = {
@@ -85,7 +93,8 @@ THIRD_PARTIES: dict[str, tuple[str, ...] | None] = {
     "ml_dtypes": ("ir",),
     "msgspec": None,
     "llvmlite": ("backends.llvm",),
-    "onnx": ("frontends.onnx",),
+    "onnx": ("frontends.onnx", "onnx_peers"),
+    "onnxruntime": ("onnx_peers",),
     "google": ("frontends.onnx",),  # protobuf: what onnx raises on bad bytes
     "click": ("cli",),
     "jinja2": ("fuzz",),
@@ -101,8 +110,13 @@ LATE_IMPORTS = {
     ("driver", "calibration"): "compiles and measures: only for reports",
     ("driver", "tuning"): "compiles and measures: only where that is asked for",
     ("cli_fuzz", "fuzz.report"): "needs the extra [fuzz]",
+    ("cli_onnx", "checking"): "the compile half, and the extra [onnx]: only when a model is checked",
+    ("cli_onnx", "verifying"): "needs the extra [onnx]",
+    ("onnx_peers", "onnx"): "what a model is compared with, where it is installed",
+    ("onnx_peers", "onnxruntime"): "what a model is compared with, where it is installed",
 }
 DYNAMIC_IMPORTS = {
+    "fuzz.onnx_seeds": "the node cases of the onnx package, which the fuzzer can do without",
     "__init__": "PEP 562: public names are handed on when they are asked for",
 }
 # module -> why it reads the environment

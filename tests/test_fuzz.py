@@ -41,6 +41,7 @@ class Numbers:
 
     name = "number"
     share = 1
+    fresh = 1 / 4
     code_of_seeds = True
 
     def __init__(self) -> None:
@@ -161,7 +162,7 @@ def test_the_same_seed_does_the_same(tmp_path: Path) -> None:
 
 
 def test_what_gains_by_its_passes_becomes_machine_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, subject, _ = fuzzer(tmp_path, iterations=20, native_share=1e-9)
+    made, subject, _ = fuzzer(tmp_path, iterations=40, native_share=1e-9)
     monkeypatch.setattr(made.coverage, "gained", lambda: 1)
     trials: list[Trial] = []
     original = made.program

@@ -10,6 +10,7 @@ import pytest
 from tilewright.fuzz.families import stored_graph
 from tilewright.fuzz.generate import random_array
 from tilewright.fuzz.generate_axes import axis_graph
+from tilewright.fuzz.generate_memory import memory_graph, twin_graph
 from tilewright.fuzz.generate_windows import window_graph
 from tilewright.fuzz.graphs import GraphCase, GraphSubject
 from tilewright.fuzz.input_kinds import inputs_of_kind, make_sided
@@ -20,15 +21,16 @@ from tilewright.fuzz.sizes import random_size, random_symbol
 from tilewright.ir.dims import symbols_of
 from tilewright.ir.graph import Builder, Graph
 from tilewright.ir.interp import evaluate_graph
-from tilewright.ir.ops.compute import ArgReduce, ArgSort, Cumulative, Reduce, ReduceWindow, Sort
+from tilewright.ir.ops.compute import ArgReduce, ArgSort, Cumulative, Dot, Reduce, ReduceWindow, Sort
 from tilewright.ir.parser import parse
 from tilewright.ir.types import ARRAY_DTYPES, dtype_of
 from tilewright.ir.verify import verify
 
 Family = Callable[[np.random.Generator], Graph]
+MADE = (axis_graph, window_graph, stored_graph, memory_graph, twin_graph)
 
 
-@pytest.mark.parametrize("make", [axis_graph, window_graph, stored_graph])
+@pytest.mark.parametrize("make", MADE)
 def test_families_make_acceptable_cases(make: Family) -> None:
     rng = np.random.default_rng(1)
     graphs = [make(rng) for _ in range(80)]
@@ -39,7 +41,7 @@ def test_families_make_acceptable_cases(make: Family) -> None:
     assert [g.fingerprint for g in graphs] == [make(again).fingerprint for _ in range(80)]
 
 
-@pytest.mark.parametrize("make", [axis_graph, window_graph, stored_graph])
+@pytest.mark.parametrize("make", MADE)
 def test_the_clean_compiler_keeps_its_promises_on_families(make: Family) -> None:
     """Without machine code; every third of these seeds is lowered."""
     rng = np.random.default_rng(2)
@@ -167,3 +169,18 @@ def test_distinct_inputs_differ_everywhere() -> None:
     graph = parse("graph @g(%x: f32[7, 90], %y: i8[30], %z: u64[41]) -> (a, b, c) {\n  return %x, %y, %z\n}")
     for array in inputs_of_kind(graph, np.random.default_rng(0), "distinct"):
         assert np.unique(array).size == array.size
+
+
+def test_values_in_memory_have_sizes_of_which_one_bounds_the_other() -> None:
+    rng = np.random.default_rng(3)
+    shapes = [{n.shape[0] for n in memory_graph(rng).nodes() if n.rank} for _ in range(40)]
+    assert sum(any(not isinstance(n, int) and n * k in found for n in found for k in (2, 3, 4)) for found in shapes) >= 4
+
+
+def test_twins_differ_in_few_ops() -> None:
+    """Two or three parts, most of them of one length, that are not the same."""
+    rng = np.random.default_rng(4)
+    graphs = [twin_graph(rng) for _ in range(60)]
+    assert sum(len(graph.results) > 1 for graph in graphs) > 40
+    products = [graph for graph in graphs if sum(isinstance(n.op, Dot) for n in graph.nodes()) > 1]
+    assert len(products) > 15

@@ -12,9 +12,10 @@ import pytest
 
 from tilewright.fuzz import kernel_native
 from tilewright.fuzz.generate_kernels import random_kernel
+from tilewright.fuzz.generate_nests import random_nest
 from tilewright.fuzz.kernel_drafts import Draft
 from tilewright.fuzz.kernel_edits import statements_in, with_fuel
-from tilewright.fuzz.kernel_native import Run, check_native, doubtful_buffers
+from tilewright.fuzz.kernel_native import Run, check_native, doubtful_buffers, program_of
 from tilewright.fuzz.kernel_oracles import (
     arguments_of,
     check_text,
@@ -25,13 +26,14 @@ from tilewright.fuzz.kernel_oracles import (
     side_by_side,
     sums_are_exact,
 )
+from tilewright.fuzz.kernel_schedules import drawn_schedule
 from tilewright.fuzz.kernel_values import Values
 from tilewright.fuzz.kernels import KernelCase, KernelSubject, fitting, more_runs, serial
 from tilewright.fuzz.mutate_kernels import MUTATORS
 from tilewright.fuzz.subject import Failure, Refused
 from tilewright.ir import loop_text, schedule
 from tilewright.ir.errors import CompileError, ParseError, TilewrightError
-from tilewright.ir.loop import For, Kernel, walk
+from tilewright.ir.loop import For, Kernel, Load, Store, expression_nodes, walk
 from tilewright.ir.loop_interp import run_kernel, scalar_caller
 from tilewright.ir.loop_text import format_kernel, parse_kernel
 from tilewright.ir.loop_verify import unproved_indices, verify_kernel
@@ -74,6 +76,25 @@ def test_generation_follows_from_the_generator_alone() -> None:
     assert first == second
 
 
+def test_small_nests_keep_the_rules_and_every_promise() -> None:
+    """All loops are serial, iterations meet in memory, and what schedules leave of them means the same."""
+    primitives = set()
+    met = 0
+    for seed in range(60):
+        kernel = random_nest(np.random.default_rng(seed))
+        verify_kernel(kernel)
+        assert format_kernel(random_nest(np.random.default_rng(seed))) == format_kernel(kernel)
+        assert {s.kind for s in walk(kernel.body) if isinstance(s, For)} == {"serial"}
+        met += any(isinstance(n.op, Load) and n.op.buffer == s.buffer and n.op.index != s.index for s in walk(kernel.body)
+                   if isinstance(s, Store) for n in expression_nodes(s.value))
+        case = fitting(kernel, np.random.default_rng(seed))
+        assert case is not None
+        case = SUBJECT.with_random_passes(case, np.random.default_rng(seed))
+        primitives |= set(SUBJECT.check(case, False).changed)
+    assert met > 20
+    assert primitives >= {"split", "fuse", "vectorize", "reorder", "parallelize", "unroll"}
+
+
 def test_seeds_are_what_lowering_makes() -> None:
     seeds = list(itertools.islice(SUBJECT.seeds(), 40))
     texts = [format_kernel(case.kernel) for case in seeds]
@@ -98,7 +119,8 @@ def test_while_loops_get_an_end() -> None:
 @pytest.mark.parametrize("name", MUTATORS)
 def test_every_mutator_makes_other_kernels(name: str) -> None:
     changed = 0
-    cases = generated(24)
+    made = [fitting(random_kernel(rng), rng) for rng in map(np.random.default_rng, range(30))]
+    cases = [case for case in made if case is not None]
     for number, (case, donor) in enumerate(zip(cases, reversed(cases))):
         try:
             kernel = MUTATORS[name](Draft(case.kernel, Values(np.random.default_rng(number)), donor.kernel))
@@ -150,6 +172,13 @@ def test_schedules_are_drawn_and_shortened() -> None:
         drawn |= {step.primitive for step in kept.schedule}
         assert not SUBJECT.with_pipeline(case).schedule
     assert len(drawn) >= 5
+
+
+def test_steps_follow_each_other_on_the_same_loops() -> None:
+    """A block is made of a loop, and then a vector, or a part of threads, of the block."""
+    drawn = [drawn_schedule(parse_kernel(ADD), Values(np.random.default_rng(seed))) for seed in range(60)]
+    assert any(step.primitive == "vectorize" and "_inner" in str(step) for schedule in drawn for step in schedule)
+    assert any(step.primitive == "parallelize" and "_outer" in str(step) for schedule in drawn for step in schedule)
 
 
 # --- planted faults --------------------------------------------------------------------------------------------------
@@ -220,6 +249,18 @@ def test_wrong_machine_code_is_found() -> None:
     for seed, target in enumerate(kernel_native.TARGETS):
         with pytest.raises(Failure, match=f"result in llvm: {target}: %y, element 3"):
             check_native(case.kernel, runs, seed)
+
+
+def test_threads_wait_for_what_is_stored_late() -> None:
+    """Where threads share a kernel, what its results hold before is stored late, by one of them; and all of it is."""
+    kernel = parse_kernel("kernel @k(%x: in f32[9], %y: inout f32[9]) {"
+                          " for %i in 0..9 parallel { %y[i] = sub(load %x[i], load %y[i]) } }")
+    fill, _ = program_of(kernel).kernels()
+    assert any(s.symbol.name == "round" for s in walk(fill.body) if isinstance(s, For))
+    arguments = arguments_of(kernel, {}, 1, False)
+    assert check_native(kernel, [Run(arguments, interpreted(kernel, arguments, {}), {})], 0)
+    fill, _ = program_of(serial(kernel)).kernels()
+    assert not any(s.symbol.name == "round" for s in walk(fill.body) if isinstance(s, For))
 
 
 def test_machine_code_runs_with_other_inputs_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,8 +34,9 @@ def test_every_reader_has_seeds_that_it_reads(seeds: list[ByteCase]) -> None:
 def test_damage_ends_in_one_error(name: str, seeds: list[ByteCase]) -> None:
     rng = np.random.default_rng(2)
     changed = 0
+    of_its_kind = [case for case in seeds if case.reader == "onnx"] if name == "edit_model" else seeds
     for _ in range(150):
-        case, donor = (seeds[int(rng.integers(len(seeds)))] for _ in range(2))
+        case, donor = (of_its_kind[int(rng.integers(len(of_its_kind)))] for _ in range(2))
         found = SUBJECT.mutate_program(case, rng, donor, frozenset({name}))
         assert found is not None
         changed += found[0] != case

@@ -86,7 +86,7 @@ def test_loops_end_soon() -> None:
 def test_movements_of_every_kind_are_made() -> None:
     found = {n.op.spelling for seed in range(100) for n in movement_graph(np.random.default_rng(seed)).nodes()}
     assert found >= {"transpose", "reshape", "broadcast", "slice", "pad", "concat", "update_slice", "take"}
-    assert len(MOVEMENTS) == 8
+    assert len(MOVEMENTS) == 9
 
 
 def test_layers_have_known_weights_and_one_matrix_on_both_sides() -> None:

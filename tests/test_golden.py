@@ -14,6 +14,7 @@ import pytest
 from comparing import assert_close
 
 from tilewright.fuzz.generate import random_inputs
+from tilewright.ir.errors import IndexFailure
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.parser import parse
 from tilewright.ir.printer import format_graph
@@ -44,9 +45,18 @@ def test_golden(path: Path, update_golden: bool) -> None:
     verify(graph)
     result = PASSES[path.parent.name](graph, Options(precision=precision))
     verify(result)
-    for seed in range(3):
+    compared = 0
+    for seed in range(5):
         arrays, _ = random_inputs(graph, np.random.default_rng(seed))
-        assert_close(evaluate_graph(result, arrays), evaluate_graph(graph, arrays))
+        try:
+            before = evaluate_graph(graph, arrays)
+        except IndexFailure:  # at the least sizes some places are outside
+            with pytest.raises(IndexFailure):
+                evaluate_graph(result, arrays)
+            continue
+        assert_close(evaluate_graph(result, arrays), before)
+        compared += 1
+    assert compared >= 2
     text = format_graph(result)
     if update_golden:
         path.write_text(source + MARK + text)

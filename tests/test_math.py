@@ -27,6 +27,7 @@ from benchmarks.math_harness import (
     sample,
 )
 from tilewright.backends.llvm.math import MATH, emit_math
+from tilewright.ir.ops.scalar import SCALARS
 
 INF, NAN = math.inf, math.nan
 EXACT_FROM_NUMPY = ("floor_mod", "floor_divide")      # defined by NumPy's own steps in the same precision
@@ -129,6 +130,70 @@ def test_fma_specials(machine: Machine) -> None:
         np.testing.assert_array_equal(found, wanted)
         numbers = ~np.isnan(wanted)
         np.testing.assert_array_equal(np.signbit(found[numbers]), np.signbit(wanted[numbers]))
+
+
+def numbers_of_exponents(exponents: Array, generator: np.random.Generator, dtype: str) -> Array:
+    """Numbers with these biased exponents, clipped to the finite ones, 0 for subnormals; significands full, short or half empty."""
+    fraction, top, bits = (23, 254, np.uint32) if dtype == "float32" else (52, 2046, np.uint64)
+    count = exponents.size
+    masks = np.array([-1, 15 << (fraction - 4), -(1 << (fraction // 2))]).astype(bits)[generator.integers(0, 3, count)]
+    significands = generator.integers(0, 1 << fraction, count).astype(bits) & masks
+    signs = generator.integers(0, 2, count).astype(bits) << (bits(0).itemsize * 8 - 1)
+    return (signs | np.clip(exponents, 0, top).astype(bits) << fraction | significands).view(dtype)
+
+
+def fma_operands(dtype: str, count: int, seed: int) -> tuple[Array, Array, Array]:
+    """Numbers of the whole range: products in the middle and at both ends, addends of about their size, some of which cancel them."""
+    generator = np.random.default_rng(seed)
+    top = 254 if dtype == "float32" else 2046
+    first = generator.integers(0, top + 1, count)
+    middle = generator.choice([0, top // 2, -top // 2], count) + generator.integers(-70, 71, count)
+    second = np.clip(np.where(generator.random(count) < 0.25, generator.integers(0, top + 1, count), top - first + middle), 0, top)
+    third = first + second - top // 2 + generator.integers(-110, 111, count)
+    a, b, c = (numbers_of_exponents(exponents, generator, dtype) for exponents in (first, second, third))
+    with np.errstate(all="ignore"):
+        cancelling = -(a * b)
+    return a, b, np.where((generator.random(count) < 0.3) & np.isfinite(cancelling), cancelling, c)
+
+
+def rounded(exact: Fraction, dtype: str) -> float:
+    """To nearest even, of exact arithmetic on integers: what does not depend on any floating-point unit."""
+    fraction, lowest, top = (23, -149, 128) if dtype == "float32" else (52, -1074, 1024)
+    size = abs(exact)
+    unit = max(size.numerator.bit_length() - size.denominator.bit_length() - fraction - 1, lowest)
+    while size >= 2 * Fraction(2)**(unit + fraction):
+        unit += 1
+    value = round(size / Fraction(2)**unit) * Fraction(2)**unit           # Python rounds halves to even
+    sign = -1.0 if exact < 0 else 1.0                                     # the sum itself may be too large for a float
+    return sign * (INF if value >= Fraction(2)**top else float(value))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("machine", "width"), VARIANTS)
+def test_fma_is_exact_for_all_exponents(dtype: str, machine: Machine, width: int) -> None:
+    """Overflowing and vanishing products, subnormal results, ties and cancellations; the operation's meaning is the same."""
+    operands = fma_operands(dtype, 3000, seed=11)
+    largest = float(np.finfo(dtype).max)
+    edges = np.array([largest, -largest, 1.5, -2.0, 0.5, 2.0**-20, float(np.finfo(dtype).smallest_subnormal), 0.0], dtype)
+    operands = tuple(np.concatenate([x, y.ravel()]) for x, y in zip(operands, np.meshgrid(edges, edges, edges)))
+    found = Loop("fma", dtype, width, machine)(*operands)
+    with np.errstate(all="ignore"):
+        meaning = SCALARS["fma"].numpy(*operands)
+    assert (found.view(f"u{found.itemsize}") == meaning.view(f"u{found.itemsize}")).all()
+    for x, y, z, result in zip(*operands, found):
+        exact = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
+        wanted = rounded(exact, dtype)
+        assert result == wanted and (not exact or np.signbit(result) == (exact < 0)), (x, y, z, result, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("width", [1, 2, 8])
+def test_fma_has_the_bits_of_its_meaning(width: int, seed: int) -> None:
+    operands = fma_operands("float64", 20_000, seed)
+    with np.errstate(all="ignore"):
+        meaning = SCALARS["fma"].numpy(*operands)
+    assert (Loop("fma", "float64", width, BASELINE)(*operands).view(np.uint64) == meaning.view(np.uint64)).all()
 
 
 C99 = {

@@ -142,6 +142,7 @@ SHIFT = "for %i in 0..63 { %y[i + 1] = load %y[i] }"
     ("for %i in 0..2 { for %j in 0..2 { for %k in 0..i { %y[k] = f32 0.0 } } }", "fuse(i, j, k)", "the extent i depends on i"),
     ("for %i in 0..8 { for %j in 0..8 { %y[i + 8*j] = f32 0.0 } }", "vectorize(j, 8) fuse(i, j)", "are serial and vector"),
     ("for %i in 0..8 { for %j in 0..8 { %y[i] = f32 0.0 } }", "parallelize(i) fuse(i, j)", "fuse j: its iterations may depend"),
+    ("for %i in 0..8 { for %j in 0..3 - i { for %k in 0..3 - i { %y[j + k] = f32 0.0 } } }", "fuse(j, k)", "may both be below zero"),
     (SHIFT + SHIFT, "split(i, 4)", "2 loops are called i"),
     (SHIFT + SHIFT, 'split("i@2", 4)', "no loop i@2; 2 are called i"),
     ("for %i in 0..N { %y[0] add= load %x[i] }", "vectorize(i, 8)", "would change the order in which add %y"),
@@ -301,6 +302,38 @@ def test_sums_that_arenever_zero(rest: DimLike, plus: list, minus: list) -> None
 def test_what_is_shown_to_lie_apart(body: str, steps: str) -> None:
     kernel = parse_kernel(f"kernel @k[N: 2.., M: 1..](%x: in f32[1000], %y: inout f32[1000]) {{ {body} }}")
     apply_schedule(kernel, parse_schedule(steps))
+
+
+ROWS = ("for %i in 0..N + 1 { %y[4*N + i + 4] = i32 1 } "
+        "for %a in 0..4 { for %b in 0..N - 1 { %y[{index}] = cast(index(a + 1), i32) } }")
+
+
+@pytest.mark.parametrize(("body", "steps", "legal"), [
+    # the last row and a window of the others, of N - 1 columns: for N = 1 it has none
+    (ROWS.replace("{index}", "N*a + a + 2"), "parallelize(i) parallelize(a)", True),
+    (ROWS.replace("{index}", "N*a + a + b + 2"), "parallelize(i) parallelize(a)", True),
+    (ROWS.replace("{index}", "N*a + 2*a + 4"), "parallelize(i) parallelize(a)", False),
+    # rows of N - 1 pieces of 3 elements
+    ("for %i in 0..2 { for %j in 0..N - 1 { for %k in 0..3 { %y[3*N*i - 3*i + k] = i32 1 } } }", "parallelize(i)", True),
+    ("for %i in 0..2 { for %j in 0..N - 1 { for %k in 0..3 { %y[2*N*i - 2*i + k] = i32 1 } } }", "parallelize(i)", False),
+    # variables of loops are no sizes: one that is called alike elsewhere takes other values
+    ("for %i in 0..3 { for %j in 0..i - 1 { %y[3] = i32 1 } } for %a in 0..3 { for %i in 0..3 { %y[a + i] = i32 2 } }",
+     "parallelize(a)", False),
+    ("for %i in 0..8 { for %j in 0..N - 1 { %y[0] = i32 1 } }", "vectorize(j, 4)", False),
+])
+def test_loops_of_at_most_one_iteration_say_that_there_is_one(body: str, steps: str, legal: bool) -> None:
+    """An index shows nothing of them."""
+    kernel = parse_kernel(f"kernel @k[N: 1..2](%y: inout i32[5*N + 9]) {{ {body} }}")
+    if not legal:
+        with pytest.raises(ScheduleError):
+            apply_schedule(kernel, parse_schedule(steps))
+        return
+    changed = apply_schedule(kernel, parse_schedule(steps))
+    for n in (1, 2):
+        plain, parallel = (np.zeros(5 * n + 9, np.int32) for _ in range(2))
+        run_kernel(kernel, [plain], {"N": n}, threads=1)
+        run_kernel(changed, [parallel], {"N": n}, threads=3)
+        assert (plain == parallel).all()
 
 
 def test_schedule_text() -> None:

@@ -14,6 +14,7 @@ from tilewright import library as lib
 from tilewright.backends.llvm.math import MATH
 from tilewright.fuzz import shadow_scalars
 from tilewright.fuzz.generate import DEFAULT_DTYPES, random_graph, random_inputs
+from tilewright.fuzz.graphs import signs_differ
 from tilewright.fuzz.shadow import Shadow, compare, shadow
 from tilewright.fuzz.shadow_ops import trace_op
 from tilewright.fuzz.shadow_values import FORMATS, Traced, fits, lattice, settled
@@ -136,6 +137,21 @@ def test_machine_code_stays_within_the_bounds() -> None:
 @pytest.mark.parametrize("start", range(6000, 6100, 20))
 def test_machine_code_stays_within_the_bounds_on_many_graphs(start: int) -> None:
     check_code(range(start, start + 20))
+
+
+@pytest.mark.parametrize("function", ["fmin", "fmax", "max", "min"])
+def test_zeros_of_both_signs_tie(function: str) -> None:
+    """Which of them comes out hangs on how the operands lie in memory, also behind what moves or computes; nothing ties without them."""
+    zeros, signed, others = floats(0, 0, 1, 2), floats(-0.0, 1, 1, 2), floats(0, 1, 1, 2)
+    graph = graph_of([vector()] * 3, lambda b, x, y, z: [made := lib.scalar(b, function, x, y), lib.scalar(b, "mul", made, z), z])
+    for second, tied in ((signed, True), (others, False)):
+        expected = shadow(graph, [zeros, second, others], precision="strict")
+        assert [x.tied for x in expected.results] == [tied, tied, False]
+        flipped = [np.where(x == 0, -x, x) for x in expected.values]
+        assert (signs_differ(expected, expected.values, [*flipped[:2], expected.values[2]]) == "") == tied
+        assert signs_differ(expected, expected.values, flipped)
+    reduced = graph_of([vector()], lambda b, x: lib.reduce(b, function[-3:], x, [0]))
+    assert [x.tied for x in shadow(reduced, [floats(0, -0.0, 1, 2)]).results] == [True]
 
 
 # --- every op: operands anywhere within their bounds lead to results within the bound -----------------------------------

@@ -2,15 +2,16 @@
 
 What it does: `emit_math(builder, "exp", x)` appends the instructions that compute the function in every lane of `x`: float, double,
 half, or a vector of them; lanes of i16 are bfloat16 (llvmlite has no such type). `MATH` is the table of functions. half and bfloat16
-are computed in float32 and rounded once. The functions are in `math_exponential.py`, `math_trigonometric.py` and
-`math_division.py`, written with the operators of `lanes.py`; the sources of their algorithms stand there.
+are computed in float32 and rounded once. The functions are in `math_exponential.py`, `math_trigonometric.py`,
+`math_division.py` and `math_fused.py`, written with the operators of `lanes.py`; the sources of their algorithms stand there.
 Assumes: the builder stands at the end of an open block of a function whose rounding is to nearest and which keeps subnormals.
 Guarantees: the only functions named are LLVM intrinsics that select to instructions on a target that has what `MathOptions` says;
 C99 special values; subnormals kept; the error in `Function.ulps`, measured in float32 with FMA by `benchmarks/exhaustive_math.py`
 (sqrt, exp, log, sin, cos, tanh, erf, sigmoid: all inputs; the other functions of one operand: every 257th), and sampled otherwise by
 `tests/test_math.py` (float64, two operands, targets without FMA). Straight-line code, except exp (results that are not normal: a block
-of their own), sin, cos, tan (arguments beyond 2^16, float64 2^20: a block that is jumped over) and fmod, floor_mod, floor_divide (a
-loop): after these the builder stands in a new block, so a caller that needs the current block for a phi must read it after the call.
+of their own), sin, cos, tan (arguments beyond 2^16, float64 2^20: a block that is jumped over), float64's fma without the
+instruction (products near the ends of the range: likewise) and fmod, floor_mod, floor_divide (a loop): after these the builder stands
+in a new block, so a caller that needs the current block for a phi must read it after the call.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tilewright.backends.llvm import math_division as division
 from tilewright.backends.llvm import math_exponential as exponential
 from tilewright.backends.llvm import math_trigonometric as trigonometric
 from tilewright.backends.llvm.lanes import FLOAT, Lanes, MathOptions
+from tilewright.backends.llvm.math_fused import fused
 
 HALF = ir.HalfType()
 BFLOAT16_BITS = ir.IntType(16)
@@ -74,7 +76,7 @@ MATH: dict[str, Function] = {
     "trunc": Function(1, Lanes.truncate),
     "round_even": Function(1, Lanes.round_even),
     "copysign": Function(2, Lanes.with_sign_of),
-    "fma": Function(3, division.fused),
+    "fma": Function(3, fused),
     # exponentials and logarithms
     "exp": Function(1, exponential.exp, (1.05, 1.1)),
     "exp2": Function(1, exponential.exp2, (1.1, 1.2)),

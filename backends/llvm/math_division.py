@@ -1,19 +1,16 @@
-"""Remainders, floor division and a correctly rounded fused multiply-add over `Lanes`.
+"""Remainders and floor division over `Lanes`.
 
 What it does: `fmod` subtracts multiples of the divisor, as many bits of the quotient at a time as one exact product allows, in a loop
 that all lanes share (one turn for quotients below 2^50; the method of long division in the spirit of fdlibm's e_fmod.c, with
-floating quotients). `floor_mod` and `floor_divide` are NumPy's `remainder` and `floor_divide` (npy_divmod), step by step. `fused` is FMA
-without the instruction: error-free product and sum, then a sum rounded to odd (Boldo and Melquiond, "Emulation of FMA and correctly
-rounded sums", IEEE Transactions on Computers 57, 2008).
-Guarantees: fmod is exact for all operands. `fused` is exact for float32; for float64 unless the product or its error leaves the
-range of normal numbers.
+floating quotients). `floor_mod` and `floor_divide` are NumPy's `remainder` and `floor_divide` (npy_divmod), step by step.
+Guarantees: fmod is exact for all operands.
 """
 
 from __future__ import annotations
 
 import math
 
-from tilewright.backends.llvm.lanes import Lanes, exact_product, exact_sum, fma
+from tilewright.backends.llvm.lanes import Lanes, exact_sum, fma
 
 SPLIT = 27                  # bits cleared to have two halves of a float64
 
@@ -28,8 +25,8 @@ def divisor_exponent(d: Lanes) -> tuple[Lanes, Lanes, Lanes]:
 
 
 def scale_up(normal: Lanes, exponent: Lanes) -> Lanes:
-    """normal * 2^exponent for exponent >= -54, where the result is representable; in two steps to reach every exponent."""
-    first = ((exponent + 64) >> 1) - 32
+    """normal * 2^exponent for an exponent of -2044 to 2046, where the result is representable; in two steps to reach every exponent."""
+    first = ((exponent + 4096) >> 1) - 2048
     second = exponent - first
     shape = normal.format
     factors = [((part << shape.fraction) + shape.one).as_float() for part in (first, second)]
@@ -109,29 +106,3 @@ def floor_divide_from(x: Lanes, y: Lanes, rest: Lanes) -> Lanes:
     ratio = x / y
     floor = quotient.equals(0.0).select(quotient.splat(0.0).with_sign_of(ratio), floor)
     return y.equals(0.0).select(ratio, floor)
-
-
-def add_to_odd(a: Lanes, b: Lanes) -> Lanes:
-    """a + b, rounded to the neighbour with an odd significand where it is not exact."""
-    total, error = exact_sum(a, b)
-    bits = total.bits()
-    even = (bits & 1).equals(0)
-    inexact = (error > 0.0) | (error < 0.0)
-    away = ~((error < 0.0) ^ (total < 0.0))
-    return (even & inexact).select(bits + away.select(bits.splat(1), -1), bits).as_float()
-
-
-def fused(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
-    """a * b + c rounded once, also without the instruction."""
-    if a.options.has_fma:
-        return fma(a, b, c)
-    if a.is_single:                                   # the product is exact in float64
-        return add_to_odd(a.widen() * b.widen(), c.widen()).narrow()
-    product, product_low = exact_product(a, b)
-    total, total_low = exact_sum(c, product_low)
-    high, high_low = exact_sum(product, total)
-    result = high + add_to_odd(total_low, high_low)
-    # Error terms of infinities are no numbers, and those of zeros lose the sign.
-    plain = a * b + c
-    return (result.is_nan() | result.equals(0.0)).select(plain, result)
-

@@ -45,10 +45,11 @@ def newest_opset(wanted: int) -> int:
 
 
 if TYPE_CHECKING:
-    from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
+    from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto
 else:
     _found: Any = _messages()
     AttributeProto, FunctionProto, GraphProto = _found.AttributeProto, _found.FunctionProto, _found.GraphProto
-    ModelProto, NodeProto, ValueInfoProto = _found.ModelProto, _found.NodeProto, _found.ValueInfoProto
+    ModelProto, NodeProto, TypeProto, ValueInfoProto = _found.ModelProto, _found.NodeProto, _found.TypeProto, _found.ValueInfoProto
 
-__all__ = ["AttributeProto", "FunctionProto", "GraphProto", "ModelProto", "NodeProto", "ValueInfoProto", "newest_opset"]
+__all__ = ["AttributeProto", "FunctionProto", "GraphProto", "ModelProto", "NodeProto", "TypeProto", "ValueInfoProto",
+           "newest_opset"]

@@ -17,6 +17,8 @@ before its next part (`Blocks.in_order`).
 A group may end with a `pad`: the epilogue then stores each element where it lies within the padding, and `elements`
 fills the borders. Where a row lies is counted along with the rows, so that only the first one of a block is divided.
 
+Where it shows only at run time that there are few rows, a nest of its own computes them (`few_rows`).
+
 No iteration over the contraction is split between threads, so results do not depend on their number.
 
 The tile is built as it is, and not scheduled from a plain product like other nests (`elements`): the accumulators, the
@@ -39,77 +41,10 @@ from ..ir.rewrite import COSTS
 from ..ir.types import INDEX
 from ..tiles import Blocks, Tile
 from .inline import Index, Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
+from .left_operand import row_operand
 
 LONG_EPILOGUE = 32  # weighted operations an element, from which on a loop over the tile costs next to nothing
 STREAM_UNIT = 16  # steps
-
-
-class Operand(Struct, frozen=True):
-    """The left operand as the tile reads it: element (row, step), and the loops over the contraction.
-
-    `steps`: extents of the loops over the contraction, outer first. `read(bases, at)` is the flat address for a row
-    whose base address is given; `base(row)` that base. `panel(at)` the position along the packed operand's second axis.
-    `run`: rows that lie `distance` apart each, counted from a multiple of it (0: nothing is known).
-    """
-
-    rows: DimLike
-    steps: tuple[DimLike, ...]
-    base: Callable[[DimLike], DimLike]
-    offset: Callable[[Index], DimLike]
-    panel: Callable[[Index], DimLike]
-    run: DimLike = 0
-    distance: DimLike = 0
-
-
-def row_operand(node: Node, batch: Index, group: DimLike = 0) -> Operand:
-    """How the rows of a contraction are read: plain rows of a matrix, or the windows of a convolution."""
-    match node.op:
-        case PackedDot(symmetric=True):
-            return _panel_operand(node, batch)
-        case PackedDot(batch=count):
-            shape = node.inputs[0].shape
-            rows, depth = product(shape[count:-1]), shape[-1]
-            start = flatten_index(batch, shape[:count]) * rows * depth
-            return Operand(rows, (depth,), lambda row: start + row * depth, lambda at: at[0], lambda at: at[0])
-        case PackedConv():
-            return _window_operand(node, group)
-    raise AssertionError(f"{node.op.spelling} is no contraction")
-
-
-def _panel_operand(node: Node, batch: Index) -> Operand:
-    """The rows of a symmetric product: columns of the packed operand, whose steps lie near one another."""
-    *grid, panels, depth, width = node.inputs[1].shape
-    start = flatten_index(batch, grid) * panels
-
-    def base(row: DimLike) -> DimLike:
-        return (start + row // width) * depth * width + row % width
-
-    return Operand(node.shape[-1], (depth,), base, lambda at: at[0] * width, lambda at: at[0])
-
-
-def _window_operand(node: Node, group: DimLike) -> Operand:
-    op, x = node.op, node.inputs[0]
-    assert isinstance(op, PackedConv)
-    channels = node.inputs[1].shape[-2] // product(op.kernel)  # of one group
-    strides = [product(x.shape[a + 1:]) for a in range(x.rank)]
-    out = node.shape[:-1]
-
-    def base(row: DimLike) -> DimLike:
-        n, *spatial = unflatten_index(row, out)
-        start = n * strides[0] + group * channels
-        return start + sum((i * s * w for i, s, w in zip(spatial, op.strides, strides[1:])), start=0)
-
-    # taps along the last axis lie beside one another: with dilation 1 they and all channels are one loop
-    joined = op.dilation[-1] == 1 and op.groups == 1
-    taps = (*op.kernel[:-1], op.kernel[-1] * channels) if joined else (*op.kernel, channels)
-    steps = [d * w for d, w in zip(op.dilation[:-1], strides[1:-2])] + (
-        [1] if joined else [op.dilation[-1] * strides[-2], 1])
-
-    def offset(at: Index) -> DimLike:
-        return sum((i * s for i, s in zip(at, steps, strict=True)), start=0)
-
-    distance = strides[-2] * op.strides[-1]
-    return Operand(product(out), taps, base, offset, lambda at: flatten_index(at, taps), out[-1], distance)
 
 
 class _Sums(Struct, frozen=True):
@@ -125,26 +60,27 @@ class _Sums(Struct, frozen=True):
 
 
 def lower_contraction(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner,
-                      tile: Tile, blocks: Blocks | None = None) -> Stmt:
+                      tile: Tile, blocks: Blocks | None = None, beyond: int = 0) -> Stmt:
     """The loop nest of `node` (packed_dot or packed_conv) and the epilogue that leads from it to `result`; of a result
-    that is padded, all but the borders. With several streams and rows, `lhs` is the left operand turned: [K, rows]."""
+    that is padded, all but the borders. With several streams and rows, `lhs` is the left operand turned: [K, rows].
+    Where there are no more rows than `beyond`, nothing is computed: `few_rows` does that."""
     names, blocks = inliner.names, blocks or Blocks(1, 1)
-    count = node.op.batch if isinstance(node.op, PackedDot) else 0
-    batch_shape = node.shape[:count]
+    batch_shape = node.shape[:node.op.batch if isinstance(node.op, PackedDot) else 0]
     groups = node.op.groups if isinstance(node.op, PackedConv) else 1
     columns = node.shape[-1] // groups
     operand = row_operand(node, tuple(0 for _ in batch_shape))
     panels, row_tiles = ceildiv(columns, tile.columns), ceildiv(operand.rows, tile.rows)
     shape = (groups, *batch_shape, ceildiv(panels, blocks.panels), ceildiv(row_tiles, blocks.rows))
-    variable, at = loop_symbol(names.fresh("t"), product(shape))
-    names_of = ["group", *(f"b{a}_" for a in range(count)), "right", "below"]
-    lets, parts = _named_parts(inliner, names_of, unflatten_index(at, shape))
+    count = product(shape) * (1 if beyond == 0 else 1 - is_at_most(operand.rows, beyond))
+    variable, at = loop_symbol(names.fresh("t"), count)
+    names_of = ["group", *(f"b{a}_" for a in range(len(batch_shape))), "right", "below"]
+    lets, parts = named_parts(inliner, names_of, unflatten_index(at, shape))
     group, *batch, right, below = parts
     panels_here = dim_min(blocks.panels, panels - right * blocks.panels)
     rows_here = dim_min(blocks.rows, row_tiles - below * blocks.rows)
     (across, p), (down, r) = loop_symbol(names.fresh("p"), panels_here), loop_symbol(names.fresh("d"), rows_here)
-    places, (panel, row_tile) = _named_parts(inliner, ["panel", "tile"], (right * blocks.panels + p, below * blocks.rows + r))
-    work = _TileWork(node, result, out, lhs, rhs, inliner, tile, (group, *batch), panel, row_tile)
+    places, (panel, row_tile) = named_parts(inliner, ["panel", "tile"], (right * blocks.panels + p, below * blocks.rows + r))
+    work = TileWork(node, result, out, lhs, rhs, inliner, tile, (group, *batch), panel, row_tile)
     work.blocks, work.down = blocks, r
     sums = work.sum_in_parts(p) if blocks.depth != 0 else None
     begin = work.count_from(below * blocks.rows * tile.rows)
@@ -155,10 +91,15 @@ def lower_contraction(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: B
     body = (For(across, panels_here, "serial", (*begin, For(down, rows_here, "serial", (*places, *body)))),)
     if sums is not None:
         body = (Alloc(sums.memory), For(sums.variable, sums.count, "serial", body))
-    return For(variable, product(shape), "parallel", (*lets, *body))
+    return For(variable, count, "parallel", (*lets, *body))
 
 
-def _named_parts(inliner: Inliner, labels: Sequence[str], index: Index) -> tuple[list[Stmt], list[DimLike]]:
+def is_at_most(size: DimLike, limit: int) -> DimLike:
+    """1 where the size is at most the limit, else 0."""
+    return dim_min(1, dim_max(limit + 1 - size, 0))
+
+
+def named_parts(inliner: Inliner, labels: Sequence[str], index: Index) -> tuple[list[Stmt], list[DimLike]]:
     """Lets for the parts of the tile's number, so that the many indices made from them stay short."""
     lets: list[Stmt] = []
     parts: list[DimLike] = []
@@ -217,7 +158,7 @@ def _work_of_epilogue(node: Node, result: Node) -> int:
     return total
 
 
-class _TileWork:
+class TileWork:
     """The statements of one tile."""
 
     def __init__(self, node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner, tile: Tile,
@@ -265,7 +206,7 @@ class _TileWork:
         lets: list[Stmt] = []
         if not divides(self.tile.rows, rows):
             earlier = dim_max(dim_min(self.first_row, rows - self.tile.rows), 0)
-            lets, (self.begins,) = _named_parts(inliner, ["begins"], (earlier,))
+            lets, (self.begins,) = named_parts(inliner, ["begins"], (earlier,))
         return (*lets, *self._whole(lambda accumulator: (
             If(whole, *(self._epilogue(accumulator, guarded=edge) for edge in (False, True))),)))
 
@@ -280,6 +221,11 @@ class _TileWork:
             begin = (If(first, begin, (self._carry(self.sums, accumulator, out=False),)),)
             end = (If(last, end, (self._carry(self.sums, accumulator, out=True),)),)
         return (Alloc(accumulator), *begin, *self._contract(accumulator, clamped), *end)
+
+    def sums_in_memory(self, target: Buffer, first: DimLike, clamped: bool) -> tuple[Stmt, ...]:
+        """The sums of the tile, put into columns of the target, from the first one on."""
+        accumulator = Buffer(self.names.fresh("acc"), self.dtype, (self.tile.rows, self.tile.columns), "register")
+        return (Alloc(accumulator), self._clear(accumulator), *self._contract(accumulator, clamped), self._copy(accumulator, target, first))
 
     def _carry(self, sums: _Sums, accumulator: Buffer, out: bool) -> Stmt:
         """The accumulators to where they wait, or back."""
@@ -338,16 +284,27 @@ class _TileWork:
         for first, extent, count in ((0, shortest, streams), (shortest, part - shortest, streams - 1)):
             variable, k = loop_symbol(self.names.fresh("k"), extent)
             stream, s = loop_symbol(self.names.fresh("s"), count)
-            lets, (at,) = _named_parts(self.inliner, ["at"], (first + k + s * part,))
+            lets, (at,) = named_parts(self.inliner, ["at"], (first + k + s * part,))
             body = (*lets, self._step(accumulator, (at,), clamped))
             found.append(For(variable, extent, "serial", (For(stream, count, "unrolled", body),)))
         return tuple(found)
 
-    def _panel(self, at: Index) -> DimLike:
-        """Where the row of the panel lies that belongs to a step."""
-        depth, panels = self.node.inputs[1].shape[-2], self.node.inputs[1].shape[-3]
+    def _panel(self, at: Index, panel: DimLike) -> DimLike:
+        """Where the row of a panel lies that belongs to a step."""
+        panels, depth, width = self.node.inputs[1].shape[-3:]
         batch = flatten_index(self.batch, self.node.shape[:len(self.batch)]) + self.group
-        return ((batch * panels + self.panel) * depth + self.operand.panel(at)) * self.tile.columns
+        return ((batch * panels + panel) * depth + self.operand.panel(at)) * width
+
+    def _right(self, at: Index, vector: DimLike) -> DimLike:
+        """Where a vector of the tile's columns lies that belongs to a step. A tile may take several panels side by side; where
+        there are fewer, it reads the last one again."""
+        panels, _, width = self.node.inputs[1].shape[-3:]
+        assert isinstance(width, int)
+        first = vector * self.tile.lanes
+        if self.tile.columns == width:
+            return self._panel(at, self.panel) + first
+        beside = first // width
+        return self._panel(at, dim_min(self.panel + beside, panels - 1)) + first - beside * width
 
     def _ahead(self, k: DimLike, first: DimLike) -> tuple[Stmt, ...]:
         """Prefetches of the next panel, or of the next part of this one, which leads on to the next panel: each tile brings
@@ -357,7 +314,7 @@ class _TileWork:
         depth = self.operand.steps[0] if self.sums is None else self.sums.depth
         share = (self.down * depth + k) * self.blocks.ahead
         distance = depth if self.blocks.in_order else self.operand.steps[0]
-        following = self._panel((first,)) + distance * self.tile.columns
+        following = self._panel((first,), self.panel) + distance * self.tile.columns
         return (Prefetch(self.rhs.name, (following + share,)),)
 
     def _step(self, accumulator: Buffer, at: Index, clamped: bool) -> Stmt:
@@ -370,7 +327,7 @@ class _TileWork:
         row, r = self._row_loop()
         inner = self.inliner.inner()
         column = v * self.tile.lanes + j
-        right = self._read(inner, self.rhs, self._panel(at) + column)
+        right = self._read(inner, self.rhs, self._right(at, v) + j)
         if self.blocks.streams > 1 and self.tile.rows > 1:  # all rows, turned
             left = self._read(inner, self.lhs, at[0] * self.tile.rows + r)
         else:
@@ -406,30 +363,36 @@ class _TileWork:
         rare, or long, since it takes most of the time then: its code is by far the most of a kernel."""
         if self.mirrors:
             return self._both_sides(accumulator)
-        vector, v, lane, j = self._column_loops()
-        source, within = accumulator, v * self.tile.lanes + j
         if guarded or self.is_long:
             source = Buffer(self.names.fresh("tile"), self.dtype, accumulator.shape, "local")
-            lane, within = loop_symbol(self.names.fresh("j"), self.tile.columns)
+            return (Alloc(source), self._copy(accumulator, source), self.store_from_memory(source, guarded))
+        vector, v, lane, j = self._column_loops()
         row, r = self._row_loop()
-        place = self.first_row + r
-        column = self.group * self.columns + self.panel * self.tile.columns + within
+        target, body = self._store_place(accumulator, r, r, v * self.tile.lanes + j)
+        return (For(row, self.tile.rows, "unrolled", (*target.enter, self._over_columns(vector, lane, body), *target.leave)),)
+
+    def store_from_memory(self, source: Buffer, guarded: bool) -> Stmt:
+        """The epilogue as loops over the tile in memory, where it is guarded over what of it belongs to the result."""
+        lane, j = loop_symbol(self.names.fresh("j"), self.tile.columns)
+        row, r = self._row_loop()
+        within = r + (self.first_row - self.begins) if guarded and self.begins is not None else r
+        target, body = self._store_place(source, r, within, j)
+        count, width = self._room() if guarded else (self.tile.rows, self.tile.columns)
+        # long chains of operations run for two vectors side by side
+        beside = 2 if self.is_long and self.tile.columns % (2 * self.tile.lanes) == 0 else 1
+        columns = For(lane, width, "vector", body, self.tile.lanes * beside)
+        return For(row, count, "serial", (*target.enter, columns, *target.leave))
+
+    def _store_place(self, source: Buffer, row: DimLike, within: DimLike, j: DimLike) -> tuple[_Target, tuple[Stmt, ...]]:
+        """Where a row of the tile is stored, and the statements that store its column `j`, which lies at (within, j) of the source."""
+        place = self.first_row + row
+        column = self.group * self.columns + self.panel * self.node.inputs[1].shape[-1] + j
         if self.within is None:
             target = _Target(flatten_index((*self.batch, place), (*self.node.shape[:len(self.batch)], self.operand.rows))
                              * self.node.shape[-1])
         else:
             target = self._inside_padding(self.within, place)
-        within_tile = r + (self.first_row - self.begins) if guarded and self.begins is not None else r
-        body = self._store(source, (within_tile, within), place, column, target.start + column)
-        if source is accumulator:
-            rows = For(row, self.tile.rows, "unrolled", (*target.enter, self._over_columns(vector, lane, body), *target.leave))
-            return (rows,)
-        count, width = self._room() if guarded else (self.tile.rows, self.tile.columns)
-        # long chains of operations run for two vectors side by side
-        beside = 2 if self.is_long and self.tile.columns % (2 * self.tile.lanes) == 0 else 1
-        columns = For(lane, width, "vector", body, self.tile.lanes * beside)
-        rows = For(row, count, "serial", (*target.enter, columns, *target.leave))
-        return (Alloc(source), self._copy(accumulator, source), rows)
+        return target, self._store(source, (within, j), place, column, target.start + column)
 
     def _store(self, source: Buffer, within: Index, row: DimLike, column: DimLike, target: DimLike) -> tuple[Stmt, ...]:
         """What is computed of the sum at `within` of the tile, as the element (row, column) of the result."""
@@ -467,13 +430,14 @@ class _TileWork:
     def _room(self) -> tuple[DimLike, DimLike]:
         """The rows and columns of the tile that belong to the result."""
         return (dim_min(self.tile.rows, self.operand.rows - self.first_row),
-                dim_min(self.tile.columns, self.columns - self.panel * self.tile.columns))
+                dim_min(self.tile.columns, self.columns - self.panel * self.node.inputs[1].shape[-1]))
 
-    def _copy(self, accumulator: Buffer, target: Buffer) -> Stmt:
+    def _copy(self, accumulator: Buffer, target: Buffer, first: DimLike = 0) -> Stmt:
+        """The accumulators to columns of the target, from the first one on."""
         row, r = self._row_loop()
         vector, v, lane, j = self._column_loops()
-        index = (r, v * self.tile.lanes + j)
-        store = Store(target.name, index, self.inliner.inner().load(accumulator, index))
+        column = v * self.tile.lanes + j
+        store = Store(target.name, (r, first + column), self.inliner.inner().load(accumulator, (r, column)))
         return For(row, self.tile.rows, "unrolled", (self._over_columns(vector, lane, (store,)),))
 
     def count_from(self, row: DimLike) -> tuple[Stmt, ...]:

@@ -222,11 +222,11 @@ def nest(loops: Loops, body: tuple[Stmt, ...], lanes: int, names: Names, far: Ca
         steps, ahead = _in_bands(merged, finest, body, number, None if far is not None else lanes)
         return Nest(_serial(loops, (*ahead, *body)), (*schedule, *steps))
     elif len(merged) > 1:
-        schedule += (*share(merged[:-1]), Step("vectorize", (last.name, fitting_lanes(lanes, merged[-1][1]))))
+        schedule += (*share(merged[:-1]), *vectors(last.name, lanes, merged[-1][1]))
     else:
         inner = names.fresh(f"{last.name}_inner")
         schedule += (*share(merged), Step("split", (last.name, PARALLEL_CHUNK, "min", inner)),
-                     Step("vectorize", (inner, fitting_lanes(lanes, merged[-1][1]))))
+                     *vectors(inner, lanes, merged[-1][1]))
     return Nest(_serial(loops, body), schedule)
 
 
@@ -326,6 +326,14 @@ def fitting_lanes(lanes: int, extent: DimLike) -> int:
     while lanes > LEAST_LANES and 2 * bounds(extent)[1] <= lanes:
         lanes //= 2
     return lanes
+
+
+def vectors(name: str, lanes: int, extent: DimLike, *more: bool) -> Schedule:
+    """Vectors along the loop of that name, where it may have two iterations. (The index of an element does not show the variable of a
+    loop of at most one, whose vectors would store one element from all lanes.)"""
+    if not isinstance(extent, int) and bounds(extent)[1] <= 1:
+        return ()
+    return (Step("vectorize", (name, fitting_lanes(lanes, extent), *more)),)
 
 
 def around(loops: Loops, body: tuple[Stmt, ...], names: Names, further: Schedule = ()) -> Nest:

@@ -33,12 +33,13 @@ from ..ir.ops.shape import Broadcast, Concat, Pad, Reshape, ScatterAlong, Scatte
 from ..ir.ops.winograd import WinogradConv
 from ..ir.schedule import Schedule, apply_legal
 from ..ir.types import INDEX, TensorType
-from ..tiles import MOST_PANELS, MOST_ROWS, Blocks, Tile, choose_blocks, choose_tile, choose_window_blocks
+from ..tiles import MOST_PANELS, MOST_ROWS, Blocks, Tile, choose_blocks, choose_low_tiles, choose_tile, choose_window_blocks
 from .columns import lower_columns
 from .contraction import lower_contraction
 from .elements import Nest, border_regions, lower_border, lower_region, lower_together, overlapping, regions_of
 from .extremes import lower_extremes
 from .facts import contraction_choice
+from .few_rows import lower_few_rows
 from .generalize import generalize
 from .in_place import writes_over
 from .inline import ERROR_INDEX, Inliner, Names
@@ -62,6 +63,7 @@ Plan = tuple[Kernel, Schedule]
 
 
 ELEMENTS = Choice("elements")
+MOST_OPEN_SIZES = 2  # of the rows of a matrix product that may be few: a batch and a sequence, but not an image
 BLOCK_NAMES = ("high", "wide", "steps")
 
 
@@ -72,7 +74,7 @@ class KernelMaker:
         self.caps = caps
         self._known: dict[bytes, Launches] = {}
         self._names: dict[str, int] = {}
-        self._contractions: dict[tuple[str, Tile, Blocks], Kernel] = {}
+        self._contractions: dict[tuple[str, Tile, Blocks, tuple[Tile, ...]], Kernel] = {}
         self._in_place: dict[tuple[int, int], Kernel | None] = {}
         self.plans: dict[str, Plan] = {}
         self.choices: dict[str, Choice] = {}  # by the kernel's name, for reports
@@ -178,7 +180,7 @@ class KernelMaker:
         whole = (product(rows), core.shape[-1] // groups)
         run = core.shape[-2] if isinstance(core.op, PackedConv) else 0
         tile = choose_tile(columns, product(core.shape[count:-1]), core.dtype, self.caps, whole, run)
-        blocks = self._blocks(core, count, tile)
+        blocks, low = self._blocks(core, count, tile), self._low_tiles(core, count, tile)
         before: Launches = []
         buffers: tuple[Entry, ...] = order
         if blocks.streams > 1 and tile.rows > 1:
@@ -188,7 +190,7 @@ class KernelMaker:
         if general is not None:
             body, values = general
             blocks = _general_blocks(blocks, values)
-        key = (body.fingerprint, tile, blocks)
+        key = (body.fingerprint, tile, blocks, low)
         if key not in self._contractions:
             inputs = {p: Buffer(f"x{i}", p.dtype, p.shape, "in") for i, p in enumerate(body.params)}
             out = Buffer("y0", body.results[0].dtype, body.results[0].shape, "out")
@@ -196,9 +198,12 @@ class KernelMaker:
             names.used.update(dict.fromkeys(BLOCK_NAMES, 1))
             left = inputs[core.inputs[0]]
             turned = [Buffer("turned", left.dtype, (left.shape[-1], tile.rows), "in")] if before else []
-            statement = lower_contraction(core, result, out, turned[0] if before else left, inputs[core.inputs[1]],
-                                          Inliner(inputs, names, self.caps.has_fma), tile, blocks)
-            nests = [Nest(statement), *self._borders(body, out, inputs, names)]
+            operands = (core, result, out, turned[0] if before else left, inputs[core.inputs[1]])
+            statements = [lower_contraction(*operands, Inliner(inputs, names, self.caps.has_fma), tile, blocks,
+                                            low[-1].rows if low else 0)]
+            if low:
+                statements.append(lower_few_rows(*operands, Inliner(inputs, names, self.caps.has_fma), low))
+            nests = [*map(Nest, statements), *self._borders(body, out, inputs, names)]
             self._contractions[key] = self._kernel(body.name, [*inputs.values(), out, *turned], nests, loc,
                                                    contraction_choice(tile, blocks, general is not None))
         return [*before, (self._contractions[key], buffers, values)]
@@ -211,6 +216,18 @@ class KernelMaker:
             return replace(blocks, streams=1) if core.op.symmetric else blocks
         assert isinstance(core.op, PackedConv) and isinstance(columns, int)
         return choose_window_blocks(rows, columns // core.op.groups, depth, tile, dtype, self.caps)
+
+    def _low_tiles(self, core: Node, batch: int, tile: Tile) -> tuple[Tile, ...]:
+        """Tiles for the case that there are few rows, where that may well be: sizes of an image are seldom few. Each is code, and
+        programs with open sizes have many kernels of matrix products."""
+        is_dot = isinstance(core.op, PackedDot)
+        rows = core.shape[batch:-1]
+        open_sizes = sum(not isinstance(n, int) for n in (rows if is_dot else rows[1:]))
+        if open_sizes > (MOST_OPEN_SIZES if is_dot else 0) or isinstance(core.op, PackedDot) and core.op.symmetric:
+            return ()
+        # a kernel of a matrix product is for any number of panels
+        panels = symbol("panels") if is_dot else core.inputs[1].shape[-3]
+        return choose_low_tiles(tile, product(rows), panels, self.caps, narrow=not is_dot)
 
     def _turned(self, left: Node, position: int, order: tuple[int, ...], loc: Loc) -> tuple[Launches, tuple[Entry, ...]]:
         """What brings the rows of the left operand side by side, [K, rows], in scratch memory; and the buffers of the

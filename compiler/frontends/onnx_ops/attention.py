@@ -158,10 +158,10 @@ def flex_attention(c: Context, q: Node, k: Node, v: Node, *, prob_mod: Subgraph 
     scores = c.cast(scores, c.dtype(softmax_precision)) if softmax_precision else c.wide(scores)
     computed = scores.dtype
     if score_mod is not None:
-        scores = c.cast(score_mod.inline(c, (scores,))[0], computed)
+        scores = c.cast(c.tensor(score_mod.inline(c, (scores,))[0]), computed)
     weights = softmax(c.b, scores, 3)
     if prob_mod is not None:
-        weights = c.cast(prob_mod.inline(c, (weights,))[0], computed)
+        weights = c.cast(c.tensor(prob_mod.inline(c, (weights,))[0]), computed)
     return c.cast(matmul(c, weights, c.cast(repeat_heads(c, v, q.shape[1]), computed)), v.dtype)
 
 
@@ -285,6 +285,8 @@ def tensor_scatter(c: Context, past: Node, update: Node, write_indices: Node | N
     c.choice(mode, "mode", ("linear", "circular"))
     if place == 0:
         c.fail("the axis of the batch cannot be written along")
+    if update.rank != past.rank:
+        c.fail(f"the update must have {past.rank} axes as the cache, found {update.type}")
     update = c.refine(update, [update.shape[a] if a == place else n for a, n in enumerate(past.shape)])
     batch, length, rest = past.shape[0], update.shape[place], past.shape[1:place]
     begin = c.full(0, I64, (batch,)) if write_indices is None else c.cast(write_indices, I64)

@@ -45,11 +45,13 @@ def _image(c: Context, x: Node) -> tuple[DimLike, ...]:
 def center_crop_pad(c: Context, x: Node, shape: Integers, *, axes: Sequence[int] | None = None) -> Node:
     places = tuple(range(x.rank)) if axes is None else c.axes(axes, x.rank)
     if isinstance(shape, Node) and not c.all_known(shape):
-        declared = c.declared_shape("shape")
+        declared = c.declared_shape("shape", rank=x.rank)
         x = c.require(x, matches(c, vector(c, shape), [declared[a] for a in places]))
         targets: Sequence[DimLike] = [declared[a] for a in places]
     else:
         targets = c.sizes(shape, "shape")
+        if len(targets) != len(places):
+            c.fail(f"input 'shape' has {len(targets)} entries for {len(places)} axes")
     for axis, target in zip(places, targets, strict=True):
         extent = x.shape[axis]
         if provably_at_most(target, extent):

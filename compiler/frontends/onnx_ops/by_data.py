@@ -297,7 +297,7 @@ def pad_by_data(c: Context, data: Node, pads: Integers, fill: Node, axes: Intege
 
 def split_by_data(c: Context, x: Node, parts: Node, axis: int) -> tuple[Node, ...]:
     """Parts of the declared sizes, which the list must name."""
-    sizes = [c.declared_shape("split", i)[axis] for i in range(c.output_count)]
+    sizes = [c.declared_shape("split", i, x.rank)[axis] for i in range(c.output_count)]
     valid = matches(c, vector(c, parts), sizes)
     total = sizes[0]
     for n in sizes[1:]:

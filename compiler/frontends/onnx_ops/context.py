@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from ...ir.dims import Dim, DimLike, bounds, compare, dim_max, symbols_of
@@ -33,13 +33,41 @@ Operators = dict[str, Operator]
 Integers = Node | Sequence[int] | int | None
 
 
+class Listed(Struct, frozen=True):
+    """A sequence: its elements, and their dtype where it is known."""
+
+    elements: tuple[Node, ...]
+    dtype: DType | None = None
+
+
+class Absent(Struct, frozen=True):
+    """An optional value that is not there. One that is there is just that value."""
+
+
+# What an operator takes and gives, where it is not just a tensor.
+Value = Node | Listed | Absent
+
+
+def describe(value: Value | None) -> str:
+    """What a value is, for messages."""
+    if isinstance(value, Listed):
+        return f"a sequence of {len(value.elements)}"
+    return f"a tensor {value.type}" if isinstance(value, Node) else "an empty optional value"
+
+
+class Budget(Struct):
+    """How many more nodes of bodies may be built anew for each round of a loop, in one import."""
+
+    nodes: int = 1 << 13
+
+
 class Traced(Struct):
     """A body on its way to a graph: its builder, its inputs, the captures all bodies of the node share, its results."""
 
     builder: Builder
     params: list[Node]
     captures: list[Node]
-    results: list[Node]
+    results: list[Value]
 
     def param(self, label: str, type: TensorType) -> Node:
         return self.builder.add(Param(label, type.dtype, type.shape))
@@ -51,8 +79,9 @@ class Subgraph(Protocol):
     name: str
     input_count: int
     output_count: int
+    node_count: int
 
-    def inline(self, c: Context, inputs: Sequence[Node]) -> tuple[Node, ...]:
+    def inline(self, c: Context, inputs: Sequence[Value]) -> tuple[Value, ...]:
         """The results, built in place with these inputs."""
         ...
 
@@ -61,6 +90,13 @@ class Subgraph(Protocol):
 BodyInput = TensorType | Array
 Request = tuple[Subgraph, Sequence[BodyInput]]
 TraceBodies = Callable[["Context", Sequence[Request]], tuple[list[Traced], list[Node]]]
+
+
+class Undecided(UnsupportedError):
+    """The sides of an If differ in type, and nothing known decides between them. `side(taken)`: the results of one side, which
+    the call holds the condition against. What comes after the node may rule one of them out."""
+
+    side: Callable[[bool], tuple[Value, ...]]
 
 
 class Context(Struct):
@@ -74,6 +110,8 @@ class Context(Struct):
     wanted: tuple[bool, ...]
     trace_bodies: TraceBodies
     declared: tuple[tuple[DimLike | None, ...] | None, ...] = ()
+    budget: Budget = field(default_factory=Budget)
+    left_over: list[tuple[Builder, Node]] = field(default_factory=list)     # conditions of values without elements
 
     # --- errors -------------------------------------------------------------------------------------------------------
 
@@ -88,6 +126,12 @@ class Context(Struct):
     def wants(self, output: int) -> bool:
         """True where the model uses that output."""
         return output < len(self.wanted) and self.wanted[output]
+
+    def tensor(self, value: Value) -> Node:
+        """The value, which must be a tensor."""
+        if not isinstance(value, Node):
+            self.fail(f"a tensor is needed, found {describe(value)}")
+        return value
 
     # --- attributes ---------------------------------------------------------------------------------------------------
 
@@ -148,6 +192,18 @@ class Context(Struct):
             found.append(int(size))
         return tuple(found)
 
+    def size(self, argument: Integers, what: str) -> DimLike:
+        """The one element of such a list."""
+        found = self.sizes(argument, what)
+        if len(found) != 1:
+            self.fail(f"input '{what}' must be one number, found {len(found)}")
+        return found[0]
+
+    def integer(self, argument: Integers, what: str) -> int:
+        """The one element of such a list, a plain number."""
+        self.size(argument, what)
+        return self.integers(argument, what)[0]
+
     def number(self, node: Node | None, what: str, default: float) -> float:
         """A scalar that must be known."""
         if node is None:
@@ -161,14 +217,16 @@ class Context(Struct):
         """True where every list of sizes is known at import."""
         return all(not isinstance(a, Node) or self.known.of(a) is not None for a in arguments)
 
-    def declared_shape(self, what: str, output: int = 0) -> tuple[DimLike, ...]:
-        """The shape that the model itself declares for an output. What data decides is held against it at run time;
-        UnsupportedError where the model declares none."""
+    def declared_shape(self, what: str, output: int = 0, rank: int | None = None) -> tuple[DimLike, ...]:
+        """The shape that the model itself declares for an output, with that rank. What data decides is held against it at run
+        time; UnsupportedError where the model declares none."""
         shape = self.declared[output] if output < len(self.declared) else None
         found = tuple(n for n in shape or () if n is not None)
         if shape is None or len(found) != len(shape):
             self.unsupported(f"input '{what}' is computed from data, and the model does not declare the sizes of the result "
                              f"that it decides", hint="give it as a constant, or declare the shape of the output (value_info)")
+        if rank is not None and len(found) != rank:
+            self.fail(f"output {output} is declared with {len(found)} axes, expected {rank}")
         return found
 
     # --- building -----------------------------------------------------------------------------------------------------
@@ -261,11 +319,9 @@ class Context(Struct):
 
     def require(self, value: Node, condition: Node) -> Node:
         """The value; an error at run time where the condition, of any shape, does not hold everywhere."""
-        if condition.rank:
-            condition = reduce(self.b, "and", condition, tuple(range(condition.rank)))
-        # an index outside of an axis is the error that every backend has
-        place = self.scalar("select", condition, self.constant(0, I64), self.constant(1, I64))
-        return self.b.add(Take(0), self.reshape(value, (1, *value.shape)), place)
+        if 0 in value.shape:
+            self.left_over.append((self.b, condition))
+        return required(self.b, value, condition)
 
     def need_float(self, x: Node, what: str) -> Node:
         if not x.dtype.is_float:
@@ -276,9 +332,24 @@ class Context(Struct):
         """The same node, building into the body that the builder makes."""
         return replace(self, b=builder)
 
+    def unroll(self, body: Subgraph) -> None:
+        """To be asked before a body is built once more for one more round; UnsupportedError where that is too often."""
+        self.budget.nodes -= body.node_count + 1
+        if self.budget.nodes < 0:
+            self.unsupported(f"the rounds of {body.name!r} would be too many nodes, each built by itself")
+
     def trace(self, requests: Sequence[Request]) -> tuple[list[Traced], list[Node]]:
         """The bodies of this node, each with its inputs, and the outer values that they capture (in common order)."""
         return self.trace_bodies(self, requests)
+
+
+def required(b: Builder, value: Node, condition: Node) -> Node:
+    """As `Context.require`, where the value has elements: nothing is computed, so nothing is checked, for one that has none."""
+    if condition.rank:
+        condition = reduce(b, "and", condition, tuple(range(condition.rank)))
+    # an index outside of an axis is the error that every backend has
+    place = scalar(b, "select", condition, constant(b, 0, I64), constant(b, 1, I64))
+    return b.add(Take(0), reshape(b, value, (1, *value.shape)), place)
 
 
 def lower_bound(size: DimLike) -> float:

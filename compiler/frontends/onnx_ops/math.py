@@ -27,6 +27,13 @@ def unary(function: str) -> Function:
     return build
 
 
+def legacy_unary(function: str) -> Function:
+    """As `unary`; opset 1 named inputs that may be overwritten."""
+    def build(c: Context, x: Node, *, consumed_inputs: tuple[int, ...] = ()) -> Node:
+        return c.scalar(function, x)
+    return build
+
+
 def binary(function: str) -> Function:
     """An operator that is one scalar function of two operands, with broadcasting."""
     def build(c: Context, a: Node, b: Node) -> Node:
@@ -63,12 +70,13 @@ def variadic(function: str) -> Function:
     return build
 
 
-def mean(c: Context, first: Node, *rest: Node) -> Node:
+def mean(c: Context, first: Node, *rest: Node, consumed_inputs: tuple[int, ...] = ()) -> Node:
     total = variadic("add")(c, first, *rest)
     return c.apply("div", total, c.like(1 + len(rest), total))
 
 
-def division(c: Context, a: Node, b: Node, *, axis: int | None = None, broadcast: int = 0) -> Node:
+def division(c: Context, a: Node, b: Node, *, axis: int | None = None, broadcast: int = 0,
+             consumed_inputs: tuple[int, ...] = ()) -> Node:
     """Integers truncate towards zero."""
     b = _aligned(c, a, b, axis)
     if a.dtype.is_float:
@@ -109,7 +117,7 @@ def power(c: Context, x: Node, y: Node, *, axis: int | None = None, broadcast: i
     return c.cast(c.apply("pow", c.cast(x, wide), c.cast(y, wide)), x.dtype)
 
 
-def reciprocal(c: Context, x: Node) -> Node:
+def reciprocal(c: Context, x: Node, *, consumed_inputs: tuple[int, ...] = ()) -> Node:
     return c.apply("div", c.like(1, x), x)
 
 
@@ -185,7 +193,7 @@ def leaky_relu_(c: Context, x: Node, *, alpha: float = 0.01, consumed_inputs: tu
     return leaky_relu(c.b, x, alpha)
 
 
-def prelu(c: Context, x: Node, slope: Node) -> Node:
+def prelu(c: Context, x: Node, slope: Node, *, consumed_inputs: tuple[int, ...] = ()) -> Node:
     if c.opset < 7 and slope.rank == 1 and x.rank > 1:
         slope = c.reshape(slope, (*slope.shape, *[1] * (x.rank - 2)))
     return c.apply("select", c.apply("lt", x, c.like(0, x)), c.apply("mul", x, slope), x)
@@ -255,20 +263,20 @@ def bitwise(function: str) -> Function:
 
 
 OPS: Operators = {
-    "Abs": unary("abs"), "Acos": unary("acos"), "Acosh": unary("acosh"), "Add": legacy_binary("add"),
+    "Abs": legacy_unary("abs"), "Acos": unary("acos"), "Acosh": unary("acosh"), "Add": legacy_binary("add"),
     "And": legacy_binary("and"), "Asin": unary("asin"), "Asinh": unary("asinh"), "Atan": unary("atan"),
     "Atanh": unary("atanh"), "BitCast": bit_cast, "BitShift": bit_shift, "BitwiseAnd": bitwise("and"),
     "BitwiseNot": unary("not"), "BitwiseOr": bitwise("or"), "BitwiseXor": bitwise("xor"), "Cast": cast,
-    "CastLike": cast_like, "Ceil": unary("ceil"), "Celu": celu_, "Clip": clip, "Cos": unary("cos"),
-    "Cosh": unary("cosh"), "Div": division, "Elu": elu_, "Equal": legacy_binary("eq"), "Erf": erf, "Exp": unary("exp"),
-    "Floor": unary("floor"), "Gelu": gelu_, "Greater": legacy_binary("gt"), "GreaterOrEqual": binary("ge"),
+    "CastLike": cast_like, "Ceil": legacy_unary("ceil"), "Celu": celu_, "Clip": clip, "Cos": unary("cos"),
+    "Cosh": unary("cosh"), "Div": division, "Elu": elu_, "Equal": legacy_binary("eq"), "Erf": erf, "Exp": legacy_unary("exp"),
+    "Floor": legacy_unary("floor"), "Gelu": gelu_, "Greater": legacy_binary("gt"), "GreaterOrEqual": binary("ge"),
     "HardSigmoid": hard_sigmoid_, "HardSwish": hard_swish_, "IsInf": is_inf, "IsNaN": unary("isnan"),
-    "LeakyRelu": leaky_relu_, "Less": legacy_binary("lt"), "LessOrEqual": binary("le"), "Log": unary("log"),
+    "LeakyRelu": leaky_relu_, "Less": legacy_binary("lt"), "LessOrEqual": binary("le"), "Log": legacy_unary("log"),
     "Max": variadic("max"), "Mean": mean, "Min": variadic("min"), "Mish": mish_, "Mod": modulo,
-    "Mul": legacy_binary("mul"), "Neg": unary("neg"), "Not": unary("not"), "Or": legacy_binary("or"), "PRelu": prelu,
+    "Mul": legacy_binary("mul"), "Neg": legacy_unary("neg"), "Not": unary("not"), "Or": legacy_binary("or"), "PRelu": prelu,
     "Pow": power, "Reciprocal": reciprocal, "Relu": relu, "Round": unary("round"), "Selu": selu_, "Shrink": shrink,
-    "Sigmoid": unary("sigmoid"), "Sign": unary("sign"), "Sin": unary("sin"), "Sinh": unary("sinh"),
-    "Softplus": softplus_, "Softsign": softsign_, "Sqrt": unary("sqrt"), "Sub": legacy_binary("sub"),
-    "Sum": variadic("add"), "SwiGLU": swiglu, "Swish": swish_, "Tan": unary("tan"), "Tanh": unary("tanh"),
+    "Sigmoid": legacy_unary("sigmoid"), "Sign": unary("sign"), "Sin": unary("sin"), "Sinh": unary("sinh"),
+    "Softplus": softplus_, "Softsign": softsign_, "Sqrt": legacy_unary("sqrt"), "Sub": legacy_binary("sub"),
+    "Sum": variadic("add"), "SwiGLU": swiglu, "Swish": swish_, "Tan": unary("tan"), "Tanh": legacy_unary("tanh"),
     "ThresholdedRelu": thresholded_relu, "Where": where, "Xor": legacy_binary("xor"),
 }

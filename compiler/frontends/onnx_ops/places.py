@@ -86,8 +86,10 @@ def max_unpool(c: Context, x: Node, places: Node, output_shape: Integers = None,
         return y
     if c.all_known(output_shape):
         wanted = c.sizes(output_shape, "output_shape")
+        if len(wanted) != x.rank:
+            c.fail(f"input 'output_shape' must have {x.rank} entries, found {len(wanted)}")
     else:
-        wanted = c.declared_shape("output_shape")
+        wanted = c.declared_shape("output_shape", rank=x.rank)
         y = c.require(y, matches(c, vector(c, output_shape), wanted))
     missing = [m - n for m, n in zip(known_sizes(c, wanted, "output_shape"), inferred, strict=True)]
     if min(missing) < 0:

@@ -37,7 +37,7 @@ def _spread(c: Context, parameter: Node, x: Node, axis: int, block_size: int) ->
     return slice_axis(c.b, flat, place, 0, x.shape[place])
 
 
-def _saturated(c: Context, x: Node, dtype: DType) -> Node:
+def saturated(c: Context, x: Node, dtype: DType) -> Node:
     """A float rounded already, limited to the dtype's range."""
     least, greatest = limits_of(dtype)
     return c.cast(c.apply("min", c.apply("max", x, c.like(least, x)), c.like(greatest, x)), dtype)
@@ -59,7 +59,7 @@ def quantize_linear(c: Context, x: Node, scale: Node, zero_point: Node | None = 
     whole = c.scalar("round", scaled)
     if zero_point is not None:
         whole = c.apply("add", whole, c.cast(_spread(c, zero_point, x, axis, block_size), wide))
-    return _saturated(c, whole, dtype)
+    return saturated(c, whole, dtype)
 
 
 def dequantize_linear(c: Context, x: Node, scale: Node, zero_point: Node | None = None, *, axis: int = 1,
@@ -87,7 +87,7 @@ def dynamic_quantize_linear(c: Context, x: Node) -> tuple[Node, Node, Node]:
     start = c.scalar("div", c.scalar("neg", low), divisor)
     point = c.scalar("round", c.scalar("min", c.scalar("max", start, zero), top))
     whole = c.apply("add", c.scalar("round", c.apply("div", x, divisor)), point)
-    return _saturated(c, whole, U8), scale, c.cast(point, U8)
+    return saturated(c, whole, U8), scale, c.cast(point, U8)
 
 
 def _shifted(c: Context, x: Node, zero_point: Node | None, row: bool = False) -> Node:
@@ -117,7 +117,7 @@ def qlinear_matmul(c: Context, a: Node, a_scale: Node, a_zero_point: Node, b: No
         factor = c.reshape(factor, ())
     scaled = c.scalar("round", c.apply("mul", c.cast(total, F32), factor))
     point = c.cast(y_zero_point if y_zero_point.shape != (1,) else c.reshape(y_zero_point, ()), F32)
-    return _saturated(c, c.apply("add", scaled, point), y_zero_point.dtype)
+    return saturated(c, c.apply("add", scaled, point), y_zero_point.dtype)
 
 
 def _shifted_weight(c: Context, w: Node, zero_point: Node | None) -> Node:
@@ -158,7 +158,7 @@ def qlinear_conv(c: Context, x: Node, x_scale: Node, x_zero_point: Node, w: Node
     factor = c.apply("div", c.apply("mul", scales[0], scales[1]), scales[2])
     scaled = c.scalar("round", c.apply("mul", c.cast(total, F32), factor))
     point = c.cast(c.reshape(y_zero_point, ()), F32)
-    return _saturated(c, c.apply("add", scaled, point), y_zero_point.dtype)
+    return saturated(c, c.apply("add", scaled, point), y_zero_point.dtype)
 
 
 OPS: Operators = {

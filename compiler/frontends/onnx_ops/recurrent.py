@@ -261,7 +261,7 @@ def _joined(c: Context, parts: Sequence[Node], axis: int) -> Node:
     return parts[0] if len(parts) == 1 else c.b.add(Concat(axis), *parts)
 
 
-def _layer(c: Context, kind: Kind, x: Node, w: Node, r: Node, bias: Node | None, lengths: Node | None,
+def run_layer(c: Context, kind: Kind, x: Node, w: Node, r: Node, bias: Node | None, lengths: Node | None,
            initial: tuple[Node | None, ...], peepholes: Node | None, *, activations: Sequence[str] | None,
            activation_alpha: Sequence[float] | None, activation_beta: Sequence[float] | None, clip: float | None,
            direction: str, hidden_size: int | None, layout: int, input_forget: int = 0,
@@ -289,7 +289,7 @@ def rnn(c: Context, x: Node, w: Node, r: Node, bias: Node | None = None, sequenc
         activation_alpha: Sequence[float] | None = None, activation_beta: Sequence[float] | None = None,
         clip: float | None = None, direction: str = "forward", hidden_size: int | None = None, layout: int = 0,
         output_sequence: int = 0) -> tuple[Node | None, ...]:
-    return _layer(c, RNN, x, w, r, bias, sequence_lens, (initial_h,), None, activations=activations,
+    return run_layer(c, RNN, x, w, r, bias, sequence_lens, (initial_h,), None, activations=activations,
                   activation_alpha=activation_alpha, activation_beta=activation_beta, clip=clip, direction=direction,
                   hidden_size=hidden_size, layout=layout)
 
@@ -299,7 +299,7 @@ def gru(c: Context, x: Node, w: Node, r: Node, bias: Node | None = None, sequenc
         activation_alpha: Sequence[float] | None = None, activation_beta: Sequence[float] | None = None,
         clip: float | None = None, direction: str = "forward", hidden_size: int | None = None, layout: int = 0,
         linear_before_reset: int = 0, output_sequence: int = 0) -> tuple[Node | None, ...]:
-    return _layer(c, GRU, x, w, r, bias, sequence_lens, (initial_h,), None, activations=activations,
+    return run_layer(c, GRU, x, w, r, bias, sequence_lens, (initial_h,), None, activations=activations,
                   activation_alpha=activation_alpha, activation_beta=activation_beta, clip=clip, direction=direction,
                   hidden_size=hidden_size, layout=layout, linear_before_reset=linear_before_reset)
 
@@ -310,7 +310,7 @@ def lstm(c: Context, x: Node, w: Node, r: Node, bias: Node | None = None, sequen
          activation_beta: Sequence[float] | None = None, clip: float | None = None, direction: str = "forward",
          hidden_size: int | None = None, input_forget: int = 0, layout: int = 0,
          output_sequence: int = 0) -> tuple[Node | None, ...]:
-    return _layer(c, LSTM, x, w, r, bias, sequence_lens, (initial_h, initial_c), peepholes, activations=activations,
+    return run_layer(c, LSTM, x, w, r, bias, sequence_lens, (initial_h, initial_c), peepholes, activations=activations,
                   activation_alpha=activation_alpha, activation_beta=activation_beta, clip=clip, direction=direction,
                   hidden_size=hidden_size, layout=layout, input_forget=input_forget)
 

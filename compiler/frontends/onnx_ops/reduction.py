@@ -103,7 +103,7 @@ def cumulative(kind: str) -> Callable[..., Node]:
 
         if not c.all_known(axis):
             return along_axis_by_data(c, x, axis, compute)
-        return compute(c.axis(c.integers(axis, "axis")[0], x.rank))
+        return compute(c.axis(c.integer(axis, "axis"), x.rank))
     return build
 
 
@@ -112,10 +112,10 @@ def top_k(c: Context, x: Node, k: Integers, *, axis: int = -1, largest: int = 1,
     """Values and places of the k greatest (or least), in order; of equal elements the first wins."""
     place = c.axis(axis, x.rank)
     if isinstance(k, Node) and not c.all_known(k):
-        count = c.declared_shape("k")[place]
+        count = c.declared_shape("k", rank=x.rank)[place]
         x = c.require(x, matches(c, vector(c, k), (count,)))
     else:
-        count = c.sizes(k, "k")[0]
+        count = c.size(k, "k")
     order = slice_axis(c.b, c.b.add(ArgSort(place, bool(largest)), x), place, 0, count)
     return c.b.add(TakeAlong(place), x, order), order
 

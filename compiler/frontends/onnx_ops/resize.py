@@ -120,7 +120,7 @@ def _targets(c: Context, x: Node, places: Sequence[int], scales: Node | None, si
     if scales is not None and (sizes is None or 0 not in scales.shape):
         return _by_scales(c, x, places, scales)
     if isinstance(sizes, Node) and not c.all_known(sizes):
-        declared = c.declared_shape("sizes")
+        declared = c.declared_shape("sizes", rank=x.rank)
         wanted: Sequence[DimLike] = [declared[a] for a in places]
         if policy != "stretch":
             return _kept_ratio_by_data(c, x, places, sizes, wanted, policy)
@@ -146,7 +146,7 @@ def _by_scales(c: Context, x: Node, places: Sequence[int], scales: Node) -> tupl
     if scales.shape != (len(places),):
         c.fail(f"scales {scales.type} has not one entry for each of {len(places)} axes")
     if value is None:
-        shape = c.declared_shape("scales")
+        shape = c.declared_shape("scales", rank=x.rank)
         if len(shape) != x.rank:
             c.fail(f"the result is declared with {len(shape)} axes, {x.type} has {x.rank}")
         factors = [element(c, c.cast(scales, F32), i) for i in range(len(places))]

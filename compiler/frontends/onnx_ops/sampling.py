@@ -157,9 +157,12 @@ def affine_grid(c: Context, theta: Node, size: Integers, *, align_corners: int =
     if theta.rank != 3:
         c.fail(f"theta must have 3 axes, found {theta.type}")
     if c.all_known(size):
-        batch, _, *spatial = c.sizes(size, "size")
+        listed = c.sizes(size, "size")
+        if len(listed) < 3:
+            c.fail(f"input 'size' must have an entry for each of 4 or 5 axes, found {len(listed)}")
+        batch, _, *spatial = listed
     else:
-        batch, *spatial = c.declared_shape("size")[:-1]
+        batch, *spatial = c.declared_shape("size", rank=theta.shape[1] + 2 if isinstance(theta.shape[1], int) else 4)[:-1]
         given = vector(c, size)
         rest = slice_axis(c.b, given, 0, 2, len(spatial))
         same = c.scalar("and", matches(c, slice_axis(c.b, given, 0, 0, 1), (batch,)), matches(c, rest, spatial))
@@ -246,11 +249,15 @@ def deform_conv(c: Context, x: Node, w: Node, offset: Node, bias: Node | None = 
                 dilations: Sequence[int] | None = None, group: int = 1, kernel_shape: Sequence[int] | None = None,
                 offset_group: int = 1, pads: Sequence[int] | None = None, strides: Sequence[int] | None = None) -> Node:
     """A convolution whose taps are moved by offsets that the model computes; pixels outside are zero."""
+    if offset.rank != 4:
+        c.fail(f"the offset must have 4 axes, found {offset.type}")
     if x.rank != 4 or w.rank != 4 or not all(isinstance(n, int) for n in (*w.shape, x.shape[1])):
         c.unsupported(f"only images with known channels and kernels are supported, found {x.type} and {w.type}")
     out, per_group, *kernel = (int(n) for n in w.shape)
     batch, channels, *sizes = x.shape
     steps, spread, before = tuple(strides or (1, 1)), tuple(dilations or (1, 1)), tuple(pads or (0,) * 4)
+    if (len(steps), len(spread), len(before)) != (2, 2, 4):
+        c.fail(f"strides, dilations and pads must have 2, 2 and 4 entries, found {len(steps)}, {len(spread)} and {len(before)}")
     height, width = offset.shape[2:]
     taps = math.prod(kernel)
     offset = c.cast(c.refine(offset, (batch, offset_group * taps * 2, height, width)), F32)

@@ -37,7 +37,7 @@ def unravelled(c: Context, places: Node, shape: Sequence[DimLike]) -> list[Node]
 
 
 def non_zero(c: Context, x: Node) -> Node:
-    count = c.declared_shape("X")[-1]
+    count = c.declared_shape("X", rank=2)[-1]
     if x.rank == 0:
         c.unsupported("a scalar has no axes to give places on")
     mask = x if x.dtype == BOOL else c.apply("ne", x, c.like(0, x))
@@ -51,7 +51,7 @@ def compress(c: Context, x: Node, condition: Node, *, axis: int | None = None) -
         x, place = c.reshape(x, (product(x.shape),)), 0
     else:
         place = c.axis(axis, x.rank)
-    count = c.declared_shape("condition")[place]
+    count = c.declared_shape("condition", rank=x.rank)[place]
     return c.b.add(Take(place), x, chosen_places(c, condition, count))
 
 
@@ -97,7 +97,7 @@ def non_max_suppression(c: Context, boxes: Node, scores: Node, max_output_boxes_
     """The best boxes of each class that do not overlap a better one: rows of batch, class and box."""
     if boxes.rank != 3 or scores.rank != 3 or boxes.shape[2] != 4:
         c.fail(f"needs boxes [batch, count, 4] and scores [batch, classes, count], found {boxes.type} and {scores.type}")
-    declared = c.declared_shape("scores")[0]
+    declared = c.declared_shape("scores", rank=2)[0]
     batch, classes, count = scores.shape
     boxes = c.refine(boxes, (batch, count, 4))
     most = number(c, 0) if max_output_boxes_per_class is None else element(c, vector(c, max_output_boxes_per_class), 0)

@@ -30,7 +30,7 @@ from .by_data import (
                       split_by_data,
                       tile_by_data,
 )
-from .context import Context, Integers, Operators, not_negative
+from .context import Context, Integers, Operators, Value, not_negative
 
 
 def shape(c: Context, data: Node, *, start: int = 0, end: int | None = None) -> Node:
@@ -151,6 +151,8 @@ def split(c: Context, x: Node, split: Integers = None, *, axis: int = 0,
         sizes = list(c.sizes(split, "split"))
     else:
         count = num_outputs or c.output_count
+        if count != c.output_count:
+            c.fail(f"{count} parts, but {c.output_count} outputs")
         part = ceildiv(extent, count)
         sizes = [part] * (count - 1)
         sizes.append(extent - part * (count - 1))
@@ -285,9 +287,9 @@ def one_hot(c: Context, indices: Node, depth: Node, values: Node, *, axis: int =
     """Indices outside -depth..depth-1 give a row of the off value."""
     place = c.axis(axis, indices.rank + 1)
     if c.all_known(depth):
-        count = c.sizes(depth, "depth")[0]
+        count = c.size(depth, "depth")
     else:
-        count = c.declared_shape("depth")[place]
+        count = c.declared_shape("depth", rank=indices.rank + 1)[place]
         values = c.require(values, c.apply("eq", c.cast(depth, I64), _scalar(c, count)))
     whole = indices if not indices.dtype.is_float else c.cast(indices, I64)
     whole = c.cast(whole, I64)
@@ -316,7 +318,7 @@ def tile(c: Context, x: Node, repeats: Integers, axis: Node | None = None) -> No
     if isinstance(repeats, Node) and axis is None and not c.all_known(repeats):
         return tile_by_data(c, x, repeats)
     if c.opset < 6 and axis is not None:
-        count, place = c.sizes(repeats, "tiles")[0], c.axis(c.integers(axis, "axis")[0], x.rank)
+        count, place = c.size(repeats, "tiles"), c.axis(c.integer(axis, "axis"), x.rank)
         counts: list[DimLike] = [count if a == place else 1 for a in range(x.rank)]
     else:
         counts = list(c.sizes(repeats, "repeats"))
@@ -453,7 +455,7 @@ def trilu(c: Context, x: Node, k: Node | None = None, *, upper: int = 1) -> Node
     return c.apply("select", kept, x, c.like(0, x))
 
 
-def identity(c: Context, x: Node, *, consumed_inputs: tuple[int, ...] = ()) -> Node:
+def identity(c: Context, x: Value, *, consumed_inputs: tuple[int, ...] = ()) -> Value:
     return x
 
 

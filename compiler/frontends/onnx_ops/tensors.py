@@ -76,17 +76,27 @@ class Folder(Struct, frozen=True):
         pure = Path(location)
         if not location or pure.is_absolute() or "\\" in location or "\0" in location:
             raise CompileError(f"{what} names the external file {location!r}; a path inside the model's folder is needed")
-        target = (root / pure).resolve()
+        try:
+            target = (root / pure).resolve()
+            is_there = target.is_file()
+        except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a name that no file can have
+            reason = getattr(error, "strerror", None) or "its links form a circle"
+            raise CompileError(f"{what} names the external file {location[:200]!r}, which cannot be found: {reason}") from None
         if not target.is_relative_to(root):
             raise CompileError(f"{what} names the external file {location!r}, which is outside the model's folder {root}")
-        if not target.is_file():
+        if not is_there:
             raise CompileError(f"{what} lies in the external file {target}, which is missing or not a plain file")
         size = target.stat().st_size
         if offset < 0 or offset + length > size:
             raise CompileError(f"{what} needs bytes {offset}..{offset + length} of {target}, which has {size} bytes")
-        with target.open("rb") as file:
-            file.seek(offset)
-            return file.read(length)
+        try:
+            with target.open("rb") as file:
+                file.seek(offset)
+                return file.read(length)
+        except OSError as error:
+            raise CompileError(f"{what} lies in the external file {target}, which cannot be read: {error.strerror}") from None
+        except MemoryError:
+            raise CompileError(f"{what} needs {length} bytes of {target}, which is more than there is memory") from None
 
 
 def decode_tensor(tensor: Any, folder: Folder, owner: str = "", payload: memoryview | None = None) -> np.ndarray:

@@ -1,0 +1,84 @@
+"""How a contraction reads its left operand: plain rows of a matrix, the windows of a convolution, or the panels themselves.
+
+Assumes a `packed_dot` or `packed_conv`. Guarantees that the flat address of an element is the base of its row plus the offset of
+its step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from ..ir.dims import DimLike, product
+from ..ir.graph import Node
+from ..ir.ops.compute import PackedConv, PackedDot
+from .inline import Index, flatten_index, unflatten_index
+
+
+class Operand(Struct, frozen=True):
+    """The left operand as the tile reads it: element (row, step), and the loops over the contraction.
+
+    `steps`: extents of the loops over the contraction, outer first. `read(bases, at)` is the flat address for a row
+    whose base address is given; `base(row)` that base. `panel(at)` the position along the packed operand's second axis.
+    `run`: rows that lie `distance` apart each, counted from a multiple of it (0: nothing is known).
+    """
+
+    rows: DimLike
+    steps: tuple[DimLike, ...]
+    base: Callable[[DimLike], DimLike]
+    offset: Callable[[Index], DimLike]
+    panel: Callable[[Index], DimLike]
+    run: DimLike = 0
+    distance: DimLike = 0
+
+
+def row_operand(node: Node, batch: Index, group: DimLike = 0) -> Operand:
+    """How the rows of a contraction are read: plain rows of a matrix, or the windows of a convolution."""
+    match node.op:
+        case PackedDot(symmetric=True):
+            return _panel_operand(node, batch)
+        case PackedDot(batch=count):
+            shape = node.inputs[0].shape
+            rows, depth = product(shape[count:-1]), shape[-1]
+            start = flatten_index(batch, shape[:count]) * rows * depth
+            return Operand(rows, (depth,), lambda row: start + row * depth, lambda at: at[0], lambda at: at[0])
+        case PackedConv():
+            return _window_operand(node, group)
+    raise AssertionError(f"{node.op.spelling} is no contraction")
+
+
+def _panel_operand(node: Node, batch: Index) -> Operand:
+    """The rows of a symmetric product: columns of the packed operand, whose steps lie near one another."""
+    *grid, panels, depth, width = node.inputs[1].shape
+    start = flatten_index(batch, grid) * panels
+
+    def base(row: DimLike) -> DimLike:
+        return (start + row // width) * depth * width + row % width
+
+    return Operand(node.shape[-1], (depth,), base, lambda at: at[0] * width, lambda at: at[0])
+
+
+def _window_operand(node: Node, group: DimLike) -> Operand:
+    op, x = node.op, node.inputs[0]
+    assert isinstance(op, PackedConv)
+    channels = node.inputs[1].shape[-2] // product(op.kernel)  # of one group
+    strides = [product(x.shape[a + 1:]) for a in range(x.rank)]
+    out = node.shape[:-1]
+
+    def base(row: DimLike) -> DimLike:
+        n, *spatial = unflatten_index(row, out)
+        start = n * strides[0] + group * channels
+        return start + sum((i * s * w for i, s, w in zip(spatial, op.strides, strides[1:])), start=0)
+
+    # taps along the last axis lie beside one another: with dilation 1 they and all channels are one loop
+    joined = op.dilation[-1] == 1 and op.groups == 1
+    taps = (*op.kernel[:-1], op.kernel[-1] * channels) if joined else (*op.kernel, channels)
+    steps = [d * w for d, w in zip(op.dilation[:-1], strides[1:-2])] + (
+        [1] if joined else [op.dilation[-1] * strides[-2], 1])
+
+    def offset(at: Index) -> DimLike:
+        return sum((i * s for i, s in zip(at, steps, strict=True)), start=0)
+
+    distance = strides[-2] * op.strides[-1]
+    return Operand(product(out), taps, base, offset, lambda at: flatten_index(at, taps), out[-1], distance)

@@ -1,0 +1,5 @@
+"""The extension module's names under the name by which ONNX Runtime's own Python code imports them."""
+
+from __future__ import annotations
+
+from .onnxruntime_pybind11_state import *  # noqa: F403
