@@ -124,6 +124,8 @@ def choose_tile(columns: int, rows: DimLike, dtype: DType, caps: Caps, whole: tu
     """The tile for a panel of `columns` columns and a matrix of `rows` rows. `whole`: the rows and columns that the panels were
     chosen for, where measurement may know better. `run`: rows that lie equally far apart, where not all do."""
     lanes = caps.lanes(dtype)
+    while columns % lanes:  # panels that were not packed for this target
+        lanes //= 2
     for tuned in caps.tuned:
         if (tuned.rows, tuned.columns) == whole and (tuned.dtype, tuned.tile_columns) == (str(dtype), columns):
             return Tile(tuned.tile_rows, columns, lanes)

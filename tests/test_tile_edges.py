@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import tilewright as tw
 from tests.comparing import assert_identical
 from tests.compiled import QUIET, run_compiled, target_of
 from tilewright import library as lib
@@ -23,6 +24,7 @@ from tilewright.ir.loop_text import format_kernel
 from tilewright.ir.ops.compute import Dot
 from tilewright.ir.ops.control import Param
 from tilewright.ir.ops.shape import Pad
+from tilewright.ir.parser import parse
 from tilewright.ir.program import Program
 from tilewright.ir.types import F32, F64, I32, DType
 from tilewright.lowering.lower import lower_program
@@ -112,3 +114,17 @@ def test_one_loop_over_the_contraction_serves_whole_tiles_and_edges():
     kernel = next(k for k in program.kernels() if "dot" in k.name)
     sums = [s for s in walk(kernel.body) if isinstance(s, For) and s.kind == "serial" and str(s.extent) == "k"]
     assert len(sums) == 1, format_kernel(kernel)
+
+
+@pytest.mark.parametrize(("width", "columns"), [(1, 3), (2, 5), (4, 9), (6, 13), (12, 25), (20, 41)])
+def test_panels_that_were_not_packed_for_the_target(width: int, columns: int) -> None:
+    """The text of a graph may hold panels of any width; vectors divide it."""
+    panels = -(-columns // width)
+    graph = parse(f"""graph @g(%x: f32[7, 10], %p: f32[{panels}, 10, {width}]) -> (a) {{
+  %0: f32[7, {columns}] = packed_dot %x, %p {{columns={columns}, batch=0}}
+  return %0
+}}
+""")
+    rng = np.random.default_rng(0)
+    x, p = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((7, 10), (panels, 10, width)))
+    np.testing.assert_array_equal(tw.compile(graph)(x, p), (x @ np.concatenate(list(p), axis=1))[:, :columns])
