@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import signal
 import time
-import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -30,7 +28,7 @@ from .corpus import Corpus, Entry, case_text, finding_text, write
 from .coverage import Coverage
 from .reduce import failure_of, reduced
 from .settings import MODES, Finding, Settings, Tally
-from .subject import AnySubject, Failure, Refused, Verdict
+from .subject import AnySubject, Failure, Refused, Verdict, crash
 
 REDUCTION_SECONDS = 20.0
 TRIALS_A_SEED = 4  # between two seeds, which take several times as long
@@ -156,9 +154,7 @@ class Fuzzer:
         try:
             return entry.subject.mutate_program(entry.case, self.rng, part, self.allowed[entry.subject.name])
         except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            failure = Failure("crash", "type rules", f"{type(error).__name__}: {error} ({Path(place.filename).name}: {place.name})")
-            self.failed(entry.subject, entry.case, failure, native=False, reduce=False)
+            self.failed(entry.subject, entry.case, crash("type rules", error), native=False, reduce=False)
             return None
 
     def sequenced(self, subject: AnySubject, case: Any) -> Any:
@@ -216,6 +212,8 @@ class Fuzzer:
             return None, failure
         except _Hang:
             return None, Failure("hang", "unknown", f"no result after {self.settings.hang_seconds:.0f} seconds")
+        except Exception as error:  # which the subject did not expect: a finding all the same, and not the end
+            return None, crash("unknown", error)
         return None, None
 
     def failed(self, subject: AnySubject, case: Any, failure: Failure, native: bool, reduce: bool = True) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .subject import AnySubject, Failure, Refused
+from .subject import AnySubject, Failure, Refused, crash
 
 Check = Callable[[Any], None]
 
@@ -39,4 +39,6 @@ def failure_of(case: Any, check: Check) -> Failure | None:
         return failure
     except Refused:
         return None
+    except Exception as error:
+        return crash("unknown", error)
     return None

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -51,6 +53,12 @@ class Failure(Exception):
         """A short file name for the signature."""
         digest = hashlib.blake2s(self.signature.encode(), digest_size=4).hexdigest()
         return re.sub(r"\W+", "-", f"{self.kind} {self.stage}").strip("-") + "-" + digest
+
+
+def crash(stage: str, error: Exception) -> Failure:
+    """An exception that nobody expected as a failure, with the function that it comes from."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return Failure("crash", stage, f"{type(error).__name__}: {error} ({Path(place.filename).name}: {place.name})")
 
 
 class Refused(Exception):

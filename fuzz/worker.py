@@ -28,7 +28,7 @@ from .kernels import KernelSubject
 from .parsers import ParserSubject
 from .reduce import reduced
 from .settings import Finding, Settings
-from .subject import AnySubject, Failure, Refused
+from .subject import AnySubject, Failure, Refused, crash
 from .supervisor import TRIAL, outcome_of
 
 SUBJECTS: dict[str, AnySubject] = {subject.name: subject for subject in (GraphSubject(), KernelSubject(), DimSubject(), ParserSubject())}
@@ -67,7 +67,8 @@ def check(file: Path) -> dict[str, Any]:
         subject.check(case, native=True)
     except Refused as refused:
         return {"outcome": "refused", "message": str(refused)}
-    except Failure as failure:
+    except Exception as error:
+        failure = error if isinstance(error, Failure) else crash("unknown", error)
         return {"outcome": "failure", "signature": failure.signature, "kind": failure.kind, "stage": failure.stage,
                 "message": failure.message}
     return {"outcome": "right"}
