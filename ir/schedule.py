@@ -534,14 +534,20 @@ def _check_extents(first: _Place, loops: Sequence[For]) -> None:
 
 def reorder(kernel: Kernel, outer: str, inner: str, reassociate: bool = False) -> Kernel:
     """Exchanges two loops, the inner one being all that the outer one holds. Legal where no element is touched in an
-    iteration (o, i) and again in (o', i') with o < o' and i > i', one of the two storing."""
+    iteration (o, i) and again in (o', i') with o < o' and i > i', one of the two storing, and where an inner loop that runs in
+    vectors or in parallel stays independent with all of the outer one in it."""
     place = _find(kernel, outer)
     first = place.loop
     second = _only_loop(kernel, "reorder", first, inner)
     # a promise of the inner loop holds within one iteration of the outer one only
     if first.kind not in ("parallel", "vector"):
         _check_exchange(place, first, second, reassociate)
-    return place.replaced((replace(second, body=(replace(first, body=second.body),)),))
+    changed = place.replaced((replace(second, body=(replace(first, body=second.body),)),))
+    if second.kind in ("parallel", "vector"):
+        what = "parallelize" if second.kind == "parallel" else "vectorize"
+        for moved in (p for p in _places(changed, inner) if p.loop.kind == second.kind):
+            _need_independent(moved, what, second.kind == "vector", reassociate)
+    return changed
 
 
 def _check_exchange(place: _Place, first: For, second: For, reassociate: bool) -> None:
@@ -585,30 +591,37 @@ def parallelize(kernel: Kernel, loop: str) -> Kernel:
     if place.above:
         raise _fail(kernel, f"parallelize {loop}: it stands inside another statement; only outermost loops may be parallel")
     _need_independent(place, "parallelize")
-    parameters = {b.name for b in kernel.buffers}
     # what is parallel already promises to touch nothing that another statement stores to
-    others = [s for s in kernel.body if s is not old and not (isinstance(s, For) and s.kind == "parallel")]
+    _need_apart(kernel, old, [s for s in kernel.body if s is not old and not _is_parallel(s)], f"parallelize {loop}")
+    return place.replaced((replace(old, kind="parallel"),))
+
+
+def _is_parallel(statement: Stmt) -> bool:
+    return isinstance(statement, For) and statement.kind == "parallel"
+
+
+def _need_apart(kernel: Kernel, own: Stmt, others: Sequence[Stmt], what: str, buffer: str = "") -> None:
+    """ScheduleError unless an outermost statement touches nothing that one of the others stores to, and stores to nothing that one
+    touches (there is no barrier between them): of one buffer, or of all."""
     if not others:
-        return place.replaced((replace(old, kind="parallel"),))
-    stored = stored_buffers(walk(kernel.body))
-    statements = reached([old])
+        return
+    parameters, stored = {b.name for b in kernel.buffers}, stored_buffers(walk(kernel.body))
+    statements = reached([own])
     touched = accesses_of(statements, stored), ranges_of(statements)
     for other in others:
-        (own, ranges), statements = touched, reached([other])
+        (accesses, ranges), statements = touched, reached([other])
         # either touches something only where the loops around it run
-        sizes = sizes_where([*extents_around([old]), *extents_around([other])], kernel.symbols)
+        sizes = sizes_where([*extents_around([own]), *extents_around([other])], kernel.symbols)
         if sizes:
-            statements = reached(substitute_statements((old,), sizes))
-            own, ranges = accesses_of(statements, stored), ranges_of(statements)
+            statements = reached(substitute_statements((own,), sizes))
+            accesses, ranges = accesses_of(statements, stored), ranges_of(statements)
             statements = reached(substitute_statements((other,), sizes))
         theirs = ranges_of(statements)
-        for a, b in conflicts(own, accesses_of(statements, stored)):
+        for a, b in conflicts(accesses, accesses_of(statements, stored)):
             # local memory that other statements have stored to may be read: every thread runs those statements
-            harmless = a.how == "load" and a.buffer not in parameters
+            harmless = a.how == "load" and a.buffer not in parameters or buffer not in ("", a.buffer)
             if not harmless and not lie_apart(a, ranges, b, theirs):
-                raise _fail(kernel, f"parallelize {loop}: there is no barrier between {_show(a)} and {_show(b)} in another "
-                            "outermost statement")
-    return place.replaced((replace(old, kind="parallel"),))
+                raise _fail(kernel, f"{what}: there is no barrier between {_show(a)} and {_show(b)} in another outermost statement")
 
 
 # --- staging ---------------------------------------------------------------------------------------------------------
@@ -795,7 +808,7 @@ def _copy(kernel: Kernel, tile: _Tile, into: bool) -> tuple[Stmt, ...]:
 
 
 def _check_marked_loops(kernel: Kernel, place: _Place, buffer: str) -> None:
-    """Copies touch more than the body did: loops around that run in parallel must still be independent."""
+    """Copies touch more than the body did: loops around that run in parallel must still be independent, of one another too."""
     for loop in (*place.outer(), place.loop):
         if loop.kind not in ("parallel", "vector"):
             continue
@@ -804,6 +817,10 @@ def _check_marked_loops(kernel: Kernel, place: _Place, buffer: str) -> None:
             if first.buffer == buffer:
                 raise _fail(kernel, f"stage %{buffer}: iterations of the {loop.kind} loop {loop.symbol.name} would no longer be "
                             f"independent: {_show(first)} and {_show(second)}")
+    number = next(i for i, s in enumerate(place.kernel.body) if any(inner is place.loop for inner in walk([s])))
+    own = kernel.body[number]
+    others = [s for s in kernel.body if s is not own and (_is_parallel(own) or _is_parallel(s))]
+    _need_apart(kernel, own, others, f"stage %{buffer}", buffer)
 
 
 PRIMITIVES: dict[str, Callable[..., Kernel]] = {
