@@ -41,30 +41,18 @@ def refused(model: Any, *parts: str, kind: type[CompileError] = CompileError) ->
 # --- what the fuzzer found --------------------------------------------------------------------------------------------
 
 
-def test_functions_that_call_the_next_one_twice() -> None:
-    """30 functions are 2**30 calls."""
+@pytest.mark.parametrize(("levels", "last"), [(30, "Relu"), (40, "Identity")])
+def test_functions_that_call_the_next_one_twice(levels: int, last: str) -> None:
+    """30 functions are 2**30 calls, which count though nothing be made."""
     d = draft()
     d.model.opset_import.add(domain="local", version=1)
-    for level in range(30):
+    for level in range(levels):
         function = d.model.functions.add(name=f"f{level}", domain="local", input=["a"], output=["c"])
         function.opset_import.add(domain="", version=17)
         function.opset_import.add(domain="local", version=1)
         for source, target in (("a", "b"), ("b", "c")):
-            called = function.node.add(op_type=f"f{level + 1}" if level < 29 else "Relu", input=[source], output=[target])
-            called.domain = "local" if level < 29 else ""
-    refused(d.done(d.node("f0", d.input(2), domain="local")), "more than", "nodes")
-
-
-def test_functions_that_make_nothing_are_counted_too() -> None:
-    d = draft()
-    d.model.opset_import.add(domain="local", version=1)
-    for level in range(40):
-        function = d.model.functions.add(name=f"f{level}", domain="local", input=["a"], output=["c"])
-        function.opset_import.add(domain="", version=17)
-        function.opset_import.add(domain="local", version=1)
-        for source, target in (("a", "b"), ("b", "c")):
-            called = function.node.add(op_type=f"f{level + 1}" if level < 39 else "Identity", input=[source], output=[target])
-            called.domain = "local" if level < 39 else ""
+            called = function.node.add(op_type=f"f{level + 1}" if level < levels - 1 else last, input=[source], output=[target])
+            called.domain = "local" if level < levels - 1 else ""
     refused(d.done(d.node("f0", d.input(2), domain="local")), "more than", "nodes")
 
 
