@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from ..ir.caps import Caps
-from ..ir.dims import DimLike, Symbol, product, symbol, symbols_of
+from ..ir.dims import DimLike, Symbol, bounds, product, symbol, symbols_of
 from ..ir.errors import UNKNOWN, InternalError, Loc
 from ..ir.facts import Choice
 from ..ir.graph import Builder, Graph, Node, encode, encode_op
@@ -144,8 +144,8 @@ class KernelMaker:
         return self._elements(body, inputs, outputs, names, node.loc, order)
 
     def _window_checks(self, node: Node, body: Graph) -> Launches:
-        """A kernel that fails where a slice whose sizes are symbolic would leave its operand. It runs before the group's
-        own kernel, with a barrier between, so that no thread reads outside."""
+        """A kernel that fails where a slice whose sizes are symbolic would leave its operand, or an extreme is looked for in nothing.
+        It runs before the group's own kernel, with a barrier between, so that no thread reads outside."""
         statements: list[Stmt] = []
         inliner = Inliner({}, self._fresh_names(body))
         for inner in body.nodes():
@@ -154,6 +154,11 @@ class KernelMaker:
                     shape, taken = inner.inputs[0].shape, size
                 case UpdateSlice(start, step):
                     shape, taken = inner.shape, inner.inputs[1].shape
+                case ArgReduce() as op:
+                    axis = inner.inputs[0].shape[op.axis]
+                    if bounds(axis)[0] < 1:  # the first element must be there, where there is a result
+                        statements.append(_window_check(inliner, inner, 0, 0, product(inner.shape), axis, "the axis is empty"))
+                    continue
                 case _:
                     continue
             for low, high, count, extent in unproved_windows(shape, start, taken, step):
@@ -367,12 +372,13 @@ def _core_of(body: Graph) -> Node:
     return next(n for n in body.nodes() if isinstance(n.op, (PackedDot, PackedConv, WinogradConv)))
 
 
-def _window_check(inliner: Inliner, node: Node, low: DimLike, high: DimLike, count: DimLike, extent: DimLike) -> Check:
+def _window_check(inliner: Inliner, node: Node, low: DimLike, high: DimLike, count: DimLike, extent: DimLike,
+                  problem: str = "the window leaves its axis") -> Check:
     zero = inliner.literal(0, INDEX)
     empty = inliner.scalar("le", inliner.index(count), zero)
     inside = inliner.scalar("and", inliner.scalar("ge", inliner.index(low), zero),
                             inliner.scalar("lt", inliner.index(high), inliner.index(extent)))
-    message = f"{node.op.spelling}: the window leaves its axis at {node.loc}"
+    message = f"{node.op.spelling}: {problem} at {node.loc}"
     return Check(inliner.scalar("or", empty, inside), ERROR_INDEX, message, inliner.index(high), inliner.index(extent))
 
 
