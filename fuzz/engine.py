@@ -3,8 +3,8 @@
 The rule of joint mutation (Tzer, OOPSLA 2022, section 3): the program of a corpus entry is mutated until `patience` mutations
 in a row gained no coverage, then its sequence of passes once. What gained is stored without the passes that changed nothing.
 
-Machine code takes ten times as long as passes, so it is made of what is most likely to show something: of every seed, before the
-search goes on for long; of what gained coverage by its passes; and of a share of all other programs. Only the end and
+Machine code takes ten times as long as passes, so it is made of what is most likely to show something: of every seed, once all have
+been through their passes; of what gained coverage by its passes; and of a share of all other programs. Only the end and
 hangs depend on a clock, so a seed gives the same run again.
 
 `settings.MODES` are the steps of the ablation: what is left out of the engine, and nothing else.
@@ -31,7 +31,6 @@ from .settings import MODES, Finding, Settings, Tally
 from .subject import AnySubject, Failure, Refused, Verdict, crash
 
 REDUCTION_SECONDS = 20.0
-TRIALS_A_SEED = 4  # between two seeds, which take several times as long
 
 
 class _Hang(BaseException):
@@ -111,23 +110,24 @@ class Fuzzer:
             yield self.tally
 
     def seeds(self) -> Iterator[Trial | None]:
-        """The seeds of all subjects in turn, divided among the workers, where nothing was known; after each, None for a while: the
-        search begins while there are seeds left."""
+        """The seeds of all subjects in turn, divided among the workers, where nothing was known: first all by their passes, which takes
+        a tenth of the time, then as machine code; there after each one None, so that the search begins while there are seeds left."""
         if self.corpus.entries:
             return
-        waiting = [(subject, subject.seeds()) for subject in self.subjects]
-        number = 0
-        while waiting:
-            for subject, cases in list(waiting):
-                case = next(cases, None)
-                if case is None:
-                    waiting.remove((subject, cases))
-                    continue
+        share = self.settings.native_share
+        for native in (False, True) if 0 < share < 1 else (share > 0,):
+            waiting = [(subject, subject.seeds()) for subject in self.subjects if subject.code_of_seeds or share >= 1 or not native]
+            number = 0
+            while waiting:
                 number += 1
-                if number % self.settings.workers == self.worker:
-                    yield Trial(subject, case, "seed", native=True if subject.code_of_seeds and self.settings.native_share > 0 else None)
-                    for _ in range(TRIALS_A_SEED):
-                        yield None
+                for subject, cases in list(waiting):
+                    case = next(cases, None)
+                    if case is None:
+                        waiting.remove((subject, cases))
+                    elif number % self.settings.workers == self.worker:
+                        yield Trial(subject, case, "seed", native=native, keep=not native)
+                        if native:
+                            yield None
 
     def next(self) -> Trial:
         """The next case: one that gained lately, as machine code; a new one; or a mutant."""
@@ -196,7 +196,7 @@ class Fuzzer:
         if not (gained if mode.coverage else mode.mutate and len(self.corpus.entries) < 4096):
             return
         entry = self.corpus.add(subject, subject.without_passes(case, verdict.changed) if mode.passes == "joint" else case)
-        if mode.coverage and not native and self.settings.native_share > 0:
+        if mode.coverage and not native and self.settings.native_share > 0 and not (trial.maker == "seed" and subject.code_of_seeds):
             self.promoted.append(Trial(subject, entry.case, "as machine code", native=True, keep=False))
 
     def checked(self, subject: AnySubject, case: Any, native: bool, tally: Tally) -> tuple[Verdict | None, Failure | None]:

@@ -16,19 +16,19 @@ from ..ir.ops.compute import Elementwise
 from ..ir.ops.table import ALL_OPS
 from .generate import DEFAULT_DTYPES, random_graph, sample_graph
 from .generate_arithmetic import arithmetic_graph, formula_seeds
-from .generate_axes import axis_graph
+from .generate_axes import axis_graph, axis_seeds
 from .generate_bodies import control_graph
 from .generate_functions import function_graph, function_seeds
-from .generate_layers import layer_graph
+from .generate_layers import layer_graph, layer_seeds
 from .generate_memory import memory_graph, twin_graph
-from .generate_movements import movement_graph
+from .generate_movements import movement_graph, movement_seeds
 from .generate_windows import window_graph
 from .mutate_memory import MEMORY
-from .mutate_patterns import known, rule_graph
+from .mutate_patterns import known, known_seeds, rule_graph, rule_seeds
 from .rebuild import acceptable
 
 TRIES = 4
-MEMORY_SEEDS = 16
+FAMILY_SEEDS = 16
 KNOWN_SHARE = 0.15  # of the new graphs: some parameters are constants
 
 
@@ -52,21 +52,23 @@ FAMILIES: tuple[tuple[float, Callable[[np.random.Generator], Graph]], ...] = (
 
 
 def seed_graphs() -> Iterator[Graph]:
-    """The samples of the ops, the first ones of all ops first, all scalar functions, some formulas, and what no sample shows: values
-    that share memory and parts that are nearly equal; in turn."""
+    """The samples of the ops, the first ones of all ops first, all scalar functions, some formulas, and what no sample shows: the left
+    sides of rules, constants, pairs of movements, layers, axes, and some graphs of the other families; in turn."""
     ops = [op for op in ALL_OPS if op is not Elementwise]  # its samples are one function each
     rounds = itertools.zip_longest(*(op.samples() for op in ops))
     samples = (sample_graph(sample) for found in rounds for sample in found if sample is not None)
-    for group in itertools.zip_longest(samples, function_seeds(), formula_seeds(), memory_seeds()):
+    sources = ((2, samples), (3, function_seeds()), (1, formula_seeds()), (1, rule_seeds()), (1, known_seeds()), (2, movement_seeds()),
+               (2, layer_seeds()), (1, axis_seeds()), (2, family_seeds()))  # so many of each a round: all end at about the same time
+    for group in itertools.zip_longest(*(source for count, source in sources for _ in range(count))):
         yield from (graph for graph in group if graph is not None and acceptable(graph))
 
 
-def memory_seeds() -> Iterator[Graph]:
-    """Some graphs of two families."""
+def family_seeds() -> Iterator[Graph]:
+    """Some graphs of each family that has no seeds of its own."""
     rng = np.random.default_rng(0)
-    for _ in range(MEMORY_SEEDS):
-        yield memory_graph(rng)
-        yield twin_graph(rng)
+    for _ in range(FAMILY_SEEDS):
+        for make in (memory_graph, twin_graph, control_graph, control_graph, window_graph):
+            yield make(rng)
 
 
 def new_graph(rng: np.random.Generator) -> Graph:

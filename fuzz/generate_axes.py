@@ -9,7 +9,9 @@ Guarantees: graphs of up to four such ops on one or two arrays, every one a resu
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -24,6 +26,8 @@ from .sizes import LONG, SHORT, UPPER, random_symbol
 
 MOST = 5000  # elements of an array
 DTYPES: tuple[DType, ...] = (F32, F32, F32, F64, F64, F16, BF16, I32, I64, BOOL)
+SEED_DTYPES: tuple[DType, ...] = (F32, I32, F16, F64)
+SEED_SHAPES: tuple[tuple[int, ...], ...] = ((70, 17), (9, 33), (130,), (2, 35, 3))  # axes with a rest: first, last and between
 VECTORS = (4, 7, 8, 9, 16, 19)  # about the width of vectors
 
 
@@ -39,6 +43,17 @@ def axis_graph(rng: np.random.Generator) -> Graph:
         x = b.add(Elementwise("xor" if dtype.is_bool else chosen(rng, ("add", "sub", "max"))), *params)
     results = [_result(b, rng, x) for _ in range(int(rng.integers(2, 5)))]
     return Graph("axes", params, list(dict.fromkeys(results)))
+
+
+def axis_seeds() -> Iterator[Graph]:
+    """Every op along every axis of some shapes, each a result: sums, extremes and their places, sorting and running sums."""
+    for dtype, shape in itertools.product(SEED_DTYPES, SEED_SHAPES):
+        for axis in range(len(shape)):
+            for ops in ((Reduce("sum", (axis,)), Reduce("max", (axis,)), ArgReduce("min", axis), Cumulative("sum", axis, False, False)),
+                        (ArgSort(axis, True), Sort(axis, False))):
+                b = Builder()
+                x = b.add(Param("x0", dtype, shape))
+                yield Graph("axes", [x], [b.add(op, x) for op in ops])
 
 
 def axis_shape(rng: np.random.Generator) -> tuple[DimLike, ...]:

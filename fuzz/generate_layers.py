@@ -10,8 +10,9 @@ Guarantees: the graphs are well typed and end in one to three results; no contra
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -41,9 +42,19 @@ def layer_graph(rng: np.random.Generator) -> Graph:
         if count:
             value = draft.projected(value)
         for _ in range(int(rng.integers(0, 4))):
-            made = chosen(rng, draft.followers)(value)
+            made = chosen(rng, FOLLOWERS)(draft, value)
             value = made if small(made.shape) else value
     return Graph("layers", draft.params, list(dict.fromkeys([*draft.seen[-2:], value])))
+
+
+def layer_seeds() -> Iterator[Graph]:
+    """Every kind of contraction with everything that may stand behind it."""
+    rng = np.random.default_rng(0)
+    for contraction, follower in itertools.product(2 * CONTRACTIONS, dict.fromkeys(FOLLOWERS)):
+        draft = _Draft(rng)
+        value = contraction(draft)
+        made = follower(draft, value)
+        yield Graph("layers", draft.params, list(dict.fromkeys([*draft.seen, made if small(made.shape) else value])))
 
 
 class _Draft:
@@ -56,9 +67,6 @@ class _Draft:
         self.params: list[Node] = []
         self.seen: list[Node] = []
         self.channels = 0
-        self.followers: tuple[Callable[[Node], Node], ...] = (
-            self.biased, self.biased, self.scaled, self.activated, self.activated, self.added, self.reduced, self.reduced, self.pooled,
-            self.moved, self.kept)
 
     def param(self, shape: Sequence[DimLike]) -> Node:
         self.params.append(self.b.add(Param(f"x{len(self.params)}", self.dtype, tuple(shape))))
@@ -76,7 +84,7 @@ class _Draft:
     # --- contractions ---
 
     def contraction(self) -> Node:
-        return chosen(self.rng, (self.conv, self.usual_conv, self.usual_conv, self.product, self.gram, self.gram))()
+        return chosen(self.rng, (*CONTRACTIONS, _Draft.usual_conv, _Draft.gram))(self)
 
     def sizes(self, count: int, products: Callable[[Sequence[int]], int], shapes: Callable[[Sequence[int]], Sequence[Sequence[int]]]
               ) -> list[int]:
@@ -233,3 +241,8 @@ class _Draft:
         self.seen.append(x)
         return x
 
+
+CONTRACTIONS: tuple[Callable[[_Draft], Node], ...] = (_Draft.conv, _Draft.usual_conv, _Draft.product, _Draft.gram)
+FOLLOWERS: tuple[Callable[[_Draft, Node], Node], ...] = (
+    _Draft.biased, _Draft.biased, _Draft.scaled, _Draft.activated, _Draft.activated, _Draft.added, _Draft.reduced, _Draft.reduced,
+    _Draft.pooled, _Draft.moved, _Draft.kept)

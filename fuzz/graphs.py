@@ -72,7 +72,7 @@ PRECISION_SHARES = {"default": 0.45, "plain": 0.15, "strict": 0.4}
 PLAN_SIZES = 3  # that a memory plan is checked at
 TEXT_EVERY, TWICE_EVERY, SAME_CODE_EVERY, KEYS_EVERY, OPTIONS_EVERY = 8, 3, 16, 16, 4  # seeds by which a costly promise is checked
 LOWERED_EVERY = 3  # seeds by which programs that do not become machine code are lowered
-MORE_INPUTS = 10  # that machine code is run with: a run takes a hundredth of the time of compiling
+MORE_INPUTS = 14  # that machine code is run with, each kind twice: a run takes a hundredth of the time of compiling
 DAMAGED = (BadZipFile, zlib.error, EOFError, OSError, RuntimeError, SyntaxError)  # what zipfile and NumPy raise on bad archives
 _FIELD = re.compile(r"# (\w+): ?(.*)")
 _PLACE = re.compile(r"tilewright[/\\](.+\.py)$")
@@ -384,11 +384,11 @@ class _Check:
     def code(self, program: Program) -> Executable:
         case = self.case
         with guarded("llvm"):
-            code, symbol = machine.object_code(program, case.target)
+            code, symbol = machine.object_code(program, case.target, case.seed)
             executable = machine.loaded(program, code, symbol)
         if case.seed % SAME_CODE_EVERY == 0:
             with guarded("llvm"):
-                again = machine.object_code(machine.lowered(self.finished(), self.caps), case.target)[0]
+                again = machine.object_code(machine.lowered(self.finished(), self.caps), case.target, case.seed)[0]
             if again != code:
                 raise Failure("bytes", "llvm", "compiling the same program twice gives other code")
         return executable
@@ -457,6 +457,6 @@ class _FailingCheck(_Check):
     def lower(self, graph: Graph) -> Executable:
         program = self.interpret(graph)
         with guarded("llvm"):
-            executable = machine.loaded(program, *machine.object_code(program, self.case.target))
+            executable = machine.loaded(program, *machine.object_code(program, self.case.target, self.case.seed))
         self.refused("llvm", lambda: machine.run(executable, self.inputs, 2))
         return executable

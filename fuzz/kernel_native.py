@@ -175,7 +175,7 @@ def check_native(kernel: Kernel, runs: Sequence[Run], seed: int) -> bool:
     backend says that it has no code for such a kernel."""
     program, target = program_of(kernel), TARGETS[seed % len(TARGETS)]
     try:
-        code = object_code(program, target)
+        code = object_code(program, target, seed // len(TARGETS))
     except (InternalError, UnsupportedError) as error:
         if NO_CODE.search(error.message):
             return False

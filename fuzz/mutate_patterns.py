@@ -6,16 +6,19 @@ about by chance often enough to see what a rule does to a special number, or fol
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from .. import library
 from ..ir.graph import Builder, Constant, Graph, Node
+from ..ir.ops.compute import Elementwise
 from ..ir.ops.control import Const, Param
+from ..ir.ops.scalar import SCALARS
 from ..ir.rewrite import Rule, build, variables_of
 from ..ir.types import ARRAY_DTYPES, BOOL, F32, F64, I32, U8, DType, TensorType
 from ..passes.canonicalize import RULES
+from .generate_functions import FUNCTIONS
 from .input_kinds import inputs_of_kind, random_kind
 from .rebuild import MOST_RESULTS, adapted, before, chosen, rebuilt, tensors
 from .shadow_values import Array
@@ -27,6 +30,8 @@ WHOLE = (0, 1, -1, 2, -2, 3, 4, 7, 8, 16, 127, -128)
 ALIKE = ((0, -0.0), (0, -0.0), (0, -0.0, 1), (1, -1), (float("nan"), 1), (float("inf"), float("-inf")), (2, 2), (0, 0), (1, 1), (0, 1))
 ALIKE_SHARE, ALIKE_OPERANDS = 0.4, 0.35  # of constants that parameters become, of operands of rules
 SHAPES = ((), (3,), (17,), (4, 9))
+SEED_SHAPE = (17,)
+SEED_ALIKE = ((0.0, -0.0), (float("nan"), 1.0), (1.0, 1.0))
 STAND_INS: Mapping[str, tuple[DType, ...]] = {"f": (F32, F64), "i": (I32,), "u": (U8,), "b": (BOOL,)}
 
 
@@ -57,6 +62,35 @@ def rule_graph(rng: np.random.Generator) -> Graph:
         x = chosen(rng, operands if operands and rng.random() < 0.2 else params[:2])
         results.append(left_side(b, rng, chosen(rng, rules), x, [*params, *results]))
     return Graph("rules", params, list(dict.fromkeys(results)))
+
+
+def rule_seeds() -> Iterator[Graph]:
+    """The left side of every rule, for a dtype of each kind that it is for: some in a graph, each a result."""
+    rng = np.random.default_rng(0)
+    for kind, dtypes in STAND_INS.items():
+        rules = [rule for rule in RULES.rules if kind in rule.kinds]
+        for first in range(0, len(rules), MOST_RESULTS):
+            b = Builder()
+            params = [b.add(Param(f"x{i}", d, SEED_SHAPE)) for i, d in enumerate((dtypes[0], dtypes[0], BOOL))]
+            made = [left_side(b, rng, rule, params[0], params) for rule in rules[first:first + MOST_RESULTS]]
+            yield Graph("rules", params, list(dict.fromkeys(made)))
+
+
+def known_seeds() -> Iterator[Graph]:
+    """Every function of two numbers with a constant for one of them, of numbers that look alike: as they are, or after what folding leaves
+    of them."""
+    rng = np.random.default_rng(0)
+    names = [name for name in FUNCTIONS[F32] if SCALARS[name].arity == 2]
+    for numbers in SEED_ALIKE:
+        for first in range(0, len(names), MOST_RESULTS):
+            b = Builder()
+            x = b.add(Param("x0", F32, SEED_SHAPE))
+            known = b.add(Const(Constant(rng.choice(numbers, size=SEED_SHAPE).astype(np.float32), F32)))
+            results = []
+            for number, name in enumerate(names[first:first + MOST_RESULTS]):
+                other = library.scalar(b, "neg", known) if number % 2 else known
+                results.append(b.add(Elementwise(name), *((x, other) if number % 3 else (other, x))))
+            yield Graph("known", [x], results)
 
 
 def left_side(b: Builder, rng: np.random.Generator, rule: Rule, x: Node, pool: Sequence[Node]) -> Node:

@@ -79,7 +79,7 @@ class ParserSubject:
             program = machine.lowered(graph, caps)
             yield ByteCase("program", format_program(program).encode())
             if number % 4 == 0:
-                code = machine.object_code(program, "cpu:x86-64")[0]
+                code = machine.object_code(program, "cpu:x86-64", 0)[0]
                 yield ByteCase("object", code)
                 yield ByteCase("elf", code)
         yield ByteCase("schedule", b"split(i, 8)\nfuse(i, j)\nvectorize(i, 8, true)\nstage(i, x, [\"4*i\", 0], [4, 64], tile, local)\n")

@@ -70,7 +70,8 @@ def test_nothing_is_confused() -> None:
 def test_a_precision_that_is_not_in_the_key_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Options, "code_key", lambda self: "precision")
     with pytest.raises(Failure, match="key in cache: options with precision='strict'"):
-        check(small_graph())
+        for seed in range(20):  # one value of one option a check
+            check(small_graph(), seed)
 
 
 def test_an_option_that_passes_read_and_the_key_leaves_out_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +84,8 @@ def test_an_option_that_passes_read_and_the_key_leaves_out_is_seen(monkeypatch: 
     monkeypatch.setattr(keys, "run_passes", changed)
     monkeypatch.setattr(keys._Noting, "noted", set())
     with pytest.raises(Failure, match="options with threads="):
-        check(small_graph())
+        for seed in range(20):
+            check(small_graph(), seed)
 
 
 def test_bounds_that_are_not_in_the_key_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,8 +62,10 @@ class CompiledObject(Struct, frozen=True, dict=True):
         return text
 
 
-def compile_program(program: Program, target: Target, *, facts: ModelFacts | None = None, name_prefix: str = "") -> CompiledObject:
-    """Compile for the target. `name_prefix`: '' for loading in process, else the public name of a library."""
+def compile_program(program: Program, target: Target, *, facts: ModelFacts | None = None, name_prefix: str = "",
+                    level: int = CODE_LEVEL) -> CompiledObject:
+    """Compile for the target. `name_prefix`: '' for loading in process, else the public name of a library; `level`: of LLVM's code
+    generation, 0 where code need not be fast."""
     facts = facts or ModelFacts()
     facts = ModelFacts(
         facts.target or f"{target.architecture}-linux", facts.features or ",".join(target.features), facts.version,
@@ -71,7 +73,7 @@ def compile_program(program: Program, target: Target, *, facts: ModelFacts | Non
     text = emit_program(program, target, facts, name_prefix)
     module = optimize(text, target)
     check_promoted(module, program)
-    object_code = generate(module, target)
+    object_code = generate(module, target, level=level)
     allowed = LIBRARY_SYMBOLS | RUNTIME_SYMBOLS | {facts.constants_symbol} if name_prefix else LIBRARY_SYMBOLS
     check_symbols(object_code, allowed, program)
     return CompiledObject(object_code, f"{name_prefix or 'tw'}_model", text, target)
@@ -85,10 +87,10 @@ def initialize() -> None:
 
 
 @lru_cache(maxsize=16)
-def target_machine(target: Target) -> llvm.TargetMachine:
+def target_machine(target: Target, level: int = CODE_LEVEL) -> llvm.TargetMachine:
     initialize()
     found = llvm.Target.from_triple(target.triple)
-    return found.create_target_machine(cpu=target.cpu, features=target.feature_string, opt=CODE_LEVEL, reloc="pic",
+    return found.create_target_machine(cpu=target.cpu, features=target.feature_string, opt=level, reloc="pic",
                                        codemodel="small")
 
 
@@ -114,9 +116,9 @@ def optimize(text: str, target: Target) -> llvm.ModuleRef:
     return module
 
 
-def generate(module: llvm.ModuleRef, target: Target, assembly: bool = False) -> Any:
+def generate(module: llvm.ModuleRef, target: Target, assembly: bool = False, level: int = CODE_LEVEL) -> Any:
     """Object code or assembly. SWITCHES belong to the process, so they are turned back for others."""
-    machine = target_machine(target)
+    machine = target_machine(target, level)
     with _switching:
         for name, ours, _ in SWITCHES:
             llvm.set_option("", f"-{name}={ours}")
