@@ -81,7 +81,7 @@ format: $(VENV)/.test ## let ruff repair what it can
 	$(BIN)/ruff check --fix .
 
 fuzz: $(VENV)/.test ## search for wrong code for a minute, with a fixed seed
-	$(BIN)/tilewright fuzz --seconds 60 --seed 1
+	$(BIN)/tilewright fuzz --seconds 60 --seed 1 --workers 1
 
 zoo: $(VENV)/.test ## every known miscompile of fuzz/zoo, in a copy of the tree: does its witness see it?
 	$(BIN)/python -m tilewright.fuzz.zoo_runner

@@ -288,13 +288,13 @@ class DimSubject:
     fresh = 1 / 4
     code_of_seeds = False
 
-    def seeds(self) -> Iterator[DimCase]:
+    def seeds(self, domain: bool = True) -> Iterator[DimCase]:
         """Every operator on a symbol and a number, and on two symbols."""
         a, b = Symbol("A", 0, None), Symbol("B", 1, 24, 3)
         for operator in OPERATORS:
             yield DimCase((a, b), (operator, "A", 4), (operator, "A", "B"))
 
-    def generate(self, rng: np.random.Generator) -> DimCase:
+    def generate(self, rng: np.random.Generator, domain: bool = True) -> DimCase:
         names = NAMES[:int(rng.integers(1, len(NAMES) + 1))]
         left, right = (random_expression(rng, int(rng.integers(1, MOST_DEPTH + 1)), names) for _ in range(2))
         return DimCase(tuple(random_declaration(name, rng) for name in names), left, right, int(rng.integers(1 << 16)))

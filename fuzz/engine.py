@@ -116,7 +116,8 @@ class Fuzzer:
             return
         share = self.settings.native_share
         for native in (False, True) if 0 < share < 1 else (share > 0,):
-            waiting = [(subject, subject.seeds()) for subject in self.subjects if subject.code_of_seeds or share >= 1 or not native]
+            waiting = [(subject, subject.seeds(self.mode.domain)) for subject in self.subjects
+                       if subject.code_of_seeds or share >= 1 or not native]
             number = 0
             while waiting:
                 number += 1
@@ -137,7 +138,7 @@ class Fuzzer:
         subject = self.subjects[int(rng.choice(len(self.subjects), p=self.shares))]
         entry = self.corpus.pick(rng, subject)
         if not self.mode.mutate or entry is None or rng.random() < subject.fresh:
-            return Trial(subject, self.sequenced(subject, subject.generate(rng)), "generate")
+            return Trial(subject, self.sequenced(subject, subject.generate(rng, self.mode.domain)), "generate")
         donor = self.corpus.pick(rng, subject)
         part = None if donor is None else donor.case
         if self.mode.passes == "joint" and entry.streak >= self.settings.patience:
@@ -146,7 +147,7 @@ class Fuzzer:
             return Trial(subject, case, f"passes.{kind}", entry)
         made = self.mutated(entry, part)
         if made is None:
-            return Trial(subject, self.sequenced(subject, subject.generate(rng)), "generate", entry)
+            return Trial(subject, self.sequenced(subject, subject.generate(rng, self.mode.domain)), "generate", entry)
         return Trial(subject, self.sequenced(subject, made[0]), made[1], entry)
 
     def mutated(self, entry: Entry, part: Any) -> tuple[Any, str] | None:

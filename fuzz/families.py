@@ -51,14 +51,17 @@ FAMILIES: tuple[tuple[float, Callable[[np.random.Generator], Graph]], ...] = (
     (0.1, memory_graph), (0.1, twin_graph), (0.1, axis_graph), (0.06, window_graph), (0.07, rule_graph), (0.07, arithmetic_graph))
 
 
-def seed_graphs() -> Iterator[Graph]:
-    """The samples of the ops, the first ones of all ops first, all scalar functions, some formulas, and what no sample shows: the left
-    sides of rules, constants, pairs of movements, layers, axes, and some graphs of the other families; in turn."""
+def seed_graphs(domain: bool = True) -> Iterator[Graph]:
+    """The samples of the ops, the first ones of all ops first, and all scalar functions. With knowledge of the `domain` also what no
+    sample shows: formulas, the left sides of rules, constants, pairs of movements, layers, axes, and some graphs of the other families.
+    So many of each in turn that all end at about the same time."""
     ops = [op for op in ALL_OPS if op is not Elementwise]  # its samples are one function each
     rounds = itertools.zip_longest(*(op.samples() for op in ops))
     samples = (sample_graph(sample) for found in rounds for sample in found if sample is not None)
-    sources = ((2, samples), (3, function_seeds()), (1, formula_seeds()), (1, rule_seeds()), (1, known_seeds()), (2, movement_seeds()),
-               (2, layer_seeds()), (1, axis_seeds()), (2, family_seeds()))  # so many of each a round: all end at about the same time
+    sources = [(2, samples), (3, function_seeds())]
+    if domain:
+        sources += [(1, formula_seeds()), (1, rule_seeds()), (1, known_seeds()), (2, movement_seeds()), (2, layer_seeds()),
+                    (1, axis_seeds()), (2, family_seeds())]
     for group in itertools.zip_longest(*(source for count, source in sources for _ in range(count))):
         yield from (graph for graph in group if graph is not None and acceptable(graph))
 

@@ -43,7 +43,7 @@ from . import native as machine
 from .calls import check_calls, reversed_inputs
 from .cuts import pieces
 from .failing import must_fail
-from .families import new_graph, seed_graphs
+from .families import grown_graph, new_graph, seed_graphs
 from .input_kinds import INPUT_KINDS, inputs_of_kind, random_kind
 from .keys import check_bounds, check_keys, check_options
 from .memory_plan import bindings_of, check_plan
@@ -108,16 +108,16 @@ class GraphSubject:
         """`models`: graphs whose pieces are seeds too."""
         self.models = tuple(models)
 
-    def seeds(self) -> Iterator[GraphCase]:
-        """Every sample of every op, every scalar function, and pieces of the models. The seed of each has its text read back."""
-        for number, graph in enumerate(seed_graphs()):
+    def seeds(self, domain: bool = True) -> Iterator[GraphCase]:
+        """Every sample of every op, what the families begin with, and pieces of the models. The seed of each has its text read back."""
+        for number, graph in enumerate(seed_graphs(domain)):
             yield GraphCase(graph, legal(tuple(completed(()))), seed=TEXT_EVERY * (2 * number + 1))
         for model in self.models:
             for number, piece in enumerate(pieces(model, np.random.default_rng(0), PIECES)):
                 yield GraphCase(piece, legal(tuple(completed(()))), seed=number)
 
-    def generate(self, rng: np.random.Generator) -> GraphCase:
-        return self.around(new_graph(rng), random_steps(rng), rng)
+    def generate(self, rng: np.random.Generator, domain: bool = True) -> GraphCase:
+        return self.around(new_graph(rng) if domain else grown_graph(rng), random_steps(rng), rng)
 
     def around(self, graph: Graph, steps: Steps, rng: np.random.Generator) -> GraphCase:
         """A case with everything else drawn anew."""
@@ -415,9 +415,9 @@ class _Check:
             except Refused:
                 continue
             except Failure:
-                with suppress(Refused):
+                with suppress(Refused):  # then machine code is to blame, as far as can be said
                     _Check(other).run(native=True, more_inputs=False)
-                    raise
+                raise
 
     def finished(self) -> Graph:
         """The graph after all passes, made anew."""

@@ -84,7 +84,7 @@ class KernelSubject:
 
     # --- cases ---
 
-    def seeds(self) -> Iterator[KernelCase]:
+    def seeds(self, domain: bool = True) -> Iterator[KernelCase]:
         """The kernels that the ops' samples and some random graphs are lowered to, one of each form; also without what lowering
         has scheduled, so that there is something to schedule."""
         known: set[str] = set()
@@ -102,9 +102,9 @@ class KernelSubject:
                         known.add(form)
                         yield self.with_random_passes(case, rng) if bare else case
 
-    def generate(self, rng: np.random.Generator) -> KernelCase:
+    def generate(self, rng: np.random.Generator, domain: bool = True) -> KernelCase:
         while True:
-            small = rng.random() < NESTS
+            small = domain and rng.random() < NESTS
             case = fitting(random_nest(rng) if small else random_kernel(rng), rng)
             if case is not None:
                 return self.with_random_passes(case, rng) if small or rng.random() < SCHEDULED else case

@@ -67,7 +67,7 @@ class ParserSubject:
     fresh = 1 / 4
     code_of_seeds = False
 
-    def seeds(self) -> Iterator[ByteCase]:
+    def seeds(self, domain: bool = True) -> Iterator[ByteCase]:
         """Valid files, made anew; the same each time."""
         graphs = [sample_graph(sample) for op in ALL_OPS for sample in op.samples()[:2]]
         for graph in graphs:
@@ -87,7 +87,7 @@ class ParserSubject:
         yield from (ByteCase("onnx", data) for data in _onnx_models())
         yield ByteCase("case", GraphSubject().format(GraphSubject().generate(np.random.default_rng(0))).encode())
 
-    def generate(self, rng: np.random.Generator) -> ByteCase:
+    def generate(self, rng: np.random.Generator, domain: bool = True) -> ByteCase:
         reader = chosen(rng, tuple(READERS))
         return ByteCase(reader, bytes(rng.integers(0, 256, int(rng.integers(0, 64)), dtype=np.uint8)))
 

@@ -84,12 +84,13 @@ class Subject(Protocol[C]):
     fresh: float  # share of its programs that are new ones, not mutants
     code_of_seeds: bool  # whether every seed shall become machine code: they are few, and each shows another part of it
 
-    def seeds(self) -> Iterator[C]:
-        """Cases to begin with, the same each time: the ops' samples, what stands in the tree."""
+    def seeds(self, domain: bool = True) -> Iterator[C]:
+        """Cases to begin with, the same each time: the ops' samples, what stands in the tree; and, with knowledge of the `domain`, what
+        compilers for tensors get wrong."""
         ...
 
-    def generate(self, rng: np.random.Generator) -> C:
-        """A new random case."""
+    def generate(self, rng: np.random.Generator, domain: bool = True) -> C:
+        """A new random case: with knowledge of the `domain`, or grown at random."""
         ...
 
     def mutators(self) -> tuple[str, ...]:

@@ -47,10 +47,10 @@ class Numbers:
     def __init__(self) -> None:
         self.checked: list[NumberCase] = []
 
-    def seeds(self) -> Iterator[NumberCase]:
+    def seeds(self, domain: bool = True) -> Iterator[NumberCase]:
         yield from (NumberCase(n) for n in range(5))
 
-    def generate(self, rng: np.random.Generator) -> NumberCase:
+    def generate(self, rng: np.random.Generator, domain: bool = True) -> NumberCase:
         return NumberCase(int(rng.integers(-5, 20)))
 
     def mutators(self) -> tuple[str, ...]:
