@@ -22,7 +22,7 @@ from .generate_functions import function_graph, function_seeds
 from .generate_layers import layer_graph, layer_seeds
 from .generate_memory import memory_graph, twin_graph
 from .generate_movements import movement_graph, movement_seeds
-from .generate_windows import window_graph
+from .generate_windows import window_graph, window_seeds
 from .mutate_memory import MEMORY
 from .mutate_patterns import known, known_seeds, rule_graph, rule_seeds
 from .rebuild import acceptable
@@ -53,15 +53,15 @@ FAMILIES: tuple[tuple[float, Callable[[np.random.Generator], Graph]], ...] = (
 
 def seed_graphs(domain: bool = True) -> Iterator[Graph]:
     """The samples of the ops, the first ones of all ops first, and all scalar functions. With knowledge of the `domain` also what no
-    sample shows: formulas, the left sides of rules, constants, pairs of movements, layers, axes, and some graphs of the other families.
-    So many of each in turn that all end at about the same time."""
+    sample shows: formulas, the left sides of rules, constants, pairs of movements, layers, axes, windows, and some graphs of the other
+    families. So many of each in turn that all end at about the same time."""
     ops = [op for op in ALL_OPS if op is not Elementwise]  # its samples are one function each
     rounds = itertools.zip_longest(*(op.samples() for op in ops))
     samples = (sample_graph(sample) for found in rounds for sample in found if sample is not None)
     sources = [(2, samples), (3, function_seeds())]
     if domain:
         sources += [(1, formula_seeds()), (1, rule_seeds()), (1, known_seeds()), (2, movement_seeds()), (2, layer_seeds()),
-                    (1, axis_seeds()), (2, family_seeds())]
+                    (1, axis_seeds()), (1, window_seeds()), (2, family_seeds())]
     for group in itertools.zip_longest(*(source for count, source in sources for _ in range(count))):
         yield from (graph for graph in group if graph is not None and acceptable(graph))
 
@@ -70,7 +70,7 @@ def family_seeds() -> Iterator[Graph]:
     """Some graphs of each family that has no seeds of its own."""
     rng = np.random.default_rng(0)
     for _ in range(FAMILY_SEEDS):
-        for make in (memory_graph, twin_graph, control_graph, control_graph, window_graph):
+        for make in (memory_graph, twin_graph, control_graph, control_graph):
             yield make(rng)
 
 

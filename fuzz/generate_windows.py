@@ -6,7 +6,8 @@ Guarantees: each window fits into the padded axis at all sizes; the result has a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -35,6 +36,16 @@ def window_graph(rng: np.random.Generator) -> Graph:
         if rng.random() < 0.4:
             x = library.scalar(b, chosen(rng, ("neg", "abs")), x)
     return Graph("windows", [image], [x])
+
+
+def window_seeds() -> Iterator[Graph]:
+    """Windows with and without strides, padding and dilation, along the last axes and before one of channels, each reduced in every way."""
+    for taps, stride, padding, dilation, channels in itertools.product((2, 3), (1, 2), ((0, 0), (1, 0)), (1, 2), (1, 8)):
+        b = Builder()
+        x = b.add(Param("x0", F32, (2, 9, 13, channels)))
+        window, strides, dilations = ((1, n, n, 1) for n in (taps, stride, dilation))
+        ops = [ReduceWindow(kind, window, strides, ((0, 0), padding, padding, (0, 0)), dilations) for kind in KINDS]
+        yield Graph("windows", [x], [b.add(op, x) for op in ops])
 
 
 def image_shape(rng: np.random.Generator) -> list[DimLike]:

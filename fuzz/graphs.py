@@ -70,7 +70,8 @@ PIECES = 100  # of a model
 # the default does all that the others do but keep the signs of zeros, NaN and infinities
 PRECISION_SHARES = {"default": 0.45, "plain": 0.15, "strict": 0.4}
 PLAN_SIZES = 3  # that a memory plan is checked at
-TEXT_EVERY, TWICE_EVERY, SAME_CODE_EVERY, KEYS_EVERY, OPTIONS_EVERY = 8, 3, 16, 16, 4  # seeds by which a costly promise is checked
+TEXT_EVERY, TWICE_EVERY, SAME_CODE_EVERY, KEYS_EVERY, OPTIONS_EVERY = 8, 3, 16, 16, 4  # seeds by which a costly promise is checked: of
+# the listed seeds, which are odd multiples of the first, all have their text read, half other options, an eighth other keys
 LOWERED_EVERY = 3  # seeds by which programs that do not become machine code are lowered
 MORE_INPUTS = 14  # that machine code is run with, each kind twice: a run takes a hundredth of the time of compiling
 DAMAGED = (BadZipFile, zlib.error, EOFError, OSError, RuntimeError, SyntaxError)  # what zipfile and NumPy raise on bad archives
@@ -288,10 +289,10 @@ class _Check:
         options = Options(precision=self.case.precision)
         with guarded("cache"):
             check_bounds(self.case.graph, options, self.case.target, self.caps, self.rng)
-        if self.case.seed % OPTIONS_EVERY == 1:
+        if self.case.seed // TEXT_EVERY % OPTIONS_EVERY == 1:
             with guarded("cache"):
                 check_options(self.case.graph, options, self.case.target, self.caps, self.rng)
-        if self.case.seed % KEYS_EVERY == 1:
+        if self.case.seed // TEXT_EVERY % KEYS_EVERY == 3:
             with guarded("cache"):
                 check_keys(self.case.graph, self.case.precision, self.case.target, self.caps, self.rng)
         graph = self.case.graph
