@@ -111,7 +111,8 @@ class Fuzzer:
 
     def seeds(self) -> Iterator[Trial | None]:
         """The seeds of all subjects in turn, divided among the workers, where nothing was known: first all by their passes, which takes
-        a tenth of the time, then as machine code; there after each one None, so that the search begins while there are seeds left."""
+        a tenth of the time, then as machine code; there after each second one None, so that the search begins while there are seeds
+        left."""
         if self.corpus.entries:
             return
         share = self.settings.native_share
@@ -127,7 +128,7 @@ class Fuzzer:
                         waiting.remove((subject, cases))
                     elif number % self.settings.workers == self.worker:
                         yield Trial(subject, case, "seed", native=native, keep=not native)
-                        if native:
+                        if native and number // self.settings.workers % 2:
                             yield None
 
     def next(self) -> Trial:

@@ -30,7 +30,7 @@ from .rebuild import MOST_RESULTS, adapted, chosen, tensors
 # no axis, one element, less than a vector, some vectors and a rest
 SHAPES: tuple[tuple[DimLike, ...], ...] = ((), (1,), (3,), (17,), (64,), (5, 9), (2, 1, 33), (symbol("N0to40", 0, 40),),
                                           (3, symbol("N1to20", 1, 20)))
-SEED_SHAPE = (17,)  # some vectors and a rest
+SEED_SHAPE = (33,)  # some vectors and a rest
 SEED_CONSTANT = (6,)  # few enough to be spelled out in text
 KNOWN = 0.25  # share of the graphs in which an operand may be a number that is known
 NARROWING = 0.25  # share of the values that are cast before they are a result

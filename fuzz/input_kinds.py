@@ -102,7 +102,7 @@ def _make_borders(array: Array, rng: np.random.Generator) -> None:
     dtype = dtype_of(array.dtype)
     replaced = rng.random(array.shape) < 0.75
     narrower = [form.bits for form in FORMATS.values() if dtype.is_float and form.bits < FORMATS[dtype.numpy].bits]
-    if narrower and rng.random() < 0.5:
+    if narrower and rng.random() < 0.6:
         made = _half_way(rng.choice(narrower, size=array.shape), FORMATS[dtype.numpy].bits, rng)
     else:
         sorts = _sorts(dtype)

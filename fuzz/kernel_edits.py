@@ -255,7 +255,7 @@ def copied(body: Sequence[Stmt], how: Copying) -> tuple[Stmt, ...]:
 
 
 def _copied(statement: Stmt, how: Copying) -> Stmt:
-    done: dict[int, Node] = {}
+    done: dict[Node, Node] = {}
 
     def value(root: Node) -> Node:
         return map_expression(root, how.op, done)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..frontends.onnx_messages import GraphProto, ModelProto
-from .onnx_edits import OPERATORS, a_number, within
+from .onnx_edits import OPERATORS, a_number, domain_for, within
 from .rebuild import chosen
 
 FLOAT, INT64, BOOL = 1, 7, 9
@@ -42,7 +42,7 @@ class Draft:
             if isinstance(size, str):
                 dim.dim_param = size
             else:
-                dim.dim_value = size
+                dim.dim_value = within(size, 2)
         return str(value.name)
 
     def numbers(self, *values: int | float, scalar: bool = False, kind: int = INT64) -> str:
@@ -305,7 +305,8 @@ def any_operator(rng: np.random.Generator) -> Any:
              "blocksize", "k", "size", "split", "num_heads", "epsilon", "transA", "dtype", "value", "shape", "batch_dims", "reduction")
     drawn: dict[str, Any] = {chosen(rng, names): (d.size(), d.sizes(2), 0.5, "sum", 1)[int(rng.integers(5))]
                              for _ in range(int(rng.integers(0, 3)))}
-    return d.done(d.node(chosen(rng, OPERATORS), *inputs, outputs=int(rng.integers(1, 4)), **drawn))
+    operator = chosen(rng, OPERATORS)
+    return d.done(d.node(operator, *inputs, outputs=int(rng.integers(1, 4)), domain=domain_for(d.model, operator), **drawn))
 
 
 def _any_operand(d: Draft) -> str:

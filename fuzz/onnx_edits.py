@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..frontends.onnx_messages import ModelProto
-from ..frontends.onnx_ops.table import STANDARD
+from ..frontends.onnx_ops.table import CONTRIBUTED, STANDARD
 from .rebuild import chosen
 
 Edit = Callable[[Any, np.random.Generator, Any], None]
@@ -24,7 +24,7 @@ Edit = Callable[[Any, np.random.Generator, Any], None]
 BORDERS = (0, 1, -1, 2, -2, 3, 7, 64, 255, 1 << 12, 1 << 16, 10 ** 6, 10 ** 9, (1 << 31) - 1, 1 << 31, -(1 << 31), (1 << 32) + 1, 1 << 40,
            (1 << 48) - 1, 1 << 48, 1 << 62, (1 << 63) - 1, -(1 << 63))
 REALS = (0.0, -0.0, 1.0, -1.0, 0.5, 1e-30, 1e9, -1e9, 1e18, 3.4e38, float("inf"), float("-inf"), float("nan"))
-OPERATORS = tuple(sorted(STANDARD))
+OPERATORS = tuple(sorted(STANDARD | CONTRIBUTED))
 TEXTS = ("", " ", "x", "y", "N", "?", "None", "lambda", "0", "-1", "a" * 300, "é", "\0", "\n", "'", '"', "%s", "{}", "../x", "ij,jk->ik",
          "...", "->", "i" * 60 + "->", ",".join("abcdefgh"), "NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID", "linear", "cubic", "nearest",
          "reflect", "wrap", "edge", "constant", "align_corners", "half_pixel", "tf_crop_and_resize", "bidirectional", "reverse",
@@ -251,8 +251,18 @@ def exchange_operator(model: Any, rng: np.random.Generator, donor: Any) -> None:
     node = one_of(model, "NodeProto", rng)
     if node is not None:
         node.op_type = chosen(rng, OPERATORS)
+        node.domain = domain_for(model, node.op_type)
         if rng.random() < 0.6:
             del node.attribute[:]
+
+
+def domain_for(model: Any, operator: str) -> str:
+    """The domain that knows the operator, for which the model names an opset then."""
+    if operator in STANDARD:
+        return ""
+    if not any(entry.domain == "com.microsoft" for entry in model.opset_import):
+        model.opset_import.add(domain="com.microsoft", version=1)
+    return "com.microsoft"
 
 
 def rewire(model: Any, rng: np.random.Generator, donor: Any) -> None:

@@ -1,7 +1,8 @@
 """Valid ONNX models to begin with: small ones of every operator, and the real ones that are installed.
 
-What it does: gathers the fuzzer's own seeds, the node cases of the onnx package (which it makes in memory) and its files, and every
-model that an installed package brings. Of models that are large, pieces are cut: their first nodes, with what these need.
+What it does: gathers the fuzzer's own seeds, the node cases of the onnx package (which it makes in memory) and its files, a node of
+each operator of com.microsoft, and every model that an installed package brings. Of models that are large, pieces are cut: their first
+nodes, with what these need.
 
 Assumes that reading what is installed is wanted. Guarantees: the same packages give the same models in the same order.
 """
@@ -19,6 +20,7 @@ import numpy as np
 from msgspec import Struct
 
 from ..frontends.onnx_messages import ModelProto
+from .onnx_contributed import contributed_models
 from .onnx_edits import parsed
 
 OWN = Path(__file__).parent / "seeds"
@@ -40,7 +42,7 @@ def gathered() -> Seeds:
     files = [path.read_bytes() for path in (*sorted(OWN.glob("*.onnx")), *_installed())]
     large = [data for data in files if len(data) > SMALL]
     small = [data for data in files if len(data) <= SMALL]
-    small += _node_cases()
+    small += [*_node_cases(), *contributed_models()]
     small += [piece for data in large for piece in _pieces(data)]
     return Seeds(tuple(dict.fromkeys(small)), tuple(dict.fromkeys(large)))
 
