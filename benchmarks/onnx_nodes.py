@@ -6,8 +6,6 @@ Every case is run as a user would run it: the model's inputs stay inputs, the wh
 a pass needs the dtype, the shape and the values of every output, NaN equal to NaN. What becomes of a case is one of
 
     pass      all outputs are as the standard says
-    close     bfloat16 outputs are not, but within two units in their last place: the expected ones were summed up in bfloat16,
-              where a sum of ones ends at 256, and a relative 0.001 asks for their very bits
     refused   an UnsupportedError says why, before anything ran
     wrong     an output differs
     crash     any other exception, or the death of the process
@@ -42,8 +40,12 @@ CORE = ROOT / "tests" / "onnx_core_cases.txt"
 DOCUMENT = ROOT / "docs" / "onnx.md"
 RANDOM = re.compile(r"test_bernoulli")
 SHIPPED = ("simple", "pytorch-converted", "pytorch-operator")
-STATES = ("pass", "close", "refused", "wrong", "crash")
-BFLOAT16_PLACES = 2.0 ** -6  # relative; two units in the last place, at worst
+STATES = ("pass", "refused", "wrong", "crash")
+# Units in the last place that a bfloat16 output may be off, where a relative 0.001 would ask for the very bits. The expected outputs
+# of Attention divide by a sum of exponentials that was summed up in bfloat16, where a sum of ones ends at 256; ours is summed up in
+# float32 and rounded once, and all else is the same (with such a sum the expected outputs are ours, bit for bit). What that sum is
+# off goes through a product and two roundings. Measured against float64 ours are nearer: see docs/onnx.md.
+BFLOAT16_PLACES = 2
 SECONDS = 120  # of one case, before it counts as a hang
 
 
@@ -157,8 +159,7 @@ def run_case(case: Case) -> Outcome:
                 results = regrouped(made if isinstance(made, tuple) else (made,), expected)
                 reason = difference(results, expected, case.rtol, case.atol)
                 if reason:
-                    narrow = all(np.asarray(x).dtype.name == "bfloat16" for x in expected)
-                    state = "close" if narrow and not difference(results, expected, BFLOAT16_PLACES, case.atol) else "wrong"
+                    state = "wrong"
                     break
     except tw.UnsupportedError as error:
         state, reason = "refused", first_line(error)
@@ -167,16 +168,35 @@ def run_case(case: Case) -> Outcome:
     return Outcome(case.name, case.kind, state, reason, time.process_time() - begin)
 
 
-def bindings(case: Case) -> dict[str, int]:
-    """What a compiled program must be told of inputs that are sequences or optional: how many elements there are, whether it is
-    there."""
-    found = {}
+def bindings(case: Case) -> dict[str, Any]:
+    """What a compiled program must be told of its inputs: how many elements a sequence has, whether an optional value is there, how
+    many axes there are where the model does not say, and that an open size may be 0."""
+    found: dict[str, Any] = {}
     for value, given in zip(_fed(case.model), case.data[0][0]):
-        if value.type.HasField("optional_type"):
+        type = value.type
+        if type.HasField("optional_type"):
             found[f"{value.name}_present"] = int(given is not None)
+            type = type.optional_type.elem_type
         if isinstance(given, list):
             found[f"{value.name}_length"] = len(given)
+            type = type.sequence_type.elem_type
+        elements = [(f"{value.name}_{i}", x) for i, x in enumerate(given)] if isinstance(given, list) else [(value.name, given)]
+        if type.HasField("tensor_type") and given is not None:
+            for name, array in elements:
+                found |= _open_sizes(name, type.tensor_type, np.asarray(array))
     return found
+
+
+def _open_sizes(name: str, type: Any, array: Any) -> dict[str, Any]:
+    """What must be said of the sizes of a tensor: how many there are, and which may be 0."""
+    import tilewright as tw
+    from tilewright.frontends.onnx_dims import identifier
+
+    if not type.HasField("shape"):
+        return {f"{name}_rank": array.ndim}
+    found = {dim.dim_param or f"{name}_{axis}": size for axis, (dim, size) in enumerate(zip(type.shape.dim, array.shape))
+             if not dim.HasField("dim_value")}
+    return {key: tw.symbol(identifier(key), lower=0) for key, size in found.items() if size == 0}
 
 
 def flat(inputs: Sequence[Any]) -> list[Any]:
@@ -219,13 +239,24 @@ def _difference(mine: Any, theirs: Any, rtol: float, atol: float) -> str:
         return f"{mine.dtype}{list(mine.shape)}, expected {theirs.dtype}{list(theirs.shape)}"
     if theirs.dtype.kind in "OUS":
         return "" if np.array_equal(mine, theirs) else "strings differ"
+    near = _places_apart(mine, theirs) <= BFLOAT16_PLACES if theirs.dtype.name == "bfloat16" else np.zeros(theirs.shape, bool)
     if theirs.dtype.kind == "V":  # the dtypes of ml_dtypes
         mine, theirs = mine.astype(np.float32), theirs.astype(np.float32)
-    close = np.isclose(mine, theirs, rtol=rtol, atol=atol, equal_nan=True)
+    close = near | np.isclose(mine, theirs, rtol=rtol, atol=atol, equal_nan=True)
     if close.all():
         return ""
     place = tuple(int(i) for i in np.argwhere(~close)[0])
     return f"{int((~close).sum())} of {close.size} elements differ, at {list(place)}: {mine[place]}, expected {theirs[place]}"
+
+
+def _places_apart(x: Any, y: Any) -> Any:
+    """How many bfloat16 numbers lie between two of them, and one; far more where one is no number."""
+    places = []
+    for values in (x, y):
+        bits = values.view(np.int16).astype(np.int64)
+        places.append(np.where(bits < 0, -(bits & 0x7FFF), bits))
+    finite = np.isfinite(x.astype(np.float32)) & np.isfinite(y.astype(np.float32))
+    return np.where(finite, np.abs(places[0] - places[1]), 1 << 20)
 
 
 # --- many cases ------------------------------------------------------------------------------------------------------
@@ -319,17 +350,12 @@ def document(outcomes: Sequence[Outcome]) -> str:
     lines = [BEGIN, "", "```", table(outcomes), "```", ""]
     for reason, names in refusals(outcomes):
         lines += [f"- {plain_reason(reason)} ({len(names)})", "  " + ", ".join(f"`{name}`" for name in names)]
-    close = [o.name for o in outcomes if o.state == "close"]
-    if close:
-        lines += ["", "Close, by no more than two units in the last place of bfloat16: " + ", ".join(f"`{n}`" for n in close) + "."]
     return "\n".join([*lines, "", END])
 
 
-def documented(state: str = "refused") -> frozenset[str]:
-    """The cases that docs/onnx.md lists as refused, or as close."""
-    text = DOCUMENT.read_text().partition(BEGIN)[2].partition(END)[0]
-    refused, _, close = text.partition("\nClose, ")
-    return frozenset(re.findall(r"`([\w/.-]+)`", refused if state == "refused" else close))
+def documented() -> frozenset[str]:
+    """The cases that docs/onnx.md lists as refused."""
+    return frozenset(re.findall(r"`([\w/.-]+)`", DOCUMENT.read_text().partition(BEGIN)[2].partition(END)[0]))
 
 
 def write_document(outcomes: Sequence[Outcome]) -> None:

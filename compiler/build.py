@@ -24,7 +24,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from .backends.llvm.backend import capabilities_of
-from .backends.llvm.compile import CODE_LEVEL, CompiledObject, compile_program
+from .backends.llvm.compile import CompiledObject, compile_program
 from .backends.llvm.emit_model import ModelFacts
 from .backends.llvm.targets import Target, host_supports, known_cpus, resolve_target
 from .backends.reference import PLAIN, ReferenceModel
@@ -154,11 +154,11 @@ def lower_checked(graph: Graph, caps: Caps) -> tuple[Program, Statistics]:
         raise internal("lowering", graph.name, error) from error
 
 
-def generate(program: Program, target: Target, digest: str, level: int = CODE_LEVEL) -> CompiledObject:
-    """Object code that serves both in process and, specialized, in an artifact."""
+def generate(program: Program, target: Target, digest: str, quick: bool = False) -> CompiledObject:
+    """Object code that serves both in process and, specialized, in an artifact. `quick`: made in a third of the time, and slow."""
     facts = ModelFacts(version=__version__, constants_digest=digest if program.constants_bytes else "")
     try:
-        return compile_program(program, target, facts=facts, name_prefix=OBJECT_PREFIX, level=level)
+        return compile_program(program, target, facts=facts, name_prefix=OBJECT_PREFIX, quick=quick)
     except TilewrightError:
         raise
     except Exception as error:

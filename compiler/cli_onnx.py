@@ -19,6 +19,7 @@ from .cli_shared import (
     precision_option,
     progress,
     random_inputs,
+    read_dims,
     read_sizes,
     target_option,
     threads_option,
@@ -69,7 +70,7 @@ def check_command(model: Path, dims: Sequence[str], sizes: Sequence[str], target
     is no valid model.
     """
     require_onnx(model)
-    bound, given = read_sizes(dims, "--dims"), read_sizes(sizes, "--size")
+    bound, given = read_dims(dims), read_sizes(sizes, "--size")
     try:
         with progress(f"checking {model.name}"):
             checking = _checking()

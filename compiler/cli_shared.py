@@ -28,7 +28,8 @@ SIZES_TO_TRY = (1, 2, 4, 8, 16, 32, 64, 128, 224, 256, 320)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer as JSON.")
 dims_option = click.option("--dims", multiple=True, metavar="NAME=SIZE",
-                           help="Fix a symbolic size of the model; may be repeated. The others stay symbolic.")
+                           help="Fix a symbolic size of the model; may be repeated. The others stay symbolic. With commas, as in "
+                                "shape=10,?,3 or k=5, it says what a small input of integers holds.")
 target_option = click.option("--target", default="cpu", show_default=True,
                              help="What to compile for: cpu, cpu:<name>, features added and removed by +name and -name.")
 targets_option = click.option("--target", default="cpu", show_default=True,
@@ -61,12 +62,19 @@ def read_pairs(pairs: Sequence[str], what: str) -> dict[str, str]:
 
 
 def read_sizes(pairs: Sequence[str], what: str) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for name, value in read_pairs(pairs, what).items():
-        if not value.isascii() or not value.isdigit() or len(value) > 18 or int(value) > LARGEST_SIZE:
-            raise click.UsageError(f"{what}: found {name}={value}, expected a number from 0 to {LARGEST_SIZE}")
-        sizes[name] = int(value)
-    return sizes
+    return {name: _read_size(name, value, value, what) for name, value in read_pairs(pairs, what).items()}
+
+
+def _read_size(name: str, value: str, whole: str, what: str) -> int:
+    if not value.isascii() or not value.isdigit() or len(value) > 18 or int(value) > LARGEST_SIZE:
+        raise click.UsageError(f"{what}: found {name}={whole}, expected a number from 0 to {LARGEST_SIZE}")
+    return int(value)
+
+
+def read_dims(pairs: Sequence[str]) -> dict[str, int | tuple[int | None, ...]]:
+    """Sizes, and what small inputs of integers hold: numbers with a comma behind each, `?` for one that is not known."""
+    return {name: tuple(None if n == "?" else _read_size(name, n, value, "--dims") for n in value.removesuffix(",").split(","))
+            if "," in value else _read_size(name, value, value, "--dims") for name, value in read_pairs(pairs, "--dims").items()}
 
 
 @contextmanager
@@ -117,7 +125,7 @@ def is_library(path: Path) -> bool:
 
 def load_graph(path: Path, dims: Sequence[str]) -> Any:
     """The graph of a model file."""
-    sizes = read_sizes(dims, "--dims")
+    sizes = read_dims(dims)
     with progress(f"reading {path.name}"):
         return load_model(path, sizes or None)
 
@@ -128,7 +136,7 @@ def load_executable(path: Path, *, dims: Sequence[str], target: str, threads: in
         refuse_compile_options(path)
         return load(path, threads=threads)
     options = Options(threads=threads, precision=precision, cache=not no_cache)
-    sizes = read_sizes(dims, "--dims")
+    sizes = read_dims(dims)
     with progress(f"compiling {path.name}"):
         return compile_file(path, target, options, dims=sizes or None)
 

@@ -56,19 +56,17 @@ class CompiledFunction:
         self._shortcuts: dict[tuple[Any, ...], Version] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        out = kwargs.pop("out", None) if kwargs and not self._takes_out else None
         shortcut = _shortcut(args) if not kwargs else None
         version = self._shortcuts.get(shortcut) if shortcut is not None else None
         if version is not None:
-            return version(args)
-        out = kwargs.pop("out", None) if not self._takes_out else None
+            return version(args, out)
         version = self._version(args, kwargs)
-        if out is not None:
-            return version(version.traced.arrays(args, kwargs), out)
         if shortcut is not None:
             if len(self._shortcuts) >= MOST_SHORTCUTS:
                 self._shortcuts.clear()
             self._shortcuts[shortcut] = version
-        return version(version.traced.arrays(args, kwargs))
+        return version(version.traced.arrays(args, kwargs), out)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """One call by names: {argument: value} to {output: array}."""

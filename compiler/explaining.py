@@ -247,7 +247,7 @@ def _how(facts: LaunchRecord) -> str:
     """Strategy, tile, lanes, threads, schedule."""
     parts = [facts.strategy]
     if facts.tile is not None:
-        parts.append(f"register tile {facts.tile[0]} x {facts.tile[1]}")
+        parts.append(f"register tile {facts.tile[0]} x {facts.tile[1]}" + (" for few rows" if facts.few else ""))
     elif facts.registers:
         parts.append(f"in registers {', '.join(facts.registers)}")
     parts.append(f"{facts.lanes} lanes" if facts.lanes else "scalar")

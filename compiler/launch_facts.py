@@ -50,7 +50,7 @@ class Source(Struct, frozen=True):
 
 class LaunchRecord(Struct, frozen=True):
     """A launch at given sizes. `kernel` counts the program's kernels; `rounds`: how often a call runs it, None where data
-    decides; `shared`: launches that the kernel's code serves; see `ir/facts.py` for the rest."""
+    decides; `shared`: launches that the kernel's code serves; `few`: its tile is one for few rows; see `ir/facts.py` for the rest."""
 
     kernel: int
     name: str
@@ -58,6 +58,7 @@ class LaunchRecord(Struct, frozen=True):
     rounds: int | None
     shared: int
     tile: tuple[int, int] | None
+    few: bool
     columns: int
     rows: int
     details: tuple[str, ...]
@@ -115,7 +116,8 @@ def _steps(steps: Sequence[Step], numbers: Mapping[int, int], rows: list[dict[st
 def _facts_row(facts: Facts) -> dict[str, Any]:
     choice = facts.choice
     return {
-        "strategy": choice.strategy, "tile": choice.tile, "details": choice.details, "general": choice.general, "in_place": choice.in_place,
+        "strategy": choice.strategy, "tile": choice.tile, "low_tiles": choice.low_tiles, "rows": _size(facts.rows),
+        "details": choice.details, "general": choice.general, "in_place": choice.in_place,
         "schedule": choice.schedule, "refused": choice.refused, "contract": facts.contract, "lanes": facts.lanes,
         "bits": facts.bits, "registers": facts.registers, "parallel": [_size(n) for n in facts.parallel],
         "read": _size(facts.read), "written": _size(facts.written),
@@ -195,10 +197,13 @@ def _record(row: Mapping[str, Any], rounds: int | None, serves: int, sizes: Mapp
     work = [(name, op, *(_number(n, sizes) for n in numbers)) for name, op, *numbers in row.get("work", ())]
     whole = sum(entry[4] for entry in work) or 1
     result = buffers[-1][2] if buffers else []
+    rows = _number(row.get("rows", 0), sizes)
+    low = next((tuple(tile) for tile in row.get("low_tiles", ()) if rows <= tile[0]), None)
+    tile, few = (tuple(row["tile"]), False) if low is None and row.get("tile") else (low, low is not None)
     return LaunchRecord(
         kernel=row["kernel"], name=row["name"], strategy=row.get("strategy", "unknown"), rounds=rounds, shared=serves,
-        tile=None if row.get("tile") is None else tuple(row["tile"]), columns=result[-1] if result else 1, rows=prod(result[:-1]),
-        details=tuple(row.get("details", ())),
+        tile=tile, few=few, columns=result[-1] if result else 1, rows=rows or prod(result[:-1]),
+        details=() if few else tuple(row.get("details", ())),
         general=row.get("general", False), in_place=row.get("in_place", False), schedule=tuple(row.get("schedule", ())),
         refused=tuple(row.get("refused", ())),
         buffers=tuple(Buffer(name, f"{dtype}[{', '.join(map(str, shape))}]", prod(shape), space, layout)

@@ -45,6 +45,7 @@ MOST_ROWS, MOST_PANELS = 16, 32   # tiles of a block
 PANEL_SHARES, LEFT_SHARE = (2.0, 0.125), 0.3
 ENOUGH_BLOCKS = 16   # for threads to share
 UNKNOWN_PANELS = 8   # where the number of blocks is not known
+LEAST_TILES = 4      # that prefetch a whole panel, where it is not known how many tiles of rows there are
 LEAST_STEPS = 64     # of a part of the contraction
 STREAMS = 4          # memory answers that many faster than one: each prefetcher follows one, up to the end of a page
 MOST_STREAMED = 8    # rows that are one tile, or two, for this alone
@@ -131,9 +132,7 @@ def choose_tile(columns: int, rows: DimLike, dtype: DType, caps: Caps, whole: tu
             return Tile(tuned.tile_rows, columns, lanes)
     vectors = columns // lanes
     most = _most_rows(vectors, caps)
-    if not isinstance(rows, int):
-        return Tile(most, columns, lanes)
-    if rows <= most:
+    if isinstance(rows, int) and rows <= most:
         return Tile(max(rows, 1), columns, lanes)
 
     def score(tile_rows: int) -> float:
@@ -141,7 +140,8 @@ def choose_tile(columns: int, rows: DimLike, dtype: DType, caps: Caps, whole: tu
         even = isinstance(run, int) and run > 0 and run % tile_rows == 0  # then one address serves all rows
         crowded = 0 if even else max(0, tile_rows - MOST_ADDRESSES)
         ease = 1.0 if even or run == 0 else UNEVEN
-        return rows / (-(-rows // tile_rows) * tile_rows) * _rate(tile_rows, vectors, crowded) * ease
+        useful = rows / (-(-rows // tile_rows) * tile_rows) if isinstance(rows, int) else 1.0
+        return useful * _rate(tile_rows, vectors, crowded) * ease
 
     return Tile(max(reversed(range(1, most + 1)), key=score), columns, lanes)  # of equal ones the highest
 
@@ -202,7 +202,7 @@ def choose_blocks(batch: DimLike, rows: DimLike, columns: DimLike, depth: DimLik
     steps = 0 if isinstance(depth, int) and depth <= near * 9 // 8 else parts
     most = int(caps.level2_bytes * LEFT_SHARE) // (tile.rows * max(parts, 1) * dtype.bytes)
     high, wide = _block(batch, row_tiles, panels, max(1, min(most, MOST_ROWS)))
-    return Blocks(high, wide, steps, max(1, tile.columns // high))
+    return Blocks(high, wide, steps, max(1, tile.columns // (high if isinstance(row_tiles, int) else min(high, LEAST_TILES))))
 
 
 def choose_window_blocks(rows: DimLike, columns: int, depth: DimLike, tile: Tile, dtype: DType, caps: Caps) -> Blocks:

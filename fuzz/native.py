@@ -12,7 +12,6 @@ from functools import lru_cache
 import numpy as np
 from msgspec.structs import replace
 
-from ..backends.llvm.compile import CODE_LEVEL
 from ..build import capabilities, fill_segment, generate, lower_checked, resolved, segment_digest
 from ..ir.caps import Caps
 from ..ir.graph import Graph
@@ -40,8 +39,8 @@ def lowered(graph: Graph, caps: Caps) -> Program:
 def object_code(program: Program, target: str, seed: int) -> tuple[bytes, str]:
     """Machine code and the symbol to enter it by. What LLVM generates at its lowest level takes a third of the time and is wrong where
     ours is wrong; the seed chooses programs that are compiled as users have them."""
-    level = CODE_LEVEL if seed // REAL_CODE_EVERY % REAL_CODE_EVERY == 1 else 0
-    compiled = generate(program, resolved(target), segment_digest(program), level)
+    quick = seed // REAL_CODE_EVERY % REAL_CODE_EVERY != 1
+    compiled = generate(program, resolved(target), segment_digest(program), quick)
     return compiled.object_code, compiled.symbol
 
 

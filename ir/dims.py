@@ -81,29 +81,14 @@ Atom = Symbol | Composed
 Monomial = tuple[tuple[Atom, int], ...]
 
 
-class Dim:
+class Dim(Struct, frozen=True, cache_hash=True):
     """A symbolic size: a non-constant polynomial in normal form. Build it with `symbol` and arithmetic."""
 
-    __slots__ = ("terms", "_hash", "_text")
     terms: tuple[tuple[Monomial, int], ...]
-
-    def __init__(self, terms: tuple[tuple[Monomial, int], ...]) -> None:
-        self.terms = terms
-        self._hash = hash(terms)
-        self._text: str | None = None
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Dim) and self._hash == other._hash and self.terms == other.terms
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (Dim, (self.terms,))
 
     def __add__(self, other: DimLike) -> DimLike:
         if isinstance(other, Dim):
-            return _from_terms([*self.terms, *other.terms])
+            return _sum(self, other)
         return _shifted(self, int(other))
 
     __radd__ = __add__
@@ -122,9 +107,7 @@ class Dim:
     def __mul__(self, other: DimLike) -> DimLike:
         if not isinstance(other, Dim):
             return _scaled(self, int(other))
-        if len(self.terms) * len(other.terms) > MOST_TERMS:
-            raise CompileError(f"a size has more than {MOST_TERMS} terms", hint="bind some of its symbols (dims={...})")
-        return _from_terms([(_times(m, n), c * d) for m, c in self.terms for n, d in other.terms])
+        return _product(self, other)
 
     __rmul__ = __mul__
 
@@ -149,9 +132,7 @@ class Dim:
                            hint="bind it (dims={...}), or use a function that takes its shape from an array (zeros_like)")
 
     def __str__(self) -> str:
-        if self._text is None:
-            self._text = _render(self.terms)
-        return self._text
+        return _render(self.terms)
 
     __repr__ = __str__
 
@@ -394,6 +375,18 @@ def parse_dim(text: str, symbols: Mapping[str, DimLike]) -> DimLike:
 
 
 @lru_cache(maxsize=CACHED)
+def _sum(left: Dim, right: Dim) -> DimLike:
+    return _from_terms([*left.terms, *right.terms])
+
+
+@lru_cache(maxsize=CACHED)
+def _product(left: Dim, right: Dim) -> DimLike:
+    if len(left.terms) * len(right.terms) > MOST_TERMS:
+        raise CompileError(f"a size has more than {MOST_TERMS} terms", hint="bind some of its symbols (dims={...})")
+    return _from_terms([(_times(m, n), c * d) for m, c in left.terms for n, d in right.terms])
+
+
+@lru_cache(maxsize=CACHED)
 def _symbols_in(size: Dim) -> tuple[Symbol, ...]:
     found: dict[str, Symbol] = {}
     stack: list[DimLike] = [size]
@@ -432,29 +425,29 @@ def _times(left: Monomial, right: Monomial) -> Monomial:
     powers = dict(left)
     for atom, power in right:
         powers[atom] = powers.get(atom, 0) + power
-    return tuple(sorted(powers.items(), key=lambda item: _atom_key(item[0])))
+    return tuple([(atom, powers[atom]) for atom in sorted(powers, key=_atom_key)])
 
 
 def _from_terms(terms: Iterable[tuple[Monomial, int]]) -> DimLike:
     total: dict[Monomial, int] = {}
     for monomial, coefficient in terms:
         total[monomial] = total.get(monomial, 0) + coefficient
-    kept = [(m, c) for m, c in total.items() if c]
-    if not kept:
+    if 0 in total.values():
+        total = {m: c for m, c in total.items() if c}
+    if not total:
         return 0
-    if Composed in [type(atom) for monomial, _ in kept for atom, _ in monomial]:
-        for monomial, coefficient in kept:
+    if Composed in [type(atom) for monomial in total for atom, _ in monomial]:
+        for monomial, coefficient in total.items():
             undone = _undo_exact_division(monomial, coefficient)
             if undone is not None:
-                return _from_terms([*((m, c) for m, c in kept if m != monomial), *_terms(undone)])
-        whole = _recombine(dict(kept)) if len(kept) > 1 else None
+                return _from_terms([*((m, c) for m, c in total.items() if m != monomial), *_terms(undone)])
+        whole = _recombine(total) if len(total) > 1 else None
         if whole is not None:
             return _from_terms(whole)
-    if len(kept) > 1:
-        kept.sort(key=_term_key)
-    elif not kept[0][0]:
-        return kept[0][1]
-    return Dim(tuple(kept))
+    if len(total) > 1:
+        return Dim(tuple([(monomial, total[monomial]) for monomial in sorted(total, key=_monomial_key)]))
+    (monomial, coefficient), = total.items()
+    return Dim(((monomial, coefficient),)) if monomial else coefficient
 
 
 def _shifted(size: Dim, number: int) -> Dim:
@@ -475,10 +468,6 @@ def _scaled(size: Dim, factor: int) -> DimLike:
     if factor == 0 or Composed in [type(atom) for monomial, _ in terms for atom, _ in monomial]:
         return _from_terms(terms)
     return Dim(tuple(terms))
-
-
-def _term_key(term: tuple[Monomial, int]) -> tuple[int, list[tuple[tuple[int, str], int]]]:
-    return _monomial_key(term[0])
 
 
 def _undo_exact_division(monomial: Monomial, coefficient: int) -> DimLike | None:
@@ -696,6 +685,7 @@ def _group(size: DimLike) -> str:
     return text if simple else f"({text})"
 
 
+@lru_cache(maxsize=CACHED)
 def _render(terms: tuple[tuple[Monomial, int], ...]) -> str:
     parts: list[str] = []
     for monomial, coefficient in terms:

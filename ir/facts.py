@@ -12,10 +12,10 @@ from .errors import Loc
 
 
 class Choice(Struct, frozen=True):
-    """How a kernel computes. `strategy`: which lowering made it; `tile`: rows and columns of its register tile; `details`: what
-    else that lowering decided; `general`: it serves all sizes; `schedule`: the steps taken; `refused`: steps that were
-    chosen and left out, since they are not shown to keep the meaning; `in_place`: it writes over an operand that nothing reads
-    afterwards."""
+    """How a kernel computes. `strategy`: which lowering made it; `tile`: rows and columns of its register tile, `low_tiles`: of
+    those that it takes for fewer rows, the lowest first; `details`: what else that lowering decided; `general`: it serves all
+    sizes; `schedule`: the steps taken; `refused`: steps that were chosen and left out, since they are not shown to keep the
+    meaning; `in_place`: it writes over an operand that nothing reads afterwards."""
 
     strategy: str
     tile: tuple[int, int] | None = None
@@ -24,6 +24,7 @@ class Choice(Struct, frozen=True):
     refused: tuple[str, ...] = ()
     in_place: bool = False
     details: tuple[str, ...] = ()
+    low_tiles: tuple[tuple[int, int], ...] = ()
 
 
 class Operand(Struct, frozen=True):
@@ -52,7 +53,7 @@ class Work(Struct, frozen=True):
 class Facts(Struct, frozen=True):
     """What a launch does. `parallel`: extents of the loops that threads share, none: serial; `lanes`: of its widest vector loop,
     0: none; `bits`: of the widest numbers that it computes with; `contract`: what its order of computing keeps; `read` and
-    `written`: bytes, each counted once."""
+    `written`: bytes, each counted once; `rows`: of one matrix of a contraction, which decide between its tiles."""
 
     choice: Choice
     operands: tuple[Operand, ...]
@@ -64,3 +65,4 @@ class Facts(Struct, frozen=True):
     read: DimLike
     written: DimLike
     registers: tuple[str, ...] = ()
+    rows: DimLike = 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from types import UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
@@ -179,23 +179,20 @@ class Constant:
         return f"Constant({self.dtype}{list(self.array.shape)} #{self.digest[:8]})"
 
 
-class Node:
-    """One value: what computes it, from what, its type, and where the user wrote it."""
+Key = tuple[bytes, tuple[int, ...]]  # an op's encoding, and which nodes it is applied to
 
-    __slots__ = ("op", "inputs", "type", "loc", "__weakref__")
+
+class Node(Struct, frozen=True, eq=False, weakref=True):
+    """One value: what computes it, from what, its type, and where the user wrote it.
+
+    `key`: what a builder knows it by, where one made it. It holds as long as the node does, which keeps its operands.
+    """
+
     op: Op
     inputs: tuple[Node, ...]
     type: Type
-    loc: Loc
-
-    def __init__(self, op: Op, inputs: tuple[Node, ...], type: Type, loc: Loc = UNKNOWN) -> None:
-        object.__setattr__(self, "op", op)
-        object.__setattr__(self, "inputs", inputs)
-        object.__setattr__(self, "type", type)
-        object.__setattr__(self, "loc", loc)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"nodes are immutable: {name} cannot be set")
+    loc: Loc = UNKNOWN
+    key: Key | None = None
 
     @property
     def tensor(self) -> TensorType:
@@ -276,26 +273,24 @@ class Graph:
         return f"<graph {self.name}: {len(self.nodes())} nodes>"
 
 
-def _post_order(params: Sequence[Node], results: Sequence[Node]) -> Iterator[Node]:
-    done: set[int] = set()
-    for node in params:
-        if id(node) not in done:
-            done.add(id(node))
-            yield node
+def _post_order(params: Sequence[Node], results: Sequence[Node]) -> list[Node]:
+    order = list(dict.fromkeys(params))
+    done = set(order)
     for result in results:
-        stack: list[tuple[Node, int]] = [(result, 0)]
+        stack = [result]
         while stack:
-            node, position = stack.pop()
-            if id(node) in done:
+            node = stack[-1]
+            if node in done:
+                stack.pop()
                 continue
-            if position < len(node.inputs):
-                stack.append((node, position + 1))
-                child = node.inputs[position]
-                if id(child) not in done:
-                    stack.append((child, 0))
+            waiting = [i for i in node.inputs if i not in done]
+            if waiting:
+                stack += reversed(waiting)
                 continue
-            done.add(id(node))
-            yield node
+            stack.pop()
+            done.add(node)
+            order.append(node)
+    return order
 
 
 def encode(value: Any) -> bytes:
@@ -325,16 +320,19 @@ def encode_op(op: Op) -> bytes:
     known: bytes | None = op.__dict__.get("_encoded")
     if known is not None:
         return known
-    parts = [type(op).__name__.encode(), b"{"]
-    parts.extend(encode(getattr(op, name)) for name in attribute_names(type(op)))
-    parts.append(b"}")
-    encoded = b"".join(parts)
-    op.__dict__["_encoded"] = encoded
+    kind = type(op)
+    attributes = [encode(getattr(op, name)) for name in kind.__struct_fields__]
+    encoded = op.__dict__["_encoded"] = b"%s{%s}" % (kind.__name__.encode(), b"".join(attributes))
     return encoded
 
 
+def _encode_tuple(values: tuple[Any, ...]) -> bytes:
+    # sizes and axes, which most are, without a call for each
+    return b"(%s)" % b"".join([b"i%d;" % value if type(value) is int else encode(value) for value in values])
+
+
 _ENCODERS: dict[type, Callable[[Any], bytes]] = {
-    tuple: lambda value: b"(" + b"".join([encode(v) for v in value]) + b")",
+    tuple: _encode_tuple,
     bool: lambda value: b"b1" if value else b"b0",
     int: lambda value: b"i%d;" % value,
     Dim: _encode_dim,
@@ -366,7 +364,7 @@ class Builder:
     """Makes nodes: infers types, reports errors at their place, merges equal nodes. Lives as long as one pass."""
 
     def __init__(self, loc: Loc = UNKNOWN) -> None:
-        self._known: dict[tuple[bytes, tuple[int, ...]], Node] = {}
+        self._known: dict[Key, Node] = {}
         self.loc = loc
 
     def add(self, op: Op, *inputs: Node, loc: Loc | None = None) -> Node:
@@ -385,16 +383,18 @@ class Builder:
                 error.notes = tuple(f"operand {i}: {n.type}   {n.op.spelling}  {n.loc}" for i, n in enumerate(inputs))
             error.at(where)
             raise
-        node = Node(op, inputs, type, where)
+        node = Node(op, inputs, type, where, key)
         if key is not None:
             self._known[key] = node
         return node
 
     def keep(self, node: Node) -> Node:
         """Takes a node of another builder as it is (its inputs must be known here), or an equal one made before."""
-        if node.op.effect:
-            return node
-        key = (encode_op(node.op), tuple(map(id, node.inputs)))
+        key = node.key
+        if key is None:
+            if node.op.effect:
+                return node
+            key = (encode_op(node.op), tuple(map(id, node.inputs)))
         return self._known.setdefault(key, node)
 
     def renew(self, node: Node, inputs: tuple[Node, ...]) -> Node:
@@ -404,5 +404,5 @@ class Builder:
         key = (encode_op(node.op), tuple(map(id, inputs)))
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = Node(node.op, inputs, node.type, node.loc)
+            known = self._known[key] = Node(node.op, inputs, node.type, node.loc, key)
         return known

@@ -41,7 +41,7 @@ that fill lines of memory in order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from msgspec import Struct
@@ -245,21 +245,22 @@ def expressions_of(statement: Stmt) -> tuple[Node, ...]:
     return ()
 
 
-def expression_nodes(root: Node) -> tuple[Node, ...]:
-    """The nodes of an expression, operands first, each once."""
+def expression_nodes(root: Node, known: Container[Node] = ()) -> tuple[Node, ...]:
+    """The nodes of an expression, operands first, each once. Those that are `known` are left out with all that they are made of."""
+    if root in known:
+        return ()
     if not root.inputs:
         return (root,)
-    order: list[Node] = []
-    seen: set[int] = set()
-    stack: list[tuple[Node, bool]] = [(root, False)]
+    order: dict[Node, None] = {}
+    stack = [root]
     while stack:
-        node, ready = stack.pop()
-        if ready:
-            order.append(node)
-        elif id(node) not in seen:
-            seen.add(id(node))
-            stack.append((node, True))
-            stack.extend((i, False) for i in reversed(node.inputs) if id(i) not in seen)
+        node = stack[-1]
+        waiting = [i for i in node.inputs if i not in order and i not in known]
+        if waiting:
+            stack += reversed(waiting)
+            continue
+        stack.pop()
+        order[node] = None
     return tuple(order)
 
 
@@ -274,24 +275,22 @@ def variable_size(variable: Symbol) -> DimLike:
     return symbol(variable.name, variable.lower, variable.upper, variable.multiple_of)
 
 
-def map_expression(root: Node, change: Callable[[Op], Op], done: dict[int, Node]) -> Node:
+def map_expression(root: Node, change: Callable[[Op], Op], done: dict[Node, Node]) -> Node:
     """The expression with each op replaced by `change(op)`; unchanged parts stay the same nodes. `done` carries what is
     known from one expression to the next."""
-    for node in expression_nodes(root):
-        if id(node) in done:
-            continue
-        inputs = tuple(done[id(i)] for i in node.inputs)
+    for node in expression_nodes(root, done):
+        inputs = tuple([done[i] for i in node.inputs])
         op = change(node.op)
-        same = op is node.op and all(a is b for a, b in zip(inputs, node.inputs))
-        done[id(node)] = node if same else Node(op, inputs, op.infer(*(i.type for i in inputs)), node.loc)
-    return done[id(root)]
+        same = op is node.op and inputs == node.inputs
+        done[node] = node if same else Node(op, inputs, op.infer(*[i.type for i in inputs]), node.loc)
+    return done[root]
 
 
 def map_statements(body: Sequence[Stmt], size: Callable[[DimLike], DimLike], change: Callable[[Op], Op],
                    access: Callable[[str, tuple[DimLike, ...]], tuple[str, tuple[DimLike, ...]]]) -> tuple[Stmt, ...]:
     """The statements with sizes, the ops of expressions, and buffer and index of stores replaced. Recursion follows the
     nesting of blocks."""
-    done: dict[int, Node] = {}
+    done: dict[Node, Node] = {}
 
     def block(statements: Sequence[Stmt]) -> tuple[Stmt, ...]:
         return tuple(map(statement, statements))

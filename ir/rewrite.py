@@ -20,15 +20,14 @@ that applying rules ends. A replacement has the type of what it replaces.
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import permutations
 from typing import Union
 
 import numpy as np
+from msgspec import Struct
 from msgspec.structs import fields, replace
 
 from .dims import DimLike
@@ -53,13 +52,13 @@ def rewrite_graph(graph: Graph, visit: Visit, name: str, bodies: bool = False) -
     a tuple stands for a node with several results. With `bodies`, the bodies of kept nodes are rewritten too. `name` is
     the pass, for errors: InternalError where a replacement has another type.
     """
-    return _Rewriting(visit, name, bodies, {}).graph(graph)
+    return _Rewriting(visit, name, bodies, set()).graph(graph)
 
 
 def rewrite_until_stable(graph: Graph, visit: Visit, name: str, bodies: bool = False) -> Graph:
     """`rewrite_graph` again and again until nothing changes; InternalError where that does not end. What `visit` makes of a
-    node must follow from the node and its operands alone: it sees those that stayed once only."""
-    settled: dict[int, Node] = {}
+    node must follow from its op and its new operands alone: it sees those that it left as they are once only."""
+    settled: set[Node] = set()
     for _ in range(MAX_ROUNDS):
         rewritten = _Rewriting(visit, name, bodies, settled).graph(graph)
         if rewritten is graph:
@@ -70,9 +69,9 @@ def rewrite_until_stable(graph: Graph, visit: Visit, name: str, bodies: bool = F
 
 
 class _Rewriting:
-    """One round. `settled`: nodes that stayed in this round or one before, by id."""
+    """One round. `settled`: nodes of the new graph that `visit` left as they are, in this round or one before."""
 
-    def __init__(self, visit: Visit, name: str, bodies: bool, settled: dict[int, Node]) -> None:
+    def __init__(self, visit: Visit, name: str, bodies: bool, settled: set[Node]) -> None:
         self.visit = visit
         self.name = name
         self.bodies = bodies
@@ -82,43 +81,42 @@ class _Rewriting:
     def graph(self, graph: Graph) -> Graph:
         """Recursion follows the nesting of bodies only."""
         builder = Builder()
-        values: dict[int, Node] = {id(p): p for p in graph.params}
+        values: dict[Node, Node] = {p: p for p in graph.params}
         for node in graph.nodes():
-            if id(node) in values:
+            if node in values:
                 continue
-            inputs = tuple([values[id(i)] for i in node.inputs])
-            if id(node) in self.settled and inputs == node.inputs:
-                values[id(node)] = builder.keep(node)
+            inputs = tuple([values[i] for i in node.inputs])
+            if node in self.settled and inputs == node.inputs:
+                values[node] = builder.keep(node)
                 continue
             builder.loc = node.loc
-            made = self.forwarded(node.op, inputs) or self.visit(builder, node, inputs)
+            if isinstance(node.op, Get) and isinstance(inputs[0].op, MakeTuple):
+                values[node] = inputs[0].inputs[node.op.index]  # an item of a tuple that is made here needs no projection
+                continue
+            made = self.visit(builder, node, inputs)
             if made is None:
-                made = self.kept(builder, node, inputs)
-            elif isinstance(made, tuple):
+                values[node] = self.kept(builder, node, inputs)
+                continue
+            if isinstance(made, tuple):
                 made = builder.add(MakeTuple(), *made)
             if made.type is not node.type and made.type != node.type:
                 raise InternalError(f"{self.name}: {node.op.spelling} of type {node.type} was replaced by "
                                     f"{made.op.spelling} of type {made.type}", loc=node.loc,
                                     hint="please report this with the graph's text")
-            values[id(node)] = made
-            if made is node:
-                self.settled[id(node)] = node
-        results = tuple(values[id(r)] for r in graph.results)
-        if all(new is old for new, old in zip(results, graph.results)):
+            values[node] = made
+        results = tuple([values[r] for r in graph.results])
+        if results == graph.results:
             return graph
         return Graph(graph.name, graph.params, results, graph.result_names)
-
-    @staticmethod
-    def forwarded(op: Op, inputs: tuple[Node, ...]) -> Node | None:
-        """An item of a tuple that is made in this graph needs no projection."""
-        return inputs[0].inputs[op.index] if isinstance(op, Get) and isinstance(inputs[0].op, MakeTuple) else None
 
     def kept(self, builder: Builder, node: Node, inputs: tuple[Node, ...]) -> Node:
         op = self.with_bodies(node.op) if self.bodies else node.op
         if op is not node.op:
             return builder.add(op, *inputs, loc=node.loc)
         # replacements have the types of what they replace
-        return builder.keep(node) if inputs == node.inputs else builder.renew(node, inputs)
+        made = builder.keep(node) if inputs == node.inputs else builder.renew(node, inputs)
+        self.settled.add(made)
+        return made
 
     def with_bodies(self, op: Op) -> Op:
         changes = {}
@@ -141,10 +139,8 @@ def _names_of_bodies(op_class: type[Op]) -> tuple[str, ...]:
 Operand = Union["Pattern", int, float, bool]
 
 
-class Pattern:
+class Pattern(Struct, frozen=True):
     """A scalar expression with variables. Operators make calls of scalar functions."""
-
-    __slots__ = ()
 
     def __add__(self, other: Operand) -> Pattern:
         return call("add", self, other)
@@ -204,8 +200,7 @@ class Pattern:
         return call("abs", self)
 
 
-@dataclass(frozen=True, slots=True)
-class Variable(Pattern):
+class Variable(Pattern, frozen=True):
     """Matches any value; one name, one value."""
 
     name: str
@@ -222,8 +217,7 @@ class Variable(Pattern):
         return self.name
 
 
-@dataclass(frozen=True, slots=True)
-class Literal(Pattern):
+class Literal(Pattern, frozen=True):
     """Matches a uniform constant of exactly this value in the dtype at hand."""
 
     value: int | float | bool
@@ -232,8 +226,7 @@ class Literal(Pattern):
         return str(self.value)
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Pattern):
+class Call(Pattern, frozen=True):
     """A scalar function of patterns."""
 
     function: str
@@ -294,8 +287,7 @@ ALLOWED: dict[str, frozenset[str]] = {
 Condition = Callable[["Match"], bool]
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(Struct, frozen=True):
     """What a rule matched: its variables' nodes, and their dtype (that of conditions aside)."""
 
     dtype: DType
@@ -308,38 +300,33 @@ class Match:
         return found
 
 
-@dataclass(frozen=True)
 class Rule:
     """An identity of scalar functions. `kinds`: the dtype kinds that its variables (but conditions) may have, of 'biuf'.
 
     `bound` goes with the contract `bounded`: units in the last place. Raises CompileError where it would not go downhill.
     """
 
-    name: str
-    contract: str
-    function: Callable[..., tuple[Operand, Operand]]
-    kinds: str = "iuf"
-    when: Condition | None = None
-    bound: float = 0
-    before: Call = field(init=False)
-    after: Pattern = field(init=False)
-    functions: frozenset[str] = field(init=False)  # that operands must have
-    needs_constant: bool = field(init=False)       # among its operands
-
-    def __post_init__(self) -> None:
-        if self.contract not in CONTRACTS or (self.contract == "bounded") != (self.bound > 0):
-            raise CompileError(f"rule {self.name}: contract {self.contract!r} with bound {self.bound}")
-        before, after = self.function(*(Variable(n) for n in inspect.signature(self.function).parameters))
+    def __init__(self, name: str, contract: str, function: Callable[..., tuple[Operand, Operand]], kinds: str = "iuf",
+                 when: Condition | None = None, bound: float = 0) -> None:
+        if contract not in CONTRACTS or (contract == "bounded") != (bound > 0):
+            raise CompileError(f"rule {name}: contract {contract!r} with bound {bound}")
+        code = function.__code__
+        before, after = function(*map(Variable, code.co_varnames[:code.co_argcount]))
         if not isinstance(before, Call):
-            raise CompileError(f"rule {self.name}: {before} is no call of a scalar function")
+            raise CompileError(f"rule {name}: {before} is no call of a scalar function")
         after = after if isinstance(after, Pattern) else Literal(after)
         if measure(after) >= measure(before):
-            raise CompileError(f"rule {self.name}: {after} is no cheaper than {before}")
-        object.__setattr__(self, "before", before)
-        object.__setattr__(self, "after", after)
-        object.__setattr__(self, "functions", frozenset(a.function for a in before.arguments if isinstance(a, Call)))
-        object.__setattr__(self, "needs_constant", any(
-            isinstance(a, Literal) or isinstance(a, Variable) and a.is_constant for a in before.arguments))
+            raise CompileError(f"rule {name}: {after} is no cheaper than {before}")
+        self.name, self.contract, self.function = name, contract, function
+        self.kinds, self.when, self.bound = kinds, when, bound
+        self.before: Call = before
+        self.after: Pattern = after
+        # what operands must have, which is looked at before the pattern is
+        variables = [a for a in before.arguments if isinstance(a, Variable)]
+        self.functions = frozenset([a.function for a in before.arguments if isinstance(a, Call)])
+        self.literals = tuple([a.value for a in before.arguments if isinstance(a, Literal)])
+        self.needs_constant = bool(self.literals) or any(a.is_constant for a in variables)
+        self.repeats = len(set(variables)) < len(variables)  # one value stands in two places
 
     def allows(self, dtype: DType, precision: str) -> bool:
         """Whether the rule may be applied to operands of this dtype."""
@@ -382,14 +369,16 @@ class RuleSet:
         if not rules:
             return None
         functions = {x.op.function for x in inputs if isinstance(x.op, Elementwise)}
-        has_constant: bool | None = None
+        repeats = len(set(inputs)) < len(inputs)
+        constants: list[Node] | None = None
         for rule in rules:
-            if not rule.functions <= functions:
+            if not rule.functions <= functions or rule.repeats and not repeats:
                 continue
-            if rule.needs_constant and has_constant is None:
-                has_constant = any(uniform_value(x) is not None for x in inputs)
-            if rule.needs_constant and not has_constant:
-                continue
+            if rule.needs_constant:
+                if constants is None:
+                    constants = [x for x in inputs if uniform_value(x) is not None]
+                if not constants or not all(any(is_literal(x, value) for x in constants) for value in rule.literals):
+                    continue
             made = rule.apply(builder, op, inputs, precision)
             if made is not None:
                 if fired is not None:
@@ -433,18 +422,16 @@ def is_known(nodes: Sequence[Node]) -> bool:
 
 def is_literal(node: Node, value: int | float | bool) -> bool:
     """Whether the node is a uniform constant of exactly this value: 0 is +0.0, and True is bool's only."""
-    if node.dtype.is_bool != isinstance(value, bool):
-        return False
-    if not node.dtype.is_bool and not _holds(node.dtype, value):
-        return False
     found = uniform_value(node)
     return found is not None and found.tobytes() == _bytes_of(node.dtype, value, repr(value))
 
 
 @lru_cache(maxsize=1024)
-def _bytes_of(dtype: DType, value: int | float | bool, spelled: str) -> bytes:
-    """The number in memory. `spelled` tells apart what is equal: 0.0 and -0.0."""
+def _bytes_of(dtype: DType, value: int | float | bool, spelled: str) -> bytes | None:
+    """The number in memory; None where the dtype does not have it. `spelled` tells apart what is equal: 0.0 and -0.0."""
     del spelled
+    if dtype.is_bool != isinstance(value, bool) or not dtype.is_bool and not _holds(dtype, value):
+        return None
     return np.asarray(value).astype(dtype.numpy).tobytes()
 
 

@@ -17,8 +17,9 @@ from .dims import Dim, DimLike, format_dim, is_static
 from .errors import CompileError
 
 
-class DType(Struct, frozen=True):
-    """One element type. `kind` is 'b' bool, 'i' signed, 'u' unsigned, 'f' float, 'x' index, 's' stored only."""
+class DType(Struct, frozen=True, eq=False):
+    """One element type. There is one object for each, so they are compared by identity. `kind` is 'b' bool, 'i' signed, 'u' unsigned,
+    'f' float, 'x' index, 's' stored only."""
 
     name: str
     kind: str
@@ -61,12 +62,6 @@ class DType(Struct, frozen=True):
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (dtype_named, (self.name,))
-
-    def __hash__(self) -> int:
-        return hash(self.name)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, DType) and other.name == self.name
 
     @property
     def lowest(self) -> int | float | bool:

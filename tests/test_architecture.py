@@ -82,7 +82,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
 LAYER_OF = {
     "cli_machine": "cli", "cli_model": "cli", "cli_onnx": "cli", "cli_passes": "cli", "cli_profile": "cli", "cli_fuzz": "cli", "cli_shared": "cli", "__init__": "", "__main__": "",
     "frontends.from_onnx": "frontends.onnx", "frontends.onnx_messages": "frontends.onnx", "frontends.onnx_ops": "frontends.onnx",
-    "frontends.onnx_calls": "frontends.onnx", "frontends.onnx_dims": "frontends.onnx", "frontends.onnx_files": "frontends.onnx",
+    "frontends.onnx_calls": "frontends.onnx", "frontends.onnx_contents": "frontends.onnx", "frontends.onnx_dims": "frontends.onnx", "frontends.onnx_files": "frontends.onnx",
     "frontends.onnx_limits": "frontends.onnx", "frontends.onnx_scopes": "frontends.onnx", "frontends.onnx_pieces": "frontends.onnx", "frontends.onnx_survey": "frontends.onnx",
 }
 # third party -> the layers that may import it; None: all

@@ -197,6 +197,7 @@ def test_blocks_fit_the_memory_they_are_meant_for(caps: Caps, dtype: DType) -> N
 def test_rows_of_a_tile_divide_rows_that_lie_evenly() -> None:
     assert [choose_tile(8, 1152, F32, Caps(), None, run).rows for run in (96, 90, 0, symbol("w", 1))] == [12, 10, 10, 10]
     assert [choose_tile(16, 1200, F32, Caps(), None, run).rows for run in (96, 75, 0)] == [6, 5, 6]
+    assert [choose_tile(8, symbol("n", 1), F32, Caps(), None, run).rows for run in (96, 90, 0, symbol("w", 1))] == [12, 10, 10, 10]
 
 
 @pytest.mark.parametrize("shape, out, strides", [((1, 9, 25, 3), 8, (2, 2)), ((2, 6, 14, 4), 8, (1, 1)), ((1, 5, 26, 3), 12, (1, 2)),

@@ -273,6 +273,18 @@ def test_an_unknown_size() -> None:
         explain(lambda x: x + 1, tw.spec(("n",), "float32"), sizes={"m": 3})
 
 
+def test_the_tile_that_few_rows_take() -> None:
+    """Which of its tiles a contraction of open size takes depends on the rows of the call."""
+    w = np.random.default_rng(0).standard_normal((32, 64)).astype(np.float32)
+    made = tw.compile(lambda x: x @ w, args=[tw.spec(("n", 32), "float32")], options=tw.Options(cache=False, threads=1))
+    tiles = {}
+    for rows in (1, 2, 3, 7, 100):
+        dot = only(made.explain(sizes={"n": rows}), "contraction").facts
+        tiles[rows] = dot.tile
+        assert dot.rows == rows and dot.few == (rows <= 2) and (rows > 2 or "for few rows" in str(made.explain(sizes={"n": rows})))
+    assert tiles[1] == tiles[2] and tiles[1][0] == 2 and tiles[3] == tiles[100] and tiles[3][0] > 2 and tiles[1][1] >= tiles[3][1]
+
+
 def test_nothing_to_compute() -> None:
     found = explain(lambda x: (x, x + 1), tw.spec((0, 4), "float32"))
     assert json.dumps(found.to_data()) and "0 launches" in str(found)
@@ -284,8 +296,8 @@ def test_nothing_to_compute() -> None:
 
 
 def record(**changed) -> LaunchRecord:
-    facts = {"kernel": 0, "name": "k", "strategy": "elements", "rounds": 1, "shared": 1, "tile": None, "columns": 1, "rows": 1,
-             "details": (), "general": False, "in_place": False, "schedule": (), "refused": (), "buffers": (), "sources": (), "contract": "exact",
+    facts = {"kernel": 0, "name": "k", "strategy": "elements", "rounds": 1, "shared": 1, "tile": None, "few": False, "columns": 1,
+             "rows": 1, "details": (), "general": False, "in_place": False, "schedule": (), "refused": (), "buffers": (), "sources": (), "contract": "exact",
              "parallel": (100,), "lanes": 8, "bits": 32, "read": 0, "written": 0, "registers": ()}
     return LaunchRecord(**{**facts, **changed})
 

@@ -152,6 +152,36 @@ def test_only_where_there_may_be_few_rows() -> None:
     caps = Caps(vector_bits=256, vector_registers=16)
     assert heights(program_of(dense(symbol("rows", 1), 64), caps)) == {2, 6}
     assert heights(program_of(dense(symbol("rows", 5), 64), caps)) == {6}
-    assert heights(program_of(convolution(symbol("rows", 1), 3, 8), caps)) == {14}
-    assert heights(program_of(convolution(symbol("rows", 1), 3, 4), caps)) == {2, 4, 14}
-    assert heights(program_of(convolution(symbol("rows", 1), 3, 6), caps)) == {4, 14}
+    assert heights(program_of(convolution(symbol("rows", 1), 3, 8), caps)) == {10}
+    assert heights(program_of(convolution(symbol("rows", 1), 3, 4), caps)) == {2, 4, 10}
+    assert heights(program_of(convolution(symbol("rows", 1), 3, 6), caps)) == {4, 10}
+
+
+def signal(batch: DimLike, length: DimLike) -> Graph:
+    """A convolution along an open axis: a signal is often short."""
+    b = Builder()
+    x = b.add(Param("x", F32, (batch, length, 8)))
+    w = lib.constant(b, np.random.default_rng(5).integers(-2, 3, (3, 8, 40)).astype(np.float32))
+    y = lib.apply(b, "abs", b.add(Conv((2,), ((1, 1),), (1,), (1,), 1, True), x, w))
+    return Graph("signal", [x], [b.add(Pad((0, 1, 0), (0, 1, 0)), y, lib.constant(b, 0, F32))])
+
+
+def test_a_signal_of_any_length() -> None:
+    caps = Caps(vector_bits=256, vector_registers=16)
+    assert heights(program_of(signal(symbol("batch", 1), symbol("length", 1)), caps)) >= {2, 4}
+    program = program_of(signal(symbol("batch", 1), symbol("length", 1)))
+    executables = executables_of(program)
+    for batch, length in ((1, 1), (1, 2), (1, 4), (2, 1), (2, 3), (3, 2), (1, 7), (5, 1), (4, 9), (1, 33)):
+        inputs = [np.random.default_rng(length).integers(-4, 5, (batch, length, 8)).astype(np.float32)]
+        expected = evaluate_graph(signal(symbol("batch", 1), symbol("length", 1)), inputs)
+        for executable in executables:
+            assert_identical(run_compiled(executable, inputs), expected, signed_zeros=False)
+        assert_identical(run_program(program, inputs), expected, signed_zeros=False)
+
+
+def test_an_image_is_not_expected_to_be_small() -> None:
+    b = Builder()
+    x = b.add(Param("x", F32, (1, symbol("height", 1), symbol("width", 1), 8)))
+    w = lib.constant(b, np.ones((3, 3, 8, 40), np.float32))
+    y = b.add(Conv((2, 2), ((1, 1), (1, 1)), (1, 1), (1, 1), 1, True), x, w)
+    assert len(heights(program_of(Graph("image", [x], [y]), Caps(vector_bits=256, vector_registers=16)))) == 1

@@ -171,6 +171,18 @@ def test_check_binds_dims_and_prints_bounds(capsys) -> None:
     assert answer["dims"] == {} and answer["inputs"] == ["x: f32[3, 4]"]
 
 
+def test_check_binds_what_an_input_holds(capsys) -> None:
+    source = model([node("SplitToSequence", ["x", "split"], ["s"]), node("SequenceAt", ["s", "place"], ["y"])], ["y"],
+                   [value("x", (6, 2)), value("split", (2,), TensorProto.INT64)], {"place": np.array(1, np.int64)})
+    path = write(source)
+    refused, _ = command(capsys, "check", path, status=1)
+    assert "the sizes of the elements hang on it" in refused
+    assert json.loads(command(capsys, "check", path, "--json", "--dims", "split=2,4")[0])["dims"] == {}
+    command(capsys, "check", path, "--dims", "split=2,?", status=1)
+    _, told = command(capsys, "check", path, "--dims", "split=2,x", status=2)
+    assert "found split=2,x, expected a number" in told
+
+
 @pytest.mark.parametrize("data", [b"", b"this is no model", b"\x08\x07"])
 def test_check_of_a_bad_file(capsys, data: bytes) -> None:
     Path("bad.onnx").write_bytes(data)

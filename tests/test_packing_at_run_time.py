@@ -48,6 +48,14 @@ def test_what_is_read_across_is_turned_in_tiles_instead() -> None:
     assert "reorder(i0, i1_outer)" not in plans(300, 512, 2048, columns_first=True)
 
 
+def test_the_last_panel_is_packed_with_the_others() -> None:
+    compiled = tw.compile(lambda x, y: x @ y, options=tw.Options(cache=False))
+    for columns in (48, 51, 7):
+        compiled(np.ones((40, 30), np.float32), np.ones((30, columns), np.float32))
+    executable, = compiled.executables
+    assert sorted(name for name in executable.kernels if "check" not in name) == ["concat", "packed_dot"]
+
+
 PRODUCTS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "x @ y": lambda x, y: x @ y, "x @ y.T": lambda x, y: x @ y.T, "x.T @ y": lambda x, y: x.T @ y}
 

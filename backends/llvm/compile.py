@@ -63,9 +63,9 @@ class CompiledObject(Struct, frozen=True, dict=True):
 
 
 def compile_program(program: Program, target: Target, *, facts: ModelFacts | None = None, name_prefix: str = "",
-                    level: int = CODE_LEVEL) -> CompiledObject:
-    """Compile for the target. `name_prefix`: '' for loading in process, else the public name of a library; `level`: of LLVM's code
-    generation, 0 where code need not be fast."""
+                    quick: bool = False) -> CompiledObject:
+    """Compile for the target. `name_prefix`: '' for loading in process, else the public name of a library; `quick`: at LLVM's lowest
+    level, where code need not be fast."""
     facts = facts or ModelFacts()
     facts = ModelFacts(
         facts.target or f"{target.architecture}-linux", facts.features or ",".join(target.features), facts.version,
@@ -73,7 +73,7 @@ def compile_program(program: Program, target: Target, *, facts: ModelFacts | Non
     text = emit_program(program, target, facts, name_prefix)
     module = optimize(text, target)
     check_promoted(module, program)
-    object_code = generate(module, target, level=level)
+    object_code = generate(module, target, level=0 if quick else CODE_LEVEL)
     allowed = LIBRARY_SYMBOLS | RUNTIME_SYMBOLS | {facts.constants_symbol} if name_prefix else LIBRARY_SYMBOLS
     check_symbols(object_code, allowed, program)
     return CompiledObject(object_code, f"{name_prefix or 'tw'}_model", text, target)
@@ -104,15 +104,11 @@ def optimize(text: str, target: Target) -> llvm.ModuleRef:
         raise InternalError(f"llvm backend: LLVM rejects the code: {error}",
                             hint="attach the .ll file of TILEWRIGHT_IR_DUMP to a report") from None
     builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=1))
-    inliner = llvm.create_new_module_pass_manager()
-    inliner.add_always_inliner_pass()
-    inliner.run(module, builder)
-    passes = llvm.create_new_function_pass_manager()
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_always_inliner_pass()
     passes.add_sroa_pass()
     passes.add_simplify_cfg_pass()
-    for function in module.functions:
-        if not function.is_declaration:
-            passes.run(function, builder)
+    passes.run(module, builder)
     return module
 
 

@@ -151,7 +151,9 @@ class Indices:
     def depth_of(self, monomial: Monomial) -> int:
         depth = 0
         for name in monomial_names(monomial):
-            found = self.bindings.get(name) or self.binding(name)
+            found = self.bindings.get(name)
+            if found is None:
+                found = self.binding(name)
             if found.depth > depth:
                 depth = found.depth
         return depth
@@ -161,6 +163,8 @@ class Indices:
 
     def by_depth(self, terms: Terms) -> tuple[int, Terms, Terms]:
         """The depth of the terms, those that lie outside of it, and those that do not."""
+        if len(terms) == 1:
+            return self.depth_of(terms[0][0]), (), terms
         depths = [self.depth_of(monomial) for monomial, _ in terms]
         depth = max(depths)
         if min(depths) == depth:
@@ -289,6 +293,8 @@ class Indices:
     def place(self, size: DimLike) -> Place:
         """How the lanes' offsets follow from the first one's."""
         constant, terms = self.resolve(size)
+        if not self.is_varying(size):
+            return Place("uniform", constant, terms)
         first_lane = constant
         chunk: Binding | None = None
         strides: list[tuple[Monomial, int]] = []
@@ -311,7 +317,7 @@ class Indices:
                 first_lane += coefficient * found.value
             elif found.value:
                 kept.append((rest, coefficient * found.value))
-        if chunk is None:
+        if chunk is None:  # what varied fell away
             return Place("uniform", constant, terms)
         stride = self._stride(strides)
         first = _merged(kept) if isinstance(chunk.value, int) else tuple(kept)

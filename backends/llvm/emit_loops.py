@@ -111,7 +111,7 @@ class KernelEmitter:
         self.accesses = Accesses(self.code, self.indices)
         self.values: dict[str, Value] = {}
         self.local_bytes = 0                          # taken of the thread's own memory
-        self.orders: dict[int, tuple[Node, ...]] = {}
+        self.orders: dict[Node, tuple[Node, ...]] = {}
         for i, kernel_symbol in enumerate(kernel.symbols):
             self.indices.bind(kernel_symbol.name, f"%s{i}")
         for i, buffer in enumerate(kernel.buffers):
@@ -155,6 +155,10 @@ class KernelEmitter:
 
     def emit_block(self, body: Sequence[Stmt]) -> None:
         """The statements; what they bind ends with them."""
+        if not any(isinstance(s, (Let, Alloc)) for s in body):
+            for statement in body:
+                self.emit_statement(statement)
+            return
         values, depth = dict(self.values), len(self.indices.scopes)
         memories = dict(self.accesses.memories)
         bound = [s.symbol.name for s in body if isinstance(s, Let) and s.symbol is not None]
@@ -176,13 +180,13 @@ class KernelEmitter:
     # ---- expressions ----
 
     def expression(self, root: Node) -> Value:
-        order = self.orders.get(id(root))
+        order = self.orders.get(root)
         if order is None:
-            order = self.orders[id(root)] = expression_nodes(root)
-        found: dict[int, Value] = {}
+            order = self.orders[root] = expression_nodes(root)
+        found: dict[Node, Value] = {}
         for node in order:
-            found[id(node)] = self.node_value(node, [found[id(x)] for x in node.inputs])
-        return found[id(root)]
+            found[node] = self.node_value(node, [found[x] for x in node.inputs])
+        return found[root]
 
     def node_value(self, node: Node, operands: list[Value]) -> Value:
         op = node.op

@@ -71,9 +71,9 @@ def choose(code: Function, mask: str, left: Value, right: Value) -> Value:
 
 def emit_scalar(code: Function, name: str, operands: Sequence[Value]) -> Value:
     """The scalar function on operands of which some may vary; the result varies when one does."""
-    lanes = max(operand.lanes for operand in operands)
+    lanes = max([operand.lanes for operand in operands])
     if lanes:
-        operands = [spread(code, operand, lanes) for operand in operands]
+        operands = [operand if operand.lanes == lanes else spread(code, operand, lanes) for operand in operands]
     folded = fold_index(name, operands)
     if folded is not None:
         return folded
@@ -108,7 +108,7 @@ def fold_index(name: str, operands: Sequence[Value]) -> Value | None:
 def _emit_float(code: Function, name: str, operands: Sequence[Value]) -> Value:
     first = operands[0]
     dtype, lanes, kind = first.dtype, first.lanes, first.type
-    texts = tuple(operand.text for operand in operands)
+    texts = tuple([operand.text for operand in operands])
     if name in FLOATING:
         return Value(code.pure(f"{FLOATING[name]} {kind} {texts[0]}, {texts[1]}"), dtype, lanes)
     if name in COMPARISONS:

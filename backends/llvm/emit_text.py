@@ -17,6 +17,8 @@ from __future__ import annotations
 import struct
 from functools import cache
 
+from msgspec import Struct
+
 from tilewright.backends.llvm.lanes import MathOptions
 from tilewright.ir.errors import InternalError
 from tilewright.ir.types import DTYPES, DType
@@ -27,15 +29,12 @@ MEMORY_TYPES = SCALAR_TYPES | {"bool": "i8"}
 METADATA = '!0 = !{}\n!1 = !{!"branch_weights", i32 1, i32 99}\n!2 = !{i32 1}\n'
 
 
-class Value:
+class Value(Struct, frozen=True, eq=False):
     """An LLVM operand: its text, dtype, and number of lanes (0: the same for all lanes)."""
 
-    __slots__ = ("dtype", "lanes", "text")
-
-    def __init__(self, text: str, dtype: DType, lanes: int = 0) -> None:
-        self.text = text
-        self.dtype = dtype
-        self.lanes = lanes
+    text: str
+    dtype: DType
+    lanes: int = 0
 
     @property
     def is_constant(self) -> bool:

@@ -7,7 +7,8 @@ that no output needs are left out, inputs that have an initializer are constants
 
 Dims: a symbolic dim of an input becomes a symbol of at least 1, named after the model's name for it (`dim_param`) or,
 where it has none, `<input>_<axis>`; `dims` binds either name to a number, a `Dim` (which may allow 0 or state bounds)
-or a new name.
+or a new name. A tuple under the name of a small input of integers says what it holds; where it is not said and the model needs
+it, it may follow from the shapes that the model declares (`onnx_contents.py`). Either way the call checks it.
 
 Guarantees: a model that cannot be read ends in a CompileError that says what, where and what was expected; what is
 valid but not supported in an UnsupportedError; all operators that are unknown are listed at once. Every node of the
@@ -18,15 +19,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import reduce
 from typing import Any
 
-from ..ir.dims import DimLike
+from ..ir.dims import Dim, DimLike
 from ..ir.errors import CompileError, InternalError, Loc, UnsupportedError
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.control import Param
-from ..ir.types import TensorType
-from ..library import constant
+from ..ir.types import I64, TensorType
+from ..library import cast, constant, reshape, scalar, size_value, slice_axis
 from .onnx_calls import call_operator
+from .onnx_contents import Contents, as_array, solved, symbols_for
 from .onnx_dims import DimBinding, DimNames, identifier
 from .onnx_files import (
     DEEPEST,
@@ -45,12 +49,12 @@ from .onnx_files import (
     subgraphs,
     unknown_line,
 )
-from .onnx_limits import STEP, UNEXPECTED, CountingBuilder, unexpected, with_short_texts, work_of
+from .onnx_limits import STEP, UNEXPECTED, CountingBuilder, Work, unexpected, with_short_texts, work_of
 from .onnx_messages import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto
-from .onnx_ops.context import Absent, Budget, Context, Listed, Request, Traced, Undecided, Value, required
-from .onnx_ops.known_values import KnownValues
+from .onnx_ops.context import Absent, Budget, Context, Counted, DecidedByData, Listed, Request, Traced, Undecided, Value, required
+from .onnx_ops.known_values import KnownValues, may_hold_sizes
 from .onnx_ops.table import DOMAINS
-from .onnx_ops.tensors import Folder, checked_shape, decode_tensor, element_dtype
+from .onnx_ops.tensors import MOST_AXES, Folder, checked_shape, decode_tensor, element_dtype
 from .onnx_scopes import Body, Captures, Frame, Scope
 
 
@@ -58,11 +62,35 @@ def from_onnx(source: Source, dims: Mapping[str, DimBinding] | None = None,
               outputs: Sequence[str] | None = None) -> Graph:
     """The model as a graph. `dims` binds symbolic dims by name; `outputs` keeps only these, in this order."""
     model, label, folder, payloads = read_model(source)
-    importer = Importer(model, label, folder, dict(dims or {}), payloads)
     try:
-        return importer.run(outputs)
+        return _imported(model, label, folder, dict(dims or {}), payloads, outputs)
     except (CompileError, InternalError) as error:
         raise with_short_texts(error) from error.__cause__
+
+
+def _imported(model: ModelProto, label: str, folder: Folder, dims: dict[str, DimBinding], payloads: Payloads,
+              outputs: Sequence[str] | None) -> Graph:
+    """The graph; where data decides what must be known, that of a second import with what it must hold. All share one budget."""
+    importer = Importer(model, label, folder, dims, payloads)
+    try:
+        return importer.run(outputs)
+    except DecidedByData as error:
+        contents = found_contents(model, label, folder, dims, payloads, work=importer.work)
+        if not contents:
+            raise
+        try:
+            return Importer(model, label, folder, dims, payloads, contents, importer.work).run(outputs)
+        except CompileError:
+            raise error from None
+
+
+def found_contents(model: ModelProto, label: str, folder: Folder, dims: dict[str, DimBinding], payloads: Payloads, *,
+                   work: Work | None = None) -> dict[str, Contents]:
+    """What inputs of the model must hold for its declared shapes to hold; empty where nothing follows."""
+    prober = Prober(model, label, folder, dims, payloads, None, work)
+    with suppress(CompileError, InternalError):     # sizes as far as it came may do
+        prober.run(None)
+    return prober.found()
 
 
 MOST_UNDECIDED = 8      # Ifs inside the search for the side of another
@@ -71,8 +99,10 @@ MOST_UNDECIDED = 8      # Ifs inside the search for the side of another
 class Importer:
     """One import: the model, its functions, the dims in use."""
 
-    def __init__(self, model: ModelProto, label: str, folder: Folder, dims: dict[str, DimBinding], payloads: Payloads) -> None:
+    def __init__(self, model: ModelProto, label: str, folder: Folder, dims: dict[str, DimBinding], payloads: Payloads,
+                 contents: Mapping[str, Contents] | None = None, work: Work | None = None) -> None:
         self.model = model
+        self.contents = contents or {}
         self.label = label
         self.folder = folder
         self.payloads = payloads
@@ -80,7 +110,7 @@ class Importer:
         self.budget = Budget()
         self.left_over: list[tuple[Builder, Node]] = []
         self.undecided = 0
-        self.work = work_of(model, label)
+        self.work = work or work_of(model, label)
         self.functions = {function_key(f.domain, f.name, f.overload): f for f in model.functions}
         self.dims = DimNames(label, dims)
 
@@ -95,8 +125,9 @@ class Importer:
         scope = Scope(builder)
         params = self._inputs(graph, builder, scope)
         self._initializers(graph, builder, scope, self.payloads)
-        self.dims.check_all_used()
-        self._run_nodes(nodes, Frame(scope, opsets, declared=declared_values(graph)), frozenset(wanted))
+        declared = declared_values(graph)
+        self.dims.check_all_used(declared)
+        self._run_nodes(nodes, Frame(scope, opsets, declared=declared), frozenset(wanted))
         results, names = self._flat_results(scope, wanted)
         return Graph(identifier(graph.name) or "model", params, results, names)
 
@@ -143,7 +174,21 @@ class Importer:
             return Listed(tuple(nodes), nodes[0].dtype if nodes else None), nodes
         found = self._input_type(name, type)
         node = builder.add(Param(name, found.dtype, found.shape), loc=loc)
-        return node, [node]
+        return self._with_contents(name, node, builder), [node]
+
+    def _with_contents(self, name: str, node: Node, builder: Builder) -> Node:
+        """The input, or the same where it holds what is said of it, which the call checks."""
+        contents = self.dims.contents(name, node) or self.contents.get(name)
+        if contents is None:
+            return node
+        flat = cast(builder, reshape(builder, node, (len(contents),)), I64)
+        conditions = [scalar(builder, "eq", reshape(builder, slice_axis(builder, flat, 0, place, 1), ()), size_value(builder, n))
+                      for place, n in enumerate(contents) if n is not None]
+        condition = reduce(lambda x, y: scalar(builder, "and", x, y), conditions, constant(builder, True))
+        checked = required(builder, node, condition)
+        self.known.assume(checked, as_array(contents, node))
+        self.left_over.append((builder, condition))     # for where only sizes hang on it
+        return checked
 
     def _input_type(self, name: str, type: TypeProto, shared: bool = True) -> TensorType:
         """The type of an input that is a tensor. `shared`: dims of one name have one size."""
@@ -157,7 +202,10 @@ class Importer:
         tensor = type.tensor_type
         dtype = element_dtype(tensor.elem_type, what)
         if not tensor.HasField("shape"):
-            raise UnsupportedError(f"{what} has no shape, not even a rank", hint="export the model with input shapes")
+            rank = self.dims.count(f"{name}_rank", f"input {name!r} has no shape, not even a rank: the call decides how many axes it has",
+                                   MOST_AXES)
+            open_dim = TypeProto().tensor_type.shape.dim.add()
+            return TensorType(dtype, tuple(self.dims.size(open_dim, name, axis) for axis in range(rank)))
         numbers = [d.dim_value for d in tensor.shape.dim if d.WhichOneof("value") == "dim_value" and d.dim_value != -1]
         checked_shape(numbers, what)
         sizes = [self.dims.size(d, name, axis, shared) for axis, d in enumerate(tensor.shape.dim)]
@@ -184,6 +232,8 @@ class Importer:
         names: list[str] = []
         for name in wanted:
             value = self._result(scope, name)
+            if isinstance(value, Counted):
+                raise value.refusal
             if isinstance(value, Absent) or (isinstance(value, Listed) and not value.elements):
                 kind = "an optional value that is not there" if isinstance(value, Absent) else "a sequence without elements"
                 raise UnsupportedError(f"{self.label}: output {name!r} is {kind}, which is not supported as an output")
@@ -222,6 +272,8 @@ class Importer:
 
     def _run_nodes(self, nodes: Sequence[NodeProto], frame: Frame, results: frozenset[str]) -> None:
         used = Counter(name for node in nodes for name in reads(node))
+        # what bodies read is looked through at each level once more
+        self.work.spend(max(0, used.total() - sum(len(node.input) for node in nodes)))
         for place, node in enumerate(nodes):
             where = Loc(name=f"{self.label}: {frame.path}node '{node_name(node)}' ({node.op_type})")
             frame.scope.builder.loc = where
@@ -239,7 +291,7 @@ class Importer:
 
     def _run_sides(self, undecided: Undecided, nodes: Sequence[NodeProto], frame: Frame, results: frozenset[str]) -> None:
         """Goes on with each side of an If, the first of the nodes: one of them must turn out to break a rule further on."""
-        refusal = UnsupportedError(undecided.message, loc=frame.scope.builder.loc, hint=undecided.hint)
+        refusal = DecidedByData(undecided.message, loc=frame.scope.builder.loc, hint=undecided.hint)
         if self.undecided == MOST_UNDECIDED:
             raise refusal
         before = dict(frame.scope.names)
@@ -253,6 +305,7 @@ class Importer:
                 try:
                     frame.scope.define(nodes[0].output, undecided.side(taken))
                     self._run_nodes(nodes[1:], frame, results)
+                    self._hold_ranks(frame, results)
                     admitted.append(frame.scope.names)
                 except UnsupportedError as error:       # which does not say that the model breaks a rule
                     raise refusal from error
@@ -278,7 +331,8 @@ class Importer:
             raise CompileError(f"{node.op_type}: the domain {node.domain or 'ai.onnx'!r} has no opset here (opset_import)")
         context = Context(frame.scope.builder, self.known, frame.opsets[domain], node.op_type, len(node.output),
                           tuple(map(is_used, node.output)), self._trace_bodies,
-                          tuple(self._declared_shape(frame, name) for name in node.output), self.budget, self.left_over)
+                          tuple(self._declared_shape(frame, name) for name in node.output), self.budget, self.left_over,
+                          tuple(node.output))
         attributes = {a.name: a for a in node.attribute}
         decoded = {name: self._attribute(a, frame) for name, a in attributes.items()}
         made = call_operator(context, operator, inputs, {k: v for k, v in decoded.items() if v is not None})
@@ -288,12 +342,21 @@ class Importer:
                 context.unsupported(f"output {place} ({name!r}) is not supported")
         return values
 
+    def _hold_ranks(self, frame: Frame, results: frozenset[str]) -> None:
+        """Results have the ranks that the model declares; asked where these tell which of two ways is meant."""
+        for name in results:
+            found, declared = frame.scope.names.get(name), (frame.declared or {}).get(name)
+            if isinstance(found, Node) and declared is not None and declared.type.tensor_type.HasField("shape"):
+                rank = len(declared.type.tensor_type.shape.dim)
+                if rank != found.rank:
+                    raise CompileError(f"the result {name!r} is declared with {rank} axes, found {found.type}")
+
     def _declared_shape(self, frame: Frame, name: str) -> tuple[DimLike | None, ...] | None:
         """What the model declares of a value's shape; None for a size that is neither a number nor one of the inputs'."""
         value = (frame.declared or {}).get(name)
         if value is None or not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
             return None
-        return tuple(self.dims.declared(dim) for dim in value.type.tensor_type.shape.dim)
+        return tuple(self.dims.declared(dim, name, axis) for axis, dim in enumerate(value.type.tensor_type.shape.dim))
 
     def _operand(self, node: NodeProto, name: str, frame: Frame) -> Value | None:
         if not name:
@@ -389,3 +452,37 @@ class Importer:
         for body, captures in zip(traced, tables):
             body.captures = [captures.inside(body.builder, node) for node in outer]
         return traced, outer
+
+
+class Prober(Importer):
+    """An import with symbols for what small inputs of integers hold: only its sizes are looked at."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.symbols: dict[str, tuple[Dim, ...]] = {}
+        self.frames: list[Frame] = []
+
+    def _with_contents(self, name: str, node: Node, builder: Builder) -> Node:
+        if self.dims.contents(name, node) is not None or not may_hold_sizes(node):
+            return super()._with_contents(name, node, builder)
+        symbols = symbols_for(node, sum(map(len, self.symbols.values())))
+        self.symbols[name] = symbols
+        self.known.assume(node, as_array(symbols, node))
+        return node
+
+    def _run_nodes(self, nodes: Sequence[NodeProto], frame: Frame, results: frozenset[str]) -> None:
+        if not self.symbols:
+            raise UnsupportedError(f"{self.label}: no input may hold sizes")
+        if not frame.path:
+            self.frames = [frame]
+        super()._run_nodes(nodes, frame, results)
+
+    def found(self) -> dict[str, Contents]:
+        """What the inputs must hold for the sizes at the top of the model to be those that it declares."""
+        equations: list[tuple[DimLike, DimLike]] = []
+        for frame in self.frames:
+            for name in frame.declared or {}:
+                value, shape = frame.scope.names.get(name), self._declared_shape(frame, name)
+                if isinstance(value, Node) and shape is not None and value.rank == len(shape):
+                    equations += [(size, n) for size, n in zip(value.shape, shape) if n is not None and isinstance(size, Dim)]
+        return solved(equations, self.symbols)

@@ -15,7 +15,7 @@ import numpy as np
 from msgspec import Struct
 
 from ..ir.graph import Node
-from .onnx_ops.context import Absent, Context, Listed, Operator, Value
+from .onnx_ops.context import Absent, Context, Counted, Listed, Operator, Value
 from .onnx_scopes import Body
 
 
@@ -93,8 +93,9 @@ def call_operator(c: Context, operator: Operator, inputs: Sequence[Value | None]
     if not signature.gaps and any(x is None for x in given[len(signature.inputs):]):
         c.fail("an input in a list of inputs is missing")
     for place, given_value in enumerate(given):
-        if isinstance(given_value, (Listed, Absent)) and not signature.wide[min(place, len(signature.inputs))]:
-            c.fail(f"input {place} is {'a sequence' if isinstance(given_value, Listed) else 'an empty optional value'}; a tensor is needed")
+        if isinstance(given_value, (Listed, Counted, Absent)) and not signature.wide[min(place, len(signature.inputs))]:
+            kind = "an empty optional value" if isinstance(given_value, Absent) else "a sequence"
+            c.fail(f"input {place} is {kind}; a tensor is needed")
     for name, value in attributes.items():
         _check_attribute(c, signature, name, value, len(given))
     missing = sorted(signature.required_attributes - set(attributes))

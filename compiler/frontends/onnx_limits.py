@@ -18,12 +18,11 @@ from ..ir.graph import Builder, Node, Op
 from ..ir.types import TensorType
 from .onnx_files import subgraphs
 from .onnx_messages import ModelProto
-from .onnx_ops.tensors import checked_shape
+from .onnx_ops.tensors import MOST_AXES, checked_shape
 
 FREE = 50_000       # nodes of the graph that any file may ask for: half a second to a second
 SHARE = 256         # and so many more for each node in the file, functions and bodies included
 STEP = 8            # what visiting one node of the file counts, even if it makes none
-MOST_AXES = 64      # of a tensor, as in NumPy
 LONGEST = 4000      # characters of one text of an error
 
 

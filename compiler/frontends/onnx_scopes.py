@@ -13,7 +13,7 @@ from msgspec import Struct, field
 from ..ir.graph import Builder, Node
 from ..ir.ops.control import Const, Param
 from .onnx_messages import AttributeProto, GraphProto, ValueInfoProto
-from .onnx_ops.context import Absent, Context, Listed, Value
+from .onnx_ops.context import Absent, Context, Counted, Listed, Value
 from .onnx_ops.known_values import KnownValues
 
 
@@ -57,6 +57,8 @@ class Captures(Struct):
         """As `inside`, for each element of a sequence too."""
         if isinstance(value, Listed):
             return Listed(tuple(self.inside(builder, x) for x in value.elements), value.dtype)
+        if isinstance(value, Counted):
+            return Counted(value.count, self.inside(builder, value.condition), value.refusal)
         return value if isinstance(value, Absent) else self.inside(builder, value)
 
     def inside(self, builder: Builder, node: Node) -> Node:

@@ -21,7 +21,7 @@ from ..ir.errors import CompileError, InternalError, TilewrightError, Unsupporte
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.control import Param
 from ..ir.types import TensorType
-from .from_onnx import Importer
+from .from_onnx import Importer, found_contents
 from .onnx_dims import DimBinding
 from .onnx_files import Payloads, Source, domain_of, function_key, node_name, read_model, reads, subgraphs
 from .onnx_limits import UNEXPECTED, shortened, unexpected, with_short_texts
@@ -75,8 +75,18 @@ class Survey(Struct, frozen=True):
 
 def survey(source: Source, dims: Mapping[str, DimBinding] | None = None) -> Survey:
     """The whole file, whatever of it is refused."""
-    model, label, folder, payloads = read_model(source)
-    surveyor = Surveyor(model, label, folder, dict(dims or {}), payloads)
+    read = read_model(source)
+    arguments = (*read[:3], dict(dims or {}), read[3])
+    found = _surveyed(Surveyor(*arguments))
+    if found.graph is not None:
+        return found
+    contents = found_contents(*arguments)       # as an import does
+    whole = _surveyed(Surveyor(*arguments, contents)) if contents else found
+    return found if whole.graph is None else whole
+
+
+def _surveyed(surveyor: Surveyor) -> Survey:
+    model, label = surveyor.model, surveyor.label
     graph: Graph | None = None
     try:
         graph = surveyor.run(None)

@@ -15,7 +15,7 @@ from typing import Any
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from ..ir.dims import Composed, Dim, DimLike, bounds, size_of, substitute, symbol
+from ..ir.dims import Composed, Dim, DimLike, bounds, dim_max, size_of, substitute, symbol
 from ..ir.graph import Graph, Node, Op, attribute_names
 from ..ir.types import TensorType, TupleType, Type
 
@@ -42,14 +42,25 @@ class Sizes(Struct):
         return total
 
     def _named(self, atom: Composed) -> DimLike:
+        """A symbol is never negative: what may be is one less a number, or what lies above zero less what lies below."""
         if atom not in self.names:
             value = size_of(atom)
             low, high = bounds(value)
-            name = self._fresh()
-            self.names[atom] = symbol(name, max(int(low), 0) if low != -float("inf") else 0,
-                                      None if high == float("inf") else int(high))
-            self.meaning[name] = value
+            if high <= 0:
+                self.names[atom] = -self._symbol(-value)
+            elif low == -float("inf"):
+                self.names[atom] = self._symbol(dim_max(value, 0)) - self._symbol(dim_max(-value, 0))
+            else:
+                least = min(int(low), 0)
+                self.names[atom] = self._symbol(value - least) + least
         return self.names[atom]
+
+    def _symbol(self, value: DimLike) -> DimLike:
+        """A new symbol for a size that is not negative."""
+        low, high = bounds(value)
+        name = self._fresh()
+        self.meaning[name] = value
+        return symbol(name, max(int(low), 0), None if high == float("inf") else int(high))
 
     def _fresh(self) -> str:
         count = len(self.meaning)

@@ -308,14 +308,19 @@ class TileWork:
 
     def _ahead(self, k: DimLike, first: DimLike) -> tuple[Stmt, ...]:
         """Prefetches of the next panel, or of the next part of this one, which leads on to the next panel: each tile brings
-        its share, some elements a step."""
+        its share, some elements a step. Tiles beyond those that bring the whole begin anew, and find it there."""
         if self.blocks.ahead == 0:
             return ()
         depth = self.operand.steps[0] if self.sums is None else self.sums.depth
-        share = (self.down * depth + k) * self.blocks.ahead
+        share = (self._turn() * depth + k) * self.blocks.ahead
         distance = depth if self.blocks.in_order else self.operand.steps[0]
         following = self._panel((first,), self.panel) + distance * self.tile.columns
         return (Prefetch(self.rhs.name, (following + share,)),)
+
+    def _turn(self) -> DimLike:
+        """Which share of what is prefetched is the tile's."""
+        shares = -(-self.tile.columns // self.blocks.ahead)
+        return self.down if bounds(self.down)[1] < shares or self.blocks.in_order else self.down % shares
 
     def _step(self, accumulator: Buffer, at: Index, clamped: bool) -> Stmt:
         """One vector of the panel at a time meets one element of each row.

@@ -22,7 +22,7 @@ from ..ir.ops.compute import Bitcast, Cast, Elementwise
 from ..ir.ops.shape import Concat, GatherND, Pad, Reshape, Take, TakeAlong, UpdateSlice, unproved_windows
 from ..ir.schedule import Schedule, Step
 from .crossings import cross_in_blocks
-from .inline import Index, Inliner, Names, flatten_index, loop_symbol
+from .inline import Index, Inliner, Names, flatten_index, loop_symbol, reshape_index
 from .streams import is_far
 
 PARALLEL_CHUNK = 2048  # elements of a one-dimensional loop that a thread takes at once
@@ -53,7 +53,7 @@ def regions_of(node: Node, buffer: Buffer) -> list[Region]:
             regions = []
             offset: DimLike = 0
             for part in node.inputs:
-                within = regions_of(part, buffer) if isinstance(part.op, Concat) else [Region(buffer, part.shape, _same, _reads(part))]
+                within = _regions_of_part(part, buffer)
                 regions += [_moved(region, _shifted(axis, offset)) for region in within]
                 offset = offset + part.shape[axis]
             return regions
@@ -73,6 +73,18 @@ def regions_of(node: Node, buffer: Buffer) -> list[Region]:
                 return [copied] if 0 in update.shape else [copied, window]
             return [*_slabs(buffer, start, update.shape, lambda place: _reads(x, place)), window]
     return [Region(buffer, node.shape, _same, _reads(node))]
+
+
+def _regions_of_part(part: Node, buffer: Buffer) -> list[Region]:
+    """The regions of what is put beside others, from the part's own first element on."""
+    padded = part
+    while isinstance(padded.op, Reshape) and _adds_ones(padded):
+        padded = padded.inputs[0]
+    if isinstance(padded.op, Pad):
+        own = regions_of(padded, Buffer(buffer.name, buffer.dtype, padded.shape, buffer.space))
+        placed = (_moved(region, lambda index: reshape_index(index, padded.shape, part.shape)) for region in own)
+        return [replace(region, buffer=buffer) for region in placed]
+    return regions_of(part, buffer) if isinstance(part.op, Concat) else [Region(buffer, part.shape, _same, _reads(part))]
 
 
 def overlapping(node: Node) -> bool:

@@ -71,10 +71,22 @@ class FactsMaker:
             read=concrete(read),
             written=concrete(written),
             registers=shape.registers,
+            rows=concrete(_matrix_rows(nodes)) if main and choice.tile is not None else 0,
         )
 
 
-def contraction_choice(tile: Tile, blocks: Blocks, general: bool) -> Choice:
+def _matrix_rows(nodes: Sequence[Node]) -> DimLike:
+    """The rows of one matrix of the contraction among the nodes."""
+    for node in nodes:
+        match node.op:
+            case PackedDot(batch=batch):
+                return product(node.shape[batch:-1])
+            case PackedConv():
+                return product(node.shape[:-1])
+    return 0
+
+
+def contraction_choice(tile: Tile, blocks: Blocks, general: bool, low_tiles: Sequence[Tile] = ()) -> Choice:
     """How a contraction computes. Sizes of blocks that are arguments of the kernel are not its own."""
     details = [f"blocks of {blocks.rows} x {blocks.panels} tiles"] if blocks.rows != 1 or blocks.panels != 1 else []
     if isinstance(blocks.depth, int) and blocks.depth:
@@ -84,7 +96,8 @@ def contraction_choice(tile: Tile, blocks: Blocks, general: bool) -> Choice:
     if blocks.streams > 1:
         details.append(f"{blocks.streams} streams")
     static = isinstance(blocks.rows, int) and isinstance(blocks.panels, int)
-    return Choice("contraction", (tile.rows, tile.columns), general, details=tuple(details if static else details[1:]))
+    return Choice("contraction", (tile.rows, tile.columns), general, details=tuple(details if static else details[1:]),
+                  low_tiles=tuple((low.rows, low.columns) for low in low_tiles))
 
 
 def _items(node: Node) -> tuple[TensorType, ...]:

@@ -42,7 +42,7 @@ def lower_few_rows(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buff
     work_of = partial(TileWork, node, result, out, lhs, rhs, inliner)
     work = work_of(whole, (group, *batch), right * wide, 0)
     source = Buffer(names.fresh("tile"), work.dtype, (whole.rows, whole.columns), "local")
-    least = max(1, int(bounds(rows)[0]))
+    least = int(max(1, bounds(rows)[0]))  # which may be unknown
     sums: list[tuple[Stmt, ...]] = []
     for tile in tiles:
         beside = tile.columns // width

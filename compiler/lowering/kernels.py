@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
 
@@ -27,7 +27,19 @@ from ..ir.loop import (
     expressions_of,
     walk,
 )
-from ..ir.ops.compute import ArgReduce, ArgSort, Bitcast, Cast, Cumulative, Elementwise, PackedConv, PackedDot, Sort
+from ..ir.ops.compute import (
+    ArgReduce,
+    ArgSort,
+    Bitcast,
+    Cast,
+    Conv,
+    Cumulative,
+    Elementwise,
+    PackedConv,
+    PackedDot,
+    ReduceWindow,
+    Sort,
+)
 from ..ir.ops.control import Fusion, Param
 from ..ir.ops.shape import Broadcast, Concat, Pad, Reshape, ScatterAlong, ScatterND, Slice, Transpose, UpdateSlice, unproved_windows
 from ..ir.ops.winograd import WinogradConv
@@ -56,6 +68,7 @@ Entry = int | TensorType
 Launches = list[tuple[Kernel, tuple[Entry, ...], dict[str, DimLike]]]
 
 
+MOST_SCHEDULED = 128  # nests of a kernel, the parts of a wide concatenation: each step is a search through all of them
 CHAINS = 4  # vectors side by side where each is a long chain of operations
 
 # a kernel as it was first built, and the steps that made it what it is
@@ -63,7 +76,7 @@ Plan = tuple[Kernel, Schedule]
 
 
 ELEMENTS = Choice("elements")
-MOST_OPEN_SIZES = 2  # of the rows of a matrix product that may be few: a batch and a sequence, but not an image
+MOST_OPEN_SIZES = 2  # of the rows of a contraction that may be few: a batch and a sequence, but not an image
 BLOCK_NAMES = ("high", "wide", "steps")
 
 
@@ -163,10 +176,25 @@ class KernelMaker:
                     continue
             for low, high, count, extent in unproved_windows(shape, start, taken, step):
                 statements.append(_window_check(inliner, inner, low, high, count, extent))
-        if not statements:
-            return []
+        return [(self._check("check_windows", inliner, statements, node.loc), (), {})] if statements else []
+
+    def size_check(self, graph: Graph) -> tuple[Kernel, Node] | None:
+        """A kernel that fails where a window is so much longer than its axis that there would be fewer results than none, and
+        the first such node; None where the bounds of sizes show that this cannot be."""
+        inliner, checks = Inliner({}, self._fresh_names(graph)), dict[DimLike, tuple[Check, Node]]()
+        for outer in graph.nodes():
+            for node in outer.op.body.nodes() if isinstance(outer.op, Fusion) else (outer,):
+                for size, span, axis in _windows(node):
+                    if bounds(size)[0] < 0 and size not in checks:
+                        checks[size] = _size_check(inliner, node, size, span, axis), node
+        if not checks:
+            return None
+        first = next(iter(checks.values()))[1]
+        return self._check("check_sizes", inliner, [check for check, _ in checks.values()], first.loc), first
+
+    def _check(self, name: str, inliner: Inliner, statements: Sequence[Stmt], loc: Loc) -> Kernel:
         once = For(Symbol(inliner.names.fresh("once"), 0, 0), 1, "parallel", tuple(statements))
-        return [(self._kernel("check_windows", [], [Nest(once)], node.loc, Choice("check")), (), {})]
+        return self._kernel(name, [], [Nest(once)], loc, Choice("check"))
 
     def _fresh_names(self, body: Graph) -> Names:
         taken = [s.name for n in body.nodes() if isinstance(n.type, TensorType) for s in symbols_of(*n.type.shape)]
@@ -210,7 +238,7 @@ class KernelMaker:
                 statements.append(lower_few_rows(*operands, Inliner(inputs, names, self.caps.has_fma), low))
             nests = [*map(Nest, statements), *self._borders(body, out, inputs, names)]
             self._contractions[key] = self._kernel(body.name, [*inputs.values(), out, *turned], nests, loc,
-                                                   contraction_choice(tile, blocks, general is not None))
+                                                   contraction_choice(tile, blocks, general is not None, low))
         return [*before, (self._contractions[key], buffers, values)]
 
     def _blocks(self, core: Node, batch: int, tile: Tile) -> Blocks:
@@ -223,12 +251,13 @@ class KernelMaker:
         return choose_window_blocks(rows, columns // core.op.groups, depth, tile, dtype, self.caps)
 
     def _low_tiles(self, core: Node, batch: int, tile: Tile) -> tuple[Tile, ...]:
-        """Tiles for the case that there are few rows, where that may well be: sizes of an image are seldom few. Each is code, and
-        programs with open sizes have many kernels of matrix products."""
+        """Tiles for the case that there are few rows, where that may well be: sizes of an image are seldom few, those of a signal
+        are often. Each is code, and programs with open sizes have many kernels of matrix products."""
         is_dot = isinstance(core.op, PackedDot)
         rows = core.shape[batch:-1]
-        open_sizes = sum(not isinstance(n, int) for n in (rows if is_dot else rows[1:]))
-        if open_sizes > (MOST_OPEN_SIZES if is_dot else 0) or isinstance(core.op, PackedDot) and core.op.symmetric:
+        if sum(not isinstance(n, int) for n in rows) > MOST_OPEN_SIZES or isinstance(core.op, PackedDot) and core.op.symmetric:
+            return ()
+        if not is_dot and len(rows) > 2 and not all(isinstance(n, int) for n in rows[1:]):
             return ()
         # a kernel of a matrix product is for any number of panels
         panels = symbol("panels") if is_dot else core.inputs[1].shape[-3]
@@ -336,7 +365,7 @@ class KernelMaker:
         flat = tuple(Buffer(b.name, b.dtype, (product(b.shape),), b.space) for b in buffers)
         body = tuple(nest.statement for nest in nests)
         plain = Kernel(self._label(name), flat, free_symbols(flat, body), body, loc)
-        chosen = tuple(step for nest in nests for step in nest.schedule)
+        chosen = tuple(step for nest in nests for step in nest.schedule) if len(nests) <= MOST_SCHEDULED else ()
         kernel, schedule = apply_legal(plain, chosen)
         if choice.strategy in ("elements", "rows"):
             kernel = streamed(kernel, self.caps)
@@ -382,10 +411,38 @@ def _window_check(inliner: Inliner, node: Node, low: DimLike, high: DimLike, cou
     return Check(inliner.scalar("or", empty, inside), ERROR_INDEX, message, inliner.index(high), inliner.index(extent))
 
 
+def _windows(node: Node) -> Iterator[tuple[DimLike, int, DimLike]]:
+    """(number of windows, elements that one spans, padded size) of each axis along which the node has windows."""
+    window: Sequence[DimLike]
+    match node.op:
+        case PackedConv(kernel=window, dilation=dilation):
+            places, axes = node.shape[1:-1], node.inputs[0].shape[1:-1]
+        case WinogradConv(kernel=window):
+            places, axes, dilation = node.shape[1:-1], node.inputs[0].shape[1:-1], (1,) * len(window)
+        case ReduceWindow(window=window, padding=padding, dilation=dilation):
+            places, axes = node.shape, tuple(low + n + high for n, (low, high) in zip(node.inputs[0].shape, padding))
+        case Conv(padding=padding, dilation=dilation, input_dilation=spread) as op:
+            places = node.shape[1:-1] if op.channels_last else node.shape[2:]
+            found, window, *_ = op.parts(*(x.tensor for x in node.inputs))
+            axes = tuple(low + (n - 1) * e + 1 + high for n, e, (low, high) in zip(found, spread, padding))
+        case _:
+            return
+    for size, taps, by, axis in zip(places, window, dilation, axes, strict=True):
+        assert isinstance(taps, int)
+        yield size, (taps - 1) * by + 1, axis
+
+
+def _size_check(inliner: Inliner, node: Node, size: DimLike, span: int, axis: DimLike) -> Check:
+    message = f"{node.op.spelling}: a window does not fit into its axis at {node.loc}"
+    fits = inliner.scalar("ge", inliner.index(size), inliner.literal(0, INDEX))
+    return Check(fits, ERROR_INDEX, message, inliner.index(span - 1), inliner.index(axis))
+
+
 def free_symbols(buffers: Sequence[Buffer], body: Sequence[Stmt]) -> tuple[Symbol, ...]:
     """The sizes that a kernel must be given: symbols that no loop or let binds."""
     bound: set[str] = set()
     sizes: list[DimLike] = [d for b in buffers for d in b.shape]
+    seen: set[Node] = set()
     for statement in walk(body):
         match statement:
             case For(symbol=symbol, extent=extent):
@@ -398,12 +455,14 @@ def free_symbols(buffers: Sequence[Buffer], body: Sequence[Stmt]) -> tuple[Symbo
             case Alloc(buffer):
                 sizes.extend(buffer.shape)
         for root in expressions_of(statement):
-            for node in expression_nodes(root):
+            new = expression_nodes(root, seen)
+            seen.update(new)
+            for node in new:
                 if isinstance(node.op, Load):
                     sizes.extend(node.op.index)
                 elif isinstance(node.op, IndexValue):
                     sizes.append(node.op.size)
-    return tuple(s for s in symbols_of(*sizes) if s.name not in bound)
+    return tuple(s for s in symbols_of(*dict.fromkeys(sizes)) if s.name not in bound)
 
 
 __all__ = ["KernelMaker", "free_symbols"]

@@ -108,7 +108,7 @@ class _Lowering:
 
     def _graph(self, graph: Graph, spots: dict[Node, tuple[Spot, ...]], targets: Sequence[Spot]) -> Drafts:
         """Drafts that compute the graph's results into `targets`. `spots` has its params."""
-        drafts: Drafts = []
+        drafts = self._size_check(graph)
         direct: dict[tuple[Node, int], Spot] = {}
         copies: list[tuple[Node, Spot]] = []
         taken: set[tuple[Node, int]] = set()
@@ -136,6 +136,11 @@ class _Lowering:
             if storage is not None:
                 storage.last = max(storage.last, self.clock)
         return drafts
+
+    def _size_check(self, graph: Graph) -> Drafts:
+        """What comes before all else, since memory is laid out by the sizes of the graph."""
+        made = self.kernels.size_check(graph)
+        return [] if made is None else [self._draft(made[1], made[0], (), {}, (), False)]
 
     def _node(self, node: Node, spots: dict[Node, tuple[Spot, ...]], direct: dict[tuple[Node, int], Spot],
               drafts: Drafts, dying: set[Node]) -> tuple[Spot, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from ..ir.dims import DimLike, ceildiv, is_static, provably_at_most
+from ..ir.dims import DimLike, bounds, ceildiv, dim_max, is_static, provably_at_most
 
 ALIGNMENT = 64
 
@@ -79,7 +79,8 @@ def _pack_symbolic(storages: Sequence[Storage]) -> DimLike:
     for room, tenants in slots:
         for tenant in tenants:
             tenant.offset = offset
-        offset = offset + aligned(room)
+        # what a branch that is not taken would need may be less than nothing
+        offset = offset + aligned(room if bounds(room)[0] >= 0 else dim_max(room, 0))
     return offset
 
 

@@ -147,8 +147,8 @@ class _Walk:
         self.variables: dict[str, _Variable] = {}
         self.count = 0
         self.in_vector = False
-        self.seen: dict[int, int] = {}
-        self.nodes: dict[int, Node] = {}
+        self.seen: dict[Node, int] = {}
+        self.nodes: dict[Node, Node] = {}
         parts = [self.buffer(buffer) for buffer in kernel.buffers]
         self.buffers = tuple(buffer for _, buffer in parts)
         written, self.body = self.block(kernel.body)
@@ -215,14 +215,13 @@ class _Walk:
 
     def expression(self, root: Node) -> tuple[Skeleton, Node]:
         skeletons = []
-        for node in expression_nodes(root):
-            if id(node) not in self.seen:
-                inputs = tuple(self.nodes[id(x)] for x in node.inputs)
-                skeleton, made = self.node(node, inputs)
-                skeletons.append((skeleton, tuple(self.seen[id(x)] for x in node.inputs)))
-                self.nodes[id(node)] = made
-                self.seen[id(node)] = len(self.seen)
-        return (tuple(skeletons), self.seen[id(root)]), self.nodes[id(root)]
+        for node in expression_nodes(root, self.seen):
+            inputs = tuple([self.nodes[x] for x in node.inputs])
+            skeleton, made = self.node(node, inputs)
+            skeletons.append((skeleton, tuple([self.seen[x] for x in node.inputs])))
+            self.nodes[node] = made
+            self.seen[node] = len(self.seen)
+        return (tuple(skeletons), self.seen[root]), self.nodes[root]
 
     def node(self, node: Node, inputs: tuple[Node, ...]) -> tuple[Skeleton, Node]:
         match node.op:

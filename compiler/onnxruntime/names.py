@@ -46,7 +46,7 @@ class OrtAllocatorType(Enum):
 class OrtMemType(Enum):
     CPU_INPUT = -2
     CPU_OUTPUT = -1
-    CPU = -1  # noqa: PIE796 - an alias, as there
+    CPU = -1  # noqa: PIE796 - ONNX Runtime has two names for this number, and so an alias here
     DEFAULT = 0
 
 

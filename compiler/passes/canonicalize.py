@@ -21,12 +21,13 @@ from ..ir.graph import Builder, Constant, Graph, Node, Op
 from ..ir.ops.compute import Bitcast, Cast, Elementwise, Reduce
 from ..ir.ops.control import Const
 from ..ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Take, Transpose, UpdateSlice
-from ..ir.rewrite import Match, Pattern, Rule, RuleSet, call, rewrite_until_stable, uniform_value
+from ..ir.rewrite import MOVES, Match, Pattern, Rule, RuleSet, call, rewrite_until_stable, uniform_value
 from ..ir.types import DType
 from ..options import Options
 
 Simplification = Callable[[Builder, Op, tuple[Node, ...]], Node | None]
 MAX_STEPS = 64
+UNIFORM = (Const, *MOVES)  # what a constant that is one element throughout, or one smaller shape, is made by
 
 
 def canonicalize(graph: Graph, options: Options, fired: Counter[str] | None = None) -> Graph:
@@ -238,9 +239,9 @@ def _merge_reductions(b: Builder, kind: str, axes: Sequence[int], first: Sequenc
 
 
 def merge_slices(b: Builder, op: Op, inputs: tuple[Node, ...]) -> Node | None:
-    """A slice of a slice, where the inner one is proved to lie inside."""
+    """A slice of a slice, where both are proved to lie inside: one that is not fails where it leaves the other, which may be less."""
     x = inputs[0]
-    if not (isinstance(op, Slice) and isinstance(x.op, Slice)) or not is_inside(x.op, x.inputs[0].shape):
+    if not (isinstance(op, Slice) and isinstance(x.op, Slice)) or not is_inside(x.op, x.inputs[0].shape) or not is_inside(op, x.shape):
         return None
     start = tuple(s + t * by for s, t, by in zip(x.op.start, op.start, x.op.step))
     step = tuple(s * t for s, t in zip(x.op.step, op.step))
@@ -424,6 +425,8 @@ def take_constant(b: Builder, op: Op, inputs: tuple[Node, ...]) -> Node | None:
 
 def compute_before_broadcast(b: Builder, op: Op, inputs: tuple[Node, ...]) -> Node | None:
     """An elementwise op whose operands are all broadcast from one smaller shape works on that shape."""
+    if any(not isinstance(x.op, UNIFORM) for x in inputs):
+        return None
     shape = inputs[0].shape
     repeated = [uniform_value(x) is not None for x in inputs]
     sources = [x.inputs[0] for x, uniform in zip(inputs, repeated) if not uniform and isinstance(x.op, Broadcast)]

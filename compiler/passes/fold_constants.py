@@ -26,6 +26,8 @@ from ..ir.types import TensorType
 from ..options import Options
 
 MOVEMENT = (Transpose, Reshape, Pad)
+KNOWN = (Const, Iota)
+UNFOLDED = (*KNOWN, Param, MakeTuple, Get, Broadcast)
 SMALL_BYTES = 64 * 1024  # a result up to this size is folded, whatever it is made from
 GROWTH = 2  # a larger result may take this many times the room of its operands
 LARGEST_BYTES = 1 << 30
@@ -99,11 +101,11 @@ def _constant(builder: Builder, value: np.ndarray, computed: bool) -> Node:
 def folded_value(node: Node, inputs: tuple[Node, ...], moved: Mapping[Node, np.ndarray]) -> np.ndarray | None:
     """The value of the node's op on these operands where it is known and worth keeping, else None. It may be a view."""
     op = node.op
-    if op.effect or isinstance(op, Const | Param | MakeTuple | Get | Broadcast | Iota) or _has_body(op):
+    if op.effect or isinstance(op, UNFOLDED) or any(x not in moved and not _is_known(x) for x in inputs) or _has_body(op):
         return None
     if not isinstance(node.type, TensorType) or not node.type.is_static or node.type.dtype.kind == "x":
         return None
-    if not all(x in moved or _is_known(x) for x in inputs) or not _is_worth_it(op, node.type, inputs, moved):
+    if not _is_worth_it(op, node.type, inputs, moved):
         return None
     arrays = [moved[x] if x in moved else _known_array(x) for x in inputs]
     if any(a is None for a in arrays):
@@ -142,7 +144,7 @@ def _constant_bytes(node: Node) -> int:
 
 def _is_known(node: Node) -> bool:
     """Whether `_known_array` may give a value, which it may have to compute."""
-    return isinstance(node.op, Const | Iota) or isinstance(node.op, Broadcast) and isinstance(node.inputs[0].op, Const)
+    return isinstance(node.op, KNOWN) or isinstance(node.op, Broadcast) and isinstance(node.inputs[0].op, Const)
 
 
 def _known_array(node: Node) -> Any:

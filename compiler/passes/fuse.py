@@ -139,8 +139,22 @@ class _Fuser:
         return crossed
 
     def _is_part(self, node: Node) -> bool:
-        """Whether readers compute what the node puts side by side, each element where it is read."""
-        return isinstance(node.op, Concat) and node not in self.results and (self._only_indices(node) or self._only_widened(node))
+        """Whether readers compute what the node puts side by side or pads, each element where it is read."""
+        if node in self.results:
+            return False
+        return isinstance(node.op, Concat) and (self._only_indices(node) or self._only_widened(node)) or self._only_beside(node)
+
+    def _only_beside(self, node: Node) -> bool:
+        """Whether the node is padded only to be put beside others: the last panel of a packed operand. It is stored at its place."""
+        part = node
+        while isinstance(node.op, Pad) and len(self.users[part]) == 1 and part not in self.results:
+            user, = self.users[part]
+            if isinstance(user.op, Concat):
+                return user not in self.group_of and user.inputs.count(part) == 1 and not self._is_part(user)
+            if not isinstance(user.op, Reshape) or _without_ones(user) != _without_ones(part):
+                return False
+            part = user
+        return False
 
     def _only_indices(self, node: Node) -> bool:
         """Whether the node only puts columns of indices side by side for gathers."""

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.compute import PackedConv, PackedDot
-from ..ir.ops.control import Const, Param, Scan, While
+from ..ir.ops.control import Const, If, Param, Scan, While
 from ..ir.ops.shape import Broadcast, GatherND, Iota, Pad, Reshape, SizeOf, Slice, Take, TakeAlong, Transpose
 from ..ir.rewrite import rewrite_graph
 from ..ir.types import TensorType
@@ -28,7 +28,7 @@ MOVEMENT = (Broadcast, Iota, SizeOf, Reshape, Transpose, Slice, Pad)
 
 
 def hoist_invariants(graph: Graph, options: Options) -> Graph:
-    """See the module's text. Nested loops are left by one level an application; inner ones come first."""
+    """See the module's text. Nested loops are left by one level an application; inner ones come first. Nothing leaves an `if`."""
     def visit(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
         match node.op:
             case Scan() as op:
@@ -45,6 +45,10 @@ def hoist_invariants(graph: Graph, options: Options) -> Graph:
                 made = inline(b, moved, inputs[op.count:])
                 condition = _with_params(op.condition, body.params[len(op.condition.params):])
                 return b.add(replace(op, body=body, condition=condition), *inputs, *made)
+            case If() as op:  # whose branches may hold loops
+                then, other = hoist_invariants(op.then_body, options), hoist_invariants(op.else_body, options)
+                if then is not op.then_body or other is not op.else_body:
+                    return b.add(replace(op, then_body=then, else_body=other), *inputs)
         return None
 
     return rewrite_graph(graph, visit, "hoist_invariants")

@@ -320,6 +320,8 @@ class Iota(Op, frozen=True):
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
         shape = evaluate_shape(self.shape, binding)
+        if 0 in shape:      # however large the others are
+            return np.empty(shape, self.dtype.numpy)
         count = np.arange(shape[self.axis]).astype(self.dtype.numpy)
         column = count.reshape([-1 if a == self.axis else 1 for a in range(len(shape))])
         return np.broadcast_to(column, shape)

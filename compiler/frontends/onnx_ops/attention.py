@@ -25,6 +25,13 @@ FULL_RANK = 4       # [batch, heads, length, head]
 QK_RAW, QK_CAPPED, QK_BIASED, QK_SOFTMAX = range(4)
 
 
+def default_scale(c: Context, head: DimLike) -> float:
+    """What scores are multiplied by where the node says nothing."""
+    if not isinstance(head, int):
+        c.unsupported(f"the scale follows from the symbolic head size {head}", hint="bind the dim")
+    return 1 / math.sqrt(c.positive(head, "the head size"))
+
+
 def split_heads(c: Context, x: Node, heads: int, what: str) -> Node:
     """[batch, length, heads * head] -> [batch, heads, length, head]."""
     if x.rank != FULL_RANK - 1:
@@ -52,10 +59,10 @@ def repeat_heads(c: Context, x: Node, heads: DimLike) -> Node:
 
 
 def _scores(c: Context, q: Node, k: Node, scale: float | None) -> Node:
-    head = q.shape[3]
-    if scale is None and not isinstance(head, int):
-        c.unsupported(f"the scale follows from the symbolic head size {head}", hint="bind the dim")
-    factor = c.like(math.sqrt(scale if scale is not None else 1 / math.sqrt(head)), q)
+    wanted = scale if scale is not None else default_scale(c, q.shape[3])
+    if not wanted >= 0:
+        c.fail(f"the scale {scale} has no square root, by which Q and K are multiplied")
+    factor = c.like(math.sqrt(wanted), q)
     return matmul(c, c.apply("mul", q, factor), transpose(c.b, c.apply("mul", k, factor), (0, 1, 3, 2)))
 
 
@@ -66,6 +73,7 @@ def _forbidden(c: Context, allowed: Node, dtype: DType) -> Node:
 
 def _given_mask(c: Context, mask: Node, keys: DimLike, dtype: DType) -> Node:
     """The mask as a bias over all keys; keys that it does not cover are hidden."""
+    c.check_rank("attn_mask", mask, 1, 2, 3, FULL_RANK)
     missing = keys - mask.shape[-1]
     if missing != 0:
         if isinstance(missing, int) and missing < 0:
@@ -125,6 +133,8 @@ def attention(c: Context, q: Node, k: Node, v: Node, mask: Node | None = None, p
         c.fail(f"Q, K and V must have 3 or 4 axes each, found {q.type}, {k.type}, {v.type}")
     if (past_key is None) != (past_value is None):
         c.fail("past_key and past_value must be given together")
+    c.check_rank("past_key", past_key, FULL_RANK)
+    c.check_rank("past_value", past_value, FULL_RANK)
     past: DimLike = 0
     if past_key is not None and past_value is not None:
         past = past_key.shape[2]
@@ -184,10 +194,12 @@ def linear_attention(c: Context, query: Node, key: Node, value: Node, past_state
     batch, _, length, depth = k.shape
     if not isinstance(depth, int):
         c.unsupported(f"the head size {depth} must be known", hint="bind the dim")
+    scale = scale if scale else default_scale(c, depth)
     sequences = [q, k, v]
     if decay is not None:
         heads = split_heads(c, decay, kv_num_heads, "decay")
         sequences.append(c.scalar("exp", c.cast(heads, F32)))
+    c.check_rank("beta", beta, FULL_RANK - 1)
     if beta is not None:
         sequences.append(c.cast(split_heads(c, beta, int(beta.shape[2]), "beta"), F32))
     shape = (batch, kv_num_heads, depth, v.shape[3])
@@ -198,7 +210,7 @@ def linear_attention(c: Context, query: Node, key: Node, value: Node, past_state
     for x, is_column in zip(sequences, columns):
         x = transpose(c.b, x, (2, 0, 1, 3))
         steps.append(c.reshape(x, (*x.shape, 1)) if is_column else c.reshape(x, (*x.shape[:3], 1, x.shape[3])))
-    body = _linear_step(c, [state, *steps], gated, corrected, scale if scale else 1 / math.sqrt(depth))
+    body = _linear_step(c, [state, *steps], gated, corrected, scale)
     final, outputs = results_of(c.b, c.b.add(Scan(body, 1, len(steps), length), state, *steps))
     outputs = c.reshape(outputs, (length, batch, q_num_heads, v.shape[3]))
     joined = c.reshape(transpose(c.b, outputs, (1, 0, 2, 3)), (batch, length, q_num_heads * v.shape[3]))

@@ -45,7 +45,7 @@ def _image(c: Context, x: Node) -> tuple[DimLike, ...]:
 def center_crop_pad(c: Context, x: Node, shape: Integers, *, axes: Sequence[int] | None = None) -> Node:
     places = tuple(range(x.rank)) if axes is None else c.axes(axes, x.rank)
     if isinstance(shape, Node) and not c.all_known(shape):
-        declared = c.declared_shape("shape", rank=x.rank)
+        declared = c.declared_shape("shape", rank=x.rank, given=shape)
         x = c.require(x, matches(c, vector(c, shape), [declared[a] for a in places]))
         targets: Sequence[DimLike] = [declared[a] for a in places]
     else:

@@ -56,6 +56,8 @@ class Axes:
     """A list of axes as it may be at run time: which entry of the other arguments belongs to which axis."""
 
     def __init__(self, c: Context, axes: Integers, rank: int, count: int) -> None:
+        if count > rank:
+            c.fail(f"{count} entries for {rank} axes")
         self.c, self.count = c, count
         self.places: tuple[int, ...] | None = None
         self.valid = c.constant(True, BOOL)
@@ -123,7 +125,7 @@ def clamp(c: Context, x: Node, low: Node, high: Node) -> Node:
 
 def slice_by_data(c: Context, data: Node, starts: Integers, ends: Integers, axes: Integers, steps: Integers) -> Node:
     """data[start:end:step] along the named axes, with the declared number of elements."""
-    shape = c.declared_shape("starts")
+    shape = c.declared_shape("starts", given=ends)
     if len(shape) != data.rank:
         c.fail(f"the result is declared with {len(shape)} axes, {data.type} has {data.rank}")
     count = _counted(c, starts, ends)
@@ -169,7 +171,7 @@ def matches(c: Context, given: Node, shape: Sequence[DimLike]) -> Node:
 
 def reshape_by_data(c: Context, data: Node, wanted: Node, copies_zero: bool, reshape: Callable[..., Node]) -> Node:
     """To the declared shape, where the list leads to it: a -1 takes any size, a 0 copies one."""
-    shape, given = c.declared_shape("shape"), vector(c, wanted)
+    shape, given = c.declared_shape("shape", given=wanted), vector(c, wanted)
     if given.shape != (len(shape),):
         given = c.refine(given, (len(shape),))
     open_sizes, conditions = number(c, 0), []
@@ -189,7 +191,7 @@ def reshape_by_data(c: Context, data: Node, wanted: Node, copies_zero: bool, res
 
 def expand_by_data(c: Context, x: Node, wanted: Node) -> Node:
     """Broadcast with the list of sizes, to the declared shape."""
-    shape, given = c.declared_shape("shape"), vector(c, wanted)
+    shape, given = c.declared_shape("shape", given=wanted), vector(c, wanted)
     entries = _counted(c, given)
     if entries > len(shape):
         c.fail(f"the list of {entries} sizes gives more axes than the {len(shape)} that are declared")
@@ -212,12 +214,12 @@ def expand_by_data(c: Context, x: Node, wanted: Node) -> Node:
 
 def filled_by_data(c: Context, fill: Node, wanted: Node) -> Node:
     """ConstantOfShape with the declared shape."""
-    shape = c.declared_shape("input")
+    shape = c.declared_shape("input", given=wanted)
     return broadcast(c.b, c.require(fill, matches(c, vector(c, wanted), shape)), shape)
 
 
 def tile_by_data(c: Context, x: Node, repeats: Node) -> Node:
-    shape, given = c.declared_shape("repeats"), vector(c, repeats)
+    shape, given = c.declared_shape("repeats", given=repeats), vector(c, repeats)
     if len(shape) != x.rank:
         c.fail(f"the result is declared with {len(shape)} axes, {x.type} has {x.rank}")
     for axis, after in enumerate(shape):
@@ -230,7 +232,7 @@ def tile_by_data(c: Context, x: Node, repeats: Node) -> Node:
 
 def axes_of_one(c: Context, data: Node, axes: Node, removed: bool) -> Node:
     """Squeeze and Unsqueeze by axes that data names: only sizes of 1 come or go, so the declared shape says it all."""
-    shape = c.declared_shape("axes")
+    shape = c.declared_shape("axes", given=axes)
     longer, shorter = (data.shape, shape) if removed else (shape, data.shape)
     named = Axes(c, axes, len(longer), len(longer) - len(shorter))
     # the axes that stay are those of the other shape, in order: entry k of it is the k-th axis that is not named
@@ -252,7 +254,7 @@ def axes_of_one(c: Context, data: Node, axes: Node, removed: bool) -> Node:
 
 def range_by_data(c: Context, start: Node, limit: Node, delta: Node) -> Node:
     """start + i delta, for as many i as the model declares."""
-    shape, dtype = c.declared_shape("limit"), start.dtype
+    shape, dtype = c.declared_shape("limit", given=limit), start.dtype
     start, limit, delta = (c.reshape(x, ()) for x in (start, limit, delta))
     distance = c.scalar("sub", limit, start)
     if dtype.is_float:
@@ -268,7 +270,7 @@ def range_by_data(c: Context, start: Node, limit: Node, delta: Node) -> Node:
 def pad_by_data(c: Context, data: Node, pads: Integers, fill: Node, axes: Integers, mode: str,
                 fold: Callable[[Context, Node, Node, str], Node]) -> Node:
     """Place i of an axis is place i - low of the input; outside it is the fill, or `fold` brings it back inside."""
-    shape, widths = c.declared_shape("pads"), vector(c, pads)
+    shape, widths = c.declared_shape("pads", given=pads), vector(c, pads)
     if len(shape) != data.rank:
         c.fail(f"the result is declared with {len(shape)} axes, {data.type} has {data.rank}")
     count = _counted(c, widths) // 2
@@ -297,7 +299,7 @@ def pad_by_data(c: Context, data: Node, pads: Integers, fill: Node, axes: Intege
 
 def split_by_data(c: Context, x: Node, parts: Node, axis: int) -> tuple[Node, ...]:
     """Parts of the declared sizes, which the list must name."""
-    sizes = [c.declared_shape("split", i, x.rank)[axis] for i in range(c.output_count)]
+    sizes = [c.declared_shape("split", i, x.rank, given=parts)[axis] for i in range(c.output_count)]
     valid = matches(c, vector(c, parts), sizes)
     total = sizes[0]
     for n in sizes[1:]:
@@ -319,7 +321,7 @@ MOST_AXES = 12      # whose sets are listed
 
 def reduce_by_data(c: Context, data: Node, axes: Node, keep: bool, combine: Callable[..., Node]) -> Node:
     """Over the axes that data names: those sets of axes that lead to the declared shape are computed, and one is chosen."""
-    shape, count = c.declared_shape("axes"), _counted(c, axes)
+    shape, count = c.declared_shape("axes", given=axes), _counted(c, axes)
     if data.rank > MOST_AXES:
         c.unsupported(f"which of the {data.rank} axes are meant is computed from data; up to {MOST_AXES} are supported")
     named = Axes(c, axes, data.rank, count)

@@ -1,6 +1,6 @@
 """Operators of the domain `ai.onnx.ml` that work on tensors of numbers: ArrayFeatureExtractor, Binarizer, LabelEncoder.
 
-Trees, vectorizers and whatever maps strings is not supported.
+Trees are in `trees.py`. Vectorizers and whatever maps strings is not supported.
 """
 
 from __future__ import annotations

@@ -22,13 +22,16 @@ from ...ir.ops.control import Param
 from ...ir.ops.shape import Concat, SizeOf, Slice, Take
 from ...ir.types import F32, I64, DType, TensorType
 from ...library import broadcast, cast, constant, full, reduce, reshape, scalar
-from .known_values import KnownValues
+from .known_values import KnownValues, may_hold_sizes
 from .narrow import converted
 from .tensors import element_dtype
 
 # An operator's function, and a table of them by their ONNX names.
 Operator = Callable[..., Any]
 Operators = dict[str, Operator]
+MOST_LOOKED_AT = 1 << 10     # nodes behind an argument, when a refusal asks which inputs decide it
+MOST_SHOWN = 6              # numbers in a hint
+
 # An argument that is an input in one opset and an attribute in another.
 Integers = Node | Sequence[int] | int | None
 
@@ -40,18 +43,28 @@ class Listed(Struct, frozen=True):
     dtype: DType | None = None
 
 
+class Counted(Struct, frozen=True):
+    """A sequence whose elements have sizes that data decides: how many there are is known, where the condition holds."""
+
+    count: int
+    condition: Node
+    refusal: UnsupportedError       # of what needs the elements
+
+
 class Absent(Struct, frozen=True):
     """An optional value that is not there. One that is there is just that value."""
 
 
 # What an operator takes and gives, where it is not just a tensor.
-Value = Node | Listed | Absent
+Value = Node | Listed | Counted | Absent
 
 
 def describe(value: Value | None) -> str:
     """What a value is, for messages."""
     if isinstance(value, Listed):
         return f"a sequence of {len(value.elements)}"
+    if isinstance(value, Counted):
+        return f"a sequence of {value.count} whose sizes data decides"
     return f"a tensor {value.type}" if isinstance(value, Node) else "an empty optional value"
 
 
@@ -92,6 +105,10 @@ Request = tuple[Subgraph, Sequence[BodyInput]]
 TraceBodies = Callable[["Context", Sequence[Request]], tuple[list[Traced], list[Node]]]
 
 
+class DecidedByData(UnsupportedError):
+    """What must be known at import is decided by data. It may follow from what the model declares of later values, or be bound."""
+
+
 class Undecided(UnsupportedError):
     """The sides of an If differ in type, and nothing known decides between them. `side(taken)`: the results of one side, which
     the call holds the condition against. What comes after the node may rule one of them out."""
@@ -112,6 +129,7 @@ class Context(Struct):
     declared: tuple[tuple[DimLike | None, ...] | None, ...] = ()
     budget: Budget = field(default_factory=Budget)
     left_over: list[tuple[Builder, Node]] = field(default_factory=list)     # conditions of values without elements
+    outputs: tuple[str, ...] = ()       # names
 
     # --- errors -------------------------------------------------------------------------------------------------------
 
@@ -122,6 +140,41 @@ class Context(Struct):
     def unsupported(self, message: str, hint: str = "") -> NoReturn:
         """The model is valid, but this is not supported."""
         raise UnsupportedError(f"{self.op_type}: {message}", loc=self.b.loc, hint=hint)
+
+    def decided_by_data(self, message: str, *arguments: Integers, output: int | None = None, axis: int | None = None) -> NoReturn:
+        """Raises what `decided` gives."""
+        raise self.decided(message, *arguments, output=output, axis=axis)
+
+    def decided(self, message: str, *arguments: Integers, output: int | None = None, axis: int | None = None) -> DecidedByData:
+        """As `unsupported`, for what data decides; says what to bind or declare: what inputs hold that the arguments are computed from,
+        or the sizes of an output (of one axis)."""
+        advice = [f"bind what the input holds, dims={{{name!r}: {_numbers(count)}}}" for name, count in self._origins(arguments)]
+        if output is not None and output < len(self.outputs):
+            name, shape = self.outputs[output], self.declared[output]
+            if shape is None:
+                advice.append(f"declare the shape of {name!r} (value_info)")
+            else:
+                sizes = [f"'{name}_{a}': number" for a, n in enumerate(shape) if n is None and axis in (None, a)]
+                advice.append(f"bind the sizes of the result, dims={{{', '.join(sizes)}}}")
+        advice = advice or ["simplify the model, so that constants and sizes of inputs decide it"]
+        return DecidedByData(f"{self.op_type}: {message}", loc=self.b.loc, hint=", or ".join(advice))
+
+    def _origins(self, arguments: Sequence[Integers]) -> list[tuple[str, int]]:
+        """The small inputs of integers that the arguments are computed from, with how many numbers they hold; empty where they are
+        computed from other inputs too."""
+        stack = [x for x in arguments if isinstance(x, Node)]
+        seen: set[Node] = set(stack)
+        found = []
+        while stack and len(seen) <= MOST_LOOKED_AT:
+            node = stack.pop()
+            if isinstance(node.op, Param):
+                if not may_hold_sizes(node):
+                    return []
+                found.append((node.op.label, node.tensor.static_shape[0] if node.rank else 1))
+            fresh = [x for x in node.inputs if x not in seen]
+            seen.update(fresh)
+            stack += fresh
+        return [] if stack else sorted(found)
 
     def wants(self, output: int) -> bool:
         """True where the model uses that output."""
@@ -146,6 +199,11 @@ class Context(Struct):
         if len(set(found)) != len(found):
             self.fail(f"axes {tuple(axes)} name an axis twice")
         return found
+
+    def check_rank(self, what: str, x: Node | None, *ranks: int) -> None:
+        """An input that is given must have one of these ranks."""
+        if x is not None and x.rank not in ranks:
+            self.fail(f"input '{what}' must have rank {' or '.join(map(str, ranks))}, found {x.type}")
 
     def positive(self, value: int, what: str) -> int:
         if value < 1:
@@ -173,8 +231,8 @@ class Context(Struct):
             return () if argument is None else (argument,) if isinstance(argument, int) else tuple(argument)
         value = self.known.of(argument)
         if value is None:
-            self.unsupported(f"input '{what}' is computed from data; its contents must be known at compile time "
-                             f"(constants and arithmetic on sizes are)", hint="bind more dims, or simplify the model")
+            self.decided_by_data(f"input '{what}' is computed from data; its contents must be known at compile time "
+                                 f"(constants and arithmetic on sizes are)", argument)
         found = []
         for element in value.reshape(-1).tolist():
             if not isinstance(element, (int, Dim)):
@@ -217,14 +275,14 @@ class Context(Struct):
         """True where every list of sizes is known at import."""
         return all(not isinstance(a, Node) or self.known.of(a) is not None for a in arguments)
 
-    def declared_shape(self, what: str, output: int = 0, rank: int | None = None) -> tuple[DimLike, ...]:
+    def declared_shape(self, what: str, output: int = 0, rank: int | None = None, *, given: Integers = None) -> tuple[DimLike, ...]:
         """The shape that the model itself declares for an output, with that rank. What data decides is held against it at run
-        time; UnsupportedError where the model declares none."""
+        time; DecidedByData where the model declares none. `given`: the argument that decides it."""
         shape = self.declared[output] if output < len(self.declared) else None
         found = tuple(n for n in shape or () if n is not None)
         if shape is None or len(found) != len(shape):
-            self.unsupported(f"input '{what}' is computed from data, and the model does not declare the sizes of the result "
-                             f"that it decides", hint="give it as a constant, or declare the shape of the output (value_info)")
+            self.decided_by_data(f"input '{what}' is computed from data, and the model does not declare the sizes of the result "
+                                 f"that it decides", given, output=output)
         if rank is not None and len(found) != rank:
             self.fail(f"output {output} is declared with {len(found)} axes, expected {rank}")
         return found
@@ -268,7 +326,8 @@ class Context(Struct):
         start, step = (0,) * x.rank, (1,) * x.rank
         # A slice fails where a size is too small. One to the shape and one back check equality, and nothing is moved.
         window = self.b.add(Slice(start, shape, step), x)
-        return self.b.add(Slice(start, shape, step), self.b.add(Slice(start, x.shape, step), window))
+        back = tuple(map(not_negative, x.shape))
+        return self.b.add(Slice(start, shape, step), self.b.add(Slice(start, back, step), window))
 
     def broadcast_shape(self, *shapes: Sequence[DimLike]) -> tuple[DimLike, ...]:
         """NumPy's rule. Symbolic sizes that are not proved equal are taken to be equal, which `broadcast_to` checks."""
@@ -285,8 +344,8 @@ class Context(Struct):
         if compare(left, right) in (-1, 1):
             texts = " and ".join(f"({', '.join(map(str, s))})" for s in shapes)
             self.fail(f"shapes {texts} do not broadcast: {left} vs {right}")
-        # a number, else the shorter text: the same choice whatever the order of the operands
-        return min(left, right, key=lambda n: (not isinstance(n, int), len(str(n)), str(n)))
+        # a number, else what is never negative, else the shorter text: the same choice whatever the order of the operands
+        return min(left, right, key=lambda n: (not isinstance(n, int), bounds(n)[0] < 0, len(str(n)), str(n)))
 
     def broadcast_to(self, x: Node, shape: Sequence[DimLike]) -> Node:
         offset = len(shape) - x.rank
@@ -341,6 +400,10 @@ class Context(Struct):
     def trace(self, requests: Sequence[Request]) -> tuple[list[Traced], list[Node]]:
         """The bodies of this node, each with its inputs, and the outer values that they capture (in common order)."""
         return self.trace_bodies(self, requests)
+
+
+def _numbers(count: int) -> str:
+    return "(number,)" if count == 1 else f"({', '.join(['number'] * min(count, MOST_SHOWN))}{', ...' * (count > MOST_SHOWN)})"
 
 
 def required(b: Builder, value: Node, condition: Node) -> Node:

@@ -16,7 +16,7 @@ from ...ir.ops.shape import Concat, Iota
 from ...ir.types import F32, I64
 from ...library import broadcast, expand, rms_norm, size_value, slice_axis, softmax, squeeze, transpose
 from ...library import pad as pad_constant
-from .attention import FULL_RANK, join_heads, repeat_heads, rotary_embedding, split_heads, tensor_scatter
+from .attention import FULL_RANK, default_scale, join_heads, repeat_heads, rotary_embedding, split_heads, tensor_scatter
 from .context import Context, Operators
 from .contraction import matmul
 from .quantization import matmul_integer
@@ -28,14 +28,12 @@ LOWEST = -3.4028234663852886e38
 def _weighted(c: Context, q: Node, k: Node, v: Node, bias: Node | None, scale: float | None, softcap: float = 0.0,
               sink: Node | None = None) -> tuple[Node, Node]:
     """softmax(scale q k^T + bias) v and the scores, all in float32 at least. A sink is one more score that weighs nothing."""
-    head = q.shape[3]
-    if not scale and not isinstance(head, int):
-        c.unsupported(f"the scale follows from the symbolic head size {head}", hint="bind the dim")
+    scale = scale if scale else default_scale(c, q.shape[3])
     dtype = v.dtype
     q, k, v = c.wide(q), c.wide(k), c.wide(v)
     k, v = repeat_heads(c, k, q.shape[1]), repeat_heads(c, v, q.shape[1])
     scores = matmul(c, q, transpose(c.b, k, (0, 1, 3, 2)))
-    scores = c.apply("mul", scores, c.like(scale if scale else 1 / math.sqrt(head), scores))
+    scores = c.apply("mul", scores, c.like(scale, scores))
     if softcap > 0:
         cap = c.like(softcap, scores)
         scores = c.apply("mul", c.scalar("tanh", c.apply("div", scores, cap)), cap)
@@ -132,6 +130,8 @@ def quantized_attention(c: Context, x: Node, weight: Node, bias: Node, x_scale: 
 
 def _self_attention(c: Context, joined: Node, heads: int, sizes: Sequence[int] | None, mask: Node | None, past: Node | None,
                     bias: Node | None, causal: bool, scale: float | None, filter_value: float) -> tuple[Node | None, ...]:
+    c.check_rank("input", joined, 3)
+    c.check_rank("past", past, 5)
     widths: Sequence[DimLike] = tuple(sizes) if sizes else (joined.shape[2] // 3,) * 3
     if len(widths) != 3 or compare(widths[0] + widths[1] + widths[2], joined.shape[2]) in (-1, 1):
         c.fail(f"the widths {tuple(widths)} of q, k and v do not make up {joined.type}")
@@ -146,16 +146,18 @@ def _self_attention(c: Context, joined: Node, heads: int, sizes: Sequence[int] |
 
 def _after(c: Context, past: Node, new: Node) -> Node:
     """The places of the past, then the new ones."""
+    c.check_rank("past", past, FULL_RANK)
     past = c.refine(past, (*new.shape[:2], past.shape[2], new.shape[3]))
     return c.b.add(Concat(2), past, new)
 
 
 def _split(c: Context, x: Node, widths: Sequence[DimLike]) -> list[Node]:
     """Consecutive parts of the last axis."""
-    found, start = [], 0
+    found: list[Node] = []
+    start: DimLike = 0
     for width in widths:
         found.append(slice_axis(c.b, x, x.rank - 1, start, width))
-        start = start + width  # type: ignore[assignment]
+        start = start + width
     return found
 
 
@@ -190,7 +192,10 @@ def _separated(c: Context, query: Node, key: Node | None, value: Node | None, bi
         c.fail(f"the key {key.type} needs a value")
     else:
         parts = [query, key, value]
+    for x, what in zip(parts, ("query", "key", "value")):
+        c.check_rank(what, x, 3, FULL_RANK)
     widths = [x.shape[2] if x.rank == 3 else x.shape[1] * x.shape[3] for x in parts]
+    c.check_rank("bias", bias, 1)
     biases: list[Node | None] = [None] * 3 if bias is None else list(_split(c, bias, widths))
     found = []
     for x, shift, what in zip(parts, biases, ("query", "key", "value")):
@@ -224,6 +229,8 @@ def group_query_attention(c: Context, query: Node, key: Node | None, value: Node
         c.unsupported("quantized caches of keys and values are not supported")
     if sliding_window_cache or qk_output:
         c.unsupported("caches of a sliding window and the output of the scores are not supported")
+    for what, cache in (("past_key", past_key), ("past_value", past_value), ("attention_bias", attention_bias)):
+        c.check_rank(what, cache, FULL_RANK)
     q, k, v = _grouped(c, query, key, value, num_heads, kv_num_heads)
     if q_norm_weight is not None and k_norm_weight is not None:
         q, k = (c.cast(rms_norm(c.b, c.wide(x), c.wide(w), (3,), qk_norm_epsilon), x.dtype)
@@ -234,6 +241,7 @@ def group_query_attention(c: Context, query: Node, key: Node | None, value: Node
         if cos_cache is None or sin_cache is None:
             c.fail("do_rotary needs cos_cache and sin_cache")
         places = _places(c, before, q.shape[2]) if position_ids is None else position_ids
+        c.check_rank("position_ids", places, 1, 2)
         places = c.broadcast_to(places, (q.shape[0], q.shape[2]))
         q, k = (rotary_embedding(c, x, cos_cache, sin_cache, places, interleaved=rotary_interleaved,
                                  rotary_embedding_dim=_rotary_width(c, cos_cache)) for x in (q, k))
@@ -254,12 +262,14 @@ def _grouped(c: Context, query: Node, key: Node | None, value: Node | None, head
                                                               (value, key_heads, "value"))]
     if key is not None or value is not None:
         c.fail("key and value must be given together")
-    head = query.shape[2] // (heads + 2 * key_heads)
+    c.check_rank("query", query, 3)
+    head = query.shape[2] // (c.positive(heads, "num_heads") + 2 * c.positive(key_heads, "kv_num_heads"))
     parts = _split(c, query, (head * heads, head * key_heads, head * key_heads))
     return [split_heads(c, x, n, "query") for x, n in zip(parts, (heads, key_heads, key_heads))]
 
 
 def _rotary_width(c: Context, cache: Node) -> int:
+    c.check_rank("cos_cache", cache, 2)
     half = cache.shape[1]
     if not isinstance(half, int):
         c.unsupported(f"the width of the rotary cache {cache.type} must be known")
@@ -335,8 +345,10 @@ def rotary(c: Context, x: Node, position_ids: Node, cos_cache: Node, sin_cache: 
     """As the standard's, with its inputs in another order; one position is where every row begins."""
     if is_packed_batching or scale != 1.0:
         c.unsupported("packed batches and a scale are not supported")
+    c.check_rank("input", x, 3, FULL_RANK)
+    c.check_rank("position_ids", position_ids, 1, 2)
     length = x.shape[1] if x.rank == 3 else x.shape[2]
-    width = rotary_embedding_dim or _rotary_width(c, cos_cache)
+    width = c.positive(rotary_embedding_dim or _rotary_width(c, cos_cache), "the number of elements that turn")
     if x.rank == 3 and not num_heads:
         if not isinstance(x.shape[2], int):
             c.unsupported(f"the number of heads of {x.type} is not known", hint="bind the dim")

@@ -41,6 +41,8 @@ def quick_gelu(c: Context, x: Node, *, alpha: float = 1.702) -> Node:
 def bias_split_gelu(c: Context, x: Node, bias: Node) -> Node:
     """Of x + bias along the last axis: the first half times the gelu of the second."""
     total = c.apply("add", x, bias)
+    if not total.rank:
+        c.fail(f"needs a last axis, found {total.type}")
     width, last = total.shape[-1], total.rank - 1
     if isinstance(width, int) and width % 2:
         c.fail(f"needs an even last axis, found {total.type}")

@@ -191,7 +191,7 @@ def matmul_n_bits(c: Context, a: Node, b: Node, scales: Node, zero_points: Node 
     if bits not in PACKED or g_idx is not None or weight_prepacked:
         c.unsupported("weights of 2, 4 and 8 bits are supported; a g_idx and prepacked weights are not")
     c.positive(block_size, "block_size")
-    blocks: int = ceildiv(K, block_size)  # type: ignore[assignment]
+    blocks = -(-K // block_size)
     weight = slice_axis(c.b, _unpacked(c, c.reshape(b, (N, blocks * block_size * bits // 8)), bits), 1, 0, K)
     scales = c.reshape(scales, (N, blocks))
     middle = 1 << bits - 1
@@ -255,6 +255,9 @@ def dynamic_quantize_lstm(c: Context, x: Node, w: Node, r: Node, bias: Node | No
 
 def _per_direction(c: Context, w: Node, scale: Node, zero_point: Node) -> Node:
     """The weight as floats; scale and zero point are [directions] or [directions, 4 hidden]."""
+    c.check_rank("W or R", w, 3)
+    for parameter in (scale, zero_point):
+        c.check_rank("scale or zero point", parameter, 1, 2)
     scale, zero_point = (c.reshape(p, (p.shape[0], 1, *(p.shape[1:] or (1,)))) for p in (scale, zero_point))
     whole = c.apply("sub", c.cast(w, I32), c.cast(zero_point, I32))
     return c.apply("mul", c.cast(whole, scale.dtype), scale)

@@ -1,9 +1,9 @@
 """ONNX control flow: If, Loop, Scan.
 
-An If whose condition is known becomes its branch; one whose branches differ in type becomes the branch that the nodes after it
-admit, and the call checks the condition. A Loop that runs a known number of times becomes a `scan`, another
-one a `while`. Both branches, and a state before and after a step, must have the same dtype and shape; values of outer
-scopes become captures.
+An If whose condition is known becomes its branch; one whose branches differ in type, or of which one breaks a rule at the sizes
+given, becomes the branch that is left or that the nodes after it admit, and the call checks the condition. A Loop that runs a known
+number of times becomes a `scan`, another one a `while`. Both branches, and a state before and after a step, must have the same dtype
+and shape; values of outer scopes become captures.
 
 Where data decides how often a Loop with scan outputs runs, it runs as often as the model declares those outputs to be long, and
 whether the loop ends just there is checked at run time. A Loop whose states are sequences, or whose body needs its number to be
@@ -18,13 +18,13 @@ import numpy as np
 from msgspec.structs import replace
 
 from ...ir.dims import DimLike, compare
-from ...ir.errors import UnsupportedError
+from ...ir.errors import CompileError, UnsupportedError
 from ...ir.graph import Builder, Graph, Node
 from ...ir.ops.control import If, Scan, While
 from ...ir.ops.shape import Concat, Iota
 from ...ir.types import BOOL, I64, TensorType
 from ...library import expand, results_of, scalar, size_value, transpose
-from .context import Context, Listed, Operators, Subgraph, Traced, Undecided, Value, describe, not_negative
+from .context import Context, Counted, Listed, Operators, Subgraph, Traced, Undecided, Value, describe, not_negative
 from .reduction import flip
 
 SCALAR_BOOL, SCALAR_I64 = TensorType(BOOL, ()), TensorType(I64, ())
@@ -36,7 +36,14 @@ def if_(c: Context, condition: Node, *, then_branch: Subgraph, else_branch: Subg
         return (then_branch if value.reshape(-1)[0] else else_branch).inline(c, ())
     if then_branch.output_count != else_branch.output_count:
         c.fail(f"the branches give {then_branch.output_count} and {else_branch.output_count} outputs, expected as many")
-    traced, captures = c.trace([(then_branch, ()), (else_branch, ())])
+    held = len(c.left_over)
+    try:
+        traced, captures = c.trace([(then_branch, ()), (else_branch, ())])
+    except UnsupportedError:
+        raise
+    except CompileError as error:  # a branch that these sizes rule out
+        del c.left_over[held:]
+        raise _undecided(c, condition, then_branch, else_branch, f"what comes after: {error.message}") from error
     then, other = traced
     for position, (left, right) in enumerate(zip(then.results, other.results, strict=True)):
         if _form(left) != _form(right):
@@ -68,12 +75,14 @@ def _tensors(value: Value) -> tuple[Node, ...]:
     """The tensors that a value consists of."""
     if isinstance(value, Listed):
         return value.elements
+    if isinstance(value, Counted):
+        return (value.condition,)
     return (value,) if isinstance(value, Node) else ()
 
 
 def _form(value: Value) -> tuple[object, ...]:
     """What two values must share to be one."""
-    return type(value), tuple(x.type for x in _tensors(value))
+    return type(value), value.count if isinstance(value, Counted) else 0, tuple(x.type for x in _tensors(value))
 
 
 def _told(value: Value) -> str:
@@ -84,6 +93,8 @@ def _rebuilt(value: Value, tensors: Iterator[Node]) -> Value:
     """The value with the next tensors in place of its own."""
     if isinstance(value, Listed):
         return Listed(tuple(next(tensors) for _ in value.elements), value.dtype)
+    if isinstance(value, Counted):
+        return Counted(value.count, next(tensors), value.refusal)
     return next(tensors) if isinstance(value, Node) else value
 
 
@@ -134,7 +145,8 @@ def loop(c: Context, trip_count: Node | None, condition: Node | None, *initial: 
             raise refusal or error from None
     if refusal is not None:
         raise refusal
-    c.unsupported("its states are sequences or optional values, and the number of its rounds is not known at compile time")
+    c.decided_by_data("its states are sequences or optional values, and the number of its rounds is not known at compile time",
+                      trip_count)
 
 
 def _declared_length(c: Context, first: int, scans: int) -> DimLike | None:
@@ -158,8 +170,8 @@ def _traced_loop(c: Context, body: Subgraph, trip_count: Node | None, condition:
         return _while_loop(c, body, trip_count, condition, initial)
     length = _declared_length(c, len(initial), scans)
     if length is None:
-        c.unsupported("the size of its scan outputs is decided by data (trip count or condition), and the model does not declare it",
-                      hint="declare the shape of the scan outputs (value_info)")
+        c.decided_by_data("the size of its scan outputs is decided by data (trip count or condition), and the model does not declare it",
+                          trip_count, output=len(initial), axis=0)
     return _declared_loop(c, body, trip_count, condition, initial, length)
 
 
@@ -243,7 +255,7 @@ def _unrolled_loop(c: Context, body: Subgraph, trip_count: Node | None, conditio
         if known is not None and not known.all():
             break
         if known is None and not declared:
-            c.unsupported("data decides whether it goes on, and its states change their types or are sequences")
+            c.decided_by_data("data decides whether it goes on, and its states change their types or are sequences", proceed)
         c.unroll(body)
         kept = c.scalar("and", kept, proceed)
         following, *values = body.inline(c, (c.constant(number, I64), proceed, *states))

@@ -25,9 +25,10 @@ from ...ir.graph import Array, Node
 from ...ir.ops.compute import Cast, Cumulative, Elementwise, Reduce
 from ...ir.ops.control import Composite, Fusion, Get, If, MakeTuple, Param, Scan, While
 from ...ir.ops.shape import Broadcast, Concat, GatherND, Pad, Reshape, ScatterND, SizeOf, Slice, Take, TakeAlong, Transpose, UpdateSlice
-from ...ir.types import DType, TensorType
+from ...ir.types import I32, I64, DType, TensorType
 
 LIMIT = 1 << 14                 # elements: shapes and index tables, not weights
+MOST_CONTENTS = 64              # elements of an input whose contents may be known: shapes, axes and counts
 LARGEST_DENOMINATOR = 1 << 10   # a float factor must be a fraction this simple to be followed exactly
 
 
@@ -38,7 +39,12 @@ class Ratio(Struct, frozen=True):
     denominator: int
 
 
-Element = int | bool | float | Dim | Ratio
+class Open(Struct, frozen=True):
+    """An element of which nothing is known, beside others that are: it may be moved, and what is computed of it is as open."""
+
+
+OPEN = Open()
+Element = int | bool | float | Dim | Ratio | Open
 
 # These only move elements, so their NumPy meaning serves arrays of objects as well.
 MOVES = (Broadcast, Concat, GatherND, Pad, Reshape, Slice, Take, TakeAlong, Transpose, UpdateSlice)
@@ -61,6 +67,11 @@ class KnownValues:
 
     def of(self, node: Node) -> Array | None:
         """The value as an array (see the module's text), or None."""
+        value = self._found(node)
+        return None if value is None or value.dtype == object and any(e is OPEN for e in value.flat) else value
+
+    def _found(self, node: Node) -> Array | None:
+        """The value, some elements of which may be open."""
         stack = [node]
         while stack:
             top = stack[-1]
@@ -77,6 +88,14 @@ class KnownValues:
             operands = [self._values.get(x) for x in top.inputs]
             self._values[top] = None if any(v is None for v in operands) else _evaluate(top, operands)
         return self._values[node]
+
+
+def may_hold_sizes(node: Node) -> bool:
+    """Whether an input is of the kind that shapes are given as: a few integers, as many as its type says."""
+    shape = node.tensor.shape
+    if node.dtype not in (I32, I64) or len(shape) > 1:
+        return False
+    return not shape or isinstance(shape[0], int) and 0 < shape[0] <= MOST_CONTENTS
 
 
 def _is_candidate(node: Node) -> bool:
@@ -108,7 +127,7 @@ def _evaluate(node: Node, operands: Sequence[Any]) -> Array | None:
 
 def _narrow(value: Array, dtype: DType) -> Array:
     """Back to the plain dtype where no element is symbolic."""
-    if any(isinstance(e, (Dim, Ratio)) for e in value.flat):
+    if any(isinstance(e, (Dim, Ratio, Open)) for e in value.flat):
         return value
     return value.astype(dtype.numpy)
 
@@ -132,7 +151,7 @@ def _symbolic(node: Node, operands: Sequence[Array]) -> Array:
         case Elementwise(function=name):
             return _map_elements(name, operands, shape, node.dtype)
         case Cast(dtype=dtype):
-            return _objects([_cast(e, dtype, node.inputs[0].dtype) for e in _elements(operands[0])], shape)
+            return _objects([_apply(lambda e: _cast(e, dtype, node.inputs[0].dtype), e) for e in _elements(operands[0])], shape)
         case Reduce(kind=kind, axes=axes) if kind in FOLDS:
             return _reduce(kind, axes, operands[0], shape)
         case Cumulative(kind=kind, axis=axis, exclusive=False, reverse=False) if kind in FOLDS:
@@ -162,8 +181,12 @@ def _fold(kind: str, elements: Sequence[Element]) -> Element:
         return 1 if kind == "prod" else 0
     total = elements[0]
     for element in elements[1:]:
-        total = FOLDS[kind](total, element)
+        total = _apply(FOLDS[kind], total, element)
     return total
+
+
+def _apply(function: Callable[..., Element], *operands: Element) -> Element:
+    return OPEN if any(x is OPEN for x in operands) else function(*operands)
 
 
 def _accumulate(kind: str, axis: int, value: Array) -> Array:
@@ -172,7 +195,7 @@ def _accumulate(kind: str, axis: int, value: Array) -> Array:
     for place in np.ndindex(*lines.shape[:-1]):
         for last in range(lines.shape[-1]):
             element = lines[(*place, last)]
-            result[(*place, last)] = FOLDS[kind](result[(*place, last - 1)], element) if last else element
+            result[(*place, last)] = _apply(FOLDS[kind], result[(*place, last - 1)], element) if last else element
     return np.moveaxis(result, -1, axis)
 
 
@@ -182,7 +205,7 @@ def _map_elements(name: str, operands: Sequence[Array], shape: tuple[int, ...], 
     if function is None:
         raise Unknown
     columns = [_elements(v) for v in operands]
-    return _objects([function(*row) for row in zip(*columns)], shape)
+    return _objects([_apply(function, *row) for row in zip(*columns)], shape)
 
 
 # --- one element -----------------------------------------------------------------------------------------------------
@@ -190,6 +213,8 @@ def _map_elements(name: str, operands: Sequence[Array], shape: tuple[int, ...], 
 
 def _ratio(x: Element) -> Ratio:
     """Any finite element as numerator over denominator; Unknown for a float that is no simple fraction."""
+    if isinstance(x, Open):
+        raise Unknown
     if isinstance(x, Ratio):
         return x
     if isinstance(x, float):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ...ir.dims import Dim
 from ...ir.graph import Node
 from ...ir.ops.compute import Bitcast
 from ...ir.types import F32, F64, I64, U8
@@ -90,12 +91,8 @@ def division(c: Context, a: Node, b: Node, *, axis: int | None = None, broadcast
 def _never_negative(c: Context, x: Node) -> bool:
     """Proved from a known value (arithmetic on sizes stays simple that way)."""
     value = c.value(x)
-    return value is not None and all(isinstance(e, (int, np.integer)) and e >= 0 or _at_least_zero(e)
+    return value is not None and all(e >= 0 if isinstance(e, (int, np.integer)) else isinstance(e, Dim) and lower_bound(e) >= 0
                                      for e in value.flat)
-
-
-def _at_least_zero(element: object) -> bool:
-    return not isinstance(element, (int, float, np.number)) and lower_bound(element) >= 0  # type: ignore[arg-type]
 
 
 def modulo(c: Context, a: Node, b: Node, *, fmod: int = 0) -> Node:

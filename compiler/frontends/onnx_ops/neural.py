@@ -108,6 +108,7 @@ def _with_channels(c: Context, x: Node, channels: DimLike) -> Node:
 def _add_bias(c: Context, y: Node, bias: Node | None) -> Node:
     if bias is None:
         return y
+    c.check_rank("B", bias, 1)
     return c.apply("add", y, c.reshape(bias, channels_shape(y, bias.shape[0])))
 
 
@@ -279,6 +280,8 @@ def batch_normalization(c: Context, x: Node, scale: Node, bias: Node, average: N
     """Scale and shift for each channel, computed from the parameters alone, which constant folding finishes."""
     if not spatial:
         c.unsupported("spatial=0 (opset 7 and older) is not supported")
+    for what, parameter in (("scale", scale), ("B", bias), ("mean", average), ("var", variance)):
+        c.check_rank(what, parameter, 1)
     if training_mode:
         return _batch_normalization_training(c, x, scale, bias, average, variance, epsilon, momentum)
     if c.wants(1):
@@ -303,6 +306,8 @@ def _scale_and_shift(c: Context, x: Node, scale: Node, bias: Node, average: Node
 def _batch_normalization_training(c: Context, x: Node, scale: Node, bias: Node, average: Node, variance: Node,
                                   epsilon: float, momentum: float) -> tuple[Node | None, ...]:
     """Normalizes by the batch's own mean and variance, and moves the running ones."""
+    if x.rank < 2:
+        c.fail(f"needs an axis of channels, found {x.type}")
     axes = tuple(a for a in range(x.rank) if a != 1)
     here = mean(c.b, x, axes)
     centred = c.apply("sub", x, c.reshape(here, channels_shape(x, x.shape[1])))
@@ -318,6 +323,7 @@ def _batch_normalization_training(c: Context, x: Node, scale: Node, bias: Node, 
 def instance_normalization(c: Context, x: Node, scale: Node, bias: Node, *, epsilon: float = 1e-5,
                            consumed_inputs: tuple[int, ...] = ()) -> Node:
     axes = tuple(range(2, 2 + _spatial_rank(c, x)))
+    c.check_rank("scale", scale, 1)
     x = _with_channels(c, x, scale.shape[0])
     target = channels_shape(x, scale.shape[0])
     return layer_norm(c.b, x, c.reshape(scale, target), c.reshape(bias, target), axes, epsilon)

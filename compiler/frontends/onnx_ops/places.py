@@ -42,11 +42,11 @@ def window_places(c: Context, x: Node, kernel: Sequence[int], strides: Sequence[
     """The flat place in x of the maximum of each window: the first one, a NaN before any number."""
     sizes = known_sizes(c, x.shape, "the input")
     low, high = ([0, 0, *(p[i] for p in padding)] for i in (0, 1))
-    flat: Array = np.arange(math.prod(sizes), dtype=np.int64)
+    flat = c.b.add(Iota(I64, (math.prod(sizes),), 0))
     if column_major:
-        flat = flat.reshape((-1, *sizes[:1:-1])).transpose((0, *range(len(sizes) - 2, 0, -1)))
-    fixed = [(int(a), int(b)) for a, b in zip(low, high)]
-    places = np.pad(flat.reshape(sizes), fixed, constant_values=-1)
+        flat = c.reshape(flat, (sizes[0] * sizes[1], *sizes[:1:-1]))
+        flat = transpose(c.b, flat, (0, *range(len(sizes) - 2, 0, -1)))
+    places = pad_constant(c.b, c.reshape(flat, sizes), low, high, -1)
     padded = pad_constant(c.b, x, low, high, x.dtype.lowest)
     best: Node | None = None
     found: Node | None = None
@@ -54,7 +54,7 @@ def window_places(c: Context, x: Node, kernel: Sequence[int], strides: Sequence[
         start = (0, 0, *(t * d for t, d in zip(taps, dilations)))
         counts = tuple((n - (k - 1) * d - 1) // s + 1 for n, k, d, s in zip(places.shape[2:], kernel, dilations, strides))
         op = Slice(start, (*sizes[:2], *counts), (1, 1, *strides))
-        value, place = c.b.add(op, padded), c.b.add(op, c.constant(places))
+        value, place = c.b.add(op, padded), c.b.add(op, places)
         if best is None or found is None:
             best, found = value, place
             continue
@@ -89,7 +89,7 @@ def max_unpool(c: Context, x: Node, places: Node, output_shape: Integers = None,
         if len(wanted) != x.rank:
             c.fail(f"input 'output_shape' must have {x.rank} entries, found {len(wanted)}")
     else:
-        wanted = c.declared_shape("output_shape", rank=x.rank)
+        wanted = c.declared_shape("output_shape", rank=x.rank, given=output_shape)
         y = c.require(y, matches(c, vector(c, output_shape), wanted))
     missing = [m - n for m, n in zip(known_sizes(c, wanted, "output_shape"), inferred, strict=True)]
     if min(missing) < 0:
@@ -109,7 +109,7 @@ def col2im(c: Context, x: Node, image_shape: Integers, block_shape: Integers, *,
     if c.all_known(image_shape, block_shape):
         image, blocks = c.integers(image_shape, "image_shape"), [c.integers(block_shape, "block_shape")]
     else:
-        shape = known_sizes(c, c.declared_shape("image_shape"), "the image")
+        shape = known_sizes(c, c.declared_shape("image_shape", given=image_shape), "the image")
         image = shape[2:]
         if len(shape) < 3 or not shape[1] or columns // shape[1] > LARGEST_BLOCK:
             c.unsupported(f"which blocks {x.type} is made of is computed from data; up to {LARGEST_BLOCK} elements are supported")
@@ -117,6 +117,10 @@ def col2im(c: Context, x: Node, image_shape: Integers, block_shape: Integers, *,
         blocks = _factorings(columns // shape[1], len(image))
     rank = len(image)
     steps, spread, around = tuple(strides or (1,) * rank), tuple(dilations or (1,) * rank), tuple(pads or (0,) * 2 * rank)
+    if not len(steps) == len(spread) == rank or len(around) != 2 * rank or min((*steps, *spread), default=1) < 1:
+        c.fail(f"strides {steps}, dilations {spread} and pads {around} do not fit an image of {rank} axes")
+    if any(len(block) != rank or min(block, default=1) < 1 for block in blocks):
+        c.fail(f"blocks {blocks[0]} do not fit an image of {rank} axes")
     found = []
     for block in blocks:
         counts = [(n + around[a] + around[a + rank] - spread[a] * (k - 1) - 1) // steps[a] + 1

@@ -39,6 +39,8 @@ def _spread(c: Context, parameter: Node, x: Node, axis: int, block_size: int) ->
 
 def saturated(c: Context, x: Node, dtype: DType) -> Node:
     """A float rounded already, limited to the dtype's range."""
+    if not is_integer(dtype):
+        c.fail(f"a zero point gives the result its dtype, which must be an integer, found {dtype}")
     least, greatest = limits_of(dtype)
     return c.cast(c.apply("min", c.apply("max", x, c.like(least, x)), c.like(greatest, x)), dtype)
 

@@ -112,7 +112,7 @@ def top_k(c: Context, x: Node, k: Integers, *, axis: int = -1, largest: int = 1,
     """Values and places of the k greatest (or least), in order; of equal elements the first wins."""
     place = c.axis(axis, x.rank)
     if isinstance(k, Node) and not c.all_known(k):
-        count = c.declared_shape("k", rank=x.rank)[place]
+        count = c.declared_shape("k", rank=x.rank, given=k)[place]
         x = c.require(x, matches(c, vector(c, k), (count,)))
     else:
         count = c.size(k, "k")

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from ...ir.dims import Dim, DimLike
 from ...ir.graph import Node
 from ...ir.ops.shape import Iota, Take
-from ...ir.types import F32, I64
+from ...ir.types import F32, I64, DType
 from ...library import broadcast, expand, size_value
 from .by_data import all_of, element, matches, vector
 from .context import Context, Integers, Operators
@@ -120,7 +120,7 @@ def _targets(c: Context, x: Node, places: Sequence[int], scales: Node | None, si
     if scales is not None and (sizes is None or 0 not in scales.shape):
         return _by_scales(c, x, places, scales)
     if isinstance(sizes, Node) and not c.all_known(sizes):
-        declared = c.declared_shape("sizes", rank=x.rank)
+        declared = c.declared_shape("sizes", rank=x.rank, given=sizes)
         wanted: Sequence[DimLike] = [declared[a] for a in places]
         if policy != "stretch":
             return _kept_ratio_by_data(c, x, places, sizes, wanted, policy)
@@ -134,8 +134,9 @@ def _targets(c: Context, x: Node, places: Sequence[int], scales: Node | None, si
     found = []
     for a, n in zip(places, wanted):
         before = x.shape[a]
-        static = isinstance(n, int) and isinstance(before, int) and before
-        scale = 1.0 if n == before else n / before if static else None  # type: ignore[operator]
+        scale = n / before if isinstance(n, int) and isinstance(before, int) and before else None
+        if n == before:
+            scale = 1.0
         found.append(Axis(a, before, n, scale, False))
     return x, found
 
@@ -176,15 +177,15 @@ def _kept_ratio_by_data(c: Context, x: Node, places: Sequence[int], sizes: Node,
 
 
 def _kept_ratio(c: Context, x: Node, places: Sequence[int], wanted: Sequence[DimLike], policy: str) -> list[Axis]:
-    ratios = []
+    ratios, extents = [], []
     for a, n in zip(places, wanted):
         before = x.shape[a]
         if not isinstance(n, int) or not isinstance(before, int):
             c.unsupported(f"keep_aspect_ratio_policy {policy!r} needs sizes that are known", hint="bind the dims")
+        extents.append(before)
         ratios.append(n / before)
     scale = min(ratios) if policy == "not_larger" else max(ratios)
-    return [Axis(a, x.shape[a], math.floor(scale * x.shape[a] + 0.5), scale, False)  # type: ignore[operator]
-            for a in places]
+    return [Axis(a, n, math.floor(scale * n + 0.5), scale, False) for a, n in zip(places, extents)]
 
 
 # --- resampling ------------------------------------------------------------------------------------------------------
@@ -214,11 +215,8 @@ def _resample(c: Context, x: Node, axes: Sequence[Axis], method: Method) -> Node
     return c.refine(_cast_back(c, x, dtype), shape)
 
 
-def _cast_back(c: Context, x: Node, dtype: object) -> Node:
-    if x.dtype == dtype:
-        return x
-    assert not isinstance(dtype, str)
-    return c.cast(x, dtype)  # type: ignore[arg-type]
+def _cast_back(c: Context, x: Node, dtype: DType) -> Node:
+    return x if x.dtype == dtype else c.cast(x, dtype)
 
 
 def _repetition(axis: Axis, method: Method) -> int | None:

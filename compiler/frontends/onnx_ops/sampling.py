@@ -162,7 +162,7 @@ def affine_grid(c: Context, theta: Node, size: Integers, *, align_corners: int =
             c.fail(f"input 'size' must have an entry for each of 4 or 5 axes, found {len(listed)}")
         batch, _, *spatial = listed
     else:
-        batch, *spatial = c.declared_shape("size", rank=theta.shape[1] + 2 if isinstance(theta.shape[1], int) else 4)[:-1]
+        batch, *spatial = c.declared_shape("size", rank=theta.shape[1] + 2 if isinstance(theta.shape[1], int) else 4, given=size)[:-1]
         given = vector(c, size)
         rest = slice_axis(c.b, given, 0, 2, len(spatial))
         same = c.scalar("and", matches(c, slice_axis(c.b, given, 0, 0, 1), (batch,)), matches(c, rest, spatial))

@@ -1,7 +1,8 @@
 """ONNX sequences and optional values, followed at import: a sequence is the list of its elements, each with a type of its own.
 
 Nothing of them is left in the graph. How many elements a sequence has is known at import, and so is whether an optional value is
-there; UnsupportedError where data decides either. A position may be decided by data where all elements have one type.
+there; UnsupportedError where data decides either. Of a sequence whose elements have sizes that data decides only the length can be
+asked. A position may be decided by data where all elements have one type.
 
 Guarantees: the results are as the standard says; a position outside of the sequence is an error, at run time where data decides it.
 """
@@ -10,17 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ...ir.dims import Dim, DimLike, compare
 from ...ir.graph import Node
 from ...ir.ops.shape import Concat, Take
 from ...ir.types import BOOL, I64, DType
-from ...library import expand, slice_axis, squeeze, wrap_indices
-from .context import Absent, Context, Listed, Operators, Subgraph, Value, describe
+from ...library import expand, reduce, slice_axis, squeeze, wrap_indices
+from .by_data import number, size, vector
+from .context import Absent, Context, Counted, Listed, Operators, Subgraph, Value, describe
 
 MOST_ELEMENTS = 1 << 12    # of a sequence; each is a value of its own
 
 
 def elements_of(c: Context, value: Value | None) -> tuple[Node, ...]:
+    if isinstance(value, Counted):
+        raise value.refusal
     if not isinstance(value, Listed):
         c.fail(f"a sequence is needed, found {describe(value)}")
     return value.elements
@@ -89,14 +95,21 @@ def sequence_erase(c: Context, input_sequence: Value, position: Node | None = No
 
 
 def sequence_length(c: Context, input_sequence: Value) -> Node:
+    if isinstance(input_sequence, Counted):
+        count = c.require(c.constant(input_sequence.count, I64), input_sequence.condition)
+        c.known.assume(count, np.array(input_sequence.count, dtype=np.int64))
+        c.left_over.append((c.b, input_sequence.condition))     # for where only sizes hang on it
+        return count
     return c.constant(len(elements_of(c, input_sequence)), I64)
 
 
 # --- splitting and joining -------------------------------------------------------------------------------------------
 
 
-def split_to_sequence(c: Context, x: Node, split: Node | None = None, *, axis: int = 0, keepdims: int = 1) -> Listed:
+def split_to_sequence(c: Context, x: Node, split: Node | None = None, *, axis: int = 0, keepdims: int = 1) -> Listed | Counted:
     place = c.axis(axis, x.rank)
+    if split is not None and split.rank and not c.all_known(split) and isinstance(split.tensor.elements, int):
+        return _counted_parts(c, x.shape[place], split, split.tensor.elements)
     sizes = _part_sizes(c, x.shape[place], split)
     total = sum(sizes[1:], sizes[0]) if sizes else 0
     if compare(total, x.shape[place]) in (-1, 1):
@@ -109,6 +122,15 @@ def split_to_sequence(c: Context, x: Node, split: Node | None = None, *, axis: i
         parts.append(part if keepdims or split is not None else squeeze(c.b, part, (place,)))
         start = start + n
     return Listed(tuple(parts), x.dtype)
+
+
+def _counted_parts(c: Context, extent: DimLike, split: Node, count: int) -> Counted:
+    """As many parts as sizes are listed, none of which is known; they must add up."""
+    sizes = vector(c, split)
+    fits = c.scalar("eq", reduce(c.b, "sum", sizes, (0,)), size(c, extent))
+    condition = c.scalar("and", fits, reduce(c.b, "and", c.apply("ge", sizes, number(c, 0)), (0,)))
+    refusal = c.decided("input 'split' is computed from data, and the sizes of the elements hang on it", split)
+    return Counted(count, condition, refusal)
 
 
 def _part_sizes(c: Context, extent: DimLike, split: Node | None) -> list[DimLike]:
@@ -151,9 +173,9 @@ def sequence_map(c: Context, input_sequence: Value, *additional_inputs: Value, b
         if isinstance(value, Listed) and len(value.elements) != count:
             c.fail(f"input {place} has {len(value.elements)} elements, the first has {count}")
     columns: list[list[Node]] = [[] for _ in range(body.output_count)]
-    for number in range(count):
+    for turn in range(count):
         c.unroll(body)
-        given = [x.elements[number] if isinstance(x, Listed) else x for x in operands]
+        given = [x.elements[turn] if isinstance(x, Listed) else x for x in operands]
         for column, result in zip(columns, body.inline(c, given), strict=True):
             column.append(c.tensor(result))
     return tuple(listed(c, column) for column in columns)

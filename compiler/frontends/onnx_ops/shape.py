@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...ir.dims import Dim, DimLike, bounds, ceildiv, compare, dim_max, dim_min, product
+from ...ir.dims import Dim, DimLike, bounds, ceildiv, compare, dim_max, dim_min, product, provably_at_most
 from ...ir.graph import Array, Node
 from ...ir.ops.shape import Concat, GatherND, Iota, ScatterAlong, ScatterND, SizeOf, Slice, Take, TakeAlong
 from ...ir.types import BOOL, I64, DType
@@ -30,7 +30,7 @@ from .by_data import (
                       split_by_data,
                       tile_by_data,
 )
-from .context import Context, Integers, Operators, Value, not_negative
+from .context import Context, Integers, Operators, Undecided, Value, not_negative
 
 
 def shape(c: Context, data: Node, *, start: int = 0, end: int | None = None) -> Node:
@@ -102,12 +102,27 @@ def squeeze(c: Context, data: Node, axes: Integers = None) -> Node:
         return axes_of_one(c, data, axes, removed=True)
     if axes is None:
         found = tuple(a for a, n in enumerate(data.shape) if n == 1)
-        if any(isinstance(n, Dim) for n in data.shape):
-            c.unsupported(f"without axes, {data.type} has a rank that its sizes decide", hint="bind the dims")
+        unknown = tuple(a for a, n in enumerate(data.shape) if isinstance(n, Dim) and compare(n, 1) is None)
+        if unknown:
+            raise _undecided_squeeze(c, data, found, unknown)
     else:
         found = c.axes(c.integers(axes, "axes"), data.rank)
     target = [1 if a in found else n for a, n in enumerate(data.shape)]
     return drop_axes(c.b, c.refine(data, target), found)
+
+
+def _undecided_squeeze(c: Context, data: Node, ones: tuple[int, ...], unknown: tuple[int, ...]) -> Undecided:
+    """All axes of unknown size are 1, or none is: what comes after, or the declared rank of an output, may say which."""
+    error = Undecided(f"{c.op_type}: without axes, {data.type} has a rank that its sizes decide", loc=c.b.loc, hint="bind the dims")
+
+    def side(all_ones: bool) -> tuple[Node]:
+        gone = sorted((*ones, *unknown)) if all_ones else ones
+        kept = c.refine(data, [1 if a in gone else n for a, n in enumerate(data.shape)])
+        for axis in () if all_ones else unknown:
+            kept = c.require(kept, c.scalar("ne", _scalar(c, data.shape[axis]), c.constant(1, I64)))
+        return (drop_axes(c.b, kept, gone),)
+    error.side = side
+    return error
 
 
 def unsqueeze(c: Context, data: Node, axes: Integers) -> Node:
@@ -245,7 +260,13 @@ def gather(c: Context, data: Node, indices: Node, *, axis: int = 0) -> Node:
 
 def gather_elements(c: Context, data: Node, indices: Node, *, axis: int = 0) -> Node:
     place = c.axis(axis, data.rank)
-    return c.b.add(TakeAlong(place), data, _wrapped(c, indices, data.shape[place]))
+    wrapped = _wrapped(c, indices, data.shape[place])
+    if indices.rank == data.rank and not any(compare(m, n) == 1 for a, (m, n) in enumerate(zip(indices.shape, data.shape)) if a != place):
+        # beside the axis there may be fewer indices than elements; where that is not proved, a slice checks it
+        window = tuple(n if a == place or provably_at_most(m, n) else m for a, (m, n) in enumerate(zip(indices.shape, data.shape)))
+        if window != data.shape:
+            data = c.b.add(Slice((0,) * data.rank, window, (1,) * data.rank), data)
+    return c.b.add(TakeAlong(place), data, wrapped)
 
 
 def _wrapped_places(c: Context, data: Node, indices: Node, batch: int) -> Node:
@@ -289,7 +310,7 @@ def one_hot(c: Context, indices: Node, depth: Node, values: Node, *, axis: int =
     if c.all_known(depth):
         count = c.size(depth, "depth")
     else:
-        count = c.declared_shape("depth", rank=indices.rank + 1)[place]
+        count = c.declared_shape("depth", given=depth, rank=indices.rank + 1)[place]
         values = c.require(values, c.apply("eq", c.cast(depth, I64), _scalar(c, count)))
     whole = indices if not indices.dtype.is_float else c.cast(indices, I64)
     whole = c.cast(whole, I64)
@@ -299,6 +320,7 @@ def one_hot(c: Context, indices: Node, depth: Node, values: Node, *, axis: int =
     target = (*indices.shape[:place], count, *indices.shape[place:])
     spread = insert_axes(c.b, wrapped, (place,))
     hit = c.apply("eq", spread, c.b.add(Iota(I64, target, place)))
+    c.check_rank("values", values, 1)
     off, on = (c.reshape(slice_axis(c.b, values, 0, i, 1), ()) for i in (0, 1))
     return c.apply("select", hit, on, off)
 
@@ -362,20 +384,25 @@ def pad(c: Context, data: Node, pads: Integers, constant_value: Node | None = No
 
 
 def _cropped(c: Context, data: Node, axis: int, low: list[DimLike], high: list[DimLike]) -> Node:
-    first = -low[axis] if bounds(low[axis])[1] < 0 else 0
-    last = -high[axis] if bounds(high[axis])[1] < 0 else 0
+    """The elements that negative widths leave; the widths are then those of the padding."""
+    first, last = (0 if bounds(n)[0] >= 0 else -n if bounds(n)[1] < 0 else dim_max(-n, 0) for n in (low[axis], high[axis]))
     low[axis], high[axis] = low[axis] + first, high[axis] + last
     size = data.shape[axis] - first - last
     return slice_axis(c.b, data, axis, first, size if first == last == 0 else not_negative(size))
 
 
 def _pad_by_place(c: Context, data: Node, axis: int, low: DimLike, high: DimLike, mode: str) -> Node:
-    """Padding that repeats elements: place i - low of the axis, folded back into it."""
-    if low == 0 and high == 0:
-        return data
+    """Padding that repeats elements: beside the axis lie places that are folded back into it."""
     extent = data.shape[axis]
-    place = c.apply("sub", c.b.add(Iota(I64, (low + extent + high,), 0)), _scalar(c, low))
-    return c.b.add(Take(axis), data, _folded_place(c, place, _scalar(c, extent), mode))
+
+    def beside(width: DimLike, first: DimLike) -> list[Node]:
+        if width == 0:
+            return []
+        place = c.apply("add", c.b.add(Iota(I64, (width,), 0)), _scalar(c, first))
+        return [c.b.add(Take(axis), data, _folded_place(c, place, _scalar(c, extent), mode))]
+
+    parts = [*beside(low, -low), data, *beside(high, extent)]
+    return data if len(parts) == 1 else c.b.add(Concat(axis), *parts)
 
 
 def _folded_place(c: Context, place: Node, extent: Node, mode: str) -> Node:
@@ -415,23 +442,27 @@ def range_(c: Context, start: Node, limit: Node, delta: Node) -> Node:
     """ceil((limit - start) / delta) elements, at least none."""
     dtype = start.dtype
     values = [c.value(x) for x in (start, limit, delta)]
+    if any(v is not None and v.size != 1 for v in values):
+        c.fail(f"start, limit and delta must be one number each, found {start.type}, {limit.type} and {delta.type}")
     if any(v is None for v in values):
         return range_by_data(c, start, limit, delta)
     first, stop, step = (v.reshape(-1).tolist()[0] for v in values if v is not None)
     if step == 0:
         c.fail("delta is zero")
+    if isinstance(first, Dim) or isinstance(stop, Dim):  # sizes, and what was cast with them to a float type
+        first, stop, step = (int(v) if isinstance(v, float) and v.is_integer() else v for v in (first, stop, step))
     count = _range_count(c, first, stop, step)
     steps = c.b.add(Iota(I64 if dtype.is_integer else dtype, (count,), 0))
     return c.apply("add", c.apply("mul", c.cast(steps, dtype), c.reshape(delta, ())), c.reshape(start, ()))
 
 
 def _range_count(c: Context, first: object, stop: object, step: object) -> DimLike:
-    if all(isinstance(v, (int, Dim)) for v in (first, stop)) and isinstance(step, int):
-        distance = stop - first if step > 0 else first - stop  # type: ignore[operator]
+    if isinstance(first, (int, Dim)) and isinstance(stop, (int, Dim)) and isinstance(step, int):
+        distance = stop - first if step > 0 else first - stop
         return not_negative(ceildiv(distance, abs(step)))
-    if any(not isinstance(v, (int, float)) for v in (first, stop, step)):
+    if not isinstance(first, (int, float)) or not isinstance(stop, (int, float)) or not isinstance(step, (int, float)):
         c.unsupported(f"a range from {first} to {stop} in steps of {step} has a size that is not known")
-    return max(0, int(np.ceil((stop - first) / step)))  # type: ignore[operator]
+    return max(0, int(np.ceil((stop - first) / step)))
 
 
 def eye_like(c: Context, x: Node, *, dtype: int | None = None, k: int = 0) -> Node:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...ir.dims import DimLike
+from ...ir.dims import DimLike, compare
 from ...ir.graph import Node
 from ...ir.ops.compute import Dot
 from ...ir.ops.shape import Concat, Iota, Take
@@ -19,7 +19,7 @@ from ...ir.types import F64, I64, DType
 from ...library import expand, size_value, slice_axis, squeeze, transpose
 from ...library import pad as pad_constant
 from .by_data import all_of, choose, element, number, vector
-from .context import Context, Operators
+from .context import Context, Operator, Operators, not_negative
 from .reduction import flip
 
 # A transform of at most so many points is a product with a matrix: two of them for real points, four for complex ones. The
@@ -172,9 +172,13 @@ def dft(c: Context, x: Node, dft_length: Node | None = None, axis: Node | int | 
 
 def stft(c: Context, signal: Node, frame_step: Node, window: Node | None = None, frame_length: Node | None = None, *,
          onesided: int = 1) -> Node:
-    """Transforms of the frames that begin every `frame_step` elements, each weighted by the window."""
+    """Transforms of the frames that begin every `frame_step` elements, each weighted by the window. A signal shorter than a frame
+    has none; one without parts is real, as other runtimes take it."""
+    if signal.rank == 2:
+        signal = c.reshape(signal, (*signal.shape, 1))
     if signal.rank != 3:
         c.fail(f"the signal must be [batch, length, 1 or 2], found {signal.type}")
+    c.check_rank("window", window, 1)
     known_step = c.all_known(frame_step)
     length = window.shape[0] if window is not None else signal.shape[1] if frame_length is None else None
     lengths = [length]
@@ -182,38 +186,39 @@ def stft(c: Context, signal: Node, frame_step: Node, window: Node | None = None,
         lengths = [c.integer(frame_length, "frame_length")]
     shape = None
     if not known_step or lengths == [None]:
-        shape = c.declared_shape("frame_step", rank=4)
+        shape = c.declared_shape("frame_step", rank=4, given=frame_step)
         if lengths == [None]:
             bins = shape[2]
             lengths = [2 * (bins - 1), 2 * bins - 1] if onesided else [bins]
     found = []
     for n in lengths:
-        if not isinstance(n, int) or not isinstance(signal.shape[1], int):
+        if not isinstance(n, int) or not (known_step or isinstance(signal.shape[1], int)):
             c.unsupported(f"the frame length {n} and the length of {signal.type} must be known", hint="bind the dims")
-        if 0 < n <= signal.shape[1]:
+        if n > 0 and compare(n, signal.shape[1]) != 1:
             found.append(_frames(c, signal, frame_step, window, frame_length, n, bool(onesided), shape))
     return choose(c, found, "frame_length")
 
 
 def _frames(c: Context, signal: Node, frame_step: Node, window: Node | None, frame_length: Node | None, n: int,
-            onesided: bool, shape: Sequence[object] | None) -> tuple[Node, Node]:
+            onesided: bool, shape: Sequence[DimLike] | None) -> tuple[Node, Node]:
     """Whether n is the frame length, and the result if it is."""
     total = signal.shape[1]
-    assert isinstance(total, int)
     step = element(c, vector(c, frame_step), 0)
     if shape is not None:
         count = shape[1]
     else:
         by = c.integer(frame_step, "frame_step")
-        count = 1 + (total - n) // c.positive(by, "frame_step")
-    if not isinstance(count, int):
-        c.unsupported(f"the number of frames {count} must be known")
+        count = not_negative(1 + (total - n) // c.positive(by, "frame_step"))
     one = number(c, 1)
-    frames = c.scalar("add", c.scalar("floordiv", number(c, total - n), c.scalar("max", step, one)), one)
-    valid = [c.scalar("eq", frames, number(c, count)), c.scalar("ge", step, one)]
+    valid = [c.scalar("ge", step, one)]
+    if shape is not None:
+        if not isinstance(count, int) or not isinstance(total, int):
+            c.unsupported(f"the number of frames {count} must be known")
+        frames = c.scalar("add", c.scalar("floordiv", number(c, total - n), c.scalar("max", step, one)), one)
+        valid.append(c.scalar("eq", frames, number(c, count)))
     places = c.apply("add", c.apply("mul", c.b.add(Iota(I64, (count, 1), 0)), step), c.b.add(Iota(I64, (1, n), 1)))
     # a step that fails the check may lead outside
-    places = c.apply("max", c.apply("min", places, number(c, total - 1)), number(c, 0))
+    places = c.apply("max", c.apply("min", places, size_value(c.b, total - 1)), number(c, 0))
     x = c.b.add(Take(1), signal, places)                          # [batch, frames, n, parts]
     if window is not None:
         x = c.apply("mul", x, c.reshape(c.cast(c.refine(window, (n,)), x.dtype), (n, 1)))
@@ -225,13 +230,13 @@ def _frames(c: Context, signal: Node, frame_step: Node, window: Node | None, fra
 # --- windows ---------------------------------------------------------------------------------------------------------
 
 
-def window_function(*coefficients: float) -> object:
+def window_function(*coefficients: float) -> Operator:
     """a0 - a1 cos(t) + a2 cos(2t) - ..., over one period, or to its end where not periodic."""
     def build(c: Context, size: Node, *, output_datatype: int = 1, periodic: int = 1) -> Node:
         if c.all_known(size):
             n, valid = c.size(size, "size"), None
         else:
-            n = c.declared_shape("size", rank=1)[0]
+            n = c.declared_shape("size", rank=1, given=size)[0]
             valid = c.scalar("eq", element(c, vector(c, size), 0), size_value(c.b, n))
         dtype = c.dtype(output_datatype)
         index = c.b.add(Iota(F64, (n,), 0))
@@ -253,7 +258,7 @@ def mel_weight_matrix(c: Context, num_mel_bins: Node, dft_length: Node, sample_r
         bins = c.size(num_mel_bins, "num_mel_bins")
         rows, valid = c.size(dft_length, "dft_length") // 2 + 1, []
     else:
-        rows, bins = c.declared_shape("num_mel_bins", rank=2)
+        rows, bins = c.declared_shape("num_mel_bins", rank=2, given=num_mel_bins)
         length = element(c, vector(c, dft_length), 0)
         valid = [c.scalar("eq", element(c, vector(c, num_mel_bins), 0), size_value(c.b, bins)),
                  c.scalar("eq", c.scalar("add", c.scalar("floordiv", length, number(c, 2)), number(c, 1)), size_value(c.b, rows))]
@@ -284,6 +289,6 @@ def mel_weight_matrix(c: Context, num_mel_bins: Node, dft_length: Node, sample_r
 
 
 OPS: Operators = {
-    "BlackmanWindow": window_function(0.42, 0.5, 0.08), "DFT": dft, "HammingWindow": window_function(25 / 46, 21 / 46),  # type: ignore[dict-item]
-    "HannWindow": window_function(0.5, 0.5), "MelWeightMatrix": mel_weight_matrix, "STFT": stft,  # type: ignore[dict-item]
+    "BlackmanWindow": window_function(0.42, 0.5, 0.08), "DFT": dft, "HammingWindow": window_function(25 / 46, 21 / 46),
+    "HannWindow": window_function(0.5, 0.5), "MelWeightMatrix": mel_weight_matrix, "STFT": stft,
 }

@@ -14,6 +14,7 @@ from . import (
                losses,
                math,
                neural,
+               ngrams,
                places,
                quantization,
                recurrent,
@@ -24,17 +25,21 @@ from . import (
                sequences,
                shape,
                spectral,
+               training,
+               trees,
                unique,
 )
 from .context import Operators
 
-MODULES = (attention, blocks, contraction, control, losses, math, neural, places, quantization, recurrent, reduction, resize, sampling,
-           selection, sequences, shape, spectral, unique)
+MODULES = (attention, blocks, contraction, control, losses, math, neural, ngrams, places, quantization, recurrent, reduction, resize,
+           sampling, selection, sequences, shape, spectral, unique)
 STANDARD: Operators = {name: operator for module in MODULES for name, operator in module.OPS.items()} | contrib_layers.STANDARD
 CONTRIBUTED: Operators = contrib_attention.OPS | contrib_layers.OPS | contrib_quantized.OPS
 # domain -> operators; the standard's own domain has two spellings
-DOMAINS: dict[str, Operators] = {"": STANDARD, "ai.onnx": STANDARD, "ai.onnx.preview": attention.PREVIEW, "ai.onnx.ml": classic.OPS,
-                                 "com.microsoft": CONTRIBUTED}
+DOMAINS: dict[str, Operators] = {
+    "": STANDARD, "ai.onnx": STANDARD, "ai.onnx.preview": attention.PREVIEW, "ai.onnx.preview.training": training.OPS,
+    "ai.onnx.ml": classic.OPS | trees.OPS, "com.microsoft": CONTRIBUTED,
+}
 
 STRINGS = "strings are not supported"
 RANDOM = "random numbers are not supported"
@@ -42,5 +47,5 @@ RANDOM = "random numbers are not supported"
 REFUSED: dict[str, str] = {
     "Bernoulli": RANDOM, "ImageDecoder": "images are not supported", "Multinomial": RANDOM, "RandomNormal": RANDOM,
     "RandomNormalLike": RANDOM, "RandomUniform": RANDOM, "RandomUniformLike": RANDOM, "RegexFullMatch": STRINGS,
-    "StringConcat": STRINGS, "StringNormalizer": STRINGS, "StringSplit": STRINGS, "TfIdfVectorizer": STRINGS,
+    "StringConcat": STRINGS, "StringNormalizer": STRINGS, "StringSplit": STRINGS,
 }

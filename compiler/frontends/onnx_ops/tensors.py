@@ -36,6 +36,7 @@ ELEMENT_TYPES: dict[int, tuple[str, DType | None, str]] = {
 PACKED_BITS = {"uint4": 4, "int4": 4, "f4e2m1": 4, "uint2": 2, "int2": 2}
 DTYPES: dict[int, DType] = {code: dtype for code, (_, dtype, _) in ELEMENT_TYPES.items() if dtype is not None}
 LARGEST = 1 << 48       # elements of one tensor
+MOST_AXES = 64          # of one, as in NumPy
 EXTERNAL = 1            # TensorProto.EXTERNAL
 
 
@@ -51,7 +52,9 @@ def element_dtype(code: int, what: str) -> DType:
 
 
 def checked_shape(sizes: list[int], what: str) -> tuple[int, ...]:
-    """The sizes as a shape; CompileError for a negative one, or for more elements than any tensor may have."""
+    """The sizes as a shape; CompileError for a negative one, or for more axes or elements than any tensor may have."""
+    if len(sizes) > MOST_AXES:
+        raise UnsupportedError(f"{what} has {len(sizes)} axes; up to {MOST_AXES} are supported")
     total = 1
     for size in sizes:
         if size < 0:
@@ -67,11 +70,13 @@ class Folder(Struct, frozen=True):
 
     path: Path | None
 
-    def read(self, location: str, offset: int, length: int, what: str) -> bytes:
+    def read(self, location: str | bytes, offset: int, length: int, what: str) -> bytes:
         """`length` bytes of the file; everything about the place is checked first."""
         if self.path is None:
             raise CompileError(f"{what} lies in the file {location!r}, but the model was given as bytes",
                                hint="import the model by its path")
+        if not isinstance(location, str):
+            raise CompileError(f"{what} names the external file {location!r}, which is no text")
         root = self.path.resolve()
         pure = Path(location)
         if not location or pure.is_absolute() or "\\" in location or "\0" in location:

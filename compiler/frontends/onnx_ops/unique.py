@@ -51,8 +51,9 @@ def _declared_count(c: Context, axis: int) -> DimLike:
     shapes = [(shape, axis if output == 0 else 0) for output, shape in enumerate(c.declared) if output in OUTPUTS and shape]
     count = next((shape[place] for shape, place in shapes if place < len(shape) and shape[place] is not None), None)
     if count is None:
-        c.unsupported("the number of different elements is decided by data, and the model does not declare it",
-                      hint="declare the shape of the output (value_info)")
+        output = next((i for i in OUTPUTS if i < len(c.outputs) and c.outputs[i]), None)
+        c.decided_by_data("the number of different elements is decided by data, and the model does not declare it",
+                          output=output, axis=axis if output == 0 else 0)
     return count
 
 

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from .onnxruntime_pybind11_state import *  # noqa: F403
+from .onnxruntime_pybind11_state import *  # noqa: F403 - __all__ there lists every name, which a list here would only repeat
