@@ -20,6 +20,7 @@ from .generate_axes import axis_graph, axis_seeds
 from .generate_bodies import control_graph
 from .generate_functions import function_graph, function_seeds
 from .generate_layers import layer_graph, layer_seeds
+from .generate_meetings import meeting_seeds, opened
 from .generate_memory import memory_graph, twin_graph
 from .generate_movements import movement_graph, movement_seeds
 from .generate_windows import window_graph, window_seeds
@@ -29,6 +30,7 @@ from .rebuild import acceptable
 
 TRIES = 4
 FAMILY_SEEDS = 16
+OPENED = ("movements", "meetings", "layers", "axes", "windows", "memory", "control")  # graphs that are seeds with an open size too
 KNOWN_SHARE = 0.15  # of the new graphs: some parameters are constants
 
 
@@ -53,17 +55,24 @@ FAMILIES: tuple[tuple[float, Callable[[np.random.Generator], Graph]], ...] = (
 
 def seed_graphs(domain: bool = True) -> Iterator[Graph]:
     """The samples of the ops, the first ones of all ops first, and all scalar functions. With knowledge of the `domain` also what no
-    sample shows: formulas, the left sides of rules, constants, pairs of movements, layers, axes, windows, and some graphs of the other
-    families. So many of each in turn that all end at about the same time."""
+    sample shows: formulas, the left sides of rules, constants, pairs of movements, movements beside computations, layers, axes, windows,
+    and some graphs of the other families, so many of each in turn that all end at about the same time; then some again with a size that
+    is open."""
     ops = [op for op in ALL_OPS if op is not Elementwise]  # its samples are one function each
     rounds = itertools.zip_longest(*(op.samples() for op in ops))
     samples = (sample_graph(sample) for found in rounds for sample in found if sample is not None)
     sources = [(2, samples), (3, function_seeds())]
     if domain:
         sources += [(1, formula_seeds()), (1, rule_seeds()), (1, known_seeds()), (2, movement_seeds()), (2, layer_seeds()),
-                    (1, axis_seeds()), (1, window_seeds()), (2, family_seeds())]
+                    (2, meeting_seeds()), (1, axis_seeds()), (1, window_seeds()), (2, family_seeds())]
+    listed = []
     for group in itertools.zip_longest(*(source for count, source in sources for _ in range(count))):
-        yield from (graph for graph in group if graph is not None and acceptable(graph))
+        for graph in group:
+            if graph is not None and acceptable(graph):
+                listed.append(graph)
+                yield graph
+    if domain:
+        yield from opened([graph for graph in listed if graph.name in OPENED])
 
 
 def family_seeds() -> Iterator[Graph]:

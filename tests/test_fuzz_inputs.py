@@ -70,7 +70,7 @@ def test_numbers_half_way_between_neighbours(wide: DType, narrow: DType) -> None
 
 @pytest.mark.parametrize("dtype", NUMBERS, ids=str)
 def test_numbers_at_the_borders_of_dtypes(dtype: DType) -> None:
-    values = set(drawn(dtype, "borders", 64).astype(np.float64).ravel().tolist())
+    values = set(drawn(dtype, "borders", 128).astype(np.float64).ravel().tolist())
     wanted = {127.0, 1.0, 0.0} if dtype.is_float else {float(dtype.bits), float(dtype.bits - 1), float(dtype.highest), float(dtype.lowest)}
     if dtype.is_float:
         form = FORMATS[dtype.numpy]

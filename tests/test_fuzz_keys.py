@@ -104,6 +104,7 @@ def test_bounds_that_are_not_in_the_key_are_seen(monkeypatch: pytest.MonkeyPatch
 
 def test_an_attribute_that_is_not_in_the_key_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(graphs._ENCODERS, int, lambda value: b"i")
+    monkeypatch.setitem(graphs._ENCODERS, tuple, lambda values: b"(%s)" % b"".join(map(graphs.encode, values)))
     b = Builder()
     x = b.add(Param("x", F32, (4, 8)))
     graph = Graph("g", [x], [lib.slice_axis(b, x, 1, 2, 3) if hasattr(lib, "slice_axis") else lib.softmax(b, x, 1)])
