@@ -31,6 +31,7 @@ from .rebuild import acceptable
 TRIES = 4
 FAMILY_SEEDS = 16
 OPENED = ("movements", "meetings", "layers", "axes", "windows", "memory", "control")  # graphs that are seeds with an open size too
+SCALAR = ("functions", "formulas", "rules", "known")  # seeds whose results are as special as what they are given
 KNOWN_SHARE = 0.15  # of the new graphs: some parameters are constants
 
 
@@ -64,7 +65,7 @@ def seed_graphs(domain: bool = True) -> Iterator[Graph]:
     sources = [(2, samples), (3, function_seeds())]
     if domain:
         sources += [(1, formula_seeds()), (1, rule_seeds()), (1, known_seeds()), (2, movement_seeds()), (2, layer_seeds()),
-                    (2, meeting_seeds()), (1, axis_seeds()), (1, window_seeds()), (2, family_seeds())]
+                    (2, meeting_seeds()), (1, axis_seeds()), (1, window_seeds()), (3, family_seeds())]
     listed = []
     for group in itertools.zip_longest(*(source for count, source in sources for _ in range(count))):
         for graph in group:
@@ -79,7 +80,7 @@ def family_seeds() -> Iterator[Graph]:
     """Some graphs of each family that has no seeds of its own."""
     rng = np.random.default_rng(0)
     for _ in range(FAMILY_SEEDS):
-        for make in (memory_graph, twin_graph, control_graph, control_graph):
+        for make in (memory_graph, control_graph, control_graph, twin_graph, control_graph, control_graph):
             yield make(rng)
 
 

@@ -43,7 +43,7 @@ from . import native as machine
 from .calls import check_calls, reversed_inputs
 from .cuts import pieces
 from .failing import must_fail
-from .families import grown_graph, new_graph, seed_graphs
+from .families import SCALAR, grown_graph, new_graph, seed_graphs
 from .input_kinds import INPUT_KINDS, inputs_of_kind, random_kind
 from .keys import check_bounds, check_keys, check_options
 from .memory_plan import bindings_of, check_plan
@@ -110,9 +110,11 @@ class GraphSubject:
         self.models = tuple(models)
 
     def seeds(self, domain: bool = True) -> Iterator[GraphCase]:
-        """Every sample of every op, what the families begin with, and pieces of the models. The seed of each has its text read back."""
+        """Every sample of every op, what the families begin with, and pieces of the models. The seed of each is one that has its text
+        read back, and that of every third has its program lowered."""
         for number, graph in enumerate(seed_graphs(domain)):
-            yield GraphCase(graph, legal(tuple(completed(()))), seed=TEXT_EVERY * (2 * number + 1))
+            yield GraphCase(graph, legal(tuple(completed(()))), seed=TEXT_EVERY * (2 * number + 1),
+                            inputs="special" if graph.name in SCALAR else "plain")
         for model in self.models:
             for number, piece in enumerate(pieces(model, np.random.default_rng(0), PIECES)):
                 yield GraphCase(piece, legal(tuple(completed(()))), seed=number)
