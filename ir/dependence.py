@@ -9,6 +9,7 @@ so do the columns of any rows. Sizes may be symbolic; that a loop has iterations
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
@@ -197,12 +198,14 @@ def _varies(atom: Atom, variables: Ranges) -> bool:
 
 def never_zero(rest: DimLike, plus: Sequence[_Term], minus: Sequence[_Term]) -> bool:
     """Whether rest + plus - minus is shown to differ from 0: by its range, or by the range of what is left of it modulo one
-    of the factors."""
+    of the factors, or the number that divides one whatever the sizes (4 of 4*N, where N may be 0)."""
     terms = [*plus, *minus]
     static = isinstance(rest, int) and all(isinstance(n, int) for factor, _, most in terms for n in (factor, most))
     # the accesses exist only where the loops around them have iterations
     facts = () if static else tuple(most for _, _, most in terms if most is not None and bounds(most)[0] < 0)
-    moduli = list(dict.fromkeys([0, *(factor for factor, _, _ in terms)]))
+    factors = [factor for factor, _, _ in terms]
+    contents = [math.gcd(*(c for _, c in factor.terms)) for factor in factors if isinstance(factor, Dim)]
+    moduli = list(dict.fromkeys([0, *factors, *(n for n in contents if n > 1)]))
     unlikely = []  # what does not hold for one choice of sizes is tried last for all
     for side, added, taken in ((rest, plus, minus), (0 - rest, minus, plus)):
         some = None if static else (sample(side), _sampled(added), _sampled(taken))

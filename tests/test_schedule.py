@@ -262,7 +262,7 @@ def test_statements_that_are_parallel_lie_apart(first: str, second: str, source:
 
 
 M, N = symbol("M"), symbol("N", 1)
-FACTORS = [1, 2, 3, -2, 6, N, N + 1, 2 * N, N * M, N - M, M * (N + 1), 3 * N - 3]
+FACTORS = [1, 2, 3, -2, 6, N, N + 1, 2 * N, 4 * M, N * M, N - M, M * (N + 1), 3 * N - 3]
 TERMS = st.lists(st.tuples(st.sampled_from(FACTORS), st.integers(0, 1), st.sampled_from([1, 2, N, N - 1, M, N - M, None])), max_size=2)
 
 
@@ -283,6 +283,7 @@ def test_sums_that_arenever_zero(rest: DimLike, plus: list, minus: list) -> None
 @pytest.mark.parametrize(("body", "steps"), [
     # columns of a matrix with a running index between: apart by what is left modulo the row
     ("for %i in 0..7 { for %k in 0..9 { %y[7*k + i] = f32 0.0 } }", "vectorize(i, 4)"),
+    ("for %i in 0..4 { for %k in 0..9 { %y[4*M*k + i] = f32 0.0 } }", "vectorize(i, 4)"),  # also where there is no row
     ("for %i in 0..N { for %k in 0..9 { %y[N*k + i] = f32 0.0 } }", "parallelize(i)"),
     ("for %i in 0..N + 1 { for %k in 0..9 { %y[(N + 1)*min(k, 4) + i] = f32 0.0 } }", "parallelize(i)"),
     # a stride that is positive because the loop has iterations
