@@ -12,14 +12,12 @@ hangs depend on a clock, so a seed gives the same run again.
 
 from __future__ import annotations
 
-import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -29,12 +27,9 @@ from .coverage import Coverage
 from .reduce import failure_of, reduced
 from .settings import MODES, Finding, Settings, Tally
 from .subject import AnySubject, Failure, Refused, Verdict, crash
+from .time_limit import TimeIsUp, limited
 
 REDUCTION_SECONDS = 20.0
-
-
-class _Hang(BaseException):
-    """A check takes too long. Not an Exception: no handler of the program under test shall catch it."""
 
 
 class Trial(Struct, frozen=True):
@@ -212,7 +207,7 @@ class Fuzzer:
             tally.refusals[reason] = tally.refusals.get(reason, 0) + 1
         except Failure as failure:
             return None, failure
-        except _Hang:
+        except TimeIsUp:
             return None, Failure("hang", "unknown", f"no result after {self.settings.hang_seconds:.0f} seconds")
         except Exception as error:  # which the subject did not expect: a finding all the same, and not the end
             return None, crash("unknown", error)
@@ -233,7 +228,7 @@ class Fuzzer:
                 subject.check(candidate, native)
 
         if self.settings.reduce and reduce and failure.kind != "hang":
-            with suppress(_Hang):  # a candidate that hangs ends the reduction
+            with suppress(TimeIsUp):  # a candidate that hangs ends the reduction
                 seen = failure_of(case, partial(check, native=False)) if native else None
                 native = native and (seen is None or seen.signature != failure.signature)  # else ten times as many candidates are tried
                 case, failure = reduced(subject, case, failure, partial(check, native=native), REDUCTION_SECONDS)
@@ -246,19 +241,3 @@ class Fuzzer:
 def known(entry: Entry) -> Trial:
     """An entry that is in the corpus already."""
     return Trial(entry.subject, entry.case, "corpus", keep=False)
-
-
-@contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Ends what runs in Python for too long, by the time of the process: on a busy machine the clock says nothing. (Machine code that
-    does not return, and what waits for ever, are ended from outside, with the process.)"""
-    def expired(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Hang
-
-    before = signal.signal(signal.SIGPROF, expired)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)

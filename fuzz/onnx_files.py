@@ -26,12 +26,12 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -51,6 +51,7 @@ from .onnx_seeds import Seeds, gathered
 from .parsers import flip_bits, remove, repeat, set_byte, set_integer, splice, truncate
 from .rebuild import chosen
 from .subject import Failure
+from .time_limit import TimeIsUp, limited
 
 IMPORT_SECONDS, COMPILE_SECONDS, SILENT_SECONDS = 5.0, 60.0, 300.0
 MEMORY = 2 << 30
@@ -120,25 +121,6 @@ def furnished(folder: Path) -> Path:
 # --- one file ---------------------------------------------------------------------------------------------------------------
 
 
-class _Late(BaseException):
-    """The time is up. Not an Exception: no handler of the program under test shall catch it."""
-
-
-@contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Ends what takes longer, in processor time."""
-    def late(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Late
-
-    before = signal.signal(signal.SIGPROF, late)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
-
-
 class Watch:
     """Sees which files are opened and what else is asked of the system while a model is imported (an audit hook)."""
 
@@ -193,7 +175,7 @@ def check_import(data: bytes, folder: Path, watch: Watch | None) -> tuple[Graph 
             with limited(IMPORT_SECONDS), watch or nullcontext():
                 graph = from_onnx(source)
                 verify(graph)
-        except _Late:
+        except TimeIsUp:
             raise Failure("hang", "import", f"no result after {IMPORT_SECONDS:.0f} s of processor time") from None
         except InternalError:
             raise
@@ -222,7 +204,7 @@ def check_compile(graph: Graph) -> str:
         try:
             with limited(COMPILE_SECONDS):
                 compile_graph(graph, "cpu", Options(cache=False, threads=1))
-        except _Late:
+        except TimeIsUp:
             raise Failure("hang", "compile", f"no result after {COMPILE_SECONDS:.0f} s of processor time") from None
         except InternalError:
             raise

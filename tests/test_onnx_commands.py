@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-import inspect
+import functools
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -264,10 +264,10 @@ def wrong(name: str, change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes an operator's mapping give something else."""
     true = STANDARD[name]
 
+    @functools.wraps(true)  # its parameters say what the operator takes
     def mapped(c: Any, *inputs: Any, **attributes: Any) -> Any:
         return change(c, true(c, *inputs, **attributes))
 
-    mapped.__signature__ = inspect.signature(true)  # type: ignore[attr-defined]
     monkeypatch.setitem(STANDARD, name, mapped)
 
 
@@ -332,9 +332,6 @@ def test_verify_says_what_it_did_not_compare(capsys) -> None:
     """Indices whose number data decides have no place in a node's model of their own, but for the declared sizes."""
     source = model([node("SplitToSequence", ["x"], ["q"], "pieces", axis=0), node("SequenceAt", ["q", "zero"], ["y"], "one")], ["y"],
                    [value("x", (2, 4))], {"zero": np.array(0, np.int64)})
-    report = survey(source)
-    if report.graph is None:
-        pytest.skip("sequences are not supported")
     text, _ = command(capsys, "verify", write(source), "--against", "reference", "--layers")
     assert "not compared: 'pieces' (SplitToSequence): 'q' is no tensor" in text
 
