@@ -31,7 +31,8 @@ Array = np.ndarray[Any, Any]
 Descriptor = tuple[str, np.dtype[Any], tuple[int | str, ...]]
 # of a plain machine: schedules made for it have small vectors and small tiles, which keeps interpretation short
 PLAIN = Caps(vector_bits=128, vector_registers=16, has_fma=True, has_masked_memory=False, has_mask_registers=False,
-             has_vnni=False, has_bf16=False, level1_bytes=32768, level2_bytes=262144, level3_bytes=0)
+             has_pairs=False, has_byte_pairs=False, has_quads=False, has_bf16=False, level1_bytes=32768, level2_bytes=262144,
+             level3_bytes=0)
 
 
 class ReferenceBackend:

@@ -32,6 +32,7 @@ from .ir.ops.compute import (
 )
 from .ir.ops.control import Const, Param
 from .ir.ops.shape import Broadcast, Iota, Reshape, SizeOf
+from .ir.ops.weight_only import WeightOnlyDot
 from .ir.ops.winograd import WinogradConv
 from .ir.types import TensorType
 
@@ -54,8 +55,9 @@ def count(node: Node) -> tuple[DimLike, DimLike, DimLike]:
     depth = contraction_depth(node)
     floating = node.dtype.is_float
     if depth is not None:
-        slots = elements * depth
-        return slots * 2 if floating else 0, slots, slots
+        products = elements * depth
+        slots = products // getattr(node.op, "step", 1)  # an instruction takes a word
+        return products * 2 if floating else 0, slots, slots
     match node.op:
         case Elementwise(function):
             slots = elements * WEIGHTS.get(function, 1)
@@ -81,8 +83,10 @@ def count(node: Node) -> tuple[DimLike, DimLike, DimLike]:
 def contraction_depth(node: Node) -> DimLike | None:
     """Multiply-adds for each element of a contraction; None for other ops."""
     match node.op:
-        case PackedDot() | PackedConv():
-            return node.inputs[1].shape[-2]
+        case PackedDot(step=step) | PackedConv(step=step):
+            return node.inputs[1].shape[-2] * step
+        case WeightOnlyDot():
+            return node.inputs[0].shape[-1]
         case Dot(lhs_contract=axes):
             return product(node.inputs[0].shape[a] for a in axes)
         case Conv() as op:

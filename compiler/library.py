@@ -115,22 +115,23 @@ def mean(b: Builder, x: Node, axes: Sequence[int], keep: bool = False) -> Node:
     return apply(b, "div", total, size_value(b, count, x.dtype))
 
 
-def matmul(b: Builder, x: Node, y: Node) -> Node:
-    """NumPy's matmul on operands of one dtype: vectors, broadcast batch axes."""
+def matmul(b: Builder, x: Node, y: Node, result: DType | None = None) -> Node:
+    """NumPy's matmul on operands of one dtype, or of narrow integers into `result`: vectors, broadcast batch axes."""
     if x.rank == 0 or y.rank == 0:
         raise CompileError("matmul: needs operands of rank 1 or more, found a scalar")
     if x.rank == 1 or y.rank == 1 or y.rank == 2:
-        return b.add(Dot((x.rank - 1,), (max(y.rank - 2, 0),)), x, y) if y.rank <= 2 else _vector_matmul(b, x, y)
+        op = Dot((x.rank - 1,), (max(y.rank - 2, 0),), result=result)
+        return b.add(op, x, y) if y.rank <= 2 else _vector_matmul(b, x, y, result)
     batch = broadcast_shapes(x.shape[:-2], y.shape[:-2])
     x = broadcast(b, x, (*batch, *x.shape[-2:]))
     y = broadcast(b, y, (*batch, *y.shape[-2:]))
     axes = tuple(range(len(batch)))
-    return b.add(Dot((x.rank - 1,), (y.rank - 2,), axes, axes), x, y)
+    return b.add(Dot((x.rank - 1,), (y.rank - 2,), axes, axes, result), x, y)
 
 
-def _vector_matmul(b: Builder, x: Node, y: Node) -> Node:
+def _vector_matmul(b: Builder, x: Node, y: Node, result: DType | None) -> Node:
     row = expand(b, x, (0,))
-    return squeeze(b, matmul(b, row, y), (y.rank - 2,))
+    return squeeze(b, matmul(b, row, y, result), (y.rank - 2,))
 
 
 def wrap_indices(b: Builder, indices: Node, size: DimLike) -> Node:

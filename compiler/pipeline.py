@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from .passes.forward_scales import forward_scales
 from .passes.fuse import fuse
 from .passes.hoist_invariants import hoist_invariants
 from .passes.inline_control import inline_control
+from .passes.lower_quantized import lower_quantized
 from .passes.pack_operands import pack_operands
 from .passes.share_divisors import share_divisors
 from .passes.share_sorts import share_sorts
@@ -88,6 +90,8 @@ def for_any_target(function: Change) -> Callable[[Graph, Options, Caps], Graph]:
 
 # states: `primitive`, no composite is left; `packed`, no contraction or window has operands as the user gave them; `fused`
 PASSES: tuple[Pass, ...] = (
+    Pass("lower_quantized", "contractions of dequantized bytes are of integers, where that gains time",
+         lambda graph, options, caps: in_bodies(partial(lower_quantized, caps=caps))(graph, options), "bounded"),
     Pass("decompose", "only primitives are left", for_any_target(decompose), makes=("primitive",)),
     Pass("inline_control", "no `if` on a constant is left", for_any_target(inline_control)),
     Pass("canonicalize", "identities applied; chains of one kind of movement are one", for_any_target(canonicalize), "bounded"),

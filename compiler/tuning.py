@@ -161,7 +161,7 @@ def groups_of(graph: Graph, options: Options, caps: Caps) -> list[Group]:
             if not (isinstance(rows, int) and isinstance(height, int) and isinstance(columns, int) and isinstance(work, int)):
                 continue
             key = (rows, columns, str(node.dtype))
-            if isinstance(node.op, WinogradConv) or accumulator_dtype(node.dtype) != node.dtype:
+            if isinstance(node.op, WinogradConv) or accumulator_dtype(node.dtype) != node.dtype or node.op.step > 1:
                 left_out.add(key)
             elif work and all(isinstance(n, int) for operand in node.inputs for n in operand.shape):
                 group = found.setdefault(key, Group(key, {}, 0, height))

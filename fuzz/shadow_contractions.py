@@ -114,7 +114,7 @@ def _terms(op: Any, x: Array, w: Array) -> int:
         case Dot():
             return prod(x.shape[a] for a in op.lhs_contract)
         case PackedDot() | PackedConv():
-            return int(w.shape[-2])
+            return int(w.shape[-2]) * op.step
     return prod(w.shape[:-1] if op.channels_last else w.shape[1:])
 
 

@@ -21,13 +21,14 @@ from .graph import Constant, Graph, Node, Op, attribute_names, attribute_problem
 from .ops.compute import PackedConv, PackedDot
 from .ops.control import Composite, Fusion, Param
 from .ops.table import ALL_OPS
+from .ops.weight_only import WeightOnlyDot
 from .ops.winograd import WinogradConv
 from .printer import format_node
 from .types import TensorType, TupleType, Type
 
 MAX_NESTING = 64
 _KNOWN = frozenset(ALL_OPS)
-_MADE_BY_PASSES: frozenset[type[Op]] = frozenset({Fusion, PackedDot, PackedConv, WinogradConv})
+_MADE_BY_PASSES: frozenset[type[Op]] = frozenset({Fusion, PackedDot, PackedConv, WinogradConv, WeightOnlyDot})
 # level -> ops that it does not allow: "source" is what front ends make, "primitive" what `decompose` leaves
 LEVELS: dict[str, frozenset[type[Op]]] = {
     "graph": frozenset(),

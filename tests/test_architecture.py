@@ -43,10 +43,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "cost": ("ir",),
     "collector": (),
     "library": ("ir", "ir.errors"),
+    "library_quantized": ("ir", "library"),
     # siblings: they meet in the IR
     "frontends": ("ir", "ir.errors", "library"),
-    "frontends.onnx": ("ir", "ir.errors", "library"),
-    "passes": ("ir", "ir.errors", "cost", "library", "options", "tiles"),
+    "frontends.onnx": ("ir", "ir.errors", "library", "library_quantized"),
+    "passes": ("ir", "ir.errors", "cost", "library", "library_quantized", "options", "tiles"),
     "lowering": ("ir", "ir.errors", "cost", "tiles"),
     # the compile half: joins passes, lowering and backends
     "pipeline": ("ir", "ir.errors", "options", "passes"),
@@ -72,17 +73,20 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "verifying": ("ir.errors", "agreement", "driver", "frontends.onnx", "onnx_peers", "options", "runtime"),
     "onnxruntime": ("ir", "ir.errors", "collector", "options", "driver", "frontends.onnx"),
     # what executes programs sits above the driver
+    "quantizing": ("ir", "ir.errors", "cost", "driver", "frontends.onnx", "library", "library_quantized", "options", "runtime"),
     "tools": ("ir", "ir.errors", "options", "driver", "loading", "runtime"),
+    # plain records of what is to be scheduled: of the IR it only reads graphs
+    "scheduling": ("ir", "ir.errors"),
     "fuzz": ("ir", "ir.errors", "build", "cost", "driver", "frontends.onnx", "library", "lowering", "options", "passes", "pipeline", "runtime"),
     "cli": ("ir", "ir.errors", "options", "machine", "key_facts", "launch_facts", "loading", "saving", "driver", "runtime", "version",
-            "tools", "fuzz", "checking", "onnx_peers", "verifying"),
+            "tools", "fuzz", "checking", "onnx_peers", "quantizing", "scheduling", "verifying"),
     "": ("version", "cli"),  # __init__ and __main__
 }
 # the first segment of a module's name, where its layer is called otherwise
 LAYER_OF = {
-    "cli_machine": "cli", "cli_model": "cli", "cli_onnx": "cli", "cli_passes": "cli", "cli_profile": "cli", "cli_fuzz": "cli", "cli_shared": "cli", "__init__": "", "__main__": "",
+    "cli_machine": "cli", "cli_model": "cli", "cli_onnx": "cli", "cli_passes": "cli", "cli_profile": "cli", "cli_fuzz": "cli", "cli_quantize": "cli", "cli_schedule": "cli", "cli_shared": "cli", "__init__": "", "__main__": "",
     "frontends.from_onnx": "frontends.onnx", "frontends.onnx_messages": "frontends.onnx", "frontends.onnx_ops": "frontends.onnx",
-    "frontends.onnx_calls": "frontends.onnx", "frontends.onnx_contents": "frontends.onnx", "frontends.onnx_dims": "frontends.onnx", "frontends.onnx_files": "frontends.onnx",
+    "frontends.onnx_calls": "frontends.onnx", "frontends.onnx_contents": "frontends.onnx", "frontends.onnx_dims": "frontends.onnx", "frontends.onnx_editing": "frontends.onnx", "frontends.onnx_files": "frontends.onnx",
     "frontends.onnx_limits": "frontends.onnx", "frontends.onnx_scopes": "frontends.onnx", "frontends.onnx_pieces": "frontends.onnx", "frontends.onnx_survey": "frontends.onnx",
 }
 # third party -> the layers that may import it; None: all
@@ -97,7 +101,8 @@ THIRD_PARTIES: dict[str, tuple[str, ...] | None] = {
     "onnxruntime": ("onnx_peers",),
     "google": ("frontends.onnx",),  # protobuf: what onnx raises on bad bytes
     "click": ("cli",),
-    "jinja2": ("fuzz",),
+    "jinja2": ("fuzz", "quantizing", "scheduling"),
+    "highspy": ("scheduling",),
 }
 # (module, imported) -> why it is not at the top
 LATE_IMPORTS = {
@@ -110,6 +115,14 @@ LATE_IMPORTS = {
     ("driver", "calibration"): "compiles and measures: only for reports",
     ("driver", "tuning"): "compiles and measures: only where that is asked for",
     ("cli_fuzz", "fuzz.report"): "needs the extra [fuzz]",
+    ("cli_quantize", "quantizing"): "compiles and runs programs: only when a model is quantized",
+    ("cli_quantize", "quantizing.recipes"): "compiles and runs programs: only when a model is quantized",
+    ("cli_quantize", "quantizing.texts"): "compiles and runs programs: only when a model is quantized",
+    ("cli_quantize", "quantizing.page"): "needs the extra [quantize]",
+    ("cli_quantize", "quantizing.write_onnx"): "needs the extra [onnx]",
+    ("frontends.onnx_editing", "onnx"): "a model of an older opset is converted by the package; reading and writing need its messages only",
+    ("cli_schedule", "scheduling.report"): "needs the extra [schedule]",
+    ("scheduling.integer_program", "highspy"): "needs the extra [schedule]",
     ("cli_onnx", "checking"): "the compile half, and the extra [onnx]: only when a model is checked",
     ("cli_onnx", "verifying"): "needs the extra [onnx]",
     ("onnx_peers", "onnx"): "what a model is compared with, where it is installed",

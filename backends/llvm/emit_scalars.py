@@ -8,6 +8,7 @@ and round once. Nothing is contracted, and no fast-math flag is set.
 from __future__ import annotations
 
 import operator
+import struct
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -24,6 +25,7 @@ from tilewright.backends.llvm.emit_text import (
     shaped,
     splat_text,
 )
+from tilewright.backends.llvm.emit_words import WORD_EMITTERS
 from tilewright.ir.errors import InternalError
 from tilewright.ir.types import BOOL, F16, F32, F64, I32, INDEX, DType
 
@@ -74,6 +76,8 @@ def emit_scalar(code: Function, name: str, operands: Sequence[Value]) -> Value:
     lanes = max([operand.lanes for operand in operands])
     if lanes:
         operands = [operand if operand.lanes == lanes else spread(code, operand, lanes) for operand in operands]
+    if name in WORD_EMITTERS:
+        return WORD_EMITTERS[name](code, list(operands))
     folded = fold_index(name, operands)
     if folded is not None:
         return folded
@@ -140,7 +144,13 @@ def _float_extreme(condition: str, propagate: bool) -> Callable[[Function, list[
         a, b = operands
         if propagate and b.is_constant and not a.is_constant:
             a, b = b, a
+        if not propagate and a.is_constant:
+            a, b = b, a
         best = choose(code, _float_test(code, condition, a, b), a, b)
+        if not propagate and b.is_constant and not _literal_nan(b):
+            number = _literal_number(b)
+            least, greatest = (number, a.greatest) if condition == "ogt" else (a.least, number)
+            return Value(best.text, best.dtype, best.lanes, least, greatest)
         if propagate:
             if a.is_constant:                         # literals are numbers, see _literal_nan
                 return best if not _literal_nan(a) else a
@@ -150,9 +160,18 @@ def _float_extreme(condition: str, propagate: bool) -> Callable[[Function, list[
     return emit
 
 
+def _literal_bits(value: Value) -> int:
+    """The bits of the float64 that a literal equals."""
+    return int(value.text[value.text.index("0x") + 2:].rstrip(")"), 16)
+
+
 def _literal_nan(value: Value) -> bool:
-    digits = value.text[value.text.index("0x") + 2:].rstrip(")")
-    return int(digits, 16) & 0x7FFFFFFFFFFFFFFF > 0x7FF0000000000000
+    return _literal_bits(value) & 0x7FFFFFFFFFFFFFFF > 0x7FF0000000000000
+
+
+def _literal_number(value: Value) -> float:
+    number: float = struct.unpack("<d", _literal_bits(value).to_bytes(8, "little"))[0]
+    return number
 
 
 def _float_sign(code: Function, operands: list[Value]) -> Value:
@@ -420,11 +439,20 @@ def _cast_to_float(code: Function, value: Value, dtype: DType) -> Value:
 
 def _saturate(code: Function, value: Value, dtype: DType, name: str) -> Value:
     """llvm.fpto[su]i.sat: NaN gives 0."""
+    if dtype.bits < 32 and _is_within(value, dtype):
+        whole = code.pure(f"fptosi {value.type} {value.text} to {shaped('i32', value.lanes)}")
+        return _resize(code, Value(whole, I32, value.lanes), dtype)
     if value.lanes and dtype.bits < 32:
         return _saturate_narrow(code, value, dtype)
     element, source = SCALAR_TYPES[dtype.name], SCALAR_TYPES[value.dtype.name]
     symbol = f"llvm.{name}.sat.{mangled(element, value.lanes)}.{mangled(source, value.lanes)}"
     return Value(code.call_pure(symbol, shaped(element, value.lanes), (value.type, value.text)), dtype, value.lanes)
+
+
+def _is_within(value: Value, dtype: DType) -> bool:
+    """Whether a float is known to be a number in the range of an integer dtype."""
+    limits = np.iinfo(dtype.numpy)
+    return value.least is not None and value.greatest is not None and value.least >= limits.min and value.greatest <= limits.max
 
 
 def _saturate_narrow(code: Function, value: Value, dtype: DType) -> Value:

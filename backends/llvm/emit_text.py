@@ -30,11 +30,14 @@ METADATA = '!0 = !{}\n!1 = !{!"branch_weights", i32 1, i32 99}\n!2 = !{i32 1}\n'
 
 
 class Value(Struct, frozen=True, eq=False):
-    """An LLVM operand: its text, dtype, and number of lanes (0: the same for all lanes)."""
+    """An LLVM operand: its text, dtype, and number of lanes (0: the same for all lanes). `least` and `greatest`: what a float is known
+    to lie between, where it is known to be a number."""
 
     text: str
     dtype: DType
     lanes: int = 0
+    least: float | None = None
+    greatest: float | None = None
 
     @property
     def is_constant(self) -> bool:

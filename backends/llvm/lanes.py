@@ -23,6 +23,9 @@ class MathOptions(Struct, frozen=True):
     has_fma: bool = True
     has_round: bool = True
     has_half: bool = True                             # conversions between float16 and float32 (F16C)
+    pairs_bits: int = 0                               # the widest vector that pmaddwd takes; 0: none does
+    byte_pairs_bits: int = 0                          # likewise pmaddubsw
+    quads_bits: int = 0                               # likewise vpdpbusd
 
 
 class Format(Struct, frozen=True):

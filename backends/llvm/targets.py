@@ -97,6 +97,25 @@ class Target(Struct, frozen=True):
         return self.has("avx512vnni", "avx512vl") or self.has("avxvnni") or self.has("dotprod")
 
     @property
+    def pairs_bits(self) -> int:
+        """The widest vector on which pairs of 16-bit integers are multiplied and added (pmaddwd); 0: none."""
+        if not self.is_x86:
+            return 0
+        return 512 if self.has("avx512bw") and self.vector_bits == 512 else 256 if self.has("avx2") else 128
+
+    @property
+    def byte_pairs_bits(self) -> int:
+        """The widest vector on which pairs of bytes are multiplied and added within 16 bits (pmaddubsw); 0: none."""
+        return self.pairs_bits if self.is_x86 and self.has("ssse3") else 0
+
+    @property
+    def quads_bits(self) -> int:
+        """The widest vector on which four bytes each are multiplied and added into int32 (vpdpbusd); 0: none."""
+        if not self.is_x86 or not self.has_vnni:
+            return 0
+        return 512 if self.has("avx512vnni") and self.vector_bits == 512 else 256
+
+    @property
     def has_bf16(self) -> bool:
         """Dot products of bfloat16 pairs into float32."""
         return self.has("avx512bf16", "avx512vl") or self.has("bf16")

@@ -38,7 +38,7 @@ from ..ir.loop import Alloc, Buffer, For, If, Let, Prefetch, Stmt, Store, loop_v
 from ..ir.ops.compute import Elementwise, PackedConv, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
 from ..ir.rewrite import COSTS
-from ..ir.types import INDEX
+from ..ir.types import I16, I32, INDEX, U32, dtype_of
 from ..tiles import Blocks, Tile
 from .inline import Index, Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
 from .left_operand import row_operand
@@ -332,18 +332,39 @@ class TileWork:
         row, r = self._row_loop()
         inner = self.inliner.inner()
         column = v * self.tile.lanes + j
+        old = inner.load(accumulator, (r, column))
+        if self.operand.step > 1:
+            value = self._products_of_words(inner, self._base(r, clamped) + self.operand.offset(at), self._right(at, v) + j, old)
+            update = self._over_columns(vector, lane, (Store(accumulator.name, (r, column), value),))
+            return For(row, self.tile.rows, "unrolled", (update,))
         right = self._read(inner, self.rhs, self._right(at, v) + j)
         if self.blocks.streams > 1 and self.tile.rows > 1:  # all rows, turned
             left = self._read(inner, self.lhs, at[0] * self.tile.rows + r)
         else:
             left = self._read(inner, self.lhs, self._base(r, clamped) + self.operand.offset(at))
-        old = inner.load(accumulator, (r, column))
         if self.dtype.is_float:
             value = inner.multiply_add(left, right, old)
         else:
             value = inner.scalar("add", inner.scalar("mul", left, right), old)
         update = self._over_columns(vector, lane, (Store(accumulator.name, (r, column), value),))
         return For(row, self.tile.rows, "unrolled", (update,))
+
+    def _products_of_words(self, inner: Inliner, left: DimLike, right: DimLike, old: Node) -> Node:
+        """A word of the panel times the elements of the left operand that belong to it, and what was summed before."""
+        step = self.operand.step
+        unsigned = dtype_of(f"uint{32 // step}")
+        word = None  # the elements side by side: one load for the backend
+        for i in range(step):
+            element = inner.bitcast(inner.load(self._flat(self.lhs), (left + i,)), unsigned)
+            part = inner.scalar("shl", inner.cast(element, U32), inner.literal(i * 32 // step, U32))
+            word = part if word is None else inner.scalar("or", word, part)
+        assert word is not None
+        weights = inner.load(self._flat(self.rhs), (right,))
+        if weights.dtype == I16:
+            weights = inner.scalar("widen_pairs", weights)
+        assert isinstance(self.node.op, (PackedDot, PackedConv))
+        function = "dot_pairs" if step == 2 else "dot_quads_saturating" if self.node.op.saturates else "dot_quads"
+        return inner.scalar(function, inner.bitcast(word, I32), weights, old)
 
     def _base(self, row: DimLike, clamped: bool) -> DimLike:
         """Where the row of the left operand lies that a row of the tile reads."""
@@ -360,8 +381,10 @@ class TileWork:
         return dim_min(self.first_row + row, last) if clamped else self.first_row + row
 
     def _read(self, inliner: Inliner, buffer: Buffer, flat: DimLike) -> Node:
-        shape = Buffer(buffer.name, buffer.dtype, (product(buffer.shape),), buffer.space)
-        return inliner.cast(inliner.load(shape, (flat,)), self.dtype)
+        return inliner.cast(inliner.load(self._flat(buffer), (flat,)), self.dtype)
+
+    def _flat(self, buffer: Buffer) -> Buffer:
+        return Buffer(buffer.name, buffer.dtype, (product(buffer.shape),), buffer.space)
 
     def _epilogue(self, accumulator: Buffer, guarded: bool) -> tuple[Stmt, ...]:
         """Spelled out for each vector of the tile; as loops over the tile in memory where it is guarded, since edges are

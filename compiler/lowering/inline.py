@@ -152,10 +152,14 @@ class Inliner:
     def multiply_add(self, x: Node, y: Node, total: Node) -> Node:
         """A step of a sum of products, rounded once only where that takes no more than rounding twice: without the instruction
         it takes tens of them."""
-        return self.scalar("fma", x, y, total) if self.fused else self.scalar("add", self.scalar("mul", x, y), total)
+        fused = self.fused and total.dtype.is_float
+        return self.scalar("fma", x, y, total) if fused else self.scalar("add", self.scalar("mul", x, y), total)
 
     def cast(self, x: Node, dtype: DType) -> Node:
         return x if x.dtype == dtype else self.builder.add(Cast(dtype), x)
+
+    def bitcast(self, x: Node, dtype: DType) -> Node:
+        return x if x.dtype == dtype else self.builder.add(Bitcast(dtype), x)
 
     def load(self, buffer: Buffer, index: Index) -> Node:
         """An element; parameters of a kernel are addressed flat, allocations by axis."""
@@ -429,7 +433,7 @@ def _conv_term(node: Node, index: Index) -> tuple[tuple[DimLike, ...], Term]:
         source = group * per_group + c
         left = inliner.value(x, (index[0], *place, source) if last else (index[0], source, *place))
         for known in inside:
-            left = inliner.scalar("select", known, left, inliner.literal(0.0, x.dtype))
+            left = inliner.scalar("select", known, left, inliner.literal(0.0 if x.dtype.is_float else 0, x.dtype))
         right = (*taps, c, channel) if last else (channel, c, *taps)
         return _product(inliner, left, inliner.value(w, right), accumulator)
 

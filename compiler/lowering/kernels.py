@@ -42,6 +42,7 @@ from ..ir.ops.compute import (
 )
 from ..ir.ops.control import Fusion, Param
 from ..ir.ops.shape import Broadcast, Concat, Pad, Reshape, ScatterAlong, ScatterND, Slice, Transpose, UpdateSlice, unproved_windows
+from ..ir.ops.weight_only import WeightOnlyDot
 from ..ir.ops.winograd import WinogradConv
 from ..ir.schedule import Schedule, apply_legal
 from ..ir.types import INDEX, TensorType
@@ -59,6 +60,7 @@ from .rows import LONG_CHAINS, RowKernel
 from .sorting import key_type, lower_argsort, lower_sort
 from .special import lower_cumulative, lower_scatter
 from .streams import streamed
+from .weight_only import Operands, choose_plan, lower_weight_only
 from .windows import lower_windows
 from .winograd import choose_block, lower_winograd
 
@@ -205,6 +207,8 @@ class KernelMaker:
         core = _core_of(body)
         if isinstance(core.op, WinogradConv):
             return [(self._winograd(body, core, loc), order, {})]
+        if isinstance(core.op, WeightOnlyDot):
+            return [(self._weight_only(body, core, loc), order, {})]
         count = core.op.batch if isinstance(core.op, PackedDot) else 0
         columns = core.inputs[1].shape[-1]
         assert isinstance(columns, int)
@@ -246,7 +250,8 @@ class KernelMaker:
         depth, dtype = core.inputs[1].shape[-2], core.inputs[1].dtype
         if isinstance(core.op, PackedDot):
             blocks = choose_blocks(product(core.shape[:batch]), rows, columns, depth, tile, dtype, self.caps)
-            return replace(blocks, streams=1) if core.op.symmetric else blocks
+            turns = blocks.streams > 1 and tile.rows > 1  # of which there is none for words
+            return replace(blocks, streams=1) if core.op.symmetric or turns and core.op.step > 1 else blocks
         assert isinstance(core.op, PackedConv) and isinstance(columns, int)
         return choose_window_blocks(rows, columns // core.op.groups, depth, tile, dtype, self.caps)
 
@@ -283,6 +288,17 @@ class KernelMaker:
                                    Inliner(inputs, names, self.caps.has_fma), choose_block(core, self.caps))
         nests = [Nest(statement), *self._borders(body, out, inputs, names)]
         return self._kernel(body.name, [*inputs.values(), out], nests, loc, Choice("winograd"))
+
+    def _weight_only(self, body: Graph, core: Node, loc: Loc) -> Kernel:
+        inputs = {p: Buffer(f"x{i}", p.dtype, p.shape, "in") for i, p in enumerate(body.params)}
+        out = Buffer("y0", body.results[0].dtype, body.results[0].shape, "out")
+        names = self._fresh_names(body)
+        lhs, words, scales, *points = (inputs[x] for x in core.inputs)
+        operands = Operands(lhs, words, scales, points[0] if points else None)
+        statements = lower_weight_only(core, body.results[0], out, operands, Inliner(inputs, names, self.caps.has_fma),
+                                       choose_plan(core, self.caps))
+        nests = [*map(Nest, statements), *self._borders(body, out, inputs, names)]
+        return self._kernel(body.name, [*inputs.values(), out], nests, loc, Choice("weight_only"))
 
     def _borders(self, body: Graph, out: Buffer, inputs: dict[Node, Buffer], names: Names) -> list[Nest]:
         """What lies around a result that is padded."""
@@ -398,7 +414,7 @@ def _general_blocks(blocks: Blocks, values: dict[str, DimLike]) -> Blocks:
 
 def _core_of(body: Graph) -> Node:
     """The contraction of a group."""
-    return next(n for n in body.nodes() if isinstance(n.op, (PackedDot, PackedConv, WinogradConv)))
+    return next(n for n in body.nodes() if isinstance(n.op, (PackedDot, PackedConv, WinogradConv, WeightOnlyDot)))
 
 
 def _window_check(inliner: Inliner, node: Node, low: DimLike, high: DimLike, count: DimLike, extent: DimLike,

@@ -13,6 +13,7 @@ from msgspec import Struct
 from ..ir.dims import DimLike, product
 from ..ir.graph import Node
 from ..ir.ops.compute import PackedConv, PackedDot
+from ..ir.ops.weight_only import WeightOnlyDot
 from .inline import Index, flatten_index, unflatten_index
 
 
@@ -21,7 +22,8 @@ class Operand(Struct, frozen=True):
 
     `steps`: extents of the loops over the contraction, outer first. `read(bases, at)` is the flat address for a row
     whose base address is given; `base(row)` that base. `panel(at)` the position along the packed operand's second axis.
-    `run`: rows that lie `distance` apart each, counted from a multiple of it (0: nothing is known).
+    `run`: rows that lie `distance` apart each, counted from a multiple of it (0: nothing is known). A step is a word of `step`
+    elements that lie beside one another.
     """
 
     rows: DimLike
@@ -31,6 +33,7 @@ class Operand(Struct, frozen=True):
     panel: Callable[[Index], DimLike]
     run: DimLike = 0
     distance: DimLike = 0
+    step: int = 1
 
 
 def row_operand(node: Node, batch: Index, group: DimLike = 0) -> Operand:
@@ -38,11 +41,15 @@ def row_operand(node: Node, batch: Index, group: DimLike = 0) -> Operand:
     match node.op:
         case PackedDot(symmetric=True):
             return _panel_operand(node, batch)
-        case PackedDot(batch=count):
+        case PackedDot(batch=count, step=step):
             shape = node.inputs[0].shape
             rows, depth = product(shape[count:-1]), shape[-1]
             start = flatten_index(batch, shape[:count]) * rows * depth
-            return Operand(rows, (depth,), lambda row: start + row * depth, lambda at: at[0], lambda at: at[0])
+            steps = node.inputs[1].shape[-2]
+            return Operand(rows, (steps,), lambda row: start + row * depth, lambda at: at[0] * step, lambda at: at[0], step=step)
+        case WeightOnlyDot():
+            *lead, depth = node.inputs[0].shape
+            return Operand(product(lead), (depth,), lambda row: row * depth, lambda at: at[0], lambda at: at[0])
         case PackedConv():
             return _window_operand(node, group)
     raise AssertionError(f"{node.op.spelling} is no contraction")
@@ -62,7 +69,8 @@ def _panel_operand(node: Node, batch: Index) -> Operand:
 def _window_operand(node: Node, group: DimLike) -> Operand:
     op, x = node.op, node.inputs[0]
     assert isinstance(op, PackedConv)
-    channels = node.inputs[1].shape[-2] // product(op.kernel)  # of one group
+    words = node.inputs[1].shape[-2] // product(op.kernel)  # of the channels of one group
+    channels = words * op.step
     strides = [product(x.shape[a + 1:]) for a in range(x.rank)]
     out = node.shape[:-1]
 
@@ -73,12 +81,12 @@ def _window_operand(node: Node, group: DimLike) -> Operand:
 
     # taps along the last axis lie beside one another: with dilation 1 they and all channels are one loop
     joined = op.dilation[-1] == 1 and op.groups == 1
-    taps = (*op.kernel[:-1], op.kernel[-1] * channels) if joined else (*op.kernel, channels)
+    taps = (*op.kernel[:-1], op.kernel[-1] * words) if joined else (*op.kernel, words)
     steps = [d * w for d, w in zip(op.dilation[:-1], strides[1:-2])] + (
-        [1] if joined else [op.dilation[-1] * strides[-2], 1])
+        [op.step] if joined else [op.dilation[-1] * strides[-2], op.step])
 
     def offset(at: Index) -> DimLike:
         return sum((i * s for i, s in zip(at, steps, strict=True)), start=0)
 
     distance = strides[-2] * op.strides[-1]
-    return Operand(product(out), taps, base, offset, lambda at: flatten_index(at, taps), out[-1], distance)
+    return Operand(product(out), taps, base, offset, lambda at: flatten_index(at, taps), out[-1], distance, op.step)

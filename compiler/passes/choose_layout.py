@@ -77,7 +77,7 @@ class _Layout:
         if isinstance(node.op, Conv) and not node.op.channels_last:
             old = node.op
             kernel = move_axes(b, self.as_plain(node.inputs[1]), [*range(2, node.rank), 1, 0])
-            conv = Conv(old.strides, old.padding, old.dilation, old.input_dilation, old.groups, True)
+            conv = Conv(old.strides, old.padding, old.dilation, old.input_dilation, old.groups, True, old.result)
             return b.add(conv, self.as_last(node.inputs[0]), kernel, loc=node.loc)
         if not any(i in self.last for i in node.inputs) or not isinstance(node.type, TensorType):
             return None

@@ -58,6 +58,7 @@ from ..ir.ops.shape import (
     Transpose,
     UpdateSlice,
 )
+from ..ir.ops.weight_only import WeightOnlyDot
 from ..ir.ops.winograd import WinogradConv
 from ..ir.types import TensorType
 from ..options import Options
@@ -73,7 +74,7 @@ SMALL_ROW = 16     # rows shorter than this are reduced element by element
 INLINE = (Elementwise, Cast, Bitcast, Broadcast, Reshape, Transpose, Slice, Iota, SizeOf, Take, TakeAlong, GatherND)
 REGION = (Concat, Pad, UpdateSlice)
 INNER_LOOP = (Reduce, ReduceWindow, Conv, Dot, ArgReduce)
-CONTRACTION = (PackedDot, PackedConv, WinogradConv)
+CONTRACTION = (PackedDot, PackedConv, WinogradConv, WeightOnlyDot)
 OWN_LOWERING = (Sort, ArgSort, Cumulative, ScatterND, ScatterAlong, If, While, Scan)
 # ops whose operands are read more than once an element
 REREADING = (ReduceWindow, Conv, Dot, Broadcast)

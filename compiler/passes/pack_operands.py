@@ -24,18 +24,20 @@ from collections.abc import Sequence
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..ir.caps import Caps
-from ..ir.dims import DimLike, bounds, ceildiv, divides, product
+from ..ir.dims import DimLike, bounds, product
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.compute import Conv, Dot, Elementwise, PackedConv, PackedDot, ReduceWindow, accumulator_dtype, reduction_identity
-from ..ir.ops.control import Param
 from ..ir.ops.shape import Broadcast, Concat, Slice, Take, Transpose, UpdateSlice
 from ..ir.rewrite import rewrite_graph
-from ..ir.types import I64, TensorType
+from ..ir.types import F32, I64, DType, TensorType
 from ..library import apply, broadcast, cast, constant, full, pad, reduce, reshape, slice_axis, transpose
 from ..options import Options
 from ..tiles import panel_columns
+from .pack_integers import largest, packed_integer_conv, packed_integers
+from .panels import pack_columns
 from .winograd import fast_convolution, known_array
 
 MOST_PARTS = 16  # convolutions that one transposed convolution may become
@@ -80,8 +82,13 @@ def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps, only: bool 
     left = reshape(b, transpose(b, lhs, [*op.lhs_batch, *free_left, *op.lhs_contract]), (*batch, *rows, depth))
     width = product(columns)
     right = reshape(b, transpose(b, rhs, [*op.rhs_batch, *op.rhs_contract, *free_right]), (*batch, depth, width))
-    if width == 1 or not lhs.dtype.is_float:
-        return _sum_of_products(b, left, right, len(batch), rows, columns) if width == 1 else None
+    if width == 1:
+        return _sum_of_products(b, left, right, len(batch), rows, columns, op.result)
+    if op.result is not None:
+        value = packed_integers(b, left, right, len(batch), caps)
+        return reshape(b, value, (*batch, *rows, *columns))
+    if not lhs.dtype.is_float:
+        return None
     tile = panel_columns(width, product(rows), accumulator_dtype(lhs.dtype), caps, depth)
     packed = pack_columns(b, right, len(batch), tile)
     gated = _gated(lhs, op) if only and not batch and _is_less(width, rows) else None
@@ -131,42 +138,14 @@ def _is_worth_mirroring(width: DimLike, depth: DimLike, tile: int) -> bool:
 
 
 def _sum_of_products(b: Builder, left: Node, right: Node, batch: int, rows: tuple[DimLike, ...],
-                     columns: tuple[DimLike, ...]) -> Node:
+                     columns: tuple[DimLike, ...], result: DType | None) -> Node:
     """One column: the products of each row with it, summed in the dtype that contractions accumulate in."""
-    dtype, ones = left.dtype, (1,) * len(rows)
+    dtype, ones = result or left.dtype, (1,) * len(rows)
     left, right = (cast(b, x, accumulator_dtype(dtype)) for x in (left, right))
     row = reshape(b, right, (*right.shape[:batch], *ones, right.shape[batch]))
     products = apply(b, "mul", left, broadcast(b, row, left.shape))
     total = cast(b, reduce(b, "sum", products, (left.rank - 1,)), dtype)
     return reshape(b, total, (*left.shape[:-1], *columns))
-
-
-def pack_columns(b: Builder, matrix: Node, batch: int, tile: int) -> Node:
-    """[*batch, K, N] -> [*batch, ceil(N / tile), K, tile], zeros past N. Where the last panel may not be full it is made apart, so
-    that all others are read where they lie and not from a copy with zeros beside it."""
-    width = matrix.shape[batch + 1]
-    others = ceildiv(width, tile) - 1
-    if bounds(others)[1] < 2 or divides(tile, width) or bounds(width)[0] < 1 or _is_known(matrix):
-        return _panels(b, matrix, batch, others + 1, tile)
-    last = slice_axis(b, matrix, batch + 1, others * tile, (width - 1) % tile + 1)
-    return b.add(Concat(batch), _panels(b, slice_axis(b, matrix, batch + 1, 0, others * tile), batch, others, tile),
-                 _panels(b, last, batch, 1, tile))
-
-
-def _panels(b: Builder, matrix: Node, batch: int, panels: DimLike, tile: int) -> Node:
-    depth, width = matrix.shape[batch], matrix.shape[batch + 1]
-    zeros = [0] * matrix.rank
-    padded = pad(b, matrix, zeros, [*zeros[:-1], panels * tile - width])
-    split = reshape(b, padded, (*matrix.shape[:batch], depth, panels, tile))
-    axes = list(range(batch))
-    return transpose(b, split, [*axes, batch + 1, batch, batch + 2])
-
-
-def _is_known(node: Node) -> bool:
-    """Whether a node is a constant, moved or not: packing is folded then."""
-    while len(node.inputs) == 1:
-        node = node.inputs[0]
-    return not node.inputs and not isinstance(node.op, Param)
 
 
 def _pack_conv(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps: Caps, only: bool = False) -> Node | None:
@@ -180,12 +159,19 @@ def _pack_conv(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps: C
     kernel, channels, out = w.shape[:-2], w.shape[-2], w.shape[-1]
     assert isinstance(out, int)
     taps = product(kernel)
+    if op.groups != 1 and channels == 1:
+        depthwise = Conv(op.strides, kept, op.dilation, (1,) * rank, op.groups, True)
+        if op.result is None:
+            return b.add(depthwise, x, w)
+        if isinstance(taps, int) and taps * largest(x) * largest(w) <= 2 ** 24:
+            return cast(b, b.add(depthwise, cast(b, x, F32), cast(b, w, F32)), op.result)  # exact, and multiplied in one instruction
+        return b.add(replace(depthwise, result=op.result), x, w)
+    if op.result is not None and (op.groups != 1 or taps != 1 or any(s != 1 for s in op.strides)):
+        return packed_integer_conv(b, op, x, w, caps)
     if op.groups != 1:
-        if channels == 1 or not x.dtype.is_float:
-            return b.add(Conv(op.strides, kept, op.dilation, (1,) * rank, op.groups, True), x, w)
         return _pack_groups(b, op, x, w, options, caps)
     if taps == 1 and all(s == 1 for s in op.strides):
-        return _pack_dot(b, Dot((x.rank - 1,), (0,)), x, reshape(b, w, (channels, out)), caps, only)
+        return _pack_dot(b, Dot((x.rank - 1,), (0,), result=op.result), x, reshape(b, w, (channels, out)), caps, only)
     tile = panel_columns(out, product(x.shape[:-1]), accumulator_dtype(x.dtype), caps)
     fast = fast_convolution(b, op, x, w, tile, options, caps)
     if fast is not None:
@@ -266,7 +252,7 @@ def _interleaved(b: Builder, op: Conv, shape: tuple[DimLike, ...], x: Node, w: N
     places would need weights of zero, ceil(k / e) * e for each q, and carry a NaN of x to outputs that do not read it.
     """
     if 0 in shape:
-        return full(b, 0, x.dtype, shape)
+        return full(b, 0, op.result or x.dtype, shape)
     together = op.groups == 1 or math.prod(op.input_dilation) > MOST_PARTS  # groups want their channels side by side
     axes = [_axis(op, a, int(k), n, out, together)
             for a, (k, n, out) in enumerate(zip(w.shape, x.shape[1:-1], shape[1:-1]))]
@@ -323,7 +309,7 @@ def _part(b: Builder, op: Conv, axes: Sequence[_Axis], phases: Sequence[_Phase],
     counts = [1 if a.split else a.every for a in axes]
     shape = (x.shape[0], *(a.size for a in axes), 1, groups, *(c for a, c in zip(axes, counts) if not a.split), out // groups)
     if any(not phase.taps for phase in phases):
-        return full(b, 0, x.dtype, shape)
+        return full(b, 0, op.result or x.dtype, shape)
     for axis, phase in enumerate(phases, 1):
         cut = min(phase.low, 0) + min(phase.high, 0)
         x = slice_axis(b, x, axis, max(-phase.low, 0), x.shape[axis] + cut) if cut else x
@@ -334,7 +320,7 @@ def _part(b: Builder, op: Conv, axes: Sequence[_Axis], phases: Sequence[_Phase],
     w = reshape(b, w, (*w.shape[:-1], groups, out // groups))
     w = transpose(b, w, [*range(0, 2 * rank, 2), 2 * rank, 2 * rank + 1, *range(1, 2 * rank, 2), 2 * rank + 2])
     w = reshape(b, w, (*window, w.shape[rank], math.prod(counts) * out))
-    plain = Conv(op.strides, ((0, 0),) * rank, tuple(p.dilation for p in phases), (1,) * rank, groups, True)
+    plain = Conv(op.strides, ((0, 0),) * rank, tuple(p.dilation for p in phases), (1,) * rank, groups, True, op.result)
     value = _pack_conv(b, plain, x, w, options, caps)
     assert value is not None
     return reshape(b, value, shape)
@@ -342,7 +328,7 @@ def _part(b: Builder, op: Conv, axes: Sequence[_Axis], phases: Sequence[_Phase],
 
 def _dilated(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps: Caps) -> Node | None:
     """A transposed convolution with the zeros between the elements written."""
-    plain = Conv(op.strides, op.padding, op.dilation, (1,) * len(op.strides), op.groups, True)
+    plain = Conv(op.strides, op.padding, op.dilation, (1,) * len(op.strides), op.groups, True, op.result)
     return _pack_conv(b, plain, _spread(b, x, op.input_dilation), w, options, caps)
 
 

@@ -13,12 +13,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..dims import DimLike, bounds, ceildiv, evaluate, product
+from ..dims import DimLike, bounds, ceildiv, divides, evaluate, product
 from ..errors import CompileError, IndexFailure, RuntimeFailure
 from ..graph import Array, Binding, Op, Sample
-from ..types import BOOL, F32, F64, I32, I64, DType, TensorType, Type, dtype_of
+from ..types import BOOL, F32, F64, I8, I16, I32, I64, U8, DType, TensorType, Type, dtype_of
 from .scalar import SCALARS, evaluate_scalar, result_dtype
 from .shape import check_axis, operands
+
+# the dtypes of a sample, by rule
+SAMPLED = {"bits": (BOOL, I32), "integer": (I32,), "float": (F32, F64), "test": (F32,), "words": (I32,), "widen": (I16,)}
 
 
 class Elementwise(Op, frozen=True):
@@ -48,7 +51,7 @@ class Elementwise(Op, frozen=True):
     def samples(cls) -> tuple[Sample, ...]:
         found = []
         for row in SCALARS.values():
-            dtypes = {"bits": (BOOL, I32), "integer": (I32,), "float": (F32, F64), "test": (F32,)}.get(row.rule, (F32, I64))
+            dtypes = SAMPLED.get(row.rule, (F32, I64))
             for dtype in dtypes:
                 types = [TensorType(dtype, (3, 5))] * row.arity
                 if row.rule == "select":
@@ -309,22 +312,37 @@ def matmul_arrays(subscripts: str, left: Array, right: Array) -> Array:
         return np.asarray(np.einsum(subscripts, left, right, optimize=dtype.kind == "f"), dtype=dtype)
 
 
+def contraction_dtype(op: Op, lhs: DType, rhs: DType, result: DType | None) -> DType:
+    """The dtype that a contraction of these operands gives."""
+    if result is None:
+        if lhs != rhs or lhs.is_bool:
+            raise CompileError(f"{op.spelling}: needs two operands of one number dtype, found {lhs} and {rhs}")
+        return lhs
+    if result != I32 or lhs not in NARROW or rhs not in NARROW:
+        raise CompileError(f"{op.spelling}: a sum in {result} is of i8, u8 or i16 into i32, found {lhs} and {rhs}")
+    return result
+
+
+NARROW = (I8, U8, I16)  # what is multiplied into sums of another dtype
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class Dot(Op, frozen=True):
-    """General contraction: result axes are batch, then free axes of lhs, then free axes of rhs (XLA's dot_general)."""
+    """General contraction: result axes are batch, then free axes of lhs, then free axes of rhs (XLA's dot_general).
+
+    `result`: i32 where narrow integers (i8, u8, i16, each operand its own) are multiplied and summed in int32; none where
+    everything has one dtype."""
 
     name: ClassVar[str] = "dot"
     lhs_contract: tuple[int, ...]
     rhs_contract: tuple[int, ...]
     lhs_batch: tuple[int, ...] = ()
     rhs_batch: tuple[int, ...] = ()
+    result: DType | None = None
 
     def infer(self, *types: Type) -> Type:
         lhs, rhs = operands(self, types, 2)
-        if lhs.dtype != rhs.dtype or lhs.dtype.is_bool:
-            raise CompileError(f"dot: needs two operands of one number dtype, found {lhs.dtype} and {rhs.dtype}")
+        dtype = contraction_dtype(self, lhs.dtype, rhs.dtype, self.result)
         for label, ours, theirs in (("contracting", self.lhs_contract, self.rhs_contract),
                                     ("batch", self.lhs_batch, self.rhs_batch)):
             if len(ours) != len(theirs):
@@ -341,10 +359,10 @@ class Dot(Op, frozen=True):
         shape = [lhs.shape[a] for a in self.lhs_batch]
         shape += [n for a, n in enumerate(lhs.shape) if a not in used_left]
         shape += [n for a, n in enumerate(rhs.shape) if a not in used_right]
-        return TensorType(lhs.dtype, tuple(shape))
+        return TensorType(dtype, tuple(shape))
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
-        lhs, rhs = inputs
+        lhs, rhs = inputs if self.result is None else (x.astype(self.result.numpy) for x in inputs)
         left = list(_LETTERS[:lhs.ndim])
         right = list(_LETTERS[lhs.ndim:lhs.ndim + rhs.ndim])
         for a, b in zip(self.lhs_batch + self.lhs_contract, self.rhs_batch + self.rhs_contract):
@@ -358,7 +376,47 @@ class Dot(Op, frozen=True):
     def samples(cls) -> tuple[Sample, ...]:
         return (Sample(cls((1,), (0,)), (TensorType(F32, (5, 7)), TensorType(F32, (7, 19)))),
                 Sample(cls((2,), (2,), (0,), (0,)), (TensorType(F32, (2, 3, 4)), TensorType(F32, (2, 5, 4)))),
-                Sample(cls((0,), (0,)), (TensorType(I32, (6,)), TensorType(I32, (6,)))))
+                Sample(cls((0,), (0,)), (TensorType(I32, (6,)), TensorType(I32, (6,)))),
+                Sample(cls((1,), (0,), result=I32), (TensorType(U8, (5, 7)), TensorType(I8, (7, 19)))),
+                Sample(cls((2,), (2,), (0,), (0,), I32), (TensorType(I16, (2, 3, 4)), TensorType(I8, (2, 5, 4)))))
+
+
+# words of a packed operand: (elements of the contraction that one holds, its dtype) -> the dtypes of the left operand and of what it holds
+WORDS = {(2, I16): (I16, I8), (2, I32): (I16, I16), (4, I32): (U8, I8)}
+
+
+def packed_dtype(op: Op, lhs: DType, rhs: DType, step: int) -> DType:
+    """The dtype that a contraction with a packed right operand gives."""
+    if step == 1:
+        if lhs != rhs or not lhs.is_float and not lhs.is_integer:
+            raise CompileError(f"{op.spelling}: dtypes differ or are bool: {lhs} vs {rhs}")
+        return lhs
+    if WORDS.get((step, rhs), (None,))[0] != lhs:
+        known = "; ".join(f"{n} elements in {word} with {left}" for (n, word), (left, _) in WORDS.items())
+        raise CompileError(f"{op.spelling}: words of {step} elements in {rhs} do not fit {lhs}; there are {known}")
+    return I32
+
+
+def check_saturation(op: Op, step: int, saturates: bool) -> None:
+    if saturates and step != 4:
+        raise CompileError(f"{op.spelling}: only sums of the products of four bytes saturate, found words of {step}")
+
+
+def saturating_sums(rows: Array, columns: Array) -> Array:
+    """[*batch, M, K] bytes times [*batch, K, N], the products of two neighbours added within 16 bits."""
+    left = rows.astype(np.int32).reshape(*rows.shape[:-1], rows.shape[-1] // 2, 2)
+    right = columns.astype(np.int32).reshape(*columns.shape[:-2], columns.shape[-2] // 2, 2, columns.shape[-1])
+    pairs = np.einsum("...mkp,...kpn->...mkn", left, right)
+    return np.clip(pairs, -32768, 32767).sum(axis=-2, dtype=np.int32)
+
+
+def unpacked_words(words: Array, step: int) -> Array:
+    """[.., steps, columns] words -> [.., steps * step, columns] in int32."""
+    if step == 1:
+        return words
+    held = WORDS[step, dtype_of(words.dtype)][1].numpy
+    parts = np.ascontiguousarray(words).view(held).reshape(*words.shape, step).astype(np.int32)
+    return np.moveaxis(parts, -1, -2).reshape(*words.shape[:-2], words.shape[-2] * step, words.shape[-1])
 
 
 class PackedDot(Op, frozen=True):
@@ -369,28 +427,36 @@ class PackedDot(Op, frozen=True):
 
     `symmetric`: the product of the transpose of what rhs packs with that, lhs being rhs itself -> [*batch, N, N]. It is its own
     transpose to the bit.
+
+    `step`: how many elements along K a word of rhs holds, which is [*batch, ceil(N / tile), K / step, tile] then. Integers alone
+    are packed so (`WORDS`), and the sums are int32. `saturates`: of words of four bytes the products of two neighbours are added
+    within 16 bits, as some instructions do; passes let it only where that changes nothing.
     """
 
     name: ClassVar[str] = "packed_dot"
     batch: int
     columns: DimLike
     symmetric: bool = False
+    step: int = 1
+    saturates: bool = False
 
     def infer(self, *types: Type) -> Type:
         lhs, rhs = operands(self, types, 2)
-        if lhs.dtype != rhs.dtype or not lhs.dtype.is_float and not lhs.dtype.is_integer:
-            raise CompileError(f"packed_dot: dtypes differ or are bool: {lhs.dtype} vs {rhs.dtype}")
+        dtype = packed_dtype(self, lhs.dtype, rhs.dtype, self.step)
+        check_saturation(self, self.step, self.saturates)
         tile = rhs.shape[-1] if rhs.rank else None
         if rhs.rank != self.batch + 3 or lhs.rank < self.batch + 1 or not isinstance(tile, int):
             raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit {self.batch} batch axes")
-        fits = lhs == rhs if self.symmetric else lhs.shape[:self.batch] == rhs.shape[:self.batch] and lhs.shape[-1] == rhs.shape[-2]
+        fits = (lhs == rhs if self.symmetric
+                else lhs.shape[:self.batch] == rhs.shape[:self.batch] and lhs.shape[-1] == rhs.shape[-2] * self.step)
         if not fits or rhs.shape[-3] != ceildiv(self.columns, tile):
             raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit, columns {self.columns}")
         lead = (*lhs.shape[:self.batch], self.columns) if self.symmetric else lhs.shape[:-1]
-        return TensorType(lhs.dtype, (*lead, self.columns))
+        return TensorType(dtype, (*lead, self.columns))
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
-        lhs, rhs = inputs
+        lhs, rhs = inputs[0], unpacked_words(inputs[1], self.step)
+        lhs = lhs if self.step == 1 else lhs.astype(np.int32)
         b = self.batch
         columns = evaluate(self.columns, binding)
         dense = np.moveaxis(rhs, -3, -2).reshape(*rhs.shape[:b], rhs.shape[-2], rhs.shape[-3] * rhs.shape[-1])[..., :columns]
@@ -400,13 +466,19 @@ class PackedDot(Op, frozen=True):
             mirrored: Array = upper + np.swapaxes(np.triu(upper, 1), -1, -2)
             return mirrored
         rows = lhs.reshape(*lhs.shape[:b], int(np.prod(lhs.shape[b:-1])), lhs.shape[-1])
+        if self.saturates:
+            return saturating_sums(rows, dense).reshape(*lhs.shape[:-1], columns)
         value = matmul_arrays(f"{grid}xy,{grid}yz->{grid}xz", rows, dense)
         return value.reshape(*lhs.shape[:-1], columns)
 
     @classmethod
     def samples(cls) -> tuple[Sample, ...]:
         return (Sample(cls(0, 19), (TensorType(F32, (5, 7)), TensorType(F32, (2, 7, 16)))),
-                Sample(cls(1, 5), (TensorType(F32, (2, 3, 4)), TensorType(F32, (2, 1, 4, 8)))))
+                Sample(cls(1, 5), (TensorType(F32, (2, 3, 4)), TensorType(F32, (2, 1, 4, 8)))),
+                Sample(cls(0, 19, step=2), (TensorType(I16, (5, 14)), TensorType(I32, (2, 7, 16)))),
+                Sample(cls(1, 5, step=2), (TensorType(I16, (2, 3, 4)), TensorType(I16, (2, 1, 2, 8)))),
+                Sample(cls(0, 19, step=4), (TensorType(U8, (5, 12)), TensorType(I32, (2, 3, 16)))),
+                Sample(cls(1, 5, step=4, saturates=True), (TensorType(U8, (2, 3, 8)), TensorType(I32, (2, 1, 2, 8)))))
 
 
 class Conv(Op, frozen=True):
@@ -414,7 +486,7 @@ class Conv(Op, frozen=True):
 
     x [N, C, *spatial], w [O, C / groups, *kernel] -> [N, O, *out]; `channels_last`: x [N, *spatial, C],
     w [*kernel, C / groups, O] -> [N, *out, O]. `padding` gives (low, high) an axis; `dilation` spreads the kernel,
-    `input_dilation` puts zeros between the elements of x (transposed convolution).
+    `input_dilation` puts zeros between the elements of x (transposed convolution). `result`: as of `Dot`.
     """
 
     name: ClassVar[str] = "conv"
@@ -424,11 +496,13 @@ class Conv(Op, frozen=True):
     input_dilation: tuple[int, ...]
     groups: int = 1
     channels_last: bool = False
+    result: DType | None = None
 
     def infer(self, *types: Type) -> Type:
         x, w = operands(self, types, 2)
         rank = len(self.strides)
-        if x.rank != rank + 2 or w.rank != rank + 2 or x.dtype != w.dtype or not x.dtype.is_float:
+        dtype = contraction_dtype(self, x.dtype, w.dtype, self.result)
+        if x.rank != rank + 2 or w.rank != rank + 2 or self.result is None and not x.dtype.is_float:
             raise CompileError(f"conv: {x} and {w} do not fit {rank} spatial axes of one float dtype")
         if not len(self.padding) == len(self.dilation) == len(self.input_dilation) == rank:
             raise CompileError(f"conv: strides, padding and dilations must have {rank} entries")
@@ -446,7 +520,7 @@ class Conv(Op, frozen=True):
                 raise CompileError(f"conv: the kernel ({k}, dilation {d}) is larger than the padded input ({n})")
             sizes.append(size)
         shape = (x.shape[0], *sizes, out) if self.channels_last else (x.shape[0], out, *sizes)
-        return TensorType(x.dtype, shape)
+        return TensorType(dtype, shape)
 
     def parts(self, x: TensorType, w: TensorType) -> tuple[tuple[DimLike, ...], tuple[DimLike, ...], DimLike, DimLike, DimLike]:
         """spatial sizes, kernel sizes, channels in, channels a group, channels out."""
@@ -457,7 +531,7 @@ class Conv(Op, frozen=True):
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
         x, w = inputs
         rank = len(self.strides)
-        dtype = x.dtype
+        dtype = x.dtype if self.result is None else self.result.numpy
         if self.channels_last:
             x, w = np.moveaxis(x, -1, 1), np.moveaxis(w, (-1, -2), (0, 1))
         wide = np.float32 if dtype.itemsize == 2 else dtype
@@ -483,7 +557,9 @@ class Conv(Op, frozen=True):
         return (Sample(cls(one, pads, one, one), (x, w)), Sample(cls(two, pads, one, one), (x, w)),
                 Sample(cls(one, pads, two, one), (x, w)), Sample(cls(one, pads, one, two), (x, w)),
                 Sample(cls(one, pads, one, one, 4), (x, grouped)),
-                Sample(cls(one, pads, one, one, 1, True), (TensorType(F32, (2, 6, 7, 4)), last)))
+                Sample(cls(one, pads, one, one, 1, True), (TensorType(F32, (2, 6, 7, 4)), last)),
+                Sample(cls(one, pads, one, one, 1, True, I32), (TensorType(U8, (2, 6, 7, 4)), TensorType(I8, (3, 3, 4, 6)))),
+                Sample(cls(one, pads, one, one, 4, result=I32), (TensorType(I16, (2, 4, 6, 7)), TensorType(I8, (4, 1, 3, 3)))))
 
 
 def _dilate_and_pad(x: Array, input_dilation: Sequence[int], padding: Sequence[tuple[int, int]],
@@ -515,7 +591,8 @@ class PackedConv(Op, frozen=True):
     """Channels-last convolution with the kernel in panels, as `pack_operands` makes it; no padding.
 
     x [N, *spatial, C], w [ceil(O / tile), taps * C, tile] (taps in C order of `kernel`) -> [N, *out, O], O = `channels`. With
-    groups w is [groups, ceil(O / groups / tile), taps * C / groups, tile].
+    groups w is [groups, ceil(O / groups / tile), taps * C / groups, tile]. `step` and `saturates`: as of `PackedDot`; the elements of
+    a word are channels of one tap.
     """
 
     name: ClassVar[str] = "packed_conv"
@@ -524,41 +601,60 @@ class PackedConv(Op, frozen=True):
     dilation: tuple[int, ...]
     channels: int
     groups: int = 1
+    step: int = 1
+    saturates: bool = False
 
     def infer(self, *types: Type) -> Type:
         x, w = operands(self, types, 2)
         grouped = self.groups != 1
-        if x.rank != len(self.kernel) + 2 or w.rank != 3 + grouped or x.dtype != w.dtype or not x.dtype.is_float:
+        check_saturation(self, self.step, self.saturates)
+        dtype = packed_dtype(self, x.dtype, w.dtype, self.step)
+        if x.rank != len(self.kernel) + 2 or w.rank != 3 + grouped or self.step == 1 and not x.dtype.is_float:
             raise CompileError(f"packed_conv: {x} and {w} do not fit")
         if min((*self.kernel, *self.strides, *self.dilation, self.channels, self.groups)) < 1 or w.shape[-1] == 0 or \
                 not len(self.kernel) == len(self.strides) == len(self.dilation):
             raise CompileError("packed_conv: kernel, strides, dilation, channels and groups must be positive, one for each axis")
         *groups, panels, depth, tile = w.shape
         of_group = self.channels // self.groups
-        fits = (isinstance(tile, int) and depth * self.groups == product(self.kernel) * x.shape[-1]
+        fits = (isinstance(tile, int) and depth * self.step * self.groups == product(self.kernel) * x.shape[-1]
+                and divides(self.step * self.groups, x.shape[-1])
                 and self.channels % self.groups == 0 and panels == -(-of_group // tile) and (not grouped or groups == [self.groups]))
         if not fits:
             raise CompileError(f"packed_conv: {x} and {w} do not fit kernel {self.kernel}, channels {self.channels}, "
                                f"groups {self.groups}")
         sizes = [(n - ((k - 1) * d + 1)) // s + 1
                  for n, k, s, d in zip(x.shape[1:-1], self.kernel, self.strides, self.dilation)]
-        return TensorType(x.dtype, (x.shape[0], *sizes, self.channels))
+        return TensorType(dtype, (x.shape[0], *sizes, self.channels))
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
-        x, w = inputs
+        x, w = inputs[0], unpacked_words(inputs[1], self.step)
         depth, of_group = w.shape[-2], self.channels // self.groups
         panels = np.moveaxis(w.reshape(self.groups, *w.shape[-3:]), 2, 0)  # [depth, groups, panels, tile]
         dense = panels.reshape(depth, self.groups, -1)[..., :of_group]
         kernel = dense.reshape(*self.kernel, x.shape[-1] // self.groups, self.channels)
         rank = len(self.kernel)
-        plain = Conv(self.strides, ((0, 0),) * rank, self.dilation, (1,) * rank, self.groups, True)
+        if self.saturates:
+            return self._saturating(x, kernel)
+        plain = Conv(self.strides, ((0, 0),) * rank, self.dilation, (1,) * rank, self.groups, True, None if self.step == 1 else I32)
         return plain.evaluate((x, kernel), binding)
+
+    def _saturating(self, x: Array, kernel: Array) -> Array:
+        windows = window_view(np.moveaxis(x, -1, 1), self.kernel, self.strides, self.dilation)  # [N, C, *out, *window]
+        rank, channels, of_group = len(self.kernel), x.shape[-1] // self.groups, self.channels // self.groups
+        rows = np.moveaxis(windows, 1, -1)
+        out, depth = rows.shape[:rank + 1], int(np.prod(self.kernel)) * channels
+        sums = [saturating_sums(rows[..., g * channels:(g + 1) * channels].reshape(-1, depth),
+                                kernel[..., g * of_group:(g + 1) * of_group].reshape(depth, of_group)) for g in range(self.groups)]
+        return np.concatenate(sums, axis=-1).reshape(*out, self.channels)
 
     @classmethod
     def samples(cls) -> tuple[Sample, ...]:
         return (Sample(cls((3, 3), (1, 1), (1, 1), 6), (TensorType(F32, (2, 6, 7, 4)), TensorType(F32, (1, 36, 16)))),
                 Sample(cls((1, 3), (2, 1), (1, 2), 20), (TensorType(F32, (1, 5, 9, 4)), TensorType(F32, (2, 12, 16)))),
-                Sample(cls((3, 2), (1, 1), (1, 1), 30, 3), (TensorType(F32, (2, 5, 6, 6)), TensorType(F32, (3, 2, 12, 8)))))
+                Sample(cls((3, 2), (1, 1), (1, 1), 30, 3), (TensorType(F32, (2, 5, 6, 6)), TensorType(F32, (3, 2, 12, 8)))),
+                Sample(cls((3, 3), (1, 1), (1, 1), 6, 1, 2), (TensorType(I16, (2, 6, 7, 4)), TensorType(I16, (1, 18, 16)))),
+                Sample(cls((2, 3), (1, 2), (1, 1), 6, 2, 4), (TensorType(U8, (2, 6, 7, 8)), TensorType(I32, (2, 1, 6, 8)))),
+                Sample(cls((2, 3), (1, 2), (1, 1), 6, 2, 4, True), (TensorType(U8, (2, 6, 7, 8)), TensorType(I32, (2, 1, 6, 8)))))
 
 
 class ReduceWindow(Op, frozen=True):

@@ -12,6 +12,10 @@ A row: name, arity, type rule, NumPy meaning, commutative, identity. Meaning, fo
 - `select(c, a, b)` is a where c is true, else b.
 - Comparison with NaN is false, but `ne` true. `sign` of NaN is NaN, of either zero 0.0.
 - `round` is half to even.
+- `dot_pairs(a, b, c)` takes a and b as two signed 16-bit integers each (the lower half first) and gives the sum of their
+  products and c; `dot_quads` likewise four bytes each, unsigned ones of a and signed ones of b; `dot_quads_saturating` first adds
+  the products of two neighbours each, limited to 16 bits. `widen_pairs` makes two signed 16-bit integers of two signed bytes. All
+  sums wrap in 32 bits. They are what CPUs have instructions for (pmaddwd, vpdpbusd, pmaddubsw).
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import numpy as np
 from msgspec import Struct
 
 from ..errors import CompileError
-from ..types import BOOL, DType
+from ..types import BOOL, I16, I32, DType
 
 
 class ScalarFunction(Struct, frozen=True):
@@ -90,10 +94,23 @@ def _rule_select(dtypes: Sequence[DType], name: str) -> DType:
     return _same(dtypes[1:], name)
 
 
+def _rule_words(dtypes: Sequence[DType], name: str) -> DType:
+    for dtype in dtypes:
+        _need(dtype == I32, name, dtype, "words of i32")
+    return I32
+
+
+def _rule_widen(dtypes: Sequence[DType], name: str) -> DType:
+    _need(dtypes[0] == I16, name, dtypes[0], "words of i16")
+    return I32
+
+
 RULES: dict[str, Callable[[Sequence[DType], str], DType]] = {
     "numeric": _rule_numeric, "float": _rule_float, "any": _rule_any, "bits": _rule_bits, "integer": _rule_integer,
     "compare": _rule_compare, "test": _rule_test, "select": _rule_select,
+    "words": _rule_words, "widen": _rule_widen,
 }
+OTHER_RESULTS = ("compare", "test", "widen")  # rules that give another dtype than the operands have
 
 
 def _floordiv(a: Any, b: Any) -> Any:
@@ -205,6 +222,30 @@ def _not(a: Any) -> Any:
     return np.logical_not(a) if a.dtype == np.bool_ else np.invert(a)
 
 
+def _parts(words: Any, dtype: str) -> Any:
+    """What words hold, along a new last axis, as int32."""
+    parts = np.ascontiguousarray(words).reshape(-1).view(np.dtype(dtype))
+    return parts.reshape(*words.shape, words.dtype.itemsize // parts.dtype.itemsize).astype(np.int32)
+
+
+def _dot_pairs(a: Any, b: Any, c: Any) -> Any:
+    return np.sum(_parts(a, "<i2") * _parts(b, "<i2"), axis=-1, dtype=np.int32) + c
+
+
+def _dot_quads(a: Any, b: Any, c: Any) -> Any:
+    return np.sum(_parts(a, "u1") * _parts(b, "i1"), axis=-1, dtype=np.int32) + c
+
+
+def _dot_quads_saturating(a: Any, b: Any, c: Any) -> Any:
+    products = _parts(a, "u1") * _parts(b, "i1")
+    return np.clip(products[..., ::2] + products[..., 1::2], -32768, 32767).sum(axis=-1, dtype=np.int32) + c
+
+
+def _widen_pairs(a: Any) -> Any:
+    low, high = np.moveaxis(_parts(a, "i1"), -1, 0)
+    return (high << 16) | (low & 0xFFFF)
+
+
 def _neg(a: Any) -> Any:
     return np.negative(a)
 
@@ -271,6 +312,10 @@ SCALARS: dict[str, ScalarFunction] = {row.name: row for row in (
     ScalarFunction("isinf", 1, "test", np.isinf),
     ScalarFunction("fma", 3, "float", _fma),
     ScalarFunction("select", 3, "select", _select),
+    ScalarFunction("dot_pairs", 3, "words", _dot_pairs),
+    ScalarFunction("dot_quads", 3, "words", _dot_quads),
+    ScalarFunction("dot_quads_saturating", 3, "words", _dot_quads_saturating),
+    ScalarFunction("widen_pairs", 1, "widen", _widen_pairs),
 )}
 
 
@@ -298,8 +343,8 @@ def evaluate_scalar(name: str, arrays: Sequence[Any]) -> Any:
         if narrow:
             wide = [a.astype(np.float32) if a.dtype == dtype else a for a in arrays]
             value = np.asarray(function.numpy(*wide))
-            return value if function.rule in ("compare", "test") else value.astype(dtype)
+            return value if function.rule in OTHER_RESULTS else value.astype(dtype)
         value = np.asarray(function.numpy(*arrays))
-    if function.rule in ("compare", "test"):
+    if function.rule in OTHER_RESULTS:
         return value
     return value if value.dtype == dtype else value.astype(dtype)

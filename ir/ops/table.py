@@ -36,6 +36,7 @@ from .shape import (
                       Transpose,
                       UpdateSlice,
 )
+from .weight_only import WeightOnlyDot
 from .winograd import WinogradConv
 
 # name in text -> class; the scalar functions are spelled by their own names
@@ -48,7 +49,7 @@ OPS: dict[str, type[Op]] = {op.name: op for op in (
     # computation
     Cast, Bitcast, Reduce, ArgReduce, Cumulative, Sort, ArgSort, Dot, Conv, ReduceWindow,
     # as layout passes make them
-    PackedDot, PackedConv, WinogradConv,
+    PackedDot, PackedConv, WinogradConv, WeightOnlyDot,
 )}
 SPELLINGS: dict[str, type[Op]] = {**OPS, **dict.fromkeys(SCALARS, Elementwise)}
 ALL_OPS: tuple[type[Op], ...] = (*OPS.values(), Elementwise)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from ...ir.graph import Node
 from ...ir.ops.compute import Dot
+from ...ir.types import DType
 from ...library import einsum as sum_products
 from ...library import matmul as multiply
 from .context import Context, Operators
 
 
 def matmul(c: Context, a: Node, b: Node) -> Node:
-    """NumPy's matmul; contracted sizes that are not proved equal are checked at run time."""
+    return matmul_into(c, a, b, None)
+
+
+def matmul_into(c: Context, a: Node, b: Node, result: DType | None) -> Node:
+    """NumPy's matmul, of narrow integers into `result`; contracted sizes that are not proved equal are checked at run time."""
     if a.rank == 0 or b.rank == 0:
         c.fail(f"needs operands of rank 1 or more, found {a.type} and {b.type}")
     place = max(b.rank - 2, 0)
@@ -18,7 +23,7 @@ def matmul(c: Context, a: Node, b: Node) -> Node:
     if a.rank > 2 and b.rank > 2:
         batch = c.broadcast_shape(a.shape[:-2], b.shape[:-2])
         a, b = (c.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (a, b))
-    return multiply(c.b, a, b)
+    return multiply(c.b, a, b, result)
 
 
 def gemm(c: Context, a: Node, b: Node, addend: Node | None = None, *, alpha: float = 1.0, beta: float = 1.0,

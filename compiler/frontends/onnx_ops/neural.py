@@ -85,6 +85,13 @@ def _kernel(c: Context, w: Node, given: Sequence[int] | None) -> tuple[int, ...]
 def conv(c: Context, x: Node, w: Node, bias: Node | None = None, *, auto_pad: str = "NOTSET",
          dilations: Sequence[int] | None = None, group: int = 1, kernel_shape: Sequence[int] | None = None,
          pads: Sequence[int] | None = None, strides: Sequence[int] | None = None) -> Node:
+    y = conv_into(c, x, w, None, auto_pad, dilations, group, kernel_shape, pads, strides)
+    return _add_bias(c, y, bias)
+
+
+def conv_into(c: Context, x: Node, w: Node, result: DType | None, auto_pad: str, dilations: Sequence[int] | None, group: int,
+              kernel_shape: Sequence[int] | None, pads: Sequence[int] | None, strides: Sequence[int] | None) -> Node:
+    """A convolution, of narrow integers into `result`."""
     rank = _spatial_rank(c, x)
     c.positive(group, "group")
     if w.rank != x.rank:
@@ -96,8 +103,7 @@ def conv(c: Context, x: Node, w: Node, bias: Node | None = None, *, auto_pad: st
     fixed = _static(padding)
     if fixed is None:
         x, fixed = pad_spatial(c, x, padding, 0), ((0, 0),) * rank
-    y = c.b.add(Conv(steps, fixed, spread, (1,) * rank, group), x, w)
-    return _add_bias(c, y, bias)
+    return c.b.add(Conv(steps, fixed, spread, (1,) * rank, group, result=result), x, w)
 
 
 def _with_channels(c: Context, x: Node, channels: DimLike) -> Node:

@@ -1,4 +1,4 @@
-"""ONNX operators with scales and zero points, spelled out in floats and wide integers.
+"""ONNX operators with scales and zero points: composites, exact sums of products of integers, and arithmetic.
 
 Quantized values are 8- and 16-bit integers (and int32 for biases). A scale is one number, one for each place of an
 axis, or one for each block along it. Later passes recognise these forms and make integer kernels of them.
@@ -7,16 +7,17 @@ axis, or one for each block along it. Later passes recognise these forms and mak
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from ...ir.dims import DimLike, ceildiv
 from ...ir.graph import Node
-from ...ir.types import F32, F64, I32, U8, DType
+from ...ir.types import F32, I32, U8, DType
 from ...library import broadcast, reduce, slice_axis
+from ...library_quantized import BYTES, QUANTIZED, dequantize, difference, quantize
+from ...library_quantized import saturated as limited
 from .context import Context, Operators
-from .contraction import matmul
+from .contraction import matmul_into
 from .narrow import converted, is_integer, limits_of
-from .neural import conv
+from .neural import conv_into
 
 
 def _spread(c: Context, parameter: Node, x: Node, axis: int, block_size: int) -> Node:
@@ -41,6 +42,8 @@ def saturated(c: Context, x: Node, dtype: DType) -> Node:
     """A float rounded already, limited to the dtype's range."""
     if not is_integer(dtype):
         c.fail(f"a zero point gives the result its dtype, which must be an integer, found {dtype}")
+    if not dtype.is_stored:
+        return limited(c.b, x, dtype)
     least, greatest = limits_of(dtype)
     return c.cast(c.apply("min", c.apply("max", x, c.like(least, x)), c.like(greatest, x)), dtype)
 
@@ -54,6 +57,9 @@ def quantize_linear(c: Context, x: Node, scale: Node, zero_point: Node | None = 
         dtype = c.dtype(output_dtype) if output_dtype else U8
     if not dtype.is_stored and (not dtype.is_integer or dtype.bits > 16):
         c.unsupported(f"quantizing to {dtype} is not supported; integers of up to 16 bits, float8 and float4 are")
+    if dtype in QUANTIZED and not block_size and not precision and x.dtype == scale.dtype == F32:
+        point = None if zero_point is None else _spread(c, zero_point, x, axis, 0)
+        return quantize(c.b, x, _spread(c, scale, x, axis, 0), point, dtype)
     wide = c.dtype(precision) if precision else scale.dtype if scale.dtype.is_float and scale.dtype.bits >= 32 else F32
     scaled = c.apply("div", c.cast(x, wide), c.cast(_spread(c, scale, x, axis, block_size), wide))
     if not is_integer(dtype):
@@ -69,6 +75,9 @@ def dequantize_linear(c: Context, x: Node, scale: Node, zero_point: Node | None 
     """(x - zero point) * scale, the difference exact in int32; the zero point of a float8 can only be zero."""
     if not is_integer(x.dtype) and not x.dtype.is_stored:
         c.unsupported(f"dequantizing {x.dtype} is not supported")
+    if x.dtype in BYTES and not block_size and not output_dtype:
+        point = None if zero_point is None else _spread(c, zero_point, x, axis, 0)
+        return dequantize(c.b, x, _spread(c, scale, x, axis, 0), point)
     whole = c.cast(x, I32 if is_integer(x.dtype) else F32)
     if zero_point is not None and is_integer(x.dtype):
         whole = c.apply("sub", whole, c.cast(_spread(c, zero_point, x, axis, block_size), I32))
@@ -93,21 +102,17 @@ def dynamic_quantize_linear(c: Context, x: Node) -> tuple[Node, Node, Node]:
 
 
 def _shifted(c: Context, x: Node, zero_point: Node | None, row: bool = False) -> Node:
-    """x - zero point in int32; a vector of zero points belongs to the rows (or the columns)."""
-    whole = c.cast(x, I32)
-    if zero_point is None:
-        return whole
-    point = c.cast(zero_point, I32)
-    if point.rank == 1 and point.shape != (1,):
-        point = c.reshape(point, (*point.shape, 1)) if row else point
-    elif point.rank <= 1:
-        point = c.reshape(point, ())
-    return c.apply("sub", whole, point)
+    """Bytes less their zero point; a vector of zero points belongs to the rows (or the columns)."""
+    if zero_point is not None and zero_point.rank == 1 and zero_point.shape != (1,):
+        zero_point = c.reshape(zero_point, (*zero_point.shape, 1)) if row else zero_point
+    elif zero_point is not None and zero_point.rank <= 1:
+        zero_point = c.reshape(zero_point, ())
+    return difference(c.b, x, zero_point)
 
 
 def matmul_integer(c: Context, a: Node, b: Node, a_zero_point: Node | None = None,
                    b_zero_point: Node | None = None) -> Node:
-    return matmul(c, _shifted(c, a, a_zero_point, row=True), _shifted(c, b, b_zero_point))
+    return matmul_into(c, _shifted(c, a, a_zero_point, row=True), _shifted(c, b, b_zero_point), I32)
 
 
 def qlinear_matmul(c: Context, a: Node, a_scale: Node, a_zero_point: Node, b: Node, b_scale: Node, b_zero_point: Node,
@@ -123,25 +128,19 @@ def qlinear_matmul(c: Context, a: Node, a_scale: Node, a_zero_point: Node, b: No
 
 
 def _shifted_weight(c: Context, w: Node, zero_point: Node | None) -> Node:
-    """w - zero point in int32; a vector of zero points belongs to the output channels."""
-    if zero_point is None or zero_point.rank == 0 or zero_point.shape == (1,):
-        return _shifted(c, w, zero_point)
-    point = c.reshape(c.cast(zero_point, I32), (zero_point.shape[0], *[1] * (w.rank - 1)))
-    return c.apply("sub", c.cast(w, I32), point)
-
-
-def _integer_conv(c: Context, x: Node, w: Node, **attributes: Any) -> Node:
-    """Exact in int32, by way of float64, which holds every partial sum; padding is the zero point."""
-    total = conv(c, c.cast(x, F64), c.cast(w, F64), **attributes)
-    return c.cast(c.scalar("round", total), I32)
+    """w - zero point; a vector of zero points belongs to the output channels."""
+    if zero_point is not None and zero_point.rank and zero_point.shape != (1,):
+        zero_point = c.reshape(zero_point, (zero_point.shape[0], *[1] * (w.rank - 1)))
+    return _shifted(c, w, zero_point)
 
 
 def conv_integer(c: Context, x: Node, w: Node, x_zero_point: Node | None = None, w_zero_point: Node | None = None, *,
                  auto_pad: str = "NOTSET", dilations: Sequence[int] | None = None, group: int = 1,
                  kernel_shape: Sequence[int] | None = None, pads: Sequence[int] | None = None,
                  strides: Sequence[int] | None = None) -> Node:
-    return _integer_conv(c, _shifted(c, x, x_zero_point), _shifted_weight(c, w, w_zero_point), auto_pad=auto_pad,
-                         dilations=dilations, group=group, kernel_shape=kernel_shape, pads=pads, strides=strides)
+    """Padding is the zero point."""
+    return conv_into(c, _shifted(c, x, x_zero_point), _shifted_weight(c, w, w_zero_point), I32, auto_pad, dilations, group, kernel_shape,
+                     pads, strides)
 
 
 def qlinear_conv(c: Context, x: Node, x_scale: Node, x_zero_point: Node, w: Node, w_scale: Node, w_zero_point: Node,

@@ -1,0 +1,101 @@
+"""Products of words that hold several narrow integers each (`dot_pairs`, `dot_quads` and their like) as LLVM IR.
+
+Guarantees: the integers that `ir/ops/scalar.py` states, on scalars and vectors. One or three instructions where the target has
+them for vectors so wide (`MathOptions.pairs_bits`, `quads_bits`), shifts and products elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tilewright.backends.llvm.emit_text import Function, Value, shaped, splat_text
+from tilewright.ir.types import I32
+
+PAIRS = {128: "llvm.x86.sse2.pmadd.wd", 256: "llvm.x86.avx2.pmadd.wd", 512: "llvm.x86.avx512.pmaddw.d.512"}
+QUADS = {128: "llvm.x86.avx512.vpdpbusd.128", 256: "llvm.x86.avx512.vpdpbusd.256", 512: "llvm.x86.avx512.vpdpbusd.512"}
+BYTES = {128: "llvm.x86.ssse3.pmadd.ub.sw.128", 256: "llvm.x86.avx2.pmadd.ub.sw", 512: "llvm.x86.avx512.pmaddubs.w.512"}
+
+
+class _Words:
+    """Instructions on vectors of i32, as texts."""
+
+    def __init__(self, code: Function, like: Value) -> None:
+        self.code, self.lanes, self.kind = code, like.lanes, like.type
+
+    def combined(self, instruction: str, left: str, right: str) -> str:
+        return self.code.pure(f"{instruction} {self.kind} {left}, {right}")
+
+    def number(self, value: int) -> str:
+        return splat_text(str(value), "i32", self.lanes)
+
+    def parts(self, word: str, bits: int) -> tuple[str, str]:
+        """The type and text of a word's parts."""
+        kind = f"<{32 // bits * self.lanes} x i{bits}>"
+        return kind, self.code.pure(f"bitcast {self.kind} {word} to {kind}")
+
+    def part(self, word: str, place: int, bits: int, signed: bool) -> str:
+        """One part of each word, in 32 bits."""
+        if place + bits < 32:
+            word = self.combined("shl", word, self.number(32 - bits - place))
+        return self.combined("ashr" if signed else "lshr", word, self.number(32 - bits))
+
+    def products(self, a: Value, b: Value, bits: int) -> list[str]:
+        """The products of all parts; bytes of the first word are unsigned."""
+        return [self.combined("mul", self.part(a.text, place, bits, bits > 8), self.part(b.text, place, bits, True))
+                for place in range(0, 32, bits)]
+
+    def total(self, addends: list[str], last: str) -> Value:
+        for addend in addends:
+            last = self.combined("add", last, addend)
+        return Value(last, I32, self.lanes)
+
+
+def _dot_pairs(code: Function, operands: list[Value]) -> Value:
+    a, b, total = operands
+    words, bits = _Words(code, a), 32 * a.lanes
+    if bits not in PAIRS or bits > code.module.options.pairs_bits:
+        return words.total(words.products(a, b, 16), total.text)
+    products = code.call_pure(PAIRS[bits], a.type, words.parts(a.text, 16), words.parts(b.text, 16))
+    return words.total([products], total.text)
+
+
+def _dot_quads(code: Function, operands: list[Value]) -> Value:
+    a, b, total = operands
+    words, bits = _Words(code, a), 32 * a.lanes
+    if bits not in QUADS or bits > code.module.options.quads_bits:
+        return words.total(words.products(a, b, 8), total.text)
+    return Value(code.call_pure(QUADS[bits], a.type, (total.type, total.text), words.parts(a.text, 8), words.parts(b.text, 8)),
+                 I32, a.lanes)
+
+
+def _dot_quads_saturating(code: Function, operands: list[Value]) -> Value:
+    a, b, total = operands
+    words, bits = _Words(code, a), 32 * a.lanes
+    if bits in BYTES and bits <= code.module.options.byte_pairs_bits:
+        kind = f"<{2 * a.lanes} x i16>"
+        pairs = code.call_pure(BYTES[bits], kind, words.parts(a.text, 8), words.parts(b.text, 8))
+        ones = splat_text("1", "i16", 2 * a.lanes)
+        return words.total([code.call_pure(PAIRS[bits], a.type, (kind, pairs), (kind, ones))], total.text)
+    products = words.products(a, b, 8)
+    limited = []
+    for left, right in (products[:2], products[2:]):
+        pair = words.combined("add", left, right)
+        for condition, limit in (("slt", words.number(-32768)), ("sgt", words.number(32767))):
+            outside = code.pure(f"icmp {condition} {a.type} {pair}, {limit}")
+            pair = code.pure(f"select {shaped('i1', a.lanes)} {outside}, {a.type} {limit}, {a.type} {pair}")
+        limited.append(pair)
+    return words.total(limited, total.text)
+
+
+def _widen_pairs(code: Function, operands: list[Value]) -> Value:
+    """Two bytes of each word, in the order of memory, which is that of the halves of the result."""
+    x, = operands
+    count = 2 * max(x.lanes, 1)
+    held = code.pure(f"bitcast {x.type} {x.text} to <{count} x i8>")
+    wide = code.pure(f"sext <{count} x i8> {held} to <{count} x i16>")
+    return Value(code.pure(f"bitcast <{count} x i16> {wide} to {shaped('i32', x.lanes)}"), I32, x.lanes)
+
+
+WORD_EMITTERS: dict[str, Callable[[Function, list[Value]], Value]] = {
+    "dot_pairs": _dot_pairs, "dot_quads": _dot_quads, "dot_quads_saturating": _dot_quads_saturating, "widen_pairs": _widen_pairs,
+}

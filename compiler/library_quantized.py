@@ -1,0 +1,54 @@
+"""Numbers in units of a scale: the composites `quantize` and `dequantize`, and products of narrow integers.
+
+A quantized value q stands for (q - zero point) * scale. Scales and zero points are values that broadcast against q: one number,
+one for each place of an axis, or one for each of several blocks where the axis is split. The pass `lower_quantized` claims
+`dequantize` before contractions; elsewhere both are opened into their arithmetic.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .ir.graph import Builder, Node
+from .ir.types import F32, I8, I16, I32, U8, DType
+from .library import apply, cast, composite, like, scalar
+
+BYTES = (I8, U8)
+QUANTIZED = (*BYTES, I16)  # what a composite takes or gives
+
+
+def _quantize(b: Builder, x: Node, scale: Node, *zero_point: Node, dtype: DType) -> Node:
+    whole = scalar(b, "round", apply(b, "div", x, scale))
+    if zero_point:
+        whole = apply(b, "add", whole, cast(b, zero_point[0], x.dtype))
+    return saturated(b, whole, dtype)
+
+
+def quantize(b: Builder, x: Node, scale: Node, zero_point: Node | None, dtype: DType) -> Node:
+    """saturate(round(x / scale) + zero point), rounding half to even; NaN gives the least value. x and the scale are floats of one
+    dtype."""
+    return composite(b, "quantize", _quantize, x, scale, *([] if zero_point is None else [zero_point]), dtype=dtype)
+
+
+def saturated(b: Builder, x: Node, dtype: DType) -> Node:
+    """A float that is whole already, limited to the range of an integer dtype; NaN gives its least value."""
+    limits = np.iinfo(dtype.numpy)
+    return cast(b, apply(b, "fmin", apply(b, "fmax", x, like(b, int(limits.min), x)), like(b, int(limits.max), x)), dtype)
+
+
+def _dequantize(b: Builder, q: Node, scale: Node, *zero_point: Node) -> Node:
+    whole = cast(b, q, I32)
+    if zero_point:
+        whole = apply(b, "sub", whole, cast(b, zero_point[0], I32))
+    factor = scale if scale.dtype.bits >= 32 else cast(b, scale, F32)
+    return cast(b, apply(b, "mul", cast(b, whole, factor.dtype), factor), scale.dtype)
+
+
+def dequantize(b: Builder, q: Node, scale: Node, zero_point: Node | None = None) -> Node:
+    """(q - zero point) * scale in the dtype of the scale; the difference is exact in int32."""
+    return composite(b, "dequantize", _dequantize, q, scale, *([] if zero_point is None else [zero_point]))
+
+
+def difference(b: Builder, q: Node, zero_point: Node | None) -> Node:
+    """Bytes less their zero point, which broadcasts against them: narrow integers that are multiplied exactly."""
+    return q if zero_point is None else apply(b, "sub", cast(b, q, I16), cast(b, zero_point, I16))

@@ -1,0 +1,224 @@
+"""Contractions of dequantized operands become contractions of integers.
+
+A `dot` or `conv` whose operands are both `dequantize` of bytes, moved or padded on the way, is the integers' exact sum of
+products times both scales (Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+Inference, 2018): one multiplication for each element of the result instead of one for each product. Scales may differ from
+row to row and from column to column, but not along the contraction; zero points may differ anywhere. What follows (bias,
+activation, `quantize`) stays as it is and is computed with the sum in registers (`passes/fuse.py`). What is quantized and
+dequantized at once never becomes bytes.
+
+Left as they are: contractions that the target has no instruction for, depthwise ones, those of one column or of few steps, where
+nothing is gained, and those whose sum might not fit into int32.
+
+Contract: bounded. The sum is exact where the float one rounds for each term, so both are within the rounding of the terms;
+`precision="strict"` forbids it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from msgspec import Struct
+
+from ..ir.caps import Caps
+from ..ir.dims import DimLike, bounds, product
+from ..ir.graph import Builder, Graph, Node
+from ..ir.ops.compute import Conv, Dot
+from ..ir.ops.control import Composite
+from ..ir.ops.shape import Broadcast, Pad, Reshape, Slice, Transpose
+from ..ir.rewrite import rewrite_graph, uniform_value
+from ..ir.types import F32, I8, I32, U8
+from ..library import apply, cast, constant, reshape, scalar, transpose
+from ..library_quantized import BYTES, difference
+from ..options import Options
+
+LEAST_DEPTH = 8  # steps of a contraction that are worth their requantization
+FEW_CHANNELS = 8  # below which an odd number of them would be padded by much
+
+
+class _Form(Struct, frozen=True):
+    """Bytes, and what they are less and times: `zero_point` and `scale` have the rank of the bytes, with sizes of 1."""
+
+    value: Node
+    scale: Node
+    zero_point: Node | None
+
+    @property
+    def largest(self) -> int:
+        """The greatest magnitude of the bytes less their zero point."""
+        return 128 if self.value.dtype == I8 and self.zero_point is None else 255
+
+
+def lower_quantized(graph: Graph, options: Options, caps: Caps) -> Graph:
+    """See the module's text."""
+    if options.precision == "strict" or not caps.has_pairs and not caps.has_quads:
+        return graph
+    if not any(_is_dequantize(node) for node in graph.nodes()):
+        return graph
+
+    def visit(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
+        if not isinstance(node.op, (Dot, Conv)) or node.op.result is not None or node.dtype != F32:
+            return None
+        left, right = (_form(b, x) for x in inputs)
+        if left is None or right is None or not _is_worth(node):
+            return None
+        if bounds(_depth(node))[1] * left.largest * right.largest >= 2 ** 31:
+            return None
+        return _of_dot(b, node, node.op, left, right) if isinstance(node.op, Dot) else _of_conv(b, node, node.op, left, right)
+
+    return rewrite_graph(rewrite_graph(graph, visit, "lower_quantized"), _round_trip, "lower_quantized")
+
+
+def _is_dequantize(node: Node) -> bool:
+    return isinstance(node.op, Composite) and node.op.label == "dequantize"
+
+
+def _round_trip(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
+    """What is quantized and dequantized at once is rounded and limited as a float: the very same number."""
+    if not _is_dequantize(node) or not isinstance(inputs[0].op, Composite) or inputs[0].op.label != "quantize":
+        return None
+    x, *parameters = inputs[0].inputs
+    if parameters != list(inputs[1:]) or x.dtype != F32 or node.dtype != F32:
+        return None
+    limits = np.iinfo(inputs[0].dtype.numpy)
+    point = cast(b, parameters[1], F32) if len(parameters) > 1 else constant(b, 0, F32)
+    whole = scalar(b, "round", apply(b, "div", x, parameters[0]))
+    for function, limit in (("fmax", limits.min), ("fmin", limits.max)):
+        whole = apply(b, function, whole, apply(b, "sub", constant(b, int(limit), F32), point))
+    return apply(b, "mul", whole, parameters[0])
+
+
+def _depth(node: Node) -> DimLike:
+    """Products that an element of the result is the sum of."""
+    x, w = node.inputs
+    if isinstance(node.op, Dot):
+        return product(x.shape[a] for a in node.op.lhs_contract)
+    assert isinstance(node.op, Conv)
+    _, kernel, _, channels, _ = node.op.parts(x.tensor, w.tensor)
+    return product((*kernel, channels))
+
+
+def _is_worth(node: Node) -> bool:
+    if bounds(_depth(node))[1] < LEAST_DEPTH:
+        return False
+    x, w = node.inputs
+    if isinstance(node.op, Dot):
+        return product(n for a, n in enumerate(w.shape) if a not in node.op.rhs_contract + node.op.rhs_batch) != 1
+    assert isinstance(node.op, Conv)
+    _, _, _, channels, _ = node.op.parts(x.tensor, w.tensor)
+    return isinstance(channels, int) and channels > 1 and (channels % 2 == 0 or channels >= FEW_CHANNELS)
+
+
+def _of_dot(b: Builder, node: Node, op: Dot, left: _Form, right: _Form) -> Node | None:
+    for form, contracted in ((left, op.lhs_contract), (right, op.rhs_contract)):
+        if any(form.scale.shape[a] != 1 for a in contracted):
+            return None
+    total = b.add(Dot(op.lhs_contract, op.rhs_contract, op.lhs_batch, op.rhs_batch, I32), *_differences(b, left, right))
+    free_left = [a for a in range(left.value.rank) if a not in op.lhs_contract + op.lhs_batch]
+    free_right = [a for a in range(right.value.rank) if a not in op.rhs_contract + op.rhs_batch]
+    scales = []
+    for form, batch, free, before, behind in ((left, op.lhs_batch, free_left, 0, len(free_right)),
+                                              (right, op.rhs_batch, free_right, len(free_left), 0)):
+        contracted = [a for a in range(form.value.rank) if a not in (*batch, *free)]
+        moved = transpose(b, form.scale, [*batch, *free, *contracted])
+        sizes = moved.shape
+        scales.append(reshape(b, moved, (*sizes[:len(batch)], *[1] * before, *sizes[len(batch):len(batch) + len(free)], *[1] * behind)))
+    return _scaled(b, total, *scales)
+
+
+def _of_conv(b: Builder, node: Node, op: Conv, left: _Form, right: _Form) -> Node | None:
+    batch, out = (0, right.value.rank - 1) if op.channels_last else (0, 0)
+    if any(n != 1 for form, kept in ((left, batch), (right, out)) for a, n in enumerate(form.scale.shape) if a != kept):
+        return None
+    if op.groups != 1 and right.scale.shape[out] not in (1, right.value.shape[out]):
+        return None
+    integers = Conv(op.strides, op.padding, op.dilation, op.input_dilation, op.groups, op.channels_last, I32)
+    total = b.add(integers, *_differences(b, left, right))
+    ones: list[DimLike] = [1] * total.rank
+    of_rows, of_columns = list(ones), list(ones)
+    of_rows[0], of_columns[-1 if op.channels_last else 1] = left.scale.shape[batch], right.scale.shape[out]
+    return _scaled(b, total, reshape(b, left.scale, of_rows), reshape(b, right.scale, of_columns))
+
+
+def _differences(b: Builder, *forms: _Form) -> list[Node]:
+    return [difference(b, form.value, form.zero_point) for form in forms]
+
+
+def _scaled(b: Builder, total: Node, left: Node, right: Node) -> Node:
+    return apply(b, "mul", cast(b, total, F32), apply(b, "mul", left, right))
+
+
+# --- operands --------------------------------------------------------------------------------------------------------
+
+
+def _form(b: Builder, node: Node) -> _Form | None:
+    """The bytes that a float is made of, where they are moved as it is; None where it is made of something else."""
+    if _is_dequantize(node):
+        value, scale, *points = node.inputs
+        if value.dtype not in BYTES or scale.dtype != F32:
+            return None
+        point = _of_rank(b, points[0], value.rank) if points and uniform_value(points[0]) != 0 else None
+        return _Form(value, _of_rank(b, scale, value.rank), point)
+    match node.op:
+        case Transpose() | Reshape() | Broadcast() | Slice():
+            inner = _form(b, node.inputs[0])
+            return None if inner is None else _moved(b, node, inner)
+        case Pad() if uniform_value(node.inputs[1]) == 0:
+            inner = _form(b, node.inputs[0])
+            return None if inner is None else _padded(b, node, inner)
+    return None
+
+
+def _of_rank(b: Builder, x: Node, rank: int) -> Node:
+    return reshape(b, x, (*[1] * (rank - x.rank), *x.shape))
+
+
+def _moved(b: Builder, node: Node, inner: _Form) -> _Form | None:
+    """What moved bytes are less and times; the axes along which that varies must stay axes of their own."""
+    parameters = [x for x in (inner.scale, inner.zero_point) if x is not None]
+    found: list[Node] = []
+    for x in parameters:
+        match node.op:
+            case Transpose(perm):
+                found.append(transpose(b, x, perm))
+            case Reshape():
+                shape = _reshaped(x.shape, inner.value.shape, node.shape)
+                if shape is None:
+                    return None
+                found.append(reshape(b, x, shape))
+            case Broadcast():
+                found.append(_of_rank(b, x, node.rank))
+            case _:
+                if any(n != 1 and n != m for n, m in zip(x.shape, node.shape)):
+                    return None  # a slice of what varies
+                found.append(x)
+    return _Form(b.add(node.op, inner.value), found[0], found[1] if len(found) > 1 else None)
+
+
+def _reshaped(sizes: Sequence[DimLike], old: Sequence[DimLike], new: Sequence[DimLike]) -> list[DimLike] | None:
+    """The shape of a parameter beside a reshaped value; None where an axis along which it varies is split or joined."""
+    shape: list[DimLike] = [1] * len(new)
+    for axis, n in enumerate(sizes):
+        if n == 1:
+            continue
+        place = next((k for k, m in enumerate(new) if m == old[axis] and product(new[:k]) == product(old[:axis])), None)
+        if place is None:
+            return None
+        shape[place] = n
+    return shape
+
+
+def _padded(b: Builder, node: Node, inner: _Form) -> _Form | None:
+    """Zeros as bytes: the zero point, which must be one number."""
+    assert isinstance(node.op, Pad)
+    point = inner.zero_point
+    if any(n != 1 and bounds(width)[1] > 0 for widths in (node.op.low, node.op.high) for n, width in zip(inner.scale.shape, widths)):
+        return None
+    if point is not None and product(point.shape) != 1:
+        return None
+    fill = reshape(b, point, ()) if point is not None else None
+    dtype = inner.value.dtype
+    assert dtype in (I8, U8)
+    value = b.add(node.op, inner.value, cast(b, node.inputs[1], dtype) if fill is None else cast(b, fill, dtype))
+    return _Form(value, inner.scale, point)

@@ -1,0 +1,202 @@
+"""Contractions of narrow integers into the form that lowering has instructions for.
+
+A CPU multiplies several narrow integers side by side and adds the products in one instruction: two of 16 bits (pmaddwd), or four
+bytes, unsigned ones with signed ones (vpdpbusd). So the right operand is packed in panels whose elements are words of two or
+four consecutive steps of the contraction, and the left one stays as it lies, in i16 or u8. Weights of 8 bits stay bytes: two
+to a word of 16 bits, which the kernel widens.
+
+Where there is an instruction for bytes and the right operand is i8, a left operand that is a difference of u8 and a zero point
+(or i8, which is u8 less 128) is multiplied as u8, and the zero point times the sums of the columns subtracted: int32 wraps, so
+that is exact. An instruction that adds the products of two neighbours within 16 bits (pmaddubsw) serves where the weights are known
+and so small that no such sum is cut off: |a| + |b| <= 128 for neighbours of one sign. All else is multiplied as i16.
+
+Assumes a `dot` or `conv` with `result` i32. Guarantees the same integers. Contract: exact.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from msgspec import Struct
+
+from ..ir.caps import Caps
+from ..ir.dims import DimLike, ceildiv, product
+from ..ir.graph import Builder, Node
+from ..ir.ops.compute import Bitcast, Cast, Conv, Elementwise, PackedConv, PackedDot
+from ..ir.ops.control import Const
+from ..ir.ops.shape import Broadcast, Pad, Reshape, Slice, Transpose
+from ..ir.types import I8, I16, I32, U8
+from ..library import apply, broadcast, cast, constant, pad, reduce, reshape, slice_axis, transpose
+from ..tiles import panel_columns
+from .panels import pack_columns
+from .winograd import known_array
+
+
+class _Left(Struct, frozen=True):
+    """A left operand as it is multiplied: in u8 or i16; what it stands for is that less the `zero_point` (i32, one number)."""
+
+    value: Node
+    zero_point: Node | None = None
+
+    @property
+    def step(self) -> int:
+        return 4 if self.value.dtype == U8 else 2
+
+
+def packed_integers(b: Builder, left: Node, right: Node, batch: int, caps: Caps) -> Node:
+    """[*batch, *rows, K] times [*batch, K, N], both of narrow integers -> i32 [*batch, *rows, N]."""
+    operand = _left_operand(b, left, right, batch, caps)
+    step, depth, width = operand.step, right.shape[batch], right.shape[batch + 1]
+    missing = ceildiv(depth, step) * step - depth
+    x = _lengthened(b, operand.value, left.rank - 1, missing)
+    packed = _packed_words(b, _lengthened(b, right, batch, missing), batch, product(left.shape[batch:-1]), step, caps)
+    total = b.add(PackedDot(batch, width, step=step, saturates=step == 4 and not caps.has_quads), x, packed)
+    if operand.zero_point is None:
+        return total
+    sums = reduce(b, "sum", cast(b, right, I32), (batch,))
+    sums = reshape(b, sums, (*right.shape[:batch], *[1] * (left.rank - 1 - batch), width))
+    return _less_zero_point(b, total, operand.zero_point, sums)
+
+
+def packed_integer_conv(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> Node:
+    """A channels-last convolution of narrow integers without padding and input dilation, several channels a group."""
+    *kernel, channels, out = w.shape
+    assert isinstance(out, int)
+    operand = _left_operand(b, x, w, w.rank - 2, caps)
+    step, groups = operand.step, op.groups
+    missing = ceildiv(channels, step) * step - channels
+    value = reshape(b, operand.value, (*x.shape[:-1], groups, channels))
+    value = reshape(b, _lengthened(b, value, x.rank, missing), (*x.shape[:-1], groups * (channels + missing)))
+    depth, of_group = product((*kernel, channels + missing)), out // groups
+    matrices = reshape(b, _lengthened(b, w, w.rank - 2, missing), (depth, groups, of_group))
+    matrices = transpose(b, matrices, [1, 0, 2]) if groups != 1 else reshape(b, matrices, (depth, of_group))
+    packed = _packed_words(b, matrices, int(groups != 1), product(x.shape[:-1]), step, caps)
+    sizes = tuple(int(k) for k in kernel)
+    total = b.add(PackedConv(sizes, op.strides, op.dilation, out, groups, step, step == 4 and not caps.has_quads), value, packed)
+    if operand.zero_point is None:
+        return total
+    sums = reduce(b, "sum", cast(b, w, I32), tuple(range(w.rank - 1)))
+    return _less_zero_point(b, total, operand.zero_point, sums)
+
+
+def _less_zero_point(b: Builder, total: Node, zero_point: Node, sums: Node) -> Node:
+    surplus = apply(b, "mul", broadcast(b, sums, sums.shape), broadcast(b, zero_point, sums.shape))
+    return apply(b, "sub", total, broadcast(b, surplus, total.shape))
+
+
+def _lengthened(b: Builder, x: Node, axis: int, by: DimLike) -> Node:
+    """Zeros at the end of an axis."""
+    return pad(b, x, [0] * x.rank, [by if a == axis else 0 for a in range(x.rank)]) if by != 0 else x
+
+
+def _packed_words(b: Builder, right: Node, batch: int, rows: DimLike, step: int, caps: Caps) -> Node:
+    """[*batch, K, N] of integers in panels [*batch, ceil(N / tile), K / step, tile] of words."""
+    held = I8 if right.dtype == I8 else I16
+    word, bits = (I32, 8) if step == 4 else (I16, 8) if held == I8 else (I32, 16)
+    depth, width = right.shape[batch] // step, right.shape[batch + 1]
+    tile = panel_columns(width, rows, I32, caps, depth)
+    apart = reshape(b, cast(b, right, held), (*right.shape[:batch], depth, step, width))
+    mask = constant(b, (1 << bits) - 1, word)
+    words: Node | None = None
+    for place in range(step):
+        part = cast(b, reshape(b, slice_axis(b, apart, batch + 1, place, 1), (*right.shape[:batch], depth, width)), word)
+        if place + 1 < step:
+            part = apply(b, "and", part, mask)
+        if place > 0:
+            part = apply(b, "shl", part, constant(b, place * bits, word))
+        words = part if words is None else apply(b, "or", words, part)
+    assert words is not None
+    return pack_columns(b, words, batch, tile)
+
+
+def _left_operand(b: Builder, left: Node, right: Node, axis: int, caps: Caps) -> _Left:
+    """How the left operand is multiplied with the right one, of which that axis is contracted."""
+    if right.dtype == I8 and (caps.has_quads or caps.has_byte_pairs and _are_small(right, axis)):
+        found = _as_bytes(b, left)
+        if found is not None:
+            return found
+    return _Left(cast(b, left, I16))
+
+
+def _are_small(weights: Node, axis: int) -> bool:
+    """Whether the products of two neighbours along the axis with any bytes add up within 16 bits."""
+    array = known_array(weights)
+    if array is None:
+        return False
+    whole = np.moveaxis(array, axis, 0).astype(np.int32)
+    whole = np.concatenate([whole, np.zeros((len(whole) % 2, *whole.shape[1:]), np.int32)])
+    most = 32767 // 255
+    return all(int((part[::2] + part[1::2]).max(initial=0)) <= most for part in (np.maximum(whole, 0), np.maximum(-whole, 0)))
+
+
+def _as_bytes(b: Builder, x: Node) -> _Left | None:
+    """The operand as u8 and a zero point; None where it is neither bytes nor a difference of bytes and one number."""
+    if x.dtype == U8:
+        return _Left(x)
+    if x.dtype == I8:
+        flipped = apply(b, "xor", b.add(Bitcast(U8), x), constant(b, 128, U8))
+        return _Left(flipped, constant(b, 128, I32))
+    match x.op:
+        case Reshape() | Transpose():
+            inner = _as_bytes(b, x.inputs[0])
+            return None if inner is None else _Left(b.add(x.op, inner.value), inner.zero_point)
+        case Pad() as op if _is_zero(x.inputs[1]):
+            inner = _as_bytes(b, x.inputs[0])
+            if inner is None:
+                return None
+            fill = constant(b, 0, U8) if inner.zero_point is None else cast(b, inner.zero_point, U8)
+            return _Left(b.add(op, inner.value, fill), inner.zero_point)
+        case Elementwise("sub"):
+            value, point = (_bytes_of(operand) for operand in x.inputs)
+            if value is None or value.dtype != U8 or value.shape != x.shape or point is None or product(point.shape) != 1:
+                return None
+            return _Left(value, _one_number(b, point))
+        case Cast() if (value := _bytes_of(x)) is not None:
+            return _Left(value)
+    return None
+
+
+def _bytes_of(x: Node) -> Node | None:
+    """The u8 that a wider integer was made of."""
+    is_spread = isinstance(x.op, Broadcast)
+    while isinstance(x.op, Broadcast):
+        x = x.inputs[0]
+    if isinstance(x.op, Const):
+        array = x.op.value.array
+        fits = array.size == 1 and 0 <= int(array.reshape(-1)[0]) <= 255
+        return x if fits else None
+    if isinstance(x.op, Cast) and x.inputs[0].dtype == U8 and (not is_spread or product(x.shape) == 1):
+        return x.inputs[0]
+    return None
+
+
+def _one_number(b: Builder, x: Node) -> Node:
+    return cast(b, reshape(b, x, ()), I32)
+
+
+def _is_zero(x: Node) -> bool:
+    return isinstance(x.op, Const) and bool(np.all(x.op.value.array == 0))
+
+
+def largest(x: Node) -> int:
+    """A bound of the magnitude of narrow integers: of what they are made of, where that says more than their dtype."""
+    return max(map(abs, _range(x)))
+
+
+def _range(x: Node) -> tuple[int, int]:
+    limits = np.iinfo(x.dtype.numpy)
+    whole = int(limits.min), int(limits.max)
+    found = whole
+    match x.op:
+        case Const(value):
+            found = int(value.array.min(initial=0)), int(value.array.max(initial=0))
+        case Cast() if x.inputs[0].dtype.is_integer:
+            found = _range(x.inputs[0])
+        case Reshape() | Transpose() | Broadcast() | Slice():
+            found = _range(x.inputs[0])
+        case Elementwise("sub"):
+            (low, high), (least, most) = map(_range, x.inputs)
+            found = low - most, high - least
+        case Pad():
+            (low, high), (least, most) = map(_range, x.inputs)
+            found = min(low, least), max(high, most)
+    return found if whole[0] <= found[0] and found[1] <= whole[1] else whole  # what may wrap is anything

@@ -1,0 +1,40 @@
+"""The right operand of a contraction in panels of a few vectors of columns, made of ordinary ops (pad, reshape, transpose).
+
+Guarantees: `[*batch, K, N]` becomes `[*batch, ceil(N / tile), K, tile]` with zeros past N.
+"""
+
+from __future__ import annotations
+
+from ..ir.dims import DimLike, bounds, ceildiv, divides
+from ..ir.graph import Builder, Node
+from ..ir.ops.control import Param
+from ..ir.ops.shape import Concat
+from ..library import pad, reshape, slice_axis, transpose
+
+
+def pack_columns(b: Builder, matrix: Node, batch: int, tile: int) -> Node:
+    """[*batch, K, N] -> [*batch, ceil(N / tile), K, tile], zeros past N. Where the last panel may not be full it is made apart, so
+    that all others are read where they lie and not from a copy with zeros beside it."""
+    width = matrix.shape[batch + 1]
+    others = ceildiv(width, tile) - 1
+    if bounds(others)[1] < 2 or divides(tile, width) or bounds(width)[0] < 1 or _is_known(matrix):
+        return _panels(b, matrix, batch, others + 1, tile)
+    last = slice_axis(b, matrix, batch + 1, others * tile, (width - 1) % tile + 1)
+    return b.add(Concat(batch), _panels(b, slice_axis(b, matrix, batch + 1, 0, others * tile), batch, others, tile),
+                 _panels(b, last, batch, 1, tile))
+
+
+def _panels(b: Builder, matrix: Node, batch: int, panels: DimLike, tile: int) -> Node:
+    depth, width = matrix.shape[batch], matrix.shape[batch + 1]
+    zeros = [0] * matrix.rank
+    padded = pad(b, matrix, zeros, [*zeros[:-1], panels * tile - width])
+    split = reshape(b, padded, (*matrix.shape[:batch], depth, panels, tile))
+    axes = list(range(batch))
+    return transpose(b, split, [*axes, batch + 1, batch, batch + 2])
+
+
+def _is_known(node: Node) -> bool:
+    """Whether a node is a constant, moved or not: packing is folded then."""
+    while len(node.inputs) == 1:
+        node = node.inputs[0]
+    return not node.inputs and not isinstance(node.op, Param)
