@@ -30,8 +30,8 @@ from .backends.llvm.targets import Target, host_supports, known_cpus, resolve_ta
 from .backends.reference import PLAIN, ReferenceModel
 from .collector import collector_paused
 from .ir.caps import Caps, TunedTile
-from .ir.dims import evaluate, is_static
-from .ir.errors import CompileError, InternalError, TilewrightError
+from .ir.dims import evaluate
+from .ir.errors import CompileError, InternalError, Loc, TilewrightError
 from .ir.graph import Constant, Graph
 from .ir.loop_text import format_kernel, format_program, parse_program
 from .ir.loop_verify import verify_program
@@ -45,9 +45,8 @@ from .key_facts import add_facts as add_facts  # for the driver, which imports t
 from .launch_facts import KEY as LAUNCHES
 from .launch_facts import describe_launches
 from .lowering.lower import Statistics, lower_program
-from .lowering.memory import lower_bound
 from .options import Environment, Options, read_environment
-from .pipeline import make_dump_folder, run_passes, stage_names, write_dump
+from .pipeline import left_as_floats, make_dump_folder, run_passes, stage_names, write_dump
 from .runtime import _native
 from .version import __version__
 
@@ -183,6 +182,11 @@ def enter(graph: Graph, start: str, until: str, target_name: str, options: Optio
     return run_passes(graph, options, capabilities_of(resolved(target_name)), read_environment(), until=until, start=start)[0]
 
 
+def floats_of_quantized(graph: Graph, target_name: str, options: Options) -> list[tuple[Loc, str]]:
+    """Contractions that have a dequantized operand and are computed in floats: where they come from, and why."""
+    return left_as_floats(graph, options, capabilities_of(resolved(target_name)))
+
+
 def lower(graph: Graph, target_name: str) -> Program:
     """The program of a graph that went through all passes."""
     return lower_checked(graph, capabilities_of(resolved(target_name)))[0]
@@ -275,7 +279,6 @@ def check_memory(program: Program) -> None:
 
 def describe(program: Program, statistics: Statistics, target: Target) -> dict[str, Any]:
     """What the compiler knows of a program, as JSON."""
-    static = all(is_static(storage.size) for storage in statistics.storages)
     return {
         "name": program.name,
         "target": str(target),
@@ -288,7 +291,7 @@ def describe(program: Program, statistics: Statistics, target: Target) -> dict[s
         LAUNCHES: describe_launches(program),
         "constants_bytes": program.constants_bytes,
         "workspace": program.workspace_bytes if isinstance(program.workspace_bytes, int) else str(program.workspace_bytes),
-        "workspace_lower_bound": lower_bound(statistics.storages) if static else None,
+        "workspace_lower_bound": statistics.arena_bound,
     }
 
 

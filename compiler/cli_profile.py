@@ -17,11 +17,13 @@ from .cli_shared import (
     is_library,
     json_option,
     load_executable,
+    load_graph,
     progress,
     random_inputs,
     read_sizes,
 )
-from .driver import explain, machine_rates
+from .driver import explain, floats_of_quantized, machine_rates
+from .options import Options
 from .runtime.artifact import write_bytes
 from .runtime.executable import Executable
 from .runtime.profile import GROUPINGS, Profile
@@ -118,4 +120,12 @@ def explain_command(model: Path, dims: Sequence[str], target: str, threads: int,
             found = explain(executable, values, calls=calls)
     else:
         found = explain(executable, (), given)
-    answer(as_json, found.to_data(), [found.text(top)])
+    floats = floats_of_quantized(load_graph(model, dims), target, Options(precision=precision))
+    answer(as_json, found.to_data() | {"left_as_floats": [{"where": where, "reason": reason} for where, reason in floats]},
+           [found.text(top), *_floats_text(floats)])
+
+
+def _floats_text(floats: Sequence[tuple[str, str]]) -> list[str]:
+    if not floats:
+        return []
+    return ["", "quantized, but computed in floats:", *(f"   {where}: {reason}" for where, reason in floats)]

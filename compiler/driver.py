@@ -282,6 +282,12 @@ def explain(executable: Any, values: Sequence[Any] = (), sizes: Mapping[str, int
     return _explaining().explanation_of(executable.metadata, values, sizes or {}, rates, profile)
 
 
+def floats_of_quantized(graph: Graph, target: str, options: Options) -> list[tuple[str, str]]:
+    """Contractions that a graph, as imported, has quantized and that are computed in floats: where they come from, and why."""
+    found = compile_half().floats_of_quantized(graph, split_targets(target)[0], options)
+    return [(str(loc), reason) for loc, reason in found]
+
+
 def machine_rates(threads: int, anew: bool = False) -> Any:
     """What this machine can do at most; measured once, `anew` where asked for, and kept in the cache."""
     cache = open_cache(read_environment(), Options())

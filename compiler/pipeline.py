@@ -35,10 +35,12 @@ from .passes.forward_scales import forward_scales
 from .passes.fuse import fuse
 from .passes.hoist_invariants import hoist_invariants
 from .passes.inline_control import inline_control
+from .passes.lower_quantized import left_as_floats as left_as_floats  # for reports
 from .passes.lower_quantized import lower_quantized
 from .passes.pack_operands import pack_operands
 from .passes.share_divisors import share_divisors
 from .passes.share_sorts import share_sorts
+from .passes.weight_only import keep_weights_narrow
 
 Change = Callable[[Graph, Options], Graph]
 
@@ -93,6 +95,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("lower_quantized", "contractions of dequantized bytes are of integers, where that gains time",
          lambda graph, options, caps: in_bodies(partial(lower_quantized, caps=caps))(graph, options), "bounded"),
     Pass("decompose", "only primitives are left", for_any_target(decompose), makes=("primitive",)),
+    Pass("weight_only", "no product with constant integers times scales is left", keep_weights_narrow, "finite", needs=("primitive",)),
     Pass("inline_control", "no `if` on a constant is left", for_any_target(inline_control)),
     Pass("canonicalize", "identities applied; chains of one kind of movement are one", for_any_target(canonicalize), "bounded"),
     Pass("fold_constants", "only large fillings and moved operands are made of constants alone", for_any_target(fold_constants)),

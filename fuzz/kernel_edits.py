@@ -313,7 +313,8 @@ def work_of(body: Sequence[Stmt], sizes: Mapping[str, int], least: Mapping[str, 
             case Let(name=name, symbol=variable) if variable is not None:
                 sizes = {**sizes, name: UNKNOWN_ROUNDS if variable.upper is None else variable.upper}
                 least = {**least, name: variable.lower}
-        total += 1 + sum(rounds * work_of(block, *inner) for block in blocks_of(statement))
+        # in a loop without iterations sizes may have no value: it may be over quotients by its extent
+        total += 1 + (sum(rounds * work_of(block, *inner) for block in blocks_of(statement)) if rounds else 0)
     return total
 
 

@@ -31,7 +31,7 @@ from ..passes.canonicalize import RULES
 from ..pipeline import PASSES, Pass
 
 WHOLE_SHARE = 0.4  # of the sequences that end as the pipeline does
-MOST_STEPS = 16
+MOST_STEPS = len(PASSES)
 EXPAND = "expand:"
 _BY_NAME: Mapping[str, Pass] = {step.name: step for step in PASSES}
 _RULES: Mapping[str, Rule] = {rule.name: rule for rule in RULES.rules if rule.contract == "exact"}

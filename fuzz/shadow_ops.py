@@ -45,6 +45,7 @@ from ..ir.ops.shape import (
     Transpose,
     UpdateSlice,
 )
+from ..ir.ops.weight_only import WeightOnlyDot
 from .shadow_contractions import CONTRACTIONS, trace_contraction
 from .shadow_scalars import EXTREMES, trace_elementwise
 from .shadow_unknown import perturbed
@@ -69,6 +70,7 @@ from .shadow_values import (
     summed,
     within,
 )
+from .shadow_weight_only import trace_weight_only
 
 # op -> which operands are moved; the others are indices
 MOVEMENT: dict[type[Op], slice] = {
@@ -346,4 +348,5 @@ Rule = Callable[[Any, Sequence[Traced], Array, Binding, bool], Traced]
 RULES: dict[type[Op], Rule] = {
     Cast: _cast, Bitcast: _bitcast, Reduce: _reduced, Cumulative: _reduced, ReduceWindow: _reduced, Sort: _sorted,
     ArgSort: _sorted_places, ArgReduce: _extreme_place, ScatterND: _scattered, ScatterAlong: _scattered,
+    WeightOnlyDot: trace_weight_only,
 }

@@ -347,13 +347,13 @@ class _Meeting:
         renamed = {v.name: symbol(v.name + LATE, v.lower, v.upper, v.multiple_of) for v, _ in inner}
         self.early = dict(early)
         self.late = {**late, **renamed}
-        bound = [*known.loops, *loops]
+        self.around, self.facts = [*known.loops, *loops], known.facts
+        self.inside: list[tuple[Symbol, DimLike]] = []
         for variable, extent in inner:
             if extent is not None:
-                bound.append((variable, substitute(extent, self.early)))
+                self.inside.append((variable, substitute(extent, self.early)))
                 other = Symbol(variable.name + LATE, variable.lower, variable.upper, variable.multiple_of)
-                bound.append((other, substitute(extent, self.late)))
-        self.known = Known(tuple(bound), known.facts)
+                self.inside.append((other, substitute(extent, self.late)))
 
     def possible(self, first: Access, second: Access) -> bool:
         left, right = first.index, second.index
@@ -362,9 +362,20 @@ class _Meeting:
             left, right = (_flat(i, shape) for i in (left, right))
         for a, b in zip(left, right):
             difference = substitute(a, self.early) - substitute(b, self.late)
-            if prove_nonnegative(difference - 1, self.known) or prove_nonnegative(-difference - 1, self.known):
+            known = self._known_of(difference)
+            if prove_nonnegative(difference - 1, known) or prove_nonnegative(-difference - 1, known):
                 return False
         return True
+
+    def _known_of(self, difference: DimLike) -> Known:
+        """The loops that have iterations where both accesses are: those around everything, and those in the body whose variables the
+        accesses show. Others may have none."""
+        shown, found = {s.name for s in symbols_of(difference)}, []
+        for variable, extent in reversed(self.inside):
+            if variable.name in shown:
+                shown |= {s.name for s in symbols_of(extent)}
+                found.append((variable, extent))
+        return Known((*self.around, *reversed(found)), self.facts)
 
 
 def _flat(index: tuple[DimLike, ...], shape: tuple[DimLike, ...]) -> tuple[DimLike, ...]:

@@ -25,7 +25,7 @@ from tilewright.ir.dims import symbol
 from tilewright.ir.errors import CompileError, TilewrightError
 from tilewright.ir.graph import Builder, Graph
 from tilewright.ir.interp import evaluate_graph
-from tilewright.ir.ops.compute import Conv, PackedConv
+from tilewright.ir.ops.compute import Conv, PackedConv, PackedDot
 from tilewright.ir.ops.control import Param
 from tilewright.ir.ops.shape import GatherND
 from tilewright.ir.ops.winograd import WinogradConv
@@ -279,6 +279,7 @@ def test_every_precision_knows_the_contracts_of_rules(precision: str) -> None:
 @pytest.mark.parametrize(("op", "types"), [
     (PackedConv((3, 3), (1, 1), (-1, 1), 6), (TensorType(F32, (2, 6, 7, 4)), TensorType(F32, (1, 36, 16)))),
     (PackedConv((1,), (1,), (1,), 6), (TensorType(F32, (2, 6, 4)), TensorType(F32, (1, 4, 0)))),
+    (PackedDot(0, 6), (TensorType(F32, (5, 4)), TensorType(F32, (1, 4, 0)))),
     (PackedConv((3, 3), (1, 1), (1, 1), 6, 0), (TensorType(F32, (2, 6, 7, 4)), TensorType(F32, (1, 36, 16)))),
     (WinogradConv((3, 3), (2, 4), 6), (TensorType(F32, (1, 6, 6, 0)), TensorType(F32, (24, 1, 0, 6)))),
     (Conv((1,), ((0, 0),), (1,), (1,), 0), (TensorType(F32, (2, 0, 7)), TensorType(F32, (0, 0, 3)))),

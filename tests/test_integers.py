@@ -23,7 +23,7 @@ from tilewright.ir.types import F32, I8, I16, I32, U8, DType
 from tilewright.library_quantized import dequantize, difference, quantize
 from tilewright.lowering.lower import lower_program
 from tilewright.options import Environment, Options
-from tilewright.passes.lower_quantized import lower_quantized
+from tilewright.passes.lower_quantized import left_as_floats, lower_quantized
 from tilewright.pipeline import run_passes
 
 QUIET = Environment(debug=0, dump=None, verify=1, backend="", cache_directory=None)
@@ -96,6 +96,16 @@ def test_bytes_are_paired_only_where_their_sum_fits_16_bits(pair: tuple[int, int
     graph = product(U8, 4, weights)
     assert contractions(passed(graph, BYTE_PAIRS))[0].step == step
     check_loops(graph, BYTE_PAIRS, [np.full((4, 8), 255, np.uint8)])
+
+
+def test_a_zero_point_may_be_moved_before_it_is_subtracted() -> None:
+    b = Builder()
+    x = b.add(Param("x", U8, (1, 8, 4, 4)))
+    spread = lib.broadcast(b, lib.reshape(b, lib.constant(b, 100, U8), (1, 1, 1, 1)), (1, 8, 4, 4))
+    op = Conv((1, 1), ((1, 1), (1, 1)), (1, 1), (1, 1), 1, False, I32)
+    graph = Graph("g", [x], [b.add(op, difference(b, x, spread), lib.constant(b, integers(I8, (4, 8, 3, 3), 1, 64)))])
+    assert [op.step for op in contractions(passed(graph, BYTE_PAIRS))] == [4]
+    check_loops(graph, BYTE_PAIRS, [integers(U8, (1, 8, 4, 4))])
 
 
 def test_a_zero_point_of_other_bytes_is_part_of_the_sum() -> None:
@@ -207,20 +217,43 @@ def test_a_padded_convolution_of_dequantized_operands_is_of_integers() -> None:
     np.testing.assert_array_equal(tw.compile(graph)(*inputs), evaluate_graph(graph, inputs)[0])
 
 
-@pytest.mark.parametrize(("caps", "options", "depth", "columns", "scales"), [
-    (Caps(), Options(), 64, 16, (1, 1)),                               # no instruction
-    (PAIRS, Options(precision="strict"), 64, 16, (1, 1)),              # the float sum is asked for
-    (PAIRS, Options(), 4, 16, (1, 1)),                                 # few steps
-    (PAIRS, Options(), 64, 1, (1, 1)),                                 # one column
-    (PAIRS, Options(), 64, 16, (64, 1)),                               # a scale for each step of the contraction
-    (PAIRS, Options(), 40_000, 16, (1, 1))])                           # int32 might overflow
-def test_other_products_stay_floats(caps: Caps, options: Options, depth: int, columns: int, scales: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("caps", "options", "depth", "columns", "scales", "reason"), [
+    (Caps(), Options(), 64, 16, (1, 1), "the target has no instruction that multiplies narrow integers"),
+    (PAIRS, Options(precision="strict"), 64, 16, (1, 1), 'precision="strict" asks for the sum of floats'),
+    (PAIRS, Options(), 4, 16, (1, 1), "a sum of 4 products is not worth its conversion"),
+    (PAIRS, Options(), 64, 1, (1, 1), "one column is a sum over rows, which memory limits"),
+    (PAIRS, Options(), 64, 16, (64, 1), "a scale varies along the contraction"),
+    (PAIRS, Options(), 40_000, 16, (1, 1), "its sums might not fit into int32")])
+def test_other_products_stay_floats_for_a_reason(caps: Caps, options: Options, depth: int, columns: int, scales: tuple[int, int],
+                                                 reason: str) -> None:
     b = Builder()
     x, left = real(b, "x", U8, (2, depth), np.float32(0.5), 1)
     w, right = real(b, "w", U8, (depth, columns), np.ones(scales, np.float32), 3)
     graph = Graph("g", [x, w], [lib.matmul(b, left, right)])
     lowered = lower_quantized(graph, options, caps)
     assert [node.op.result for node in lowered.nodes() if isinstance(node.op, Dot)] == [None]
+    assert [text for _, text in left_as_floats(graph, options, caps)] == [reason]
+
+
+@pytest.mark.parametrize(("weights", "groups", "reason"), [
+    ((8, 1, 3, 3), 8, "a depthwise convolution has too few products for each element"),
+    ((8, 3, 3, 3), 1, "3 channels do not fill words of the integers"),
+    ((96, 96, 3, 3), 1, "Winograd's algorithm saves more products than integers are faster")])
+def test_other_convolutions_stay_floats_for_a_reason(weights: tuple[int, ...], groups: int, reason: str) -> None:
+    b = Builder()
+    x, left = real(b, "x", U8, (1, groups * weights[1], 48, 48), np.float32(0.5), 1)
+    right = dequantize(b, lib.constant(b, integers(I8, weights)), lib.constant(b, 0.25, F32))
+    graph = Graph("g", [x], [b.add(Conv((1, 1), ((1, 1), (1, 1)), (1, 1), (1, 1), groups), left, right)])
+    caps = Caps(vector_bits=256, has_pairs=True)
+    assert [text for _, text in left_as_floats(graph, Options(), caps)] == [reason]
+    assert not any(node.dtype == I32 for node in lower_quantized(graph, Options(), caps).nodes())
+
+
+def test_an_operand_of_floats_is_named() -> None:
+    b = Builder()
+    x, w = b.add(Param("x", F32, (4, 16))), dequantize(b, lib.constant(b, integers(I8, (16, 16))), lib.constant(b, 0.25, F32))
+    graph = Graph("g", [x], [lib.matmul(b, x, w)])
+    assert [text for _, text in left_as_floats(graph, Options(), PAIRS)] == ["its left operand is not made of bytes by `dequantize`"]
 
 
 @pytest.mark.parametrize(("dtype", "point"), [(U8, 128), (I8, None), (I8, -3), (I16, 5)])

@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..ir.caps import Caps
-from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_min, product
+from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_max, dim_min, product
 from ..ir.graph import Graph, Node
 from ..ir.loop import Buffer, For, IndexValue, Let, Load, Prefetch, Stmt, Store, expression_nodes, expressions_of
 from ..ir.loop_verify import linear_factor
@@ -136,7 +136,8 @@ def _slabs(buffer: Buffer, start: Index, shape: Index,
     have covered. `value`: what a slab stores, from where its positions lie."""
     regions = []
     for axis, whole in enumerate(buffer.shape):
-        end = start[axis] + shape[axis]
+        size = shape[axis]
+        end = start[axis] + (size if bounds(size)[0] >= 0 else dim_max(size, 0))  # a negative one is refused before this kernel
         for first, count in ((0, start[axis]), (end, whole - end)):
             if count == 0:
                 continue

@@ -74,6 +74,7 @@ SMALL_ROW = 16     # rows shorter than this are reduced element by element
 INLINE = (Elementwise, Cast, Bitcast, Broadcast, Reshape, Transpose, Slice, Iota, SizeOf, Take, TakeAlong, GatherND)
 REGION = (Concat, Pad, UpdateSlice)
 INNER_LOOP = (Reduce, ReduceWindow, Conv, Dot, ArgReduce)
+LIMITING = ("max", "min", "fmax", "fmin")
 CONTRACTION = (PackedDot, PackedConv, WinogradConv, WeightOnlyDot)
 OWN_LOWERING = (Sort, ArgSort, Cumulative, ScatterND, ScatterAlong, If, While, Scan)
 # ops whose operands are read more than once an element
@@ -457,22 +458,22 @@ class _Fuser:
                 # Scalars are part of the code, but for contractions: there they are operands, so that layers which
                 # differ only in learned numbers share one microkernel. Limits are part of it there too: what is known
                 # to be a number needs no care for NaN.
-                if not _scalar_constant(node) or group.strategy == "contraction" and not self._only_limits(node):
+                if not _scalar_constant(node) or group.strategy == "contraction" and not self._is_limit(node):
                     found[node] = None
                 continue
             stack.extend(reversed(node.inputs))
         return list(found)
 
-    def _only_limits(self, node: Node) -> bool:
-        """Whether a number is only what others are at least or at most."""
+    def _is_limit(self, node: Node) -> bool:
+        """Whether a number is what others are at least or at most, or are padded with."""
         stack = [node]
         while stack:
             for user in self.users[stack.pop()]:
                 if isinstance(user.op, Broadcast):
                     stack.append(user)
-                elif not (isinstance(user.op, Elementwise) and user.op.function in ("max", "min") or isinstance(user.op, Pad)):
-                    return False
-        return True
+                elif isinstance(user.op, Elementwise) and user.op.function in LIMITING or isinstance(user.op, Pad):
+                    return True
+        return False
 
     def _is_stored(self, node: Node) -> bool:
         if isinstance(node.op, (Param, Const, Get, MakeTuple)) or node in self.kept or node in self.views:

@@ -8,7 +8,7 @@ activation, `quantize`) stays as it is and is computed with the sum in registers
 dequantized at once never becomes bytes.
 
 Left as they are: contractions that the target has no instruction for, depthwise ones, those of one column or of few steps, where
-nothing is gained, and those whose sum might not fit into int32.
+nothing is gained, convolutions of which Winograd's algorithm saves more, and those whose sum might not fit into int32.
 
 Contract: bounded. The sum is exact where the float one rounds for each term, so both are within the rounding of the terms;
 `precision="strict"` forbids it.
@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, bounds, product
+from ..ir.errors import Loc
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.compute import Conv, Dot
 from ..ir.ops.control import Composite
@@ -32,6 +33,8 @@ from ..ir.types import F32, I8, I32, U8
 from ..library import apply, cast, constant, reshape, scalar, transpose
 from ..library_quantized import BYTES, difference
 from ..options import Options
+from .pack_integers import gain_of_integers
+from .winograd import gain_of_tiles, known_array
 
 LEAST_DEPTH = 8  # steps of a contraction that are worth their requantization
 FEW_CHANNELS = 8  # below which an odd number of them would be padded by much
@@ -58,16 +61,86 @@ def lower_quantized(graph: Graph, options: Options, caps: Caps) -> Graph:
         return graph
 
     def visit(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
-        if not isinstance(node.op, (Dot, Conv)) or node.op.result is not None or node.dtype != F32:
+        if not _is_float_contraction(node):
             return None
         left, right = (_form(b, x) for x in inputs)
-        if left is None or right is None or not _is_worth(node):
+        if left is None or right is None or _reason(node, left, right, options, caps):
             return None
-        if bounds(_depth(node))[1] * left.largest * right.largest >= 2 ** 31:
-            return None
-        return _of_dot(b, node, node.op, left, right) if isinstance(node.op, Dot) else _of_conv(b, node, node.op, left, right)
+        if isinstance(node.op, Dot):
+            return _of_dot(b, node.op, left, right)
+        assert isinstance(node.op, Conv)
+        return _of_conv(b, node.op, left, right)
 
     return rewrite_graph(rewrite_graph(graph, visit, "lower_quantized"), _round_trip, "lower_quantized")
+
+
+def left_as_floats(graph: Graph, options: Options, caps: Caps) -> list[tuple[Loc, str]]:
+    """Contractions of a graph, as imported, that have a dequantized operand and are computed in floats nevertheless: where they come
+    from, and why."""
+    found, b = [], Builder()
+    for node in graph.nodes():
+        if not _is_float_contraction(node):
+            continue
+        left, right = (_form(b, x) for x in node.inputs)
+        if left is None and right is None:
+            continue
+        if options.precision == "strict":
+            reason = 'precision="strict" asks for the sum of floats'
+        elif not caps.has_pairs and not caps.has_quads:
+            reason = "the target has no instruction that multiplies narrow integers"
+        elif left is None or right is None:
+            reason = f"its {'left' if left is None else 'right'} operand is not made of bytes by `dequantize`"
+        else:
+            reason = _reason(node, left, right, options, caps)
+        if reason:
+            found.append((node.loc, reason))
+    return found
+
+
+def _is_float_contraction(node: Node) -> bool:
+    return isinstance(node.op, (Dot, Conv)) and node.op.result is None and node.dtype == F32
+
+
+def _reason(node: Node, left: _Form, right: _Form, options: Options, caps: Caps) -> str:
+    """Why a contraction of dequantized operands stays one of floats; nothing where it does not."""
+    depth = bounds(_depth(node))[1]
+    if depth < LEAST_DEPTH:
+        return f"a sum of {depth} products is not worth its conversion"
+    if depth * left.largest * right.largest >= 2 ** 31:
+        return "its sums might not fit into int32"
+    if isinstance(node.op, Dot):
+        columns = product(n for a, n in enumerate(node.inputs[1].shape) if a not in node.op.rhs_contract + node.op.rhs_batch)
+        if columns == 1:
+            return "one column is a sum over rows, which memory limits"
+        contracted = ((left, node.op.lhs_contract), (right, node.op.rhs_contract))
+        return _VARIES if any(form.scale.shape[a] != 1 for form, axes in contracted for a in axes) else ""
+    return _reason_of_conv(node, left, right, options, caps)
+
+
+_VARIES = "a scale varies along the contraction"
+
+
+def _reason_of_conv(node: Node, left: _Form, right: _Form, options: Options, caps: Caps) -> str:
+    assert isinstance(node.op, Conv)
+    op = node.op
+    _, _, _, channels, _ = op.parts(node.inputs[0].tensor, node.inputs[1].tensor)
+    if channels == 1 or not isinstance(channels, int):
+        return "a depthwise convolution has too few products for each element"
+    if channels % 2 and channels < FEW_CHANNELS:
+        return f"{channels} channels do not fill words of the integers"
+    batch, out = _varying_axes(op, right)
+    if any(n != 1 for form, kept in ((left, batch), (right, out)) for a, n in enumerate(form.scale.shape) if a != kept):
+        return _VARIES
+    if op.groups != 1 and right.scale.shape[out] not in (1, right.value.shape[out]):
+        return _VARIES
+    if _has_faster_floats(node, right, options, caps):
+        return "Winograd's algorithm saves more products than integers are faster"
+    return ""
+
+
+def _varying_axes(op: Conv, right: _Form) -> tuple[int, int]:
+    """The axes of the operands along which their scales may vary: batch and channels of the result."""
+    return (0, right.value.rank - 1) if op.channels_last else (0, 0)
 
 
 def _is_dequantize(node: Node) -> bool:
@@ -82,10 +155,12 @@ def _round_trip(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None
     if parameters != list(inputs[1:]) or x.dtype != F32 or node.dtype != F32:
         return None
     limits = np.iinfo(inputs[0].dtype.numpy)
-    point = cast(b, parameters[1], F32) if len(parameters) > 1 else constant(b, 0, F32)
+    point = cast(b, parameters[1], F32) if len(parameters) > 1 else None
     whole = scalar(b, "round", apply(b, "div", x, parameters[0]))
+    whole = whole if point is None else apply(b, "add", whole, point)
     for function, limit in (("fmax", limits.min), ("fmin", limits.max)):
-        whole = apply(b, function, whole, apply(b, "sub", constant(b, int(limit), F32), point))
+        whole = apply(b, function, whole, constant(b, int(limit), F32))
+    whole = whole if point is None else apply(b, "sub", whole, point)
     return apply(b, "mul", whole, parameters[0])
 
 
@@ -99,21 +174,20 @@ def _depth(node: Node) -> DimLike:
     return product((*kernel, channels))
 
 
-def _is_worth(node: Node) -> bool:
-    if bounds(_depth(node))[1] < LEAST_DEPTH:
+def _has_faster_floats(node: Node, weights: _Form, options: Options, caps: Caps) -> bool:
+    """Whether an algorithm that floats alone have saves more products than integers are faster."""
+    if not isinstance(node.op, Conv) or known_array(weights.value) is None:
         return False
-    x, w = node.inputs
-    if isinstance(node.op, Dot):
-        return product(n for a, n in enumerate(w.shape) if a not in node.op.rhs_contract + node.op.rhs_batch) != 1
-    assert isinstance(node.op, Conv)
-    _, _, _, channels, _ = node.op.parts(x.tensor, w.tensor)
-    return isinstance(channels, int) and channels > 1 and (channels % 2 == 0 or channels >= FEW_CHANNELS)
+    op, (x, result) = node.op, (node.inputs[0].shape, node.shape)
+    _, kernel, _, channels, out = op.parts(node.inputs[0].tensor, node.inputs[1].tensor)
+    if not op.channels_last:
+        x, result = (x[0], *x[2:], x[1]), (result[0], *result[2:], result[1])
+    sizes = tuple(int(n) for n in (*kernel, channels, out))  # type: ignore[arg-type]  # they are those of a constant
+    axis = node.inputs[1].rank - 2 if op.channels_last else 1
+    return gain_of_tiles(op, x, result, sizes, options, caps) > gain_of_integers(weights.value, axis, caps)
 
 
-def _of_dot(b: Builder, node: Node, op: Dot, left: _Form, right: _Form) -> Node | None:
-    for form, contracted in ((left, op.lhs_contract), (right, op.rhs_contract)):
-        if any(form.scale.shape[a] != 1 for a in contracted):
-            return None
+def _of_dot(b: Builder, op: Dot, left: _Form, right: _Form) -> Node:
     total = b.add(Dot(op.lhs_contract, op.rhs_contract, op.lhs_batch, op.rhs_batch, I32), *_differences(b, left, right))
     free_left = [a for a in range(left.value.rank) if a not in op.lhs_contract + op.lhs_batch]
     free_right = [a for a in range(right.value.rank) if a not in op.rhs_contract + op.rhs_batch]
@@ -127,12 +201,8 @@ def _of_dot(b: Builder, node: Node, op: Dot, left: _Form, right: _Form) -> Node 
     return _scaled(b, total, *scales)
 
 
-def _of_conv(b: Builder, node: Node, op: Conv, left: _Form, right: _Form) -> Node | None:
-    batch, out = (0, right.value.rank - 1) if op.channels_last else (0, 0)
-    if any(n != 1 for form, kept in ((left, batch), (right, out)) for a, n in enumerate(form.scale.shape) if a != kept):
-        return None
-    if op.groups != 1 and right.scale.shape[out] not in (1, right.value.shape[out]):
-        return None
+def _of_conv(b: Builder, op: Conv, left: _Form, right: _Form) -> Node:
+    batch, out = _varying_axes(op, right)
     integers = Conv(op.strides, op.padding, op.dilation, op.input_dilation, op.groups, op.channels_last, I32)
     total = b.add(integers, *_differences(b, left, right))
     ones: list[DimLike] = [1] * total.rank

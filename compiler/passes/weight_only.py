@@ -176,11 +176,13 @@ def _codes_of(integers: Array, scales: Array) -> _Codes | None:
             zero = middle
         codes = values + zero
     elif bits_apart is not None:
-        bits, zero, points = bits_apart, 0, -least
-        exact = values + np.repeat(points, group, axis=0)[:depth]
+        bits, zero = bits_apart, 128 if bits_apart == 8 else 0
+        first = np.where((least > 0) & (most < 1 << bits), 0, least)  # zero points that are usual are narrow
+        exact = values - np.repeat(first, group, axis=0)[:depth]
         codes = np.rint(exact)
         if np.abs(codes - exact).max() > ROUNDING * (1 << bits):
             return None
+        points = -first - np.float32(zero)
     else:
         return None
     if group == depth:
@@ -206,8 +208,12 @@ def _packed(b: Builder, left: Node, found: _Codes, width: int, caps: Caps) -> No
     if scales.dtype == F32.numpy and caps.has_fma and _is_narrow(scales):  # where halves cost nothing to read
         scales = scales.astype(F16.numpy)
     points = found.points
-    if points is not None and (points == np.rint(points)).all() and points.min() >= 0 and points.max() < 256:
-        points = points.astype(np.uint8)
+    if points is not None:
+        whole = bool((points == np.rint(points)).all())
+        for kind in (np.uint8, np.int8):
+            if whole and np.iinfo(kind).min <= points.min() and points.max() <= np.iinfo(kind).max:
+                points = points.astype(kind)
+                break
     operands = [words, *(_panels(a, columns) for a in (scales, points) if a is not None)]
     return b.add(WeightOnlyDot(width, found.bits, found.group, found.zero), left, *(constant(b, a) for a in operands))
 

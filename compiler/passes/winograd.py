@@ -17,7 +17,7 @@ from math import prod
 import numpy as np
 
 from ..ir.caps import Caps
-from ..ir.dims import DimLike
+from ..ir.dims import DimLike, product
 from ..ir.graph import Array, Builder, Constant, Node
 from ..ir.ops.compute import Conv
 from ..ir.ops.control import Const
@@ -26,7 +26,7 @@ from ..ir.ops.winograd import WinogradConv
 from ..ir.types import F32, F64, DType
 from ..ir.winograd import MOST_POINTS, Winograd, count_steps, winograd
 from ..options import Options
-from ..tiles import MANY_ROWS, choose_tile, tiles_in_block
+from ..tiles import MANY_ROWS, choose_tile, panel_columns, tiles_in_block
 
 RESULTS = (2, 4, 6)       # along an axis with more than one tap
 MOST_AMPLIFICATION = 1000.0
@@ -67,6 +67,21 @@ def known_array(node: Node) -> Array | None:
             array = known_array(node.inputs[0])
             return None if array is None else node.op.evaluate((array,), {})
     return None
+
+
+def gain_of_tiles(op: Conv, x: tuple[DimLike, ...], result: tuple[DimLike, ...], weights: tuple[int, ...], options: Options,
+                  caps: Caps) -> float:
+    """How much faster than as a plain sum Winograd's algorithm computes a float32 convolution with constant weights [*kernel, C / groups,
+    O]: 1 where it is not used. x and the result are [N, *spatial, C]."""
+    if any(s != 1 for s in (*op.strides, *op.dilation, *op.input_dilation)) or options.precision != "default" or 0 in (*x, *result):
+        return 1.0
+    columns = panel_columns(weights[-1] // op.groups, product(x[:-1]), F32, caps)
+    axes = choose_tiles(result[:-1], weights, op.groups, columns, F32, caps)
+    if axes is None:
+        return 1.0
+    sizes = _usual(result[:-1])
+    direct = prod(sizes) * prod(weights[:-2]) * _products(weights, op.groups, columns, F32, caps)
+    return direct / _cycles(sizes, weights, op.groups, axes, columns, F32, caps)
 
 
 def transform_weights(weights: Array, axes: Sequence[Winograd], groups: int, columns: int) -> Array:

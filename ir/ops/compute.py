@@ -445,7 +445,7 @@ class PackedDot(Op, frozen=True):
         dtype = packed_dtype(self, lhs.dtype, rhs.dtype, self.step)
         check_saturation(self, self.step, self.saturates)
         tile = rhs.shape[-1] if rhs.rank else None
-        if rhs.rank != self.batch + 3 or lhs.rank < self.batch + 1 or not isinstance(tile, int):
+        if rhs.rank != self.batch + 3 or lhs.rank < self.batch + 1 or not isinstance(tile, int) or tile < 1:
             raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit {self.batch} batch axes")
         fits = (lhs == rhs if self.symmetric
                 else lhs.shape[:self.batch] == rhs.shape[:self.batch] and lhs.shape[-1] == rhs.shape[-2] * self.step)

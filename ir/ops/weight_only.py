@@ -62,10 +62,11 @@ class WeightOnlyDot(Op, frozen=True):
         if lhs.dtype not in FLOATS or scales.dtype not in FLOATS or words.dtype != I32 or any(p.dtype not in POINTS for p in points):
             raise CompileError(f"weight_only_dot: needs floats of at most 32 bits, words i32 and zero points u8, i8 or f32, "
                                f"found {', '.join(map(str, types))}")
-        good = lhs.rank >= 1 and words.rank == scales.rank == 3 and isinstance(lhs.shape[-1], int) and words.is_static
-        good = good and words.shape[2] != 0 and self.columns >= 1 and lhs.shape[-1] >= 1
+        depth = lhs.shape[-1] if lhs.rank else 0
+        good = words.rank == scales.rank == 3 and isinstance(depth, int) and depth >= 1 and self.columns >= 1
+        good = good and words.is_static and words.shape[2] != 0
         if good:
-            groups = ceildiv(lhs.shape[-1], self.group)
+            groups = ceildiv(depth, self.group)
             panels = ceildiv(self.columns, words.shape[2])
             good = words.shape[:2] == (panels, groups * self.group * self.bits // WORD)
             good = good and all(t.shape == (panels, groups, words.shape[2]) for t in (scales, *points))
@@ -88,7 +89,8 @@ class WeightOnlyDot(Op, frozen=True):
         rows = lhs.reshape(int(product(lhs.shape[:-1])), lhs.shape[-1]).astype(np.float32)
         with np.errstate(all="ignore"):
             value = rows @ self.weights(lhs.shape[-1], *inputs[1:])
-            return value.reshape(*lhs.shape[:-1], self.columns).astype(lhs.dtype)
+            result: Array = value.reshape(*lhs.shape[:-1], self.columns).astype(lhs.dtype)
+        return result
 
     @classmethod
     def samples(cls) -> tuple[Sample, ...]:
