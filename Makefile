@@ -9,7 +9,7 @@ JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
 VENV    := .venv
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SOURCES := pyproject.toml $(wildcard setup.py) $(wildcard csrc/*.cpp csrc/*.c csrc/*.h)
+SOURCES := pyproject.toml $(wildcard setup.py) $(wildcard csrc/*.cpp csrc/*.c csrc/*.h csrc/solver/*)
 MODELS  := --no-deps --ignore-requires-python
 PYTEST  := $(BIN)/python -m pytest
 
@@ -86,7 +86,7 @@ fuzz: $(VENV)/.test ## search for wrong code for a minute, with a fixed seed
 zoo: $(VENV)/.test ## every known miscompile of fuzz/zoo, in a copy of the tree: does its witness see it?
 	$(BIN)/python -m tilewright.fuzz.zoo_runner
 
-sanitize-address: ## the C++ runtime's tests under AddressSanitizer
+sanitize-address: ## the C++ tests under AddressSanitizer
 	csrc/tests/run.sh address
 
 sanitize-undefined: ## the same under UndefinedBehaviorSanitizer
@@ -102,7 +102,7 @@ runtime-coverage: $(VENV)/.test ## the C++ runtime with edge coverage, for fuzzi
 
 clean: ## remove what was built (not .venv)
 	rm -rf build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
-	rm -f runtime/*.so runtime/*.o fuzz/*.so
+	rm -f runtime/*.so runtime/*.o compiler/packing/*.so fuzz/*.so
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 FORCE:

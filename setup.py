@@ -1,5 +1,5 @@
-"""Builds the native parts: of tilewright.runtime the extension `_native` and the runtime object `tw_runtime.o`, of tilewright.fuzz
-the extension `_coverage`, on CPython 3.11 alone (later versions have `sys.monitoring`).
+"""Builds the native parts: of tilewright.runtime the extension `_native` and the runtime object `tw_runtime.o`, of tilewright.packing
+the extension `_solver`, of tilewright.fuzz the extension `_coverage`, on CPython 3.11 alone (later versions have `sys.monitoring`).
 
 Metadata is in pyproject.toml. The object is what ahead-of-time artifacts link (position independent, hidden symbols,
 C library only); it is built beside the extension, in the source tree for editable installs. Assumes a C++17 compiler
@@ -43,6 +43,8 @@ EXTENSION_SOURCES = [
     "selftest.cpp",
     "elf_loader.cpp",
 ]
+SOLVER_SOURCES = ["module.cpp", "packing.cpp", "search.cpp", "sections.cpp", "best_fit.cpp"]
+SOLVER_HEADERS = ["packing.h", "search.h", "sections.h"]
 COVERAGE_SOURCES = ["edges.cpp"]
 COVERAGE_FLAGS = ["-fsanitize-coverage=trace-pc", "-g"]
 HEADERS = ["abi.h", "machine.h", "pool.h", "constants.h", "run.h", "elf_loader.h"]
@@ -108,6 +110,18 @@ def runtime_extension() -> Pybind11Extension:
     )
 
 
+def solver_extension() -> Pybind11Extension:
+    return Pybind11Extension(
+        "tilewright.packing._solver",
+        [f"csrc/solver/{name}" for name in SOLVER_SOURCES],
+        include_dirs=["csrc/solver"],
+        depends=[f"csrc/solver/{name}" for name in SOLVER_HEADERS],
+        cxx_std=17,
+        extra_compile_args=["-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],
+        extra_link_args=["-Wl,--build-id=none", "-s"],
+    )
+
+
 def coverage_extension() -> Extension:
     return Extension(
         "tilewright.fuzz._coverage",
@@ -119,6 +133,6 @@ def coverage_extension() -> Extension:
 
 
 setup(
-    ext_modules=[runtime_extension(), *([coverage_extension()] if sys.version_info < (3, 12) else [])],
+    ext_modules=[runtime_extension(), solver_extension(), *([coverage_extension()] if sys.version_info < (3, 12) else [])],
     cmdclass={"build_ext": BuildNative},
 )

@@ -22,13 +22,15 @@ Run = Callable[[], list[np.ndarray]]
 
 @dataclass(frozen=True)
 class Job:
-    """What to compile: the file as published, a copy with fixed sizes, the sizes by name, and the inputs."""
+    """What to compile: the file as published, a copy with fixed sizes, the sizes by name, and the inputs. `precision`: what
+    OpenVINO may compute in, f32 or bf16."""
 
     path: Path
     static_path: Path
     sizes: Mapping[str, int]
     inputs: Arrays
     threads: int
+    precision: str = "f32"
 
 
 class Tilewright:
@@ -44,7 +46,10 @@ class Tilewright:
         self.version = tilewright.__version__
 
     def compile(self, job: Job) -> Any:
-        graph = self.tw.from_onnx(str(job.path), dims=dict(job.sizes) if self.specialized else {})
+        if job.path.suffix == ".ir":  # a graph in text has its sizes
+            graph = self.tw.load_text(str(job.path))
+        else:
+            graph = self.tw.from_onnx(str(job.path), dims=dict(job.sizes) if self.specialized else {})
         return self.tw.compile(graph, target="cpu", options=self.tw.Options(threads=job.threads))
 
     def save(self, compiled: Any, path: Path, job: Job) -> None:
@@ -121,7 +126,7 @@ class OpenVino:
 
     def settings(self, job: Job) -> dict[str, Any]:
         return {
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": job.precision,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": job.threads,
         }

@@ -2,7 +2,8 @@
 
 Reads one JSON object a line from stdin, answers with one a line on stdout. The first is the job; then
 `{"do": "measure", "seconds": s}` runs the model for that long and gives each call's time, `{"do": "save"}` writes the
-artifact. Between requests the process waits in a read and uses no CPU.
+artifact, `{"do": "run", "inputs": file, "outputs": file}` runs it once on each of many samples. Between requests the
+process waits in a read and uses no CPU.
 
 Assumes to be pinned before it starts. Guarantees that clocks start after `import numpy`, that the first calls of every
 measurement are dropped, and that whatever the system prints goes to stderr.
@@ -15,6 +16,8 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,6 +26,7 @@ import numpy as np
 from benchmarks.systems import SYSTEMS, Job, Run
 
 DROPPED_CALLS = 3
+CLOCKS = {"wall": time.perf_counter_ns, "process": time.process_time_ns}  # of all threads of this process, for a busy machine
 
 
 def resident_bytes() -> int:
@@ -33,12 +37,11 @@ def resident_bytes() -> int:
     raise OSError("/proc/self/status has no VmRSS line; resident memory can be measured on Linux only")
 
 
-def measure(run: Run, seconds: float) -> list[int]:
-    """Nanoseconds of each call, for `seconds` and at least one call, after the dropped ones."""
+def measure(run: Run, seconds: float, clock: Callable[[], int] = time.perf_counter_ns) -> list[int]:
+    """Nanoseconds of each call, for `seconds` of the clock and at least one call, after the dropped ones."""
     for _ in range(DROPPED_CALLS):
         run()
     times = []
-    clock = time.perf_counter_ns
     end = clock() + int(seconds * 1e9)
     begin = clock()
     while True:
@@ -57,9 +60,11 @@ class Worker:
         with np.load(request["inputs"]) as archive:
             inputs = {name: archive[name] for name in archive.files}
         self.job = Job(
-            Path(request["path"]), Path(request["static_path"]), request["sizes"], inputs, request["threads"]
+            Path(request["path"]), Path(request["static_path"]), request["sizes"], inputs, request["threads"],
+            request.get("precision", "f32"),
         )
         self.artifact = Path(request["artifact"])
+        self.clock = CLOCKS[request.get("clock", "wall")]
         before = resident_bytes()
         begin = time.perf_counter()
         self.system = SYSTEMS[request["system"]]()
@@ -83,12 +88,26 @@ class Worker:
     def serve(self, request: dict[str, Any]) -> dict[str, Any]:
         match request["do"]:
             case "measure":
-                return {"nanoseconds": measure(self.run, request["seconds"])}
+                return {"nanoseconds": measure(self.run, request["seconds"], self.clock)}
             case "save":
                 self.system.save(self.compiled, self.artifact, self.job)
                 return {}
+            case "run":
+                self.run_samples(Path(request["inputs"]), Path(request["outputs"]))
+                return {}
             case unknown:
                 raise ValueError(f"worker: unknown request {unknown!r}")
+
+
+    def run_samples(self, inputs: Path, outputs: Path) -> None:
+        """The outputs of each sample, along a new first axis, as that of the inputs."""
+        with np.load(inputs) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        found = []
+        for sample in range(len(next(iter(arrays.values())))):
+            job = replace(self.job, inputs={name: array[sample].copy() for name, array in arrays.items()})
+            found.append([array.copy() for array in self.system.bind(self.compiled, job)()])
+        np.savez(outputs, *map(np.stack, zip(*found, strict=True)))
 
 
 def redirect_prints() -> TextIO:

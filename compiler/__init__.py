@@ -14,7 +14,7 @@ from .version import __version__
 _PUBLIC = {
     "compile": "driver", "trace": "frontends.from_numpy", "spec": "frontends.from_numpy",
     "from_onnx": "driver", "load": "loading", "parse": "ir.parser", "load_text": "ir.parser", "save_text": "ir.printer",
-    "Options": "options",
+    "Options": "options", "quantize": "quantizing.tool",
     "cond": "frontends.from_numpy", "while_loop": "frontends.from_numpy", "scan": "frontends.from_numpy",
     "Graph": "ir.graph", "Dim": "ir.dims", "symbol": "ir.dims",
     **dict.fromkeys(("erf", "gelu", "layer_norm", "log_softmax", "logsumexp", "one_hot", "relu", "rms_norm", "sigmoid", "silu",

@@ -1,5 +1,5 @@
-"""The command line: `tilewright compile | run | check | verify | opt | inspect | explain | bench | profile | fuzz | targets | cache |
-doctor`.
+"""The command line: `tilewright compile | run | check | verify | opt | inspect | explain | bench | profile | quantize | schedule | fuzz |
+targets | cache | doctor`.
 
 Answers go to stdout, messages and progress to stderr (progress only on a terminal). Exit status: 0 only on success, 1
 for an error that is explained, 2 for a command line that is not understood, 130 after Ctrl-C, 143 after a request to end;
@@ -25,6 +25,8 @@ from .cli_model import bench_command, compile_command, inspect_command, run_comm
 from .cli_onnx import check_command, verify_command
 from .cli_passes import opt_command
 from .cli_profile import explain_command, profile_command
+from .cli_quantize import quantize_command
+from .cli_schedule import schedule_command
 from .ir.errors import TilewrightError
 from .options import read_environment
 from .version import __version__
@@ -39,7 +41,8 @@ def cli() -> None:
 
 
 for _command in (compile_command, run_command, check_command, verify_command, opt_command, inspect_command, explain_command,
-                 bench_command, profile_command, fuzz_command, targets_command, cache_group, doctor_command):
+                 bench_command, profile_command, quantize_command, schedule_command, fuzz_command, targets_command, cache_group,
+                 doctor_command):
     cli.add_command(_command)
 
 

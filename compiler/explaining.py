@@ -57,6 +57,7 @@ class Explanation(Struct, frozen=True):
     kernels: int
     rates: Rates | None
     calls: int
+    arena: tuple[int, int] | None = None  # bytes, and those that no plan for this order needs less than; static sizes only
 
     @property
     def limit(self) -> float | None:
@@ -103,6 +104,8 @@ class Explanation(Struct, frozen=True):
             launches.append(data)
         return {"name": self.name, "target": self.target, "sizes": self.sizes, "kernels": self.kernels, "calls": self.calls,
                 "limit_seconds": self.limit, "predicted_seconds": self.predicted, "measured_seconds": self.measured,
+                "arena": None if self.arena is None else {"bytes": self.arena[0], "bound": self.arena[1],
+                                                          "proven": self.arena[0] == self.arena[1]},
                 "machine": None if self.rates is None else to_builtins(self.rates), "launches": launches}
 
     def __str__(self) -> str:
@@ -137,7 +140,12 @@ def explanation_of(metadata: Mapping[str, Any], values: Sequence[Any], sizes: Ma
         found = None if rates is None else forecast(demand_of(record), rates)
         explained.append(LaunchExplanation(number, record, found, seconds, notes_on(record, rates)))
     return Explanation(metadata["name"], metadata["target"], binding, tuple(explained), len(metadata["kernels"]), rates,
-                       0 if profile is None else len(profile.calls))
+                       0 if profile is None else len(profile.calls), _arena_of(metadata))
+
+
+def _arena_of(metadata: Mapping[str, Any]) -> tuple[int, int] | None:
+    bound = metadata.get("workspace_lower_bound")
+    return None if bound is None else (int(metadata["workspace"]), int(bound))
 
 
 def size_names(metadata: Mapping[str, Any]) -> list[str]:
@@ -205,6 +213,10 @@ def _head(explanation: Explanation) -> list[str]:
     sizes = ", ".join(f"{name}={size}" for name, size in explanation.sizes.items())
     lines = [f"{explanation.name} for {explanation.target}{f' at {sizes}' if sizes else ''}: {len(explanation.launches)} launches of "
              f"{explanation.kernels} kernels"]
+    if explanation.arena is not None:
+        size, bound = explanation.arena
+        lines.append(f"  arena: {size} bytes, " + ("proven least for this order" if size == bound else
+                     f"at most {100 * (size - bound) / bound:.2f} % above the least for this order, {bound} bytes or more"))
     rates = explanation.rates
     if rates is None:
         return [*lines, "  no prediction: this machine does not run the target's code"]

@@ -7,10 +7,13 @@ one for each place of an axis, or one for each of several blocks where the axis 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from .ir.graph import Builder, Node
-from .ir.types import F32, I8, I16, I32, U8, DType
+from .ir.ops.control import Composite, Param
+from .ir.types import F32, I8, I16, I32, U8, DType, TensorType, Type
 from .library import apply, cast, composite, like, scalar
 
 BYTES = (I8, U8)
@@ -47,6 +50,31 @@ def _dequantize(b: Builder, q: Node, scale: Node, *zero_point: Node) -> Node:
 def dequantize(b: Builder, q: Node, scale: Node, zero_point: Node | None = None) -> Node:
     """(q - zero point) * scale in the dtype of the scale; the difference is exact in int32."""
     return composite(b, "dequantize", _dequantize, q, scale, *([] if zero_point is None else [zero_point]))
+
+
+@lru_cache(maxsize=256)
+def _meaning(op: str, types: tuple[Type, ...], dtype: DType | None) -> str:
+    """The fingerprint of the body that the composite has for operands of these types."""
+    b = Builder()
+    x, scale, *point = (b.add(Param(f"x{i}", t.dtype, t.shape)) for i, t in enumerate(types) if isinstance(t, TensorType))
+    made = dequantize(b, x, scale, *point) if dtype is None else quantize(b, x, scale, point[0] if point else None, dtype)
+    assert isinstance(made.op, Composite)
+    return made.op.body.fingerprint
+
+
+def is_quantize(node: Node) -> bool:
+    """Whether a node is `quantize`: by its body, since a label alone promises nothing."""
+    if not isinstance(node.op, Composite) or node.op.label != "quantize" or not isinstance(node.type, TensorType):
+        return False
+    fits = 2 <= len(node.inputs) <= 3 and node.dtype in QUANTIZED
+    return fits and node.op.body.fingerprint == _meaning("quantize", tuple(x.type for x in node.inputs), node.dtype)
+
+
+def is_dequantize(node: Node) -> bool:
+    """Whether a node is `dequantize`, by its body."""
+    if not isinstance(node.op, Composite) or node.op.label != "dequantize" or not 2 <= len(node.inputs) <= 3:
+        return False
+    return node.op.body.fingerprint == _meaning("dequantize", tuple(x.type for x in node.inputs), None)
 
 
 def difference(b: Builder, q: Node, zero_point: Node | None) -> Node:

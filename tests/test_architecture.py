@@ -48,7 +48,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "frontends": ("ir", "ir.errors", "library"),
     "frontends.onnx": ("ir", "ir.errors", "library", "library_quantized"),
     "passes": ("ir", "ir.errors", "cost", "library", "library_quantized", "options", "tiles"),
-    "lowering": ("ir", "ir.errors", "cost", "tiles"),
+    "lowering": ("ir", "ir.errors", "cost", "packing", "tiles"),
     # the compile half: joins passes, lowering and backends
     "pipeline": ("ir", "ir.errors", "options", "passes"),
     "build": ("ir", "ir.errors", "collector", "key_facts", "launch_facts", "options", "version", "pipeline", "lowering", "backends",
@@ -76,15 +76,16 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "quantizing": ("ir", "ir.errors", "cost", "driver", "frontends.onnx", "library", "library_quantized", "options", "runtime"),
     "tools": ("ir", "ir.errors", "options", "driver", "loading", "runtime"),
     # plain records of what is to be scheduled: of the IR it only reads graphs
-    "scheduling": ("ir", "ir.errors"),
-    "fuzz": ("ir", "ir.errors", "build", "cost", "driver", "frontends.onnx", "library", "lowering", "options", "passes", "pipeline", "runtime"),
+    "packing": ("ir.errors",),
+    "scheduling": ("ir", "ir.errors", "packing"),
+    "fuzz": ("ir", "ir.errors", "build", "cost", "driver", "frontends.onnx", "library", "library_quantized", "lowering", "options", "passes", "pipeline", "runtime"),
     "cli": ("ir", "ir.errors", "options", "machine", "key_facts", "launch_facts", "loading", "saving", "driver", "runtime", "version",
-            "tools", "fuzz", "checking", "onnx_peers", "quantizing", "scheduling", "verifying"),
+            "tools", "fuzz", "checking", "onnx_peers", "packing", "quantizing", "scheduling", "verifying"),
     "": ("version", "cli"),  # __init__ and __main__
 }
 # the first segment of a module's name, where its layer is called otherwise
 LAYER_OF = {
-    "cli_machine": "cli", "cli_model": "cli", "cli_onnx": "cli", "cli_passes": "cli", "cli_profile": "cli", "cli_fuzz": "cli", "cli_quantize": "cli", "cli_schedule": "cli", "cli_shared": "cli", "__init__": "", "__main__": "",
+    "cli_machine": "cli", "cli_model": "cli", "cli_onnx": "cli", "cli_pack": "cli", "cli_passes": "cli", "cli_profile": "cli", "cli_fuzz": "cli", "cli_quantize": "cli", "cli_schedule": "cli", "cli_shared": "cli", "__init__": "", "__main__": "",
     "frontends.from_onnx": "frontends.onnx", "frontends.onnx_messages": "frontends.onnx", "frontends.onnx_ops": "frontends.onnx",
     "frontends.onnx_calls": "frontends.onnx", "frontends.onnx_contents": "frontends.onnx", "frontends.onnx_dims": "frontends.onnx", "frontends.onnx_editing": "frontends.onnx", "frontends.onnx_files": "frontends.onnx",
     "frontends.onnx_limits": "frontends.onnx", "frontends.onnx_scopes": "frontends.onnx", "frontends.onnx_pieces": "frontends.onnx", "frontends.onnx_survey": "frontends.onnx",
@@ -161,7 +162,7 @@ def modules() -> dict[str, Path]:
     found = {}
     for package, folder in FOLDERS.items():
         prefix = package.split(".")[1:]
-        for path in sorted((ROOT / folder).rglob("*.py")):
+        for path in sorted((*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.pyi"))):  # a stub stands for a compiled extension
             if "zoo" in path.parts:  # witnesses: scripts that are given a compiler, no part of the package
                 continue
             parts = [*prefix, *path.relative_to(ROOT / folder).with_suffix("").parts]

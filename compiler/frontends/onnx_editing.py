@@ -342,7 +342,8 @@ def packed(array: Array, bits: int) -> bytes:
         return flat.tobytes()
     count = 8 // bits
     flat = np.concatenate([flat, np.zeros(-flat.size % count, np.uint8)]).reshape(-1, count) & np.uint8((1 << bits) - 1)
-    return np.bitwise_or.reduce(flat << np.arange(0, 8, bits, dtype=np.uint8), axis=1).astype(np.uint8).tobytes()
+    joined: Array = np.bitwise_or.reduce(flat << np.arange(0, 8, bits, dtype=np.uint8), axis=1).astype(np.uint8)
+    return joined.tobytes()
 
 
 __all__ = ["ModelEditor", "Origin", "moved", "packed"]

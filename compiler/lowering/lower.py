@@ -67,6 +67,7 @@ class Statistics(Struct):
 
     storages: list[Storage] = field(default_factory=list)
     plans: dict[str, Plan] = field(default_factory=dict)
+    arena_bound: int | None = None  # no arena for this order is smaller; where all sizes are static
 
 
 def lower_program(graph: Graph, caps: Caps) -> tuple[Program, Statistics]:
@@ -93,13 +94,13 @@ class _Lowering:
         for number, param in enumerate(graph.params):
             spots[param] = (Spot("input", number),)
         drafts = self._graph(graph, spots, self._output_spots())
-        total = assign_offsets(self.storages)
+        arena = assign_offsets(self.storages)
         steps = self._finish(drafts)
         inputs = tuple((p.op.label, p.tensor) for p in self.original.params if isinstance(p.op, Param))
         outputs = tuple((name, r.tensor) for name, r in zip(graph.result_names, self.original.results))
         constants = tuple(sorted(self.constants.values(), key=lambda row: row[0]))
-        program = Program(graph.name, inputs, outputs, constants, self.constants_bytes, total, steps, self.original.symbols)
-        return share_kernels(program), Statistics(self.storages, self.kernels.plans)
+        program = Program(graph.name, inputs, outputs, constants, self.constants_bytes, arena.size, steps, self.original.symbols)
+        return share_kernels(program), Statistics(self.storages, self.kernels.plans, arena.bound)
 
     def _output_spots(self) -> list[Spot]:
         return [Spot("output", number) for number in range(len(self.graph.results))]

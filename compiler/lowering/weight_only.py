@@ -195,13 +195,14 @@ class _FewRows(_Nest):
         powers = Buffer(self.names.fresh("powers"), F32, (CHUNK,), "local")
         fill = [Store(powers.name, (j,), inner.literal(2.0 ** -(self.op.bits * (j % (self.of_word // 2))), F32)) for j in range(CHUNK)]
         chunks, rest = divmod(self.depth, CHUNK)
+        missing = -(-self.groups * self.op.group // CHUNK) * CHUNK - self.depth
         found: list[Stmt] = [Alloc(powers), *fill]
         for r in range(self.plan.few):
             if chunks:
-                found.append(self.serial("c", chunks, lambda c, r=r: (self._prepared(powers, r, c * CHUNK, CHUNK),)))  # type: ignore[misc]
+                chunk, c = loop_symbol(self.names.fresh("c"), chunks)
+                found.append(For(chunk, chunks, "serial", (self._prepared(powers, r, c * CHUNK, CHUNK),)))
             if rest:
                 found.append(self._prepared(powers, r, chunks * CHUNK, rest))
-            missing = int(self.activations.shape[1]) - self.depth  # type: ignore[call-overload]
             if missing:
                 lane, j = loop_symbol(self.names.fresh("j"), missing)
                 clear = Store(self.activations.name, (r, self.depth + j), inner.literal(0.0, F32))

@@ -26,12 +26,11 @@ from ..ir.dims import DimLike, bounds, product
 from ..ir.errors import Loc
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.compute import Conv, Dot
-from ..ir.ops.control import Composite
 from ..ir.ops.shape import Broadcast, Pad, Reshape, Slice, Transpose
 from ..ir.rewrite import rewrite_graph, uniform_value
 from ..ir.types import F32, I8, I32, U8
 from ..library import apply, cast, constant, reshape, scalar, transpose
-from ..library_quantized import BYTES, difference
+from ..library_quantized import BYTES, difference, is_dequantize, is_quantize
 from ..options import Options
 from .pack_integers import gain_of_integers
 from .winograd import gain_of_tiles, known_array
@@ -57,7 +56,7 @@ def lower_quantized(graph: Graph, options: Options, caps: Caps) -> Graph:
     """See the module's text."""
     if options.precision == "strict" or not caps.has_pairs and not caps.has_quads:
         return graph
-    if not any(_is_dequantize(node) for node in graph.nodes()):
+    if not any(is_dequantize(node) for node in graph.nodes()):
         return graph
 
     def visit(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
@@ -143,13 +142,9 @@ def _varying_axes(op: Conv, right: _Form) -> tuple[int, int]:
     return (0, right.value.rank - 1) if op.channels_last else (0, 0)
 
 
-def _is_dequantize(node: Node) -> bool:
-    return isinstance(node.op, Composite) and node.op.label == "dequantize"
-
-
 def _round_trip(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
     """What is quantized and dequantized at once is rounded and limited as a float: the very same number."""
-    if not _is_dequantize(node) or not isinstance(inputs[0].op, Composite) or inputs[0].op.label != "quantize":
+    if not is_dequantize(node) or not is_quantize(inputs[0]):
         return None
     x, *parameters = inputs[0].inputs
     if parameters != list(inputs[1:]) or x.dtype != F32 or node.dtype != F32:
@@ -224,7 +219,7 @@ def _scaled(b: Builder, total: Node, left: Node, right: Node) -> Node:
 
 def _form(b: Builder, node: Node) -> _Form | None:
     """The bytes that a float is made of, where they are moved as it is; None where it is made of something else."""
-    if _is_dequantize(node):
+    if is_dequantize(node):
         value, scale, *points = node.inputs
         if value.dtype not in BYTES or scale.dtype != F32:
             return None

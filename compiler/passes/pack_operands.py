@@ -56,8 +56,9 @@ def pack_operands(graph: Graph, options: Options, caps: Caps) -> Graph:
                 return full(b, 0, node.dtype, node.shape)  # nothing to sum, or nowhere to put it
             case Dot() as op:
                 return _pack_dot(b, op, inputs[0], inputs[1], caps, node.inputs[0] in once)
-            case Conv() as op if any(e != 1 for e in op.input_dilation) and op.channels_last:
-                made = _interleaved(b, op, node.shape, inputs[0], inputs[1], options, caps) if options.precision != "strict" else None
+            case Conv() as op if any(e != 1 for e in op.input_dilation):
+                apart = options.precision != "strict" and op.channels_last
+                made = _interleaved(b, op, node.shape, inputs[0], inputs[1], options, caps) if apart else None
                 return _dilated(b, op, inputs[0], inputs[1], options, caps) if made is None else made
             case Conv() as op:
                 return _pack_conv(b, op, inputs[0], inputs[1], options, caps, node.inputs[0] in once)
@@ -327,14 +328,17 @@ def _part(b: Builder, op: Conv, axes: Sequence[_Axis], phases: Sequence[_Phase],
 
 
 def _dilated(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps: Caps) -> Node | None:
-    """A transposed convolution with the zeros between the elements written."""
-    plain = Conv(op.strides, op.padding, op.dilation, (1,) * len(op.strides), op.groups, True, op.result)
-    return _pack_conv(b, plain, _spread(b, x, op.input_dilation), w, options, caps)
+    """A transposed convolution with the zeros between the elements and around them written."""
+    rank = len(op.strides)
+    plain = replace(op, padding=((0, 0),) * rank, input_dilation=(1,) * rank)
+    spread = _spread(b, x, op)
+    return _pack_conv(b, plain, spread, w, options, caps) if op.channels_last else b.add(plain, spread, w)
 
 
-def _spread(b: Builder, x: Node, dilation: tuple[int, ...]) -> Node:
-    """Zeros between the elements along the spatial axes of a channels-last tensor."""
-    steps = (1, *dilation, 1)
-    shape = tuple((n - 1) * e + 1 for n, e in zip(x.shape, steps))
-    zeros = full(b, 0, x.dtype, shape)
-    return b.add(UpdateSlice((0,) * x.rank, steps), zeros, x)
+def _spread(b: Builder, x: Node, op: Conv) -> Node:
+    """The operand with its padding, and zeros between its elements along the spatial axes."""
+    first = 1 if op.channels_last else 2
+    steps, padding = [1] * x.rank, [(0, 0)] * x.rank
+    steps[first:first + len(op.strides)], padding[first:first + len(op.strides)] = op.input_dilation, op.padding
+    shape = tuple(low + (n - 1) * e + 1 + high for n, e, (low, high) in zip(x.shape, steps, padding))
+    return b.add(UpdateSlice(tuple(low for low, _ in padding), tuple(steps)), full(b, 0, x.dtype, shape), x)

@@ -10,7 +10,7 @@ Left as floats: groups that do not fill whole words or are shorter than LEAST_GR
 products that many rows have with a matrix that stays in the second level of memory, where decoding would only cost time.
 
 Contract: finite and bounded. A weight is not rounded before it is multiplied; sums of a group are of codes, less the group's zero
-times the sum of its activations (`ir/ops/weight_only.py`). `precision="strict"` forbids it.
+times the sum of its activations (`ir/ops/weight_only.py`). Only `precision="default"` allows it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MOVES = (Transpose, Reshape, Slice, Broadcast)
 
 def keep_weights_narrow(graph: Graph, options: Options, caps: Caps) -> Graph:
     """See the module's text."""
-    if options.precision == "strict":
+    if options.precision != "default":
         return graph
 
     def visit(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:

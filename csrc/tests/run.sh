@@ -25,4 +25,8 @@ mkdir -p "$build"
 export TSAN_OPTIONS="die_after_fork=0 halt_on_error=1 ${TSAN_OPTIONS:-}"
 export ASAN_OPTIONS="detect_stack_use_after_return=1 strict_string_checks=1 ${ASAN_OPTIONS:-}"
 export UBSAN_OPTIONS="print_stacktrace=1 ${UBSAN_OPTIONS:-}"
-exec "$build/test_runtime" "$build/model.o"
+"$build/test_runtime" "$build/model.o"
+# shellcheck disable=SC2086
+"$cxx" -std=c++17 -O1 -g -Wall -Wextra -Werror $flags "$root/csrc/tests/test_packing.cpp" "$root"/csrc/solver/packing.cpp \
+  "$root"/csrc/solver/search.cpp "$root"/csrc/solver/sections.cpp "$root"/csrc/solver/best_fit.cpp -pthread -o "$build/test_packing"
+exec "$build/test_packing"

@@ -564,10 +564,12 @@ class Conv(Op, frozen=True):
 
 def _dilate_and_pad(x: Array, input_dilation: Sequence[int], padding: Sequence[tuple[int, int]],
                     fill: Any = 0) -> Array:
-    spatial = [(n - 1) * e + 1 if n else 0 for n, e in zip(x.shape[2:], input_dilation)]
+    spatial = [(n - 1) * e + 1 for n, e in zip(x.shape[2:], input_dilation)]  # below 0 where there are no elements to spread
     sizes = [low + n + high for n, (low, high) in zip(spatial, padding)]
+    if min(sizes, default=0) < 0:
+        raise IndexFailure(f"a window does not fit into axes of sizes {sizes}")
     result = np.full((*x.shape[:2], *sizes), fill, dtype=x.dtype)
-    place = tuple(slice(low, low + n, e) for n, (low, _), e in zip(spatial, padding, input_dilation))
+    place = tuple(slice(low, low + max(n, 0), e) for n, (low, _), e in zip(spatial, padding, input_dilation))
     result[(slice(None), slice(None), *place)] = x
     return result
 

@@ -1,0 +1,110 @@
+"""Times products with weights of a few bits on one pinned core, beyond the caches, beside the same product with floats.
+
+What it does: for each number of bits and rows it compiles a product whose weights are integers times a scale a group, and the same
+product with these weights as floats. The two take turns; before each call an array is read that pushes all else out of the caches,
+so that weights come from memory as they do in a model that is larger. It prints the fastest call of each, what share of the limit of
+reading memory the narrow weights are read at (measured again for each row, as neighbours of a virtual machine change it), and what
+share of the limit of multiply-adds is reached.
+
+Assumes a C compiler (`cc`), and 2 GB of memory.
+
+    taskset -c 1 python -m benchmarks.weight_only --clock thread
+    python -m benchmarks.weight_only --bits 4 --rows 1,8 --size 4096 --group 128
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tilewright as tw
+from benchmarks.kernel_peers import CLOCKS
+from benchmarks.kernels import OPTIONS, Array, Limits
+from tilewright.backends.llvm.targets import resolve_target
+from tilewright.ir.graph import Builder, Graph
+from tilewright.ir.ops.control import Param
+from tilewright.ir.types import F32
+from tilewright.library import constant, matmul, reshape
+from tilewright.library_quantized import dequantize
+
+CALLS = 15
+SCALE_BYTES = 4
+
+
+def products(bits: int, rows: int, size: int, group: int) -> tuple[Graph, Graph, Array]:
+    """[rows, size] times [size, size] with narrow weights and with floats, and the left operand."""
+    rng = np.random.default_rng(bits)
+    half = 1 << bits - 1
+    integers = rng.integers(-half, half, (size // group, group, size)).astype(np.int8)
+    scales = rng.uniform(0.01, 0.02, (size // group, 1, size)).astype(np.float32)
+    dense = (integers * scales).reshape(size, size)
+    graphs = []
+    for narrow in (True, False):
+        b = Builder()
+        x = b.add(Param("x", F32, (rows, size)))
+        w = reshape(b, dequantize(b, constant(b, integers), constant(b, scales)), (size, size)) if narrow else constant(b, dense)
+        graphs.append(Graph("narrow" if narrow else "floats", [x], [matmul(b, x, w)]))
+    return graphs[0], graphs[1], rng.standard_normal((rows, size), dtype=np.float32)
+
+
+def measure(bits: int, rows: int, size: int, group: int, clock: Callable[[], float], forget: Callable[[], Any],
+            limits: dict[str, float], calls: int = CALLS) -> dict[str, float]:
+    """Seconds of both products, and shares of the limits: "read" in bytes and "float32" in operations a second."""
+    narrow, floats, x = products(bits, rows, size, group)
+    ours, theirs = (tw.compile(graph, options=OPTIONS) for graph in (narrow, floats))
+    out, expected = np.empty((rows, size), np.float32), np.empty((rows, size), np.float32)
+    times: dict[str, list[float]] = {"narrow": [], "floats": []}
+    for _ in range(calls):
+        for name, function, to in (("narrow", ours, out), ("floats", theirs, expected)):
+            forget()
+            start = clock()
+            function(x, out=to)
+            times[name].append(clock() - start)
+    seconds = min(times["narrow"])
+    moved = size * size * bits / 8 + size // group * size * SCALE_BYTES
+    return {"bits": bits, "rows": rows, "seconds": seconds, "floats": min(times["floats"]), "rate": moved / seconds,
+            "of reading": moved / seconds / limits["read"], "of computing": 2.0 * rows * size * size / seconds / limits["float32"],
+            "error": float(np.abs(out - expected).max() / np.abs(expected).max())}
+
+
+def line(row: dict[str, float]) -> str:
+    return (f"int{row['bits']:.0f} {row['rows']:4.0f} rows {row['seconds'] * 1e3:9.3f} ms  {row['rate'] / 1e9:5.1f} GB/s  "
+            f"{row['of reading']:6.1%} of reading  {row['of computing']:6.1%} of computing  "
+            f"floats / ours {row['floats'] / row['seconds']:5.2f}  error {row['error']:.0e}")
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="default: %(default)s")
+    parser.add_argument("--bits", type=numbers, default=(8, 4, 2), help="separated by commas (default: 8,4,2)")
+    parser.add_argument("--rows", type=numbers, default=(1, 4, 8, 64), help="separated by commas (default: 1,4,8,64)")
+    parser.add_argument("--size", type=int, default=4096, help="of the matrix, which is square (default: %(default)s)")
+    parser.add_argument("--group", type=int, default=64, help="steps that share a scale (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    clock, target = CLOCKS[arguments.clock], resolve_target("cpu")
+    with tempfile.TemporaryDirectory(prefix="tilewright-weight-only-") as folder:
+        limits = Limits(Path(folder), target.vector_bits // 8, clock, target.level3_bytes)
+
+        def forget() -> None:
+            limits.code.tw_read(limits.place, limits.bytes, 4)
+
+        for bits in arguments.bits:
+            for rows in arguments.rows:
+                found = {"read": limits.read(), "float32": limits.peak("float32")}
+                row = measure(bits, rows, arguments.size, arguments.group, clock, forget, found)
+                print(f"{line(row)}  (limits {found['read'] / 1e9:.1f} GB/s, {found['float32'] / 1e9:.0f} GFLOP/s)", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

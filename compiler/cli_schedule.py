@@ -1,0 +1,157 @@
+"""`tilewright schedule`: order, addresses and transfers for a memory managed by software, with a certificate."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .cli_pack import pack_file
+from .cli_shared import answer, byte_text, dims_option, json_option, load_graph, read_sizes
+from .driver import compile_half
+from .ir.errors import UnsupportedError
+from .options import Options
+from .runtime.artifact import write_bytes
+from .scheduling.exact import Solution, solve
+from .scheduling.importing import problem_of
+from .scheduling.problem import LARGEST, PARAMETERS, Problem, with_parameters
+
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+GRANULARITIES = ("fused", "imported")
+Render = Callable[[Problem, Solution, int, int], str]
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click alone
+    """A number of bytes: 524288, 512KiB, 1.5MB."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-zA-Z]{0,3})", value.strip(), re.ASCII)
+        unit = UNITS.get(match[2].lower()) if match else None
+        if match is None or unit is None:
+            self.fail(f"found {value!r}, expected bytes as in 524288, 512KiB or 1.5MB", param, ctx)
+        count = float(match[1]) * unit if "." in match[1] else int(match[1]) * unit
+        if count != int(count) or not 1 <= count <= LARGEST:
+            self.fail(f"found {value!r}, expected 1 to {LARGEST} whole bytes", param, ctx)
+        return int(count)
+
+
+@click.command("schedule")
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@click.option("--pack", "pack", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.csv",
+              help="Instead of a model: items with lifetimes (columns id, lower, upper, size; alignment, hint) that are given addresses.")
+@click.option("--capacity", type=Bytes(), metavar="SIZE", help="With --pack: what the items must fit into.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.csv",
+              help="With --pack: where the items with their offsets go.  [default: stdout]")
+@click.option("--scratchpad", type=Bytes(), metavar="SIZE", help="Its size, as in 524288, 512KiB or 1.5MB.")
+@click.option("--time-limit", type=click.FloatRange(0), default=10.0, show_default=True, metavar="SECONDS",
+              help="After what is instant, search this long for a better schedule and a proof. 0: take what is instant.")
+@click.option("--granularity", type=click.Choice(GRANULARITIES), default=GRANULARITIES[0], show_default=True,
+              help="What one step runs: a fused group, or an operator as imported.")
+@click.option("--alignment", type=click.IntRange(1), default=64, show_default=True, metavar="BYTES",
+              help="Of addresses; a tensor takes whole units of it.")
+@click.option("--parameters", type=click.Choice(PARAMETERS), default="ignored", show_default=True,
+              help="Weights: elsewhere; fetched like inputs; or in the scratchpad throughout.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html", help="Write a page with the memory map.")
+@dims_option
+@json_option
+def schedule_command(model: Path | None, pack: Path | None, capacity: int | None, output: Path | None, scratchpad: int | None,
+                     time_limit: float, granularity: str, alignment: int, parameters: str, report: Path | None, dims: Sequence[str],
+                     as_json: bool) -> None:
+    """Choose the order of the operators of MODEL, the address of every tensor, and what leaves a scratchpad and returns, so that
+    the fewest bytes move; say how good that is.
+
+    Compulsory bytes are those that every schedule moves: inputs once, results once. Ctrl-C ends the search with the best so far.
+    """
+    if pack is not None:
+        pack_file(pack, capacity, output, time_limit, as_json)
+        return
+    if model is None or scratchpad is None:
+        raise click.UsageError(f"{'MODEL' if model is None else '--scratchpad SIZE'} is missing", click.get_current_context())
+    if capacity is not None or output is not None:
+        raise click.UsageError("--capacity and --output go with --pack FILE.csv", click.get_current_context())
+    render = None if report is None else load_report()
+    in_text = model.suffix != ".onnx"  # text of the IR declares its sizes: they are bound here
+    graph = load_graph(model, () if in_text else dims)
+    if granularity == "fused":
+        graph = compile_half().enter(graph, "", "", "cpu", Options())
+    problem = with_parameters(problem_of(graph, read_sizes(dims, "--dims") if in_text else None), parameters)
+    line = _Line()
+    try:
+        solution = solve(problem, scratchpad, alignment, time_limit, line.show)
+    finally:
+        line.clear()
+    if render is not None and report is not None:
+        write_bytes(report, render(problem, solution, scratchpad, alignment).encode())
+    answer(as_json, solution_data(problem, solution, scratchpad, alignment), solution_lines(problem, solution, scratchpad))
+    if solution.interrupted:
+        raise KeyboardInterrupt
+
+
+def load_report() -> Render:
+    """What makes the page, found before time is spent."""
+    try:
+        from .scheduling.report import render
+    except ImportError as error:
+        raise UnsupportedError(f"--report needs {error.name}", hint="pip install 'tilewright[schedule]'") from None
+    return render
+
+
+def solution_data(problem: Problem, solution: Solution, budget: int, alignment: int) -> dict[str, Any]:
+    account = solution.account
+    return {
+        "model": problem.name, "operators": len(problem.operators), "tensors": len(problem.tensors), "scratchpad": budget,
+        "alignment": alignment, "moved": account.moved, "read": account.read, "written": account.written,
+        "compulsory": account.compulsory, "excess": account.excess, "excess_bound": solution.bound, "gap": solution.gap,
+        "optimal": solution.proven, "proven_by": solution.proven_by if solution.proven else None, "method": solution.method,
+        "peak": account.peak, "largest_operator": solution.largest, "least_peak": solution.peak,
+        "least_peak_bound": solution.peak_bound, "interrupted": solution.interrupted, "seconds": round(solution.seconds, 3),
+        "baselines": [{"name": name, "excess": other.excess, "peak": other.peak} for name, other in solution.baselines],
+    }
+
+
+def solution_lines(problem: Problem, solution: Solution, budget: int) -> list[str]:
+    account = solution.account
+    verdict = (f"optimal: the checker counted the schedule's bytes, the bound is by {solution.proven_by}" if solution.proven
+               else f"not proven: at most {byte_text(solution.gap)} above the least there is (bound by {solution.proven_by})")
+    proven = "" if solution.peak_bound == solution.peak else f" (at least {solution.peak_bound})"
+    lines = [
+        f"{problem.name}: {len(problem.operators)} operators, {len(problem.tensors)} tensors, scratchpad of {budget} bytes",
+        f"moved         {account.moved} bytes: {account.read} in, {account.written} out",
+        f"  compulsory  {account.compulsory}",
+        f"  beyond      {account.excess}, by {solution.method}",
+        f"  bound       {solution.bound}",
+        f"{verdict}",
+        f"peak          {account.peak} bytes of {budget}",
+        f"needed        {solution.largest} by the largest operator, {solution.peak} to move nothing beyond{proven}",
+    ]
+    if solution.baselines:
+        lines.append("others, bytes beyond the compulsory ones:")
+        lines += [f"  {other.excess:>12}  {name}" for name, other in solution.baselines]
+    return lines
+
+
+class _Line:
+    """The line of progress, on a terminal only."""
+
+    def __init__(self) -> None:
+        self.shown = 0.0
+        self.enabled = sys.stderr.isatty()
+
+    def show(self, doing: str, excess: int, bound: int) -> None:
+        if self.enabled and time.monotonic() - self.shown > 0.1:
+            self.shown = time.monotonic()
+            click.echo(f"\r\033[K{doing}: {excess} bytes beyond the compulsory ones, at least {bound} (Ctrl-C takes it)", err=True,
+                       nl=False)
+
+    def clear(self) -> None:
+        if self.enabled:
+            click.echo("\r\033[K", err=True, nl=False)

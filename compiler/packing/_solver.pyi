@@ -1,0 +1,9 @@
+"""Types of the native extension; what it promises is in csrc/solver/packing.h. Items are (lower, upper, size, alignment)."""
+
+from collections.abc import Sequence
+
+Row = tuple[int, int, int, int]
+
+def fit(items: Sequence[Row], capacity: int, nodes: int, seconds: float) -> tuple[str, list[int], int]: ...
+def fit_greedily(items: Sequence[Row]) -> list[int]: ...
+def lower_bound(items: Sequence[Row]) -> int: ...

@@ -1,0 +1,155 @@
+"""Applies a plan to the graph that it was made for: each quantized layer reads `dequantize(quantize(x))` and `dequantize(weights)`.
+
+Layers that read one value share its `quantize`, since equal nodes are one. Weights become constants in the layout in which the
+contraction reads them. What is done in integers from there on is the compiler's to decide: the graph says it in floats.
+
+Guarantees: results have their names and types; what a plan leaves alone stays as it is; a plan for another graph is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..ir.errors import ArgumentError
+from ..ir.graph import Array, Builder, Constant, Graph, Node
+from ..ir.ops.compute import Bitcast
+from ..ir.ops.control import Const, Param
+from ..ir.rewrite import rewrite_graph
+from ..ir.types import BF16, F32, I8, U8, DType, dtype_named
+from ..library import apply as apply_scalar
+from ..library import cast, constant, like, reduce, reshape, scalar
+from ..library_quantized import dequantize, quantize
+from .layers import Layer, find_layers
+from .plan import ActivationPlan, Fold, LayerPlan, Plan, WeightPlan
+
+NARROW_BITS = {"int4": 4, "int2": 2}
+ROW_LEVELS = 127.0  # of activations whose range is found at run time
+
+
+def apply_plan(graph: Graph, plan: Plan) -> Graph:
+    """The graph with the plan's layers quantized. ArgumentError where the plan belongs to another graph."""
+    if plan.fingerprint != graph.fingerprint:
+        raise ArgumentError(f"quantize: the plan was made for another graph than {graph.name}: {plan.graph}",
+                            hint="make a plan for this one: sizes and constants are part of it")
+    folded = fold_graph(graph, plan.folds)
+    layers, _ = find_layers(folded)
+    plans = {layer.node: (layer, plan.layer(layer.label)) for layer in layers}
+
+    def visit(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
+        found = plans.get(node)
+        if found is None or not found[1].quantized:
+            return None
+        return contraction(b, *found, inputs[0])
+
+    return rewrite_graph(folded, visit, "quantize")
+
+
+def fold_graph(graph: Graph, folds: Sequence[Fold]) -> Graph:
+    """The graph with constants that took up factors, where the node at a fold's place reads the constant of its digest."""
+    factors: dict[str, dict[str, Array]] = {}
+    for fold in folds:
+        here = factors.setdefault(fold.location, {})
+        here[fold.digest] = here[fold.digest] * fold.factor if fold.digest in here else fold.factor
+
+    def visit(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
+        here = factors.get(str(node.loc))
+        changed = inputs if here is None else tuple(_multiplied(b, operand, here) for operand in inputs)
+        return None if changed == inputs else b.add(node.op, *changed, loc=node.loc)
+
+    return rewrite_graph(graph, visit, "fold smoothing") if factors else graph
+
+
+def _multiplied(b: Builder, operand: Node, factors: Mapping[str, Array]) -> Node:
+    """A constant times its factor; what is none, or has none, as it is."""
+    if not isinstance(operand.op, Const) or operand.op.value.digest not in factors:
+        return operand
+    array = operand.op.value.array
+    return constant(b, (array * factors[operand.op.value.digest]).astype(array.dtype))
+
+
+# --- one layer -------------------------------------------------------------------------------------------------------
+
+
+def contraction(b: Builder, layer: Layer, plan: LayerPlan, x: Node) -> Node:
+    """The layer on x as the plan says."""
+    assert plan.weights is not None and plan.activation is not None
+    if plan.smoothing is not None and not plan.folded:
+        factors = (1.0 / plan.smoothing).astype(np.float32).reshape(layer.channel_shape())
+        x = apply_scalar(b, "mul", x, constant(b, factors))
+    weights = weights_node(b, layer, plan.weights)
+    if weights.dtype == BF16:
+        value = cast(b, b.add(layer.node.op, cast(b, x, BF16), weights), F32)
+    else:
+        value = b.add(layer.node.op, activation_node(b, layer, plan.activation, x), weights)
+    if plan.correction is not None:
+        value = apply_scalar(b, "add", value, constant(b, plan.correction))
+    return value
+
+
+def activation_node(b: Builder, layer: Layer, plan: ActivationPlan, x: Node) -> Node:
+    """What the contraction reads in place of x, in float32."""
+    if plan.kind == "float":
+        return x
+    dtype = dtype_named(plan.dtype)
+    if plan.kind == "static":
+        assert plan.scale is not None and plan.zero_point is not None
+        scale = constant(b, plan.scale)
+        point = constant(b, plan.zero_point) if plan.zero_point.any() or dtype == U8 else None
+        return dequantize(b, quantize(b, x, scale, point, dtype), scale, point)
+    scale = row_scale(b, layer, x)
+    return dequantize(b, quantize(b, x, scale, None, I8), scale)
+
+
+def row_scale(b: Builder, layer: Layer, x: Node) -> Node:
+    """The scale of each row of x: its greatest size is the last level; 1 for a row of zeros."""
+    largest = reduce(b, "max", scalar(b, "abs", x), layer.row_axes, keep=True)
+    scale = apply_scalar(b, "div", largest, like(b, ROW_LEVELS, x))
+    return apply_scalar(b, "select", apply_scalar(b, "gt", scale, like(b, 0, x)), scale, like(b, 1, x))
+
+
+def weights_node(b: Builder, layer: Layer, plan: WeightPlan) -> Node:
+    """The weights as the contraction reads them: float32, or bfloat16."""
+
+    def read(array: Array) -> Array:
+        return array if plan.as_operand else layer.as_read(array)
+
+    values = _constant(b, read(plan.values), dtype_named(plan.dtype))
+    if plan.scale is None:
+        return values
+    scale = read(plan.scale)
+    point = None if plan.zero_point is None else read(plan.zero_point)
+    shape = values.shape
+    if plan.group:
+        # the axis of the contraction in two, blocks and places in them: a scale a block broadcasts then
+        axis = layer.contracted_axis
+        values = reshape(b, values, (*shape[:axis], scale.shape[axis], plan.group, *shape[axis + 1:]))
+        scale = np.expand_dims(scale, axis + 1)
+        point = None if point is None else np.expand_dims(point, axis + 1)
+    point_node = None if point is None else widened(b, _constant(b, point, dtype_named(plan.dtype)))
+    return reshape(b, dequantize(b, widened(b, values), constant(b, scale), point_node), shape)
+
+
+def _constant(b: Builder, array: Array, dtype: DType) -> Node:
+    return b.add(Const(Constant(np.ascontiguousarray(array), dtype)))
+
+
+def widened(b: Builder, x: Node) -> Node:
+    """Integers that are only stored as int8: their sign is brought to the top of the byte, and back."""
+    bits = NARROW_BITS.get(x.dtype.name)
+    if bits is None:
+        return x
+    top = b.add(Bitcast(I8), apply_scalar(b, "shl", b.add(Bitcast(U8), x), constant(b, 8 - bits, U8)))
+    return apply_scalar(b, "shr", top, constant(b, 8 - bits, I8))
+
+
+def layer_alone(layer: Layer, shape: tuple[int, ...], plan: LayerPlan | None) -> Graph:
+    """A graph of nothing but the layer on an input of that shape, as the plan says or in float: what is timed."""
+    b = Builder()
+    x = b.add(Param("x", F32, shape))
+    if plan is None or plan.weights is None:
+        value = b.add(layer.node.op, x, _constant(b, layer.operand, F32))
+    else:
+        value = contraction(b, layer, plan, x)
+    return Graph("layer", (x,), (value,), ("result",))

@@ -1,0 +1,188 @@
+"""What a layer becomes at a precision: its integers, scales, range and correction, by a recipe and the statistics of calibration.
+
+Assumes statistics of the graph that the layers belong to, smoothing folded in. A layer that a precision does not suit, such as
+one whose input is constant, gives a reason in place of a plan. Without statistics (data-free) weights alone are looked at.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from msgspec.structs import replace
+
+from ..ir.graph import Array
+from ..ir.types import dtype_named
+from .calibration import Moments, Statistics
+from .equalize import bias_correction
+from .layers import Layer
+from .plan import ActivationPlan, LayerPlan, Measured, WeightPlan, dequantized, stored_bytes
+from .ranges import choose_range, error_of, grid_of
+from .recipes import PRECISIONS, Recipe
+from .rounding import (
+    LEVELS,
+    Grid,
+    asymmetric_target,
+    coordinate_descent,
+    damped,
+    gptq,
+    grid_for,
+    nearest,
+    output_error,
+)
+
+LEAST_GROUP = 16
+BEST_OF = ("mean squared error", "min-max")
+ACTIVATION_LEVELS = {"u8": (0, 255), "i8": (-128, 127)}
+
+
+def left_alone(layer: Layer, reason: str) -> LayerPlan:
+    """The plan of a layer that stays in float."""
+    size = layer.constant.array.nbytes
+    return LayerPlan(layer.label, layer.location, layer.kind, layer.constant.array.shape, layer.constant.digest, reason=reason,
+                     measured=Measured(bytes_before=size, bytes_after=size))
+
+
+def candidates(layer: Layer, precision: str, recipe: Recipe, statistics: Statistics | None) -> list[LayerPlan] | str:
+    """The layer at a precision, with each range that its losses shall decide between; or why it cannot be."""
+    methods = BEST_OF if recipe.ranges == "best" and PRECISIONS[precision][1] == "static" else (recipe.ranges,)
+    first = candidate(layer, precision, replace(recipe, ranges=methods[0]), statistics)
+    if isinstance(first, str):
+        return first
+    found = [first]
+    for method in methods[1:]:
+        activation = _activation(layer, "static", replace(recipe, ranges=method), statistics)
+        assert not isinstance(activation, str) and statistics is not None and first.activation is not None
+        found.append(replace(first, activation=activation, measured=replace(first.measured, layer_error=(
+            first.measured.layer_error - _lost(layer, first.activation, statistics) + _lost(layer, activation, statistics)))))
+    return found
+
+
+def candidate(layer: Layer, precision: str, recipe: Recipe, statistics: Statistics | None) -> LayerPlan | str:
+    """The layer at a precision, or why it cannot be; where losses shall decide about its range, with the first of these."""
+    dtype, kind = PRECISIONS[precision]
+    if dtype == "bf16":
+        return _rounded(layer, precision)
+    activation = _activation(layer, kind, recipe, statistics)
+    if isinstance(activation, str):
+        return activation
+    moments = None if statistics is None else statistics.moments[layer.label]
+    weights = quantized_weights(layer, dtype, recipe, moments)
+    plan = LayerPlan(layer.label, layer.location, layer.kind, layer.constant.array.shape, layer.constant.digest, precision,
+                     weights, activation)
+    plain, kept = layer.matrix(), _matrix_of(layer, weights)
+    correction = None
+    if recipe.correct_bias and moments is not None and moments.count:
+        correction = bias_correction(moments.plain_mean, plain, moments.mean, kept).reshape(layer.result_shape)
+    measured = Measured(layer_error=_layer_error(layer, activation, plain - kept, moments, statistics),
+                        bytes_before=layer.constant.array.nbytes, bytes_after=stored_bytes(weights))
+    return replace(plan, correction=correction, measured=measured)
+
+
+def _rounded(layer: Layer, precision: str) -> LayerPlan:
+    """In bfloat16: nothing has to be found out."""
+    dtype = dtype_named("bf16").numpy
+    array = layer.operand if layer.as_operand else layer.constant.array
+    weights = WeightPlan("bf16", array.astype(dtype), None, channel_axes=layer.channel_axes, as_operand=layer.as_operand)
+    return LayerPlan(layer.label, layer.location, layer.kind, layer.constant.array.shape, layer.constant.digest, precision, weights,
+                     ActivationPlan("float", "bf16"),
+                     measured=Measured(bytes_before=layer.constant.array.nbytes, bytes_after=stored_bytes(weights)))
+
+
+# --- activations -----------------------------------------------------------------------------------------------------
+
+
+def _activation(layer: Layer, kind: str, recipe: Recipe, statistics: Statistics | None) -> ActivationPlan | str:
+    shared = layer.label if statistics is None else statistics.shared[layer.label]
+    if kind == "float":
+        return ActivationPlan("float", shared=shared)
+    if kind == "dynamic":
+        return ActivationPlan("dynamic", "i8", shared=shared)
+    if statistics is None:
+        return "its range is not known without data"
+    histogram = statistics.of(layer).histogram
+    if not histogram.total:
+        return "its input is empty in the calibration data"
+    if histogram.low == histogram.high:
+        return f"its input is {histogram.low:g} everywhere in the calibration data"
+    levels, symmetric = ACTIVATION_LEVELS[recipe.activations], recipe.activations == "i8"
+    method = BEST_OF[0] if recipe.ranges == "best" else recipe.ranges
+    low, high = choose_range(histogram, method, levels, symmetric, recipe.percentile)
+    scale, point = grid_of(low, high, levels, symmetric)
+    dtype = dtype_named(recipe.activations).numpy
+    return ActivationPlan("static", recipe.activations, np.array(scale, np.float32), np.array(point, dtype), low, high,
+                          method, shared)
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def quantized_weights(layer: Layer, dtype: str, recipe: Recipe, moments: Moments | None) -> WeightPlan:
+    """The layer's constant in integers, by the recipe's rounding where moments are at hand, else to nearest."""
+    symmetric = recipe.symmetric or dtype == "i8"
+    group = 0 if dtype == "i8" or not layer.can_group else group_size(layer.depth, recipe.group)
+    matrices = layer.matrix()
+    integers, grids = [], []
+    rounding = "nearest"
+    for place, matrix in enumerate(matrices):
+        squares = None if moments is None or moments.squares is None or not moments.count else moments.squares[place]
+        importance = None if squares is None else np.diagonal(squares)
+        crossed = moments.crossed if moments is not None and recipe.rounding == "gptq asymmetric" else None
+        if squares is not None and crossed is not None:
+            matrix = asymmetric_target(matrix, squares, crossed[place])
+        grid = grid_for(matrix, LEVELS[dtype], group, symmetric, recipe.clip, importance)
+        found, rounding = _integers(matrix, grid, recipe.rounding, squares)
+        rounding = rounding if crossed is None else recipe.rounding
+        integers.append(found)
+        grids.append(grid)
+    kind = dtype_named(dtype).numpy
+    values = layer.stored(np.stack(integers).astype(np.int8)).astype(kind)
+    scale = layer.stored(np.stack([grid.scale for grid in grids]))
+    points = np.stack([grid.point for grid in grids])
+    zero_point = layer.stored(points.astype(np.int8)).astype(kind) if points.any() else None
+    return WeightPlan(dtype, values, scale, zero_point, group, layer.group_axis if group else 0, layer.channel_axes, rounding,
+                      layer.as_operand)
+
+
+def _integers(matrix: Array, grid: Grid, rounding: str, squares: Array | None) -> tuple[Array, str]:
+    """The integers, and by what they were found."""
+    if rounding == "nearest" or squares is None:
+        return nearest(matrix, grid), "nearest"
+    moments = damped(squares)
+    if rounding == "coordinate descent":
+        return coordinate_descent(matrix, grid, moments, nearest(matrix, grid)), rounding
+    return gptq(matrix, grid, moments, by_size=True), "gptq"
+
+
+def group_size(depth: int, wanted: int) -> int:
+    """The group for a contraction: the greatest divisor up to `wanted` that is at least LEAST_GROUP, else 0, one for a channel."""
+    if not wanted or wanted >= depth:
+        return 0
+    return next((size for size in range(wanted, LEAST_GROUP - 1, -1) if depth % size == 0), 0)
+
+
+def _matrix_of(layer: Layer, weights: WeightPlan) -> Array:
+    """The quantized weights as [groups, K, N]."""
+    array = dequantized(weights)
+    return layer.to_matrix(array if weights.as_operand else layer.as_read(array))
+
+
+def _layer_error(layer: Layer, activation: ActivationPlan, difference: Array, moments: Moments | None,
+                 statistics: Statistics | None) -> float:
+    """The squared error of the result over its square: exact for weights where second moments are known, else as if the rows of
+    the input had equal and independent elements; with that of activations, as their histogram says."""
+    weights = layer.matrix().astype(np.float64)
+    if moments is not None and moments.squares is not None:
+        whole = sum(output_error(w, h) for w, h in zip(weights, moments.squares))
+        error = sum(output_error(d, h) for d, h in zip(difference, moments.squares)) / whole if whole else 0.0
+    else:
+        whole = float((weights ** 2).sum())
+        error = float((difference ** 2).sum()) / whole if whole else 0.0
+    return float(error) + (_lost(layer, activation, statistics) if statistics is not None else 0.0)
+
+
+def _lost(layer: Layer, activation: ActivationPlan, statistics: Statistics) -> float:
+    """The squared error of a static input over its square."""
+    if activation.scale is None or activation.zero_point is None:
+        return 0.0
+    histogram = statistics.of(layer).histogram
+    lost = error_of(histogram, float(activation.scale), int(activation.zero_point), ACTIVATION_LEVELS[activation.dtype])
+    return lost / histogram.mean_square if histogram.mean_square else 0.0

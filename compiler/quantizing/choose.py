@@ -1,0 +1,292 @@
+"""The choice of a precision for each layer: what each would lose and cost, and the least cost within a budget that holds on held-out data.
+
+Each layer's loss is measured at the model's results with this layer alone quantized (probe.py); the losses add up (budget.py). The
+choice is then compiled and measured as a whole on samples that nothing before has seen, and the budget of the sum is tightened until the
+whole keeps its own.
+
+Guarantees: a layer is quantized only where that makes the goal smaller, its time or its bytes; so is the whole, or nothing is quantized.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ..driver import compile_graph
+from ..ir.graph import Graph
+from ..options import Options
+from .applying import apply_plan
+from .budget import Choice, Option, front, solve
+from .calibration import results_of_call
+from .layers import Layer
+from .metrics import Metric, Results, figures, loss_of
+from .plan import LayerPlan, Measured, Plan
+from .probe import Probe
+from .report import FrontPoint, WholeReport
+from .samples import Sample
+from .timing import Timer
+
+GAIN = 0.97          # of the time of a layer in float, which a quantized one must stay below: less is noise
+ROUNDS = 6           # in which the budget of the sum is tightened
+TIGHTENED = 0.95     # of what would just do, if the whole lost as much more than the sum as it just did
+TIMED = 4            # held-out samples that the whole is timed on
+GOALS = ("time", "size")
+ANY = "any"          # of a diagnosis, which chooses nothing
+
+Progress = Callable[[str], None]
+Measure = Callable[[Layer, Sequence[int], Sequence[LayerPlan]], list[float]]
+
+
+class Contender(Struct, frozen=True, eq=False):
+    """A layer with what it may become; `refused` says why it cannot, for each precision that it cannot."""
+
+    layer: Layer
+    plans: tuple[LayerPlan, ...]
+    refused: tuple[str, ...] = ()
+
+
+class Outcome(Struct, frozen=True, eq=False):
+    """What was chosen, with the figures of the whole, in float and after."""
+
+    plan: Plan
+    graph: Graph
+    before: WholeReport
+    after: WholeReport
+    front: tuple[FrontPoint, ...]
+    predicted: float
+    rounds: int
+    worth: bool
+    verdict: str
+
+
+# --- figures of each layer -------------------------------------------------------------------------------------------
+
+
+def with_losses(contenders: Sequence[Contender], probe: Probe, samples: Sequence[Sample], metric: Metric, goal: str,
+                progress: Progress) -> list[Contender]:
+    """The contenders with `measured.error`, the loss at the results with this layer alone quantized, for plans that the goal allows."""
+    expected = probe.run(samples, {})
+    found = []
+    for number, contender in enumerate(contenders):
+        label = contender.layer.label
+        plans = []
+        for plan in contender.plans:
+            loss = loss_of(metric, expected, probe.run(samples, {label: plan})) if gains(plan, goal) else math.nan
+            plans.append(replace(plan, measured=replace(plan.measured, error=loss)))
+        found.append(replace(contender, plans=tuple(plans)))
+        progress(f"losses: layer {number + 1} of {len(contenders)}, {label}")
+    return _with_best_ranges(found)
+
+
+def _with_best_ranges(contenders: Sequence[Contender]) -> list[Contender]:
+    """Of plans that differ in the range of their input, those of the method that loses least in all layers that read it."""
+    lost: dict[tuple[str, str], dict[str, float]] = {}
+    for contender in contenders:
+        for plan in contender.plans:
+            if plan.activation is not None:
+                methods = lost.setdefault((plan.activation.shared, plan.precision), {})
+                methods[plan.activation.method] = methods.get(plan.activation.method, 0.0) + _loss(plan)
+    # of some layers nothing was measured: the others decide
+    best = {key: min(methods, key=lambda method: methods[method]) for key, methods in lost.items()}
+    return [replace(contender, plans=tuple(
+        plan for plan in contender.plans
+        if plan.activation is None or plan.activation.method == best[plan.activation.shared, plan.precision])) for contender in contenders]
+
+
+def with_times(contenders: Sequence[Contender], shapes: Mapping[str, tuple[int, ...]], measure: Measure,
+               progress: Progress) -> list[Contender]:
+    """The contenders with the seconds that each layer takes in float and quantized; those of unknown shape stay unmeasured."""
+    found = []
+    for number, contender in enumerate(contenders):
+        shape = shapes.get(contender.layer.label)
+        if shape is None or not contender.plans:
+            found.append(contender)
+            continue
+        distinct = {plan.precision: plan for plan in reversed(contender.plans)}  # ranges make no difference
+        before, *after = measure(contender.layer, shape, tuple(distinct.values()))
+        seconds = dict(zip(distinct, after))
+        plans = [replace(plan, measured=replace(plan.measured, seconds_before=before, seconds_after=seconds[plan.precision]))
+                 for plan in contender.plans]
+        found.append(replace(contender, plans=tuple(plans)))
+        progress(f"times: layer {number + 1} of {len(contenders)}, {contender.layer.label}")
+    return found
+
+
+def gains(plan: LayerPlan, goal: str) -> bool:
+    """Whether the layer is better off quantized; times that are not known do not speak against it."""
+    m = plan.measured
+    if goal == ANY:
+        return True
+    if goal == "size":
+        return m.bytes_after < m.bytes_before
+    return not m.seconds_after >= m.seconds_before * GAIN
+
+
+def cost_of(measured: Measured, goal: str, quantized: bool) -> float:
+    if goal == "size":
+        return float(measured.bytes_after if quantized else measured.bytes_before)
+    seconds = measured.seconds_after if quantized else measured.seconds_before
+    return seconds if math.isfinite(seconds) else 0.0
+
+
+# --- the choice ------------------------------------------------------------------------------------------------------
+
+
+class Search:
+    """The options of all layers under a goal, and plans made of choices among them."""
+
+    def __init__(self, contenders: Sequence[Contender], goal: str, empty: Plan) -> None:
+        self.contenders = contenders
+        self.goal = goal
+        self.empty = empty
+        self.plans = [[plan for plan in contender.plans if gains(plan, goal)] for contender in contenders]
+        self.options = [[Option(0.0, self._float_cost(contender)),
+                         *(Option(_loss(plan), cost_of(plan.measured, goal, True)) for plan in plans)]
+                        for contender, plans in zip(contenders, self.plans)]
+
+    def _float_cost(self, contender: Contender) -> float:
+        if not contender.plans:
+            return 0.0
+        return cost_of(contender.plans[0].measured, self.goal, False)
+
+    def plan(self, choice: Choice, reason: str = "") -> Plan:
+        """The plan of a choice, in which every layer left alone has its reason: `reason`, where it could have been quantized."""
+        layers = {layer.label: layer for layer in self.empty.layers}
+        for contender, plans, option in zip(self.contenders, self.plans, choice.options):
+            label = contender.layer.label
+            layers[label] = plans[option - 1] if option else self._left(contender, plans, reason)
+        return replace(self.empty, layers=tuple(layers.values()))
+
+    def _left(self, contender: Contender, plans: Sequence[LayerPlan], given: str) -> LayerPlan:
+        reason, measured = self._reason(contender, plans)
+        alone = self.empty.layer(contender.layer.label)
+        kept = alone.measured if measured is None else replace(
+            measured, seconds_after=measured.seconds_before, bytes_after=measured.bytes_before)
+        # in float, factors are divided by only where neighbours took them up
+        return replace(alone, reason=given if given and plans else reason, measured=kept,
+                       smoothing=alone.smoothing if alone.folded else None)
+
+    def _reason(self, contender: Contender, plans: Sequence[LayerPlan]) -> tuple[str, Measured | None]:
+        if not contender.plans:
+            return "; ".join(contender.refused), None
+        if plans:
+            least = min(plans, key=_loss)
+            return f"the budget: as {least.precision} it alone loses {_loss(least):.3g}", least.measured
+        best = min(contender.plans, key=lambda plan: cost_of(plan.measured, self.goal, True))
+        m = best.measured
+        if self.goal == "size":
+            return f"it gets no smaller: {m.bytes_before} bytes in float, {m.bytes_after} as {best.precision}", m
+        return (f"it gets no faster: {m.seconds_before * 1e6:.1f} µs in float, "
+                f"{m.seconds_after * 1e6:.1f} µs as {best.precision}"), m
+
+    def cheapest(self) -> Choice:
+        """The least cost, whatever is lost."""
+        places = tuple(min(range(len(options)), key=lambda place: (options[place].cost, place == 0)) for options in self.options)
+        return Choice(places, math.nan, sum(options[place].cost for options, place in zip(self.options, places)))
+
+    def front(self, chosen: Choice) -> tuple[FrontPoint, ...]:
+        """The Pareto front of the sums, with the point chosen."""
+        found = {choice.options: choice for choice in (*front(self.options), chosen)}
+        points = sorted(found.values(), key=lambda choice: choice.loss)
+        return tuple(self._point(choice, choice.options == chosen.options) for choice in points)
+
+    def _point(self, choice: Choice, chosen: bool) -> FrontPoint:
+        seconds, size = 0.0, 0
+        for contender, plans, option in zip(self.contenders, self.plans, choice.options):
+            if contender.plans:
+                measured = plans[option - 1].measured if option else contender.plans[0].measured
+                seconds += measured.seconds_after if option else measured.seconds_before
+                size += measured.bytes_after if option else measured.bytes_before
+            else:
+                size += contender.layer.constant.array.nbytes
+        return FrontPoint(choice.loss, seconds, size, sum(option > 0 for option in choice.options), chosen)
+
+
+def _loss(plan: LayerPlan) -> float:
+    """What the layer alone loses; 0 where it was not measured."""
+    return 0.0 if math.isnan(plan.measured.error) else plan.measured.error
+
+
+class Judge:
+    """Compiles whole graphs and measures them on held-out samples against the float one."""
+
+    def __init__(self, graph: Graph, samples: Sequence[Sample], metric: Metric, timer: Timer, target: str, options: Options) -> None:
+        self.graph, self.samples, self.metric = graph, samples, metric
+        self.timer, self.target, self.options = timer, target, options
+        self.program = self._compiled(graph)
+        self.expected = self._run(self.program)
+
+    def _compiled(self, graph: Graph) -> Any:
+        return compile_graph(graph, self.target, replace(self.options, threads=1))
+
+    def _run(self, program: Any) -> list[Results]:
+        return [results_of_call(program, sample) for sample in self.samples]
+
+    def loss(self, graph: Graph) -> tuple[float, Any, list[Results]]:
+        """The loss of a graph, its program and its results."""
+        program = self._compiled(graph)
+        found = self._run(program)
+        return loss_of(self.metric, self.expected, found), program, found
+
+    def times(self, program: Any) -> tuple[float, float]:
+        """Seconds of a call in float and of the program, on a few samples."""
+        before, after = self.timer.whole([self.program, program], self.samples[:TIMED])
+        return before, after
+
+
+def search(contenders: Sequence[Contender], goal: str, budget: float, empty: Plan, judge: Judge, progress: Progress) -> Outcome:
+    """The best plan within the budget on the judge's samples, or the float graph where nothing is gained."""
+    options = Search(contenders, goal, empty)
+    limit, rounds = budget, 0
+    choice = solve(options.options, limit)
+    plan, graph, loss, program, found = empty, judge.graph, 0.0, judge.program, judge.expected
+    while any(choice.options):
+        plan = options.plan(choice)
+        graph = apply_plan(judge.graph, plan)
+        loss, program, found = judge.loss(graph)
+        progress(f"whole: {len(plan.quantized)} layers quantized, loss {loss:.3g} of {budget:.3g}")
+        if loss <= budget:
+            break
+        rounds += 1
+        # if the whole loses more than the sum of its layers, the next one will likely too, as many times more
+        limit = TIGHTENED * min(limit, choice.loss) * min(1.0, budget / loss) if rounds < ROUNDS and math.isfinite(loss) else 0.0
+        choice = solve(options.options, limit)
+        if rounds > ROUNDS:
+            choice = Choice((0,) * len(choice.options), 0.0, 0.0)
+    if not any(choice.options):
+        plan, graph, loss, program, found = options.plan(choice), judge.graph, 0.0, judge.program, judge.expected
+    before, after = judge.times(program)
+    return _judged(options, choice, plan, graph, judge, (before, after, loss), found, rounds)
+
+
+def _judged(options: Search, choice: Choice, plan: Plan, graph: Graph, judge: Judge, measured: tuple[float, float, float],
+            found: list[Results], rounds: int) -> Outcome:
+    """The outcome with figures of the whole, which is the float graph where the goal did not get smaller."""
+    seconds_before, seconds_after, loss = measured
+    size_before = sum(layer.measured.bytes_before for layer in plan.layers)
+    size_after = sum(layer.measured.bytes_after for layer in plan.layers)
+    before = WholeReport(seconds_before, size_before, 0.0, 1.0, math.inf, 1.0)
+    after = WholeReport(seconds_after, size_after, loss, *figures(judge.expected, found))
+    share = f"{len(plan.quantized)} of {len(plan.layers)} layers quantized"
+    texts = (f"{seconds_before * 1e3:.3g} ms in float, {seconds_after * 1e3:.3g} ms quantized; "
+             f"{size_before} and {size_after} bytes of weights; loss {loss:.3g}")
+    points = options.front(choice)
+    smaller = size_after < size_before if options.goal == "size" else seconds_after <= seconds_before
+    if not plan.quantized:
+        return Outcome(_unsmoothed(plan), judge.graph, before, replace(before), points, choice.loss, rounds, False,
+                       f"not worth it: no layer gains {options.goal} within the budget; {seconds_before * 1e3:.3g} ms in float")
+    if not smaller:
+        nothing = Choice((0,) * len(choice.options), 0.0, 0.0)
+        reason = f"the whole gains no {options.goal}, though this layer alone does"
+        return Outcome(_unsmoothed(options.plan(nothing, reason)), judge.graph, before, after, points, choice.loss, rounds, False,
+                       f"not worth it: with {share} the model gains no {options.goal}: {texts}")
+    return Outcome(plan, graph, before, after, points, choice.loss, rounds, True, f"{share}: {texts}")
+
+
+def _unsmoothed(plan: Plan) -> Plan:
+    """A plan of the float graph as it is, without the smoothing that quantizing would have had."""
+    return replace(plan, folds=(), layers=tuple(replace(layer, smoothing=None, folded=False) for layer in plan.layers))

@@ -1,0 +1,348 @@
+"""Finds the layers of a graph, contractions with constant weights, and shows each as products of matrices.
+
+A layer is a `Dot` or `Conv` whose right operand is a constant, which transposes and reshapes may stand behind. Numerics see
+every layer in one form, whatever its axes are called: weights [groups, K, N], of each group a matrix of N output channels and
+as deep as the contraction, and an input [groups, rows, K]. `Layer` translates to and from that form.
+
+Assumes a graph as it was imported or traced, before passes. Guarantees that labels are unique, and that what is no layer
+although it contracts constants is listed with a reason: constants on the left, batches of weights, transposed convolutions,
+dtypes other than float32, bodies of composites and of control flow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+
+from ..ir.errors import UNKNOWN
+from ..ir.graph import Array, Constant, Graph, Node
+from ..ir.ops.compute import Conv, Dot, window_view
+from ..ir.ops.control import Const
+from ..ir.ops.shape import Reshape, Transpose
+from ..ir.types import F32
+
+ROWS = 4096  # rows of a layer's input that a sample gives at most, evenly spread
+_ONNX_NODE = re.compile(r"node '(?P<name>.*)' \(\w+\)$")
+
+
+class Left(Struct, frozen=True, eq=False):
+    """A contraction of a constant that is no layer, and why; `place` as of `Layer`."""
+
+    place: int
+    label: str
+    location: str
+    kind: str
+    shape: tuple[int, ...]
+    digest: str
+    reason: str
+
+
+class Layer(Struct, frozen=True, eq=False):
+    """A contraction of `node.inputs[0]` with a constant. `reader`: the node that reads the constant, itself or a movement before
+    it. `order`: the axes of the constant in the order in which the operand has them; None where reshapes stand between: then
+    arrays are laid out as the operand (`as_operand`). `place`: in the order in which nodes are computed."""
+
+    place: int
+    label: str
+    location: str
+    node: Node
+    reader: Node
+    constant: Constant
+    operand: Array
+    order: tuple[int, ...] | None
+
+    @property
+    def kind(self) -> str:
+        return "dot" if isinstance(self.node.op, Dot) else "conv"
+
+    @property
+    def source(self) -> Node:
+        """What the layer reads."""
+        return self.node.inputs[0]
+
+    @property
+    def as_operand(self) -> bool:
+        return self.order is None
+
+    # --- the axes of the operand
+
+    @property
+    def _contracted(self) -> tuple[int, ...]:
+        """Axes of the operand that are summed over, in the order in which K runs."""
+        op = self.node.op
+        if isinstance(op, Dot):
+            return op.rhs_contract
+        assert isinstance(op, Conv)
+        rank = self.operand.ndim
+        return (rank - 2, *range(rank - 2)) if op.channels_last else tuple(range(1, rank))
+
+    @property
+    def _free(self) -> tuple[int, ...]:
+        return tuple(a for a in range(self.operand.ndim) if a not in self._contracted)
+
+    @property
+    def groups(self) -> int:
+        return self.node.op.groups if isinstance(self.node.op, Conv) else 1
+
+    @property
+    def depth(self) -> int:
+        """K: how many products an element of the result sums."""
+        return int(np.prod([self.operand.shape[a] for a in self._contracted], dtype=np.int64))
+
+    @property
+    def width(self) -> int:
+        """Output channels of all groups."""
+        return int(np.prod([self.operand.shape[a] for a in self._free], dtype=np.int64))
+
+    @property
+    def can_group(self) -> bool:
+        """Whether scales may change along the contraction, which then is one axis."""
+        return isinstance(self.node.op, Dot) and len(self._contracted) == 1
+
+    def _stored_axis(self, axis: int) -> int:
+        """Where an axis of the operand lies in the stored constant."""
+        return axis if self.order is None else self.order[axis]
+
+    @property
+    def contracted_axis(self) -> int:
+        """The first axis of the operand that is contracted, the only one where `can_group`."""
+        return self._contracted[0]
+
+    @property
+    def group_axis(self) -> int:
+        """The same axis of the stored constant."""
+        return self._stored_axis(self.contracted_axis)
+
+    @property
+    def channel_axes(self) -> tuple[int, ...]:
+        return tuple(sorted(self._stored_axis(a) for a in self._free))
+
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        """The shape in which a number for each output channel broadcasts against the result."""
+        op = self.node.op
+        if isinstance(op, Dot):
+            return tuple(self.operand.shape[a] for a in self._free)
+        assert isinstance(op, Conv)
+        return (self.width,) if op.channels_last else (self.width, *[1] * (self.node.rank - 2))
+
+    # --- weights
+
+    def matrix(self) -> Array:
+        """The weights in float32 as [groups, K, N]."""
+        return self.to_matrix(self.operand)
+
+    def to_matrix(self, operand: Array) -> Array:
+        contracted = self._contracted
+        depth = int(np.prod([operand.shape[a] for a in contracted], dtype=np.int64))
+        rows = operand.transpose(*contracted, *self._free).reshape(depth, self.groups, self.width // self.groups)
+        return np.ascontiguousarray(rows.transpose(1, 0, 2))
+
+    def stored(self, matrix: Array) -> Array:
+        """What is [groups, K, N], or has size 1 or K / group in place of K, as the constant is laid out."""
+        sizes = [self.operand.shape[a] for a in self._contracted]
+        if matrix.shape[1] != self.depth or self.depth == 1:
+            sizes = [1] * (len(sizes) - 1) + [matrix.shape[1]]
+        free = [self.operand.shape[a] for a in self._free]
+        wide = matrix.transpose(1, 0, 2).reshape(*sizes, *free)
+        operand = wide.transpose(*np.argsort((*self._contracted, *self._free)).tolist())
+        return np.ascontiguousarray(operand if self.order is None else operand.transpose(*np.argsort(self.order).tolist()))
+
+    def as_read(self, stored: Array) -> Array:
+        """What is laid out as the constant, as the contraction reads it."""
+        return stored if self.order is None else np.ascontiguousarray(stored.transpose(*self.order))
+
+    # --- inputs
+
+    @property
+    def channels(self) -> int:
+        """Channels of the input, which smoothing has factors for."""
+        if isinstance(self.node.op, Dot):
+            return self.depth
+        return self.groups * int(self.operand.shape[self._contracted[0]])
+
+    def row_channels(self) -> Array:
+        """[groups, K]: which channel of the input each row of weights belongs to."""
+        if isinstance(self.node.op, Dot):
+            return np.arange(self.depth)[np.newaxis]
+        per_group = self.operand.shape[self._contracted[0]]
+        places = np.arange(self.depth) // max(self.depth // max(per_group, 1), 1)
+        return np.asarray(places[np.newaxis] + per_group * np.arange(self.groups)[:, np.newaxis])
+
+    def channel_shape(self) -> tuple[int, ...]:
+        """The shape in which factors of channels broadcast against the input; sizes of the contraction at their axes."""
+        op, rank = self.node.op, self.source.rank
+        shape = [1] * rank
+        if isinstance(op, Dot):
+            for ours, theirs in zip(op.lhs_contract, op.rhs_contract):
+                shape[ours] = self.operand.shape[theirs]
+            if list(op.lhs_contract) != sorted(op.lhs_contract):
+                raise AssertionError("smoothing needs contracted axes in order")
+            return tuple(shape)
+        assert isinstance(op, Conv)
+        shape[-1 if op.channels_last else 1] = self.channels
+        return tuple(shape)
+
+    @property
+    def row_axes(self) -> tuple[int, ...]:
+        """The axes of the input over which a range of its own is taken for each row: the contracted ones of a dot, all but the
+        batch of a convolution, whose windows overlap."""
+        op = self.node.op
+        return tuple(sorted(op.lhs_contract)) if isinstance(op, Dot) else tuple(range(1, self.source.rank))
+
+    @property
+    def can_smooth(self) -> bool:
+        op = self.node.op
+        return isinstance(op, Conv) or isinstance(op, Dot) and len(op.lhs_contract) == 1
+
+    def channels_last(self, x: Array) -> Array:
+        """The input as [places, channels]."""
+        op = self.node.op
+        if isinstance(op, Dot):
+            return self._dot_rows(x, op)
+        assert isinstance(op, Conv)
+        moved = x if op.channels_last else np.moveaxis(x, 1, -1)
+        return moved.reshape(-1, self.channels) if self.channels else moved.reshape(0, 0)
+
+    def _dot_rows(self, x: Array, op: Dot) -> Array:
+        free = [a for a in range(x.ndim) if a not in op.lhs_contract]
+        return x.transpose(*free, *op.lhs_contract).reshape(-1, self.depth) if self.depth else np.zeros((0, 0), x.dtype)
+
+    @property
+    def reading(self) -> tuple[Any, ...]:
+        """What `rows` depends on besides the input: layers of one input with equal ones see the same rows."""
+        op = self.node.op
+        if isinstance(op, Dot):
+            return op.lhs_contract
+        assert isinstance(op, Conv)
+        taps = self.operand.shape[:-2] if op.channels_last else self.operand.shape[2:]
+        return taps, op.strides, op.padding, op.dilation, op.groups, op.channels_last
+
+    def rows(self, x: Array, most: int = ROWS) -> Array:
+        """The input as [groups, rows, K], what the weights are multiplied with: windows of a convolution, its padding with zeros.
+        Of more than `most` rows only some, evenly spread."""
+        op = self.node.op
+        if isinstance(op, Dot):
+            rows = self._dot_rows(x, op)
+            return np.ascontiguousarray(rows[_spread(len(rows), most)][np.newaxis])
+        assert isinstance(op, Conv)
+        plain = np.moveaxis(x, -1, 1) if op.channels_last else x
+        padded = np.pad(plain, ((0, 0), (0, 0), *op.padding))
+        taps = self.operand.shape[:-2] if op.channels_last else self.operand.shape[2:]
+        windows = window_view(padded, taps, op.strides, op.dilation)
+        rank = len(taps)
+        places = (windows.shape[0], *windows.shape[2:2 + rank])
+        chosen = np.unravel_index(_spread(int(np.prod(places)), most), places)
+        first, *others = chosen
+        rows = np.moveaxis(windows, 1, -1)[(first, *others)]  # [rows, *taps, channels]
+        rows = np.moveaxis(rows, -1, 1)
+        split = rows.reshape(len(rows), self.groups, self.depth)
+        return np.ascontiguousarray(split.transpose(1, 0, 2))
+
+
+def _spread(count: int, most: int) -> Array:
+    """At most so many of the places 0..count, evenly spread."""
+    return np.arange(count) if count <= most else (np.arange(most) * (count / most)).astype(np.int64)
+
+
+# --- finding ---------------------------------------------------------------------------------------------------------
+
+
+def find_layers(graph: Graph) -> tuple[tuple[Layer, ...], tuple[Left, ...]]:
+    """The layers of a graph in the order in which they are computed, and the contractions of constants that are none."""
+    layers: list[Layer] = []
+    left: list[Left] = []
+    taken: dict[str, int] = {}
+    for place, node in enumerate(graph.nodes()):
+        if not isinstance(node.op, (Dot, Conv)):
+            left += [_left(place, inner, taken, f"it is inside a {node.op.spelling}") for inner in _contractions_inside(node)]
+            continue
+        found = _constant_of(node.inputs[1])
+        if found is None:
+            if _constant_of(node.inputs[0]) is not None:
+                left.append(_left(place, node, taken, "its constant is the left operand"))
+            continue
+        reason = _reason_against(node)
+        if not reason and not np.isfinite(found[1]).all():
+            reason = "its weights are not all finite"
+        if reason:
+            left.append(_left(place, node, taken, reason))
+            continue
+        constant, operand, order, moves = found
+        label, location = _named(node, taken)
+        layers.append(Layer(place, label, location, node, moves[-1] if moves else node, constant, operand, order))
+    return tuple(layers), tuple(left)
+
+
+def _reason_against(node: Node) -> str:
+    op = node.op
+    if node.inputs[0].dtype != F32:
+        return f"it computes in {node.inputs[0].dtype}"
+    if any(n == 0 for n in node.inputs[1].shape):
+        return "its weights are empty"
+    if isinstance(op, Dot) and op.lhs_batch:
+        return "it has a batch of weights"
+    if isinstance(op, Conv) and any(n != 1 for n in op.input_dilation):
+        return "it is a transposed convolution"
+    return ""
+
+
+def _constant_of(node: Node) -> tuple[Constant, Array, tuple[int, ...] | None, list[Node]] | None:
+    """The constant behind an operand, the operand's value, the order of its axes where only transposes moved them, and what moved
+    them, the last movement first."""
+    moves: list[Node] = []
+    while isinstance(node.op, (Transpose, Reshape)):
+        moves.append(node)
+        node = node.inputs[0]
+    if not isinstance(node.op, Const):
+        return None
+    constant = node.op.value
+    value, order = constant.array, tuple(range(constant.array.ndim))
+    for move in reversed(moves):
+        value = move.op.evaluate([value], {})
+        if isinstance(move.op, Transpose):
+            order = tuple(order[a] for a in move.op.perm)
+    plain = all(isinstance(move.op, Transpose) for move in moves)
+    return constant, np.asarray(value), order if plain else None, moves
+
+
+def _contractions_inside(node: Node) -> Iterator[Node]:
+    """Contractions of constants in the bodies of a node, at any depth."""
+    waiting = list(_bodies(node))
+    while waiting:
+        for inner in waiting.pop().nodes():
+            waiting += _bodies(inner)
+            if isinstance(inner.op, (Dot, Conv)) and any(_constant_of(operand) is not None for operand in inner.inputs):
+                yield inner
+
+
+def _bodies(node: Node) -> list[Graph]:
+    return [value for name in node.op.__struct_fields__ if isinstance(value := getattr(node.op, name), Graph)]
+
+
+def _left(place: int, node: Node, taken: dict[str, int], reason: str) -> Left:
+    label, location = _named(node, taken)
+    operand = next(filter(None, map(_constant_of, reversed(node.inputs))), None)
+    constant = None if operand is None else operand[0]
+    return Left(place, label, location, "dot" if isinstance(node.op, Dot) else "conv", () if constant is None else constant.array.shape,
+                "" if constant is None else constant.digest, reason)
+
+
+def _named(node: Node, taken: dict[str, int]) -> tuple[str, str]:
+    """A label that no other layer has, and the place that it comes from."""
+    location = str(node.loc) if node.loc != UNKNOWN else node.op.spelling
+    match = _ONNX_NODE.search(location)
+    plain = match["name"] if match is not None and match["name"] else location
+    taken[plain] = taken.get(plain, 0) + 1
+    return plain if taken[plain] == 1 else f"{plain}#{taken[plain]}", location
+
+
+def sources(layers: Sequence[Layer]) -> tuple[dict[str, str], tuple[Node, ...]]:
+    """For each layer the label of the first one that reads the same value, and those values once each."""
+    first: dict[Node, str] = {}
+    shared = {layer.label: first.setdefault(layer.source, layer.label) for layer in layers}
+    return shared, tuple(first)

@@ -1,0 +1,166 @@
+"""Weights to integers: scales a channel or a group, and rounding to nearest, by GPTQ, or by coordinate descent.
+
+Works on a matrix W [K, N] of one group of a layer, whose columns are independent of each other. Rounding chooses integers Q with
+scales s and zero points z so that the layer's output changes little: the least of |X (W - s (Q - z))|^2 over inputs X, of which only
+H = X^T X [K, K] is known.
+
+- `nearest` looks at the weights alone.
+- `gptq` fixes one row after another and moves its error onto the rows that are still free (Frantar et al., GPTQ, 2022). Run from the
+  last row to the first it is Babai's nearest-plane algorithm on the lattice of X's columns (Chen et al., The geometry of LLM
+  quantization, 2025), which the tests hold it to.
+- `gptq` on `asymmetric_target` is the variant for a model whose earlier layers are quantized already (Li et al., GPTAQ, 2025):
+  X_q s (Q - z) should be X W, so what is rounded is the least-squares solution of X_q W' = X W under the moments of X_q.
+- `coordinate_descent` changes one row at a time to its best value given all others, which never makes it worse
+  (Behdin et al., QuantEase, 2023).
+
+Assumes finite weights. Guarantees integers within the levels; equal inputs give equal integers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from msgspec import Struct
+
+from ..ir.graph import Array
+
+DAMPING = 0.01      # of the mean of H's diagonal, added to it: inputs that hardly vary say little
+BLOCK = 128         # rows of GPTQ whose errors reach the later ones in one product
+SWEEPS = 8          # of coordinate descent at most
+CLIPS = 1.0 - 0.02 * np.arange(26)   # shares of the largest weight that are tried as the end of the scale
+# integers that a dtype of weights uses. Symmetric int8 leaves out -128: the products of two pairs must fit 16 bits on some CPUs
+LEVELS: dict[str, tuple[int, int]] = {"i8": (-127, 127), "int4": (-8, 7), "int2": (-2, 1)}
+
+
+class Grid(Struct, frozen=True, eq=False):
+    """Scales and zero points of a matrix [K, N]: [K / group, N], of which each row serves `group` rows of the matrix."""
+
+    scale: Array
+    point: Array
+    levels: tuple[int, int]
+    group: int
+
+    def rows(self) -> tuple[Array, Array]:
+        """Scales and zero points for every row of the matrix."""
+        return np.repeat(self.scale, self.group, axis=0), np.repeat(self.point, self.group, axis=0)
+
+
+def grid_for(weights: Array, levels: tuple[int, int], group: int, symmetric: bool, clip: bool, importance: Array | None = None) -> Grid:
+    """A scale for every `group` rows of each column (0: for all rows). With `clip` the one of the least squared error among some
+    that leave the largest weights out, `importance` [K] weighing the rows (the diagonal of H)."""
+    depth, width = weights.shape
+    group = group or depth
+    blocks = weights.reshape(depth // group, group, width).astype(np.float64)
+    weigh = np.ones(depth) if importance is None else importance + DAMPING * max(float(importance.mean()), 1e-30)
+    weigh = weigh.reshape(depth // group, group, 1)
+    best_error = np.full((depth // group, width), np.inf)
+    best_scale, best_point = np.ones_like(best_error), np.zeros_like(best_error)
+    low, high = np.minimum(blocks.min(axis=1), 0), np.maximum(blocks.max(axis=1), 0)
+    for share in CLIPS if clip else CLIPS[:1]:
+        scale, point = _grid(low * share, high * share, levels, symmetric)
+        kept = (np.clip(np.round(blocks / scale[:, None]) + point[:, None], *levels) - point[:, None]) * scale[:, None]
+        error = (weigh * (blocks - kept) ** 2).sum(axis=1)
+        better = error < best_error
+        best_error = np.where(better, error, best_error)
+        best_scale, best_point = np.where(better, scale, best_scale), np.where(better, point, best_point)
+    return Grid(best_scale.astype(np.float32), best_point.astype(np.int64), levels, group)
+
+
+def _grid(low: Array, high: Array, levels: tuple[int, int], symmetric: bool) -> tuple[Array, Array]:
+    """Scales, as float32 holds them, and zero points of ranges that hold 0."""
+    least, greatest = levels
+    if symmetric:
+        # the side that has a level more may reach as far as it does
+        scale = np.maximum(-low / -least, high / greatest)
+    else:
+        scale = (high - low) / (greatest - least)
+    scale = np.where(scale > np.finfo(np.float32).tiny, scale, 1.0).astype(np.float32).astype(np.float64)
+    point = np.zeros_like(scale) if symmetric else np.clip(np.round(least - low / scale), least, greatest)
+    return scale, point
+
+
+def nearest(weights: Array, grid: Grid) -> Array:
+    """Each weight to the nearest level."""
+    scale, point = grid.rows()
+    return _to_level(weights, scale, point, grid.levels)
+
+
+def _to_level(values: Array, scale: Array, point: Array, levels: tuple[int, int]) -> Array:
+    return np.asarray(np.clip(np.round(values / scale.astype(np.float64)) + point, *levels).astype(np.int64))
+
+
+def values_of(integers: Array, grid: Grid) -> Array:
+    """The weights that integers stand for."""
+    scale, point = grid.rows()
+    return np.asarray((integers - point) * scale.astype(np.float64))
+
+
+def damped(moments: Array, damping: float = DAMPING) -> Array:
+    """H with something on its diagonal, so that it has an inverse: also where inputs are always 0, or depend on each other."""
+    diagonal = np.diagonal(moments)
+    least = damping * float(diagonal.mean()) if diagonal.size else 0.0
+    return np.asarray(moments + np.eye(len(moments)) * (least if least > 0 else 1.0), np.float64)
+
+
+def gptq(weights: Array, grid: Grid, moments: Array, *, backwards: bool = False, by_size: bool = False) -> Array:
+    """Integers by GPTQ under moments H, which must be positive definite (`damped`). Rows are fixed from the first to the last, from
+    the last to the first with `backwards`, or with `by_size` those of the largest inputs first (which has the least error)."""
+    depth = len(weights)
+    order = np.arange(depth)[::-1] if backwards else np.arange(depth)
+    if by_size:
+        order = np.argsort(-np.diagonal(moments), kind="stable")
+    scale, point = (part[order] for part in grid.rows())
+    rest = weights[order].astype(np.float64)
+    # row i: how the error of the i-th row spreads over later ones, from the upper Cholesky factor of the inverse
+    spread = _upper_of_inverse(moments[np.ix_(order, order)])
+    integers = np.zeros(weights.shape, np.int64)
+    for begin in range(0, depth, BLOCK):
+        end = min(begin + BLOCK, depth)
+        errors = np.zeros((end - begin, weights.shape[1]))
+        for row in range(begin, end):
+            integers[row] = _to_level(rest[row], scale[row], point[row], grid.levels)
+            kept = (integers[row] - point[row]) * scale[row].astype(np.float64)
+            errors[row - begin] = (rest[row] - kept) / spread[row, row]
+            rest[row + 1:end] -= np.outer(spread[row, row + 1:end], errors[row - begin])
+        rest[end:] -= spread[begin:end, end:].T @ errors
+    placed = np.empty_like(integers)
+    placed[order] = integers
+    return placed
+
+
+def _upper_of_inverse(moments: Array) -> Array:
+    """U, upper triangular, with U^T U the inverse of the moments."""
+    # of the moments reversed, L L^T: then the inverse is (L^-1)^T L^-1 with both axes reversed back
+    lower = np.linalg.cholesky(moments[::-1, ::-1])
+    return np.ascontiguousarray(np.linalg.inv(lower)[::-1, ::-1])
+
+
+def asymmetric_target(weights: Array, moments: Array, crossed: Array) -> Array:
+    """The weights that do to quantized inputs what `weights` do to plain ones: moments are X_q^T X_q, `crossed` X_q^T X."""
+    strength = damped(moments)
+    # what damping adds on the left it adds on the right, so that equal inputs give back the weights
+    return np.asarray(np.linalg.solve(strength, (crossed + (strength - moments)) @ weights.astype(np.float64)))
+
+
+def coordinate_descent(weights: Array, grid: Grid, moments: Array, start: Array, sweeps: int = SWEEPS) -> Array:
+    """Integers no worse than `start` under H: sweeps over the rows, each set to its best level while the others stay, until
+    none changes."""
+    scale, point = grid.rows()
+    integers = start.copy()
+    wide = weights.astype(np.float64)
+    error = values_of(integers, grid) - wide
+    for _ in range(sweeps):
+        changed = False
+        for row in range(len(wide)):
+            pull = (moments[row] @ error - moments[row, row] * error[row]) / moments[row, row]
+            best = _to_level(wide[row] - pull, scale[row], point[row], grid.levels)
+            if not np.array_equal(best, integers[row]):
+                integers[row], changed = best, True
+                error[row] = (best - point[row]) * scale[row].astype(np.float64) - wide[row]
+        if not changed:
+            break
+    return integers
+
+
+def output_error(difference: Array, moments: Array) -> float:
+    """|X D|^2 of a difference of weights D [K, N], from X^T X."""
+    return float(np.einsum("kn,kn->", difference, moments @ difference))

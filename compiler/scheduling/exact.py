@@ -1,0 +1,215 @@
+"""The whole method: bounds, instant schedules, divide and conquer, then the search that proves; the best is kept at every moment.
+
+`solve` gives a schedule that the checker accepted, with a lower bound on the bytes of any schedule. The bound is that of the
+problem without addresses, from `search` where it ran to its end, else from `forecast`: `proven` says so only where the
+schedule moves no byte more. Ctrl-C and the time limit give the best so far. With a time limit of zero only what is instant is tried.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from msgspec import Struct
+
+from ..ir.errors import CompileError
+from . import divide
+from .addressed import search_addressed
+from .checker import Account, check
+from .forecast import Forecast
+from .heuristics import Baseline, Peak, baselines, belady, known_orders, least_peak
+from .placing import by_search, by_size, place, stays_of, steps_of
+from .problem import LARGEST, Problem, Schedule, rounded
+from .search import End, Limits, Move, beam, relaxed
+from .space import NEVER, Space
+
+SMALL = 20_000     # states that a first search may take between two cuts
+BEAM_WIDTH = 8
+ADDRESSED = 300_000  # states of the search with addresses
+SHARE_DIVIDED = 0.4  # of the time left, for divide and conquer before the search that proves
+
+Progress = Callable[[str, int, int], None]  # what is being done, excess bytes of the best so far, bound
+
+
+class Solution(Struct):
+    """`account` is the checker's. `bound`: excess bytes that no schedule goes below. `peak`: bytes that the problem needs to be
+    scheduled without excess, if packing is perfect, and a bound for it. `proven_by` names what proved the bound that is reached."""
+
+    schedule: Schedule
+    account: Account
+    bound: int
+    proven_by: str
+    method: str
+    largest: int
+    peak: int
+    peak_bound: int
+    baselines: list[tuple[str, Account]]
+    interrupted: bool = False
+    seconds: float = 0.0
+
+    @property
+    def proven(self) -> bool:
+        return self.account.excess <= self.bound
+
+    @property
+    def gap(self) -> int:
+        return max(0, self.account.excess - self.bound)
+
+
+def working_set(problem: Problem, alignment: int) -> tuple[int, int]:
+    """The largest operator: bytes of its operands and results in whole units, with pinned tensors; and which it is (-1: none)."""
+    pinned = set(problem.pinned)
+    base = sum(rounded(problem.tensors[t].bytes, alignment) for t in pinned)
+    sizes = [sum(rounded(problem.tensors[t].bytes, alignment) for t in {*o.inputs, *o.outputs} - pinned) for o in problem.operators]
+    return max(((size + base, number) for number, size in enumerate(sizes)), default=(base, -1))
+
+
+def check_budget(problem: Problem, budget: int, alignment: int) -> None:
+    """CompileError where no schedule can exist, naming the operator that proves it."""
+    if alignment < 1 or alignment & alignment - 1 or alignment > 1 << 20:
+        raise CompileError(f"alignment: found {alignment}, expected a power of two up to {1 << 20}")
+    if not 0 < budget <= LARGEST:
+        raise CompileError(f"the scratchpad has {budget} bytes, expected 1 to {LARGEST}")
+    needed, number = working_set(problem, alignment)
+    usable = budget // alignment * alignment
+    if needed > usable:
+        operator = problem.operators[number]
+        parts = [f"{problem.tensors[t].name} {problem.tensors[t].bytes}" for t in (*operator.inputs, *operator.outputs)]
+        beside = f", beside {len(problem.pinned)} parameters that stay," if problem.pinned else ""
+        raise CompileError(f"operator {operator.name} needs {needed} bytes at once{beside} but the scratchpad has {usable}",
+                           hint=f"operands and results with their bytes: {', '.join(parts)}; give at least {needed}")
+
+
+def solve(problem: Problem, budget: int, alignment: int = 64, seconds: float = 10.0, progress: Progress | None = None) -> Solution:
+    """The best schedule found in the time; CompileError where there is none."""
+    check_budget(problem, budget, alignment)
+    began = time.monotonic()
+    work = _Work(problem, budget, alignment, began + seconds, progress)
+    interrupted = False
+    try:
+        work.instant()
+        if seconds > 0:
+            work.go_on()
+    except KeyboardInterrupt:
+        if work.best is None:
+            raise
+        interrupted = True
+    assert work.best is not None
+    account, schedule, method = work.best
+    return Solution(schedule, account, min(work.bound, account.excess), work.prover, method, working_set(problem, alignment)[0],
+                    work.peak.units * alignment + work.space.pinned_units * alignment,
+                    work.peak.bound * alignment + work.space.pinned_units * alignment, work.baselines, interrupted,
+                    time.monotonic() - began)
+
+
+class _Work:
+    """The best schedule and the best bound while they are being improved."""
+
+    def __init__(self, problem: Problem, budget: int, alignment: int, deadline: float, progress: Progress | None) -> None:
+        self.problem, self.budget, self.alignment = problem, budget, alignment
+        self.deadline, self.progress = deadline, progress
+        self.space = Space(problem, budget, alignment)
+        self.peak = Peak((), 0, 0)
+        self.best: tuple[Account, Schedule, str] | None = None
+        self.bound, self.prover = 0, "no bytes below the compulsory ones"
+        self.baselines: list[tuple[str, Account]] = []
+        self.ways: list[End] = []  # orders with evictions, without addresses
+
+    # --- keeping ---
+
+    def done(self) -> bool:
+        return self.best is not None and self.best[0].excess <= self.bound
+
+    def tell(self, doing: str) -> None:
+        if self.progress is not None and self.best is not None:
+            self.progress(doing, self.best[0].excess, self.bound)
+
+    def keep(self, schedule: Schedule, method: str) -> Account:
+        account = check(self.problem, schedule, self.budget, self.alignment)
+        if self.best is None or account.excess < self.best[0].excess:
+            self.best = account, schedule, method
+            self.tell(method)
+        return account
+
+    def keep_bound(self, bound: int, prover: str) -> None:
+        if bound > self.bound:
+            self.bound, self.prover = bound, prover
+            self.tell(prover)
+
+    def keep_way(self, moves: tuple[Move, ...], method: str) -> None:
+        """Places a way and keeps the schedule if it is the best."""
+        order = [move.operator for move in moves]
+        stays = stays_of(self.space, moves)
+        for packer in (by_search, by_size):
+            schedule = steps_of(self.space, order, *place(self.space, stays, packer), self.alignment)
+            self.keep(schedule, method)
+            if self.done():
+                return
+
+    # --- what is tried ---
+
+    def instant(self) -> None:
+        """Orders, replacement rules, baselines and bounds that take no time worth speaking of."""
+        space = self.space
+        default = tuple(range(len(space.need)))
+        self.keep_way(belady(space, default), "default order, Belady")
+        self.keep_bound(Forecast(space, space.all).remaining((0, 0, 0)), "what crosses operators")
+        self.peak = least_peak(space)
+        orders = known_orders(space, self.peak)
+        for baseline in baselines(space, self.alignment, orders):
+            self.keep_baseline(baseline)
+        for row in orders:
+            if row.best is not None and not self.done():
+                self.ways.append(row.best)
+                self.keep_way(row.best.moves, f"{row.name}, best replacement")
+
+    def keep_baseline(self, baseline: Baseline) -> None:
+        self.baselines.append((baseline.name, self.keep(baseline.schedule, baseline.name)))
+
+    def go_on(self) -> None:
+        """Until the bound is reached or time is up."""
+        for way, method in self.better_ways():
+            self.ways.append(way)
+            self.keep_way(way.moves, method)
+            if self.done():
+                return
+        self.prove()
+
+    def better_ways(self) -> Iterator[tuple[End, str]]:
+        """Quick ones first; a search that proves at once where the problem is small."""
+        if self.done():
+            return
+        space = self.space
+        yield from ((end, "search") for end in self.searched(SMALL))
+        if self.done():
+            return
+        found = beam(space, space.all, [(0, (0, 0, 0))], BEAM_WIDTH, Limits(self.deadline))
+        yield from ((end, "beam") for end in found[:1])
+        share = time.monotonic() + SHARE_DIVIDED * (self.deadline - time.monotonic())
+        ways = sorted(self.ways, key=lambda way: way.cost)
+        yield from ((end, "divide and conquer") for end in divide.improve(space, ways, share))
+
+    def searched(self, states: int) -> list[End]:
+        """The search from cut to cut; keeps its bound."""
+        least = min((way.cost for way in self.ways), default=None)
+        limits = Limits(self.deadline, states, NEVER if least is None else least)
+        found = relaxed(self.space, limits, progress=lambda cost: self.tell("search"))
+        self.keep_bound(found.bound, "search without addresses")
+        return found.ends
+
+    def prove(self) -> None:
+        """The search once more, with all the time that is left."""
+        if not self.done():
+            self.place_too()
+        if self.done() or min((way.cost for way in self.ways), default=NEVER) <= self.bound:
+            return
+        for end in self.searched(NEVER):
+            self.keep_way(end.moves, "search")
+
+    def place_too(self) -> None:
+        """Addresses in the search, where the residency that is best without them was not placed."""
+        assert self.best is not None
+        found = search_addressed(self.space, Limits(self.deadline, ADDRESSED, self.best[0].excess + 1))
+        if found is not None:
+            self.keep_bound(found.cost, "search with addresses")
+            self.keep(steps_of(self.space, found.order, found.stays, found.addresses, self.alignment), "search with addresses")

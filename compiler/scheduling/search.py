@@ -1,0 +1,255 @@
+"""Order and residency by best-first search, without addresses: the least excess bytes where it runs to its end, else a bound.
+
+A state says which operators ran, which tensors that are still needed lie in the scratchpad, and which of these are also off the
+chip (clean). Operators run one after another; before one runs, what it reads is fetched, and what must make room is evicted.
+Three arguments keep this exact. Fetching and evicting as late as possible costs nothing. A tensor that is evicted while it is
+needed has to be fetched again, so both transfers are charged when it leaves, and fetching is free. One state is as good as
+another with the same operators done if the second can be reached from it by evictions, spills and fetches at the difference in
+cost (`dominated`). An operator that lessens what is needed, and costs nothing, runs at once (`_safe`).
+
+Tensors that take as much, cost as much and are read by the same operators are interchangeable: one choice among them is tried.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from heapq import heappop, heappush
+
+from msgspec import Struct
+
+from .forecast import Forecast
+from .space import NEVER, Space, State, bits, cuts
+
+MOST_EVICTIONS = 4000         # choices of what makes room for one operator
+REMEMBERED = 64               # states with the same operators done that a new one is compared with
+ROUND = 64                    # states between two looks at the clock
+
+
+class Limits(Struct, frozen=True):
+    """When a search gives up: at a moment of `time.monotonic`, after so many states, or above a cost that is known to be reached."""
+
+    deadline: float = float("inf")
+    states: int = NEVER
+    cost: int = NEVER
+
+
+class Move(Struct, frozen=True):
+    """An operator runs, after these tensors (a bit set) made room."""
+
+    operator: int
+    evicted: int
+
+
+class End(Struct, frozen=True):
+    """A state in which the goal is done, which of the starts it was reached from, and how."""
+
+    cost: int
+    state: State
+    start: int
+    moves: tuple[Move, ...]
+
+
+class Found(Struct):
+    """`ends`: cheapest first. `missing`: nothing cheaper than this was left out (NEVER: nothing at all); so no way costs less
+    than `bound`."""
+
+    ends: list[End]
+    missing: int
+    states: int
+
+    @property
+    def bound(self) -> int:
+        return min(self.missing, self.ends[0].cost if self.ends else NEVER)
+
+
+def search(space: Space, goal: int, starts: Sequence[tuple[int, State]], limits: Limits, order: Sequence[int] | None = None,
+           ends: int = 1, progress: Callable[[int], None] | None = None) -> Found:
+    """The cheapest ways from the starts (with their costs) to states in which exactly `goal` is done; up to `ends` of them,
+    none as good as another. With an `order`, operators run in it."""
+    run = _Run(space, goal, limits, order, starts[0][1][0])
+    for number, (cost, state) in enumerate(starts):
+        run.push(cost, state, ~number, Move(-1, 0))
+    found: list[End] = []
+    while run.heap and len(found) < ends:
+        if len(run.states) > limits.states or run.popped % ROUND == 0 and time.monotonic() > limits.deadline:
+            break
+        popped = run.pop()
+        if popped is None:
+            continue
+        cost, index = popped
+        if progress is not None and run.popped % 1024 == 0:
+            progress(cost)
+        if run.states[index][0] == goal:
+            found.append(run.end(cost, index))
+        else:
+            run.expand(cost, index)
+    return Found(found, min(run.heap[0][0] if run.heap else NEVER, run.curtailed, limits.cost), len(run.states))
+
+
+def beam(space: Space, goal: int, starts: Sequence[tuple[int, State]], width: int, limits: Limits) -> list[End]:
+    """Good ways, fast: of all states with as many operators done, the `width` best go on. Empty when time ran out."""
+    run = _Run(space, goal, limits, None, starts[0][1][0])
+    for number, (cost, state) in enumerate(starts):
+        run.push(cost, state, ~number, Move(-1, 0))
+    while run.heap and -run.heap[0][1] < goal.bit_count():
+        if time.monotonic() > limits.deadline:
+            return []
+        level = min(-row[1] for row in run.heap)
+        here = sorted((row for row in run.heap if -row[1] == level), key=lambda row: (row[0], space.total(run.states[row[2]][1])))
+        run.heap = [row for row in run.heap if -row[1] != level]
+        kept = 0
+        for _, _, index in here:
+            cost = run.costs[index]
+            if kept < width and run.best[run.states[index]] == cost and not run.dominated(cost, run.states[index]):
+                kept += 1
+                run.expand(cost, index)
+        run.settled.clear()
+    return [run.end(run.costs[index], index) for _, _, index in sorted(run.heap)]
+
+
+class _Run:
+    """One search while it runs: the states met, how each was reached, and the heap of those to go on from."""
+
+    def __init__(self, space: Space, goal: int, limits: Limits, order: Sequence[int] | None, begun: int) -> None:
+        self.space, self.goal, self.limits = space, goal, limits
+        self.forecast = Forecast(space, goal, begun)
+        self.place = None if order is None else {o: i for i, o in enumerate(order)}
+        self.states: list[State] = []
+        self.costs: list[int] = []
+        self.origin: list[tuple[int, Move]] = []
+        self.heap: list[tuple[int, int, int]] = []
+        self.best: dict[State, int] = {}
+        self.settled: dict[int, list[tuple[int, int, int]]] = {}
+        self.popped = 0
+        self.curtailed = NEVER  # the cost of a state of which not all successors were made
+
+    def push(self, cost: int, state: State, parent: int, move: Move) -> None:
+        if self.best.get(state, cost + 1) <= cost:
+            return
+        hoped = cost + self.forecast.remaining(state)
+        if hoped >= self.limits.cost:
+            return
+        self.best[state] = cost
+        self.states.append(state)
+        self.origin.append((parent, move))
+        self.costs.append(cost)
+        heappush(self.heap, (hoped, -state[0].bit_count(), len(self.states) - 1))
+
+    def pop(self) -> tuple[int, int] | None:
+        _, _, index = heappop(self.heap)
+        self.popped += 1
+        cost = self.costs[index]
+        state = self.states[index]
+        if self.best[state] < cost or self.dominated(cost, state):
+            return None
+        return cost, index
+
+    def end(self, cost: int, index: int) -> End:
+        state, moves = self.states[index], []
+        while index >= 0:
+            index, move = self.origin[index]
+            moves.append(move)
+        return End(cost, state, ~index, tuple(reversed(moves[:-1])))
+
+    def dominated(self, cost: int, state: State) -> bool:
+        """A settled state with the same operators done reaches this one for the difference in cost."""
+        done, resident, clean = state
+        known = self.settled.setdefault(done, [])
+        total = self.space.total_bytes
+        for other_cost, other_resident, other_clean in known:
+            left = other_resident & ~resident
+            if other_cost + total(left) + total((left | resident & other_resident & clean) & ~other_clean) <= cost:
+                return True
+        if len(known) < REMEMBERED:
+            known.append((cost, resident, clean))
+        return False
+
+    def expand(self, cost: int, index: int) -> None:
+        space, state = self.space, self.states[index]
+        done, resident, clean = state
+        ready = space.ready(done, self.goal)
+        if self.place is not None:
+            ready = [min(ready, key=self.place.__getitem__)]
+        else:
+            safe = next((o for o in ready if self._safe(state, o)), None) if len(ready) > 1 else None
+            ready = ready if safe is None else [safe]
+        for operator in ready:
+            need = space.need[operator]
+            excess = space.total(resident | need) - space.rooms[operator]
+            if excess <= 0:
+                self.push(cost, space.after(state, operator, 0), index, Move(operator, 0))
+                continue
+            for evicted in self._evictions(resident & ~need, excess, state, cost):
+                dearer = cost + space.total_bytes(evicted) + space.total_bytes(evicted & ~clean)
+                self.push(dearer, space.after(state, operator, evicted), index, Move(operator, evicted))
+
+    def _safe(self, state: State, operator: int) -> bool:
+        """Running it now is never worse: all it reads is there, nothing makes room, and its results take and cost no more than
+        any of the operands that die with it."""
+        space = self.space
+        done, resident, clean = state
+        if space.inputs[operator] & ~resident or space.total(resident | space.need[operator]) > space.rooms[operator]:
+            return False
+        living = [t for t in bits(space.outputs[operator]) if space.consumers[t]]
+        if not living:
+            return True
+        dying = [t for t in bits(space.inputs[operator]) if not space.consumers[t] & ~done & ~(1 << operator)]
+        if not dying or sum(space.units[t] for t in living) > sum(space.units[t] for t in dying):
+            return False
+        cost = sum(space.bytes[t] * (1 if space.stored >> t & 1 else 2) for t in living)
+        return cost <= min(space.bytes[t] * (1 if clean >> t & 1 else 2) for t in dying)
+
+    def _evictions(self, candidates: int, excess: int, state: State, cost: int) -> Iterator[int]:
+        """Sets of tensors that make enough room, none of which could be left out."""
+        space = self.space
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        for t in bits(candidates):
+            price = space.bytes[t] * (1 if state[2] >> t & 1 else 2)
+            groups.setdefault((space.units[t], price, space.consumers[t] & ~state[0]), []).append(t)
+        rows = sorted(groups.items(), key=lambda row: -row[0][0])
+        rest = [0] * (len(rows) + 1)
+        for number in range(len(rows) - 1, -1, -1):
+            rest[number] = rest[number + 1] + rows[number][0][0] * len(rows[number][1])
+        if rest[0] < excess:
+            return
+        count = 0
+        stack = [(0, excess, 0, NEVER)]  # row, what is missing, chosen, smallest chosen
+        while stack:
+            number, missing, chosen, smallest = stack.pop()
+            if missing <= 0:
+                if smallest > -missing:
+                    count += 1
+                    yield chosen
+                    if count >= MOST_EVICTIONS:
+                        self.curtailed = min(self.curtailed, cost)
+                        return
+                continue
+            if number == len(rows) or rest[number] < missing:
+                continue
+            units, members = rows[number][0][0], rows[number][1]
+            mask = 0
+            stack.append((number + 1, missing, chosen, smallest))
+            for taken, tensor in enumerate(members, 1):
+                mask |= 1 << tensor
+                stack.append((number + 1, missing - taken * units, chosen | mask, min(smallest, units)))
+                if missing - taken * units <= 0:
+                    break
+
+
+def relaxed(space: Space, limits: Limits, order: Sequence[int] | None = None, ends: int = 512,
+            progress: Callable[[int], None] | None = None) -> Found:
+    """The whole problem, from one cut that every order comes through to the next; at each, all states that are not worse."""
+    fronts = [End(0, (0, 0, 0), 0, ())]
+    missing, states = NEVER, 0
+    whole = Forecast(space, space.all)
+    for goal in cuts(space):
+        rest = whole.after(goal)
+        here = Limits(limits.deadline, limits.states, limits.cost - rest)
+        found = search(space, goal, [(e.cost, e.state) for e in fronts], here, order, 1 if goal == space.all else ends, progress)
+        states += found.states
+        missing = min(missing, found.missing + rest)
+        if not found.ends:
+            return Found([], missing, states)
+        fronts = [End(e.cost, e.state, 0, fronts[e.start].moves + e.moves) for e in found.ends]
+    return Found(fronts, missing, states)

@@ -1,0 +1,110 @@
+"""A problem as bit sets and arrays: what searches, bounds and baselines compute with.
+
+Operators and tensors are bits of integers. Sizes are counted in units of the alignment, costs in bytes. Tensors that take no
+place are left out, and so are pinned ones: the room is what these leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from .problem import VALUE, Problem, rounded
+
+State = tuple[int, int, int]  # operators done, tensors in the scratchpad, those of them that are off the chip too
+NEVER = 1 << 62               # a cost that nothing has
+
+
+def bits(mask: int) -> Iterator[int]:
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
+class Space:
+    """A problem as bit sets and arrays. `rooms` gives each operator units of room of its own, where a placement asks for that."""
+
+    def __init__(self, problem: Problem, budget: int, alignment: int, rooms: Mapping[int, int] | None = None) -> None:
+        self.problem = problem
+        pinned = set(problem.pinned)
+        self.pinned_units = sum(rounded(problem.tensors[t].bytes, alignment) for t in pinned) // alignment
+        self.room = budget // alignment - self.pinned_units
+        self.rooms = [self.room - (rooms or {}).get(o, 0) for o in range(len(problem.operators))]
+        self.units = [0 if t in pinned else rounded(x.bytes, alignment) // alignment for t, x in enumerate(problem.tensors)]
+        self.bytes = [0 if t in pinned else x.bytes for t, x in enumerate(problem.tensors)]
+        placed = sum(1 << t for t in range(len(self.units)) if self.units[t])  # what takes no place is always there
+        self.inputs = [sum(1 << t for t in o.inputs) & placed for o in problem.operators]
+        self.outputs = [sum(1 << t for t in o.outputs) & placed for o in problem.operators]
+        self.need = [a | b for a, b in zip(self.inputs, self.outputs)]
+        self.need_units = [self.total(mask) for mask in self.need]
+        self.consumers = [sum(1 << o for o in readers) for readers in problem.consumers]
+        self.before = [sum(1 << p for p in {problem.producer[t] for t in o.inputs} if p >= 0) for o in problem.operators]
+        self.stored = sum(1 << t for t, x in enumerate(problem.tensors) if x.kind != VALUE) | sum(1 << t for t in problem.results)
+        self.all = (1 << len(problem.operators)) - 1
+        self.above, self.below = self._relations()
+        self._made: dict[int, int] = {}
+
+    def _relations(self) -> tuple[list[int], list[int]]:
+        """For each operator those that every order runs before it, and those after it."""
+        count = len(self.before)
+        above, below = [0] * count, [0] * count
+        for o in range(count):
+            for p in bits(self.before[o]):
+                above[o] |= above[p] | 1 << p
+        for o in range(count - 1, -1, -1):
+            for p in bits(self.before[o]):
+                below[p] |= below[o] | 1 << o
+        return above, below
+
+    def crossing(self, operator: int) -> int:
+        """Tensors that exist before the operator and are read after it in every order, and that it does not need itself."""
+        above, below = self.above[operator], self.below[operator]
+        found = 0
+        for t, readers in enumerate(self.consumers):
+            maker = self.problem.producer[t]
+            begun = readers & above if maker < 0 else above >> maker & 1
+            if begun and readers & below and self.units[t]:
+                found |= 1 << t
+        return found & ~self.need[operator]
+
+    def made(self, done: int) -> int:
+        """Tensors that those operators computed or read."""
+        found = self._made.get(done)
+        if found is None:
+            found = 0
+            for o in bits(done):
+                found |= self.need[o]
+            self._made[done] = found
+        return found
+
+    def total(self, mask: int) -> int:
+        units = self.units
+        count = 0
+        while mask:
+            low = mask & -mask
+            count += units[low.bit_length() - 1]
+            mask ^= low
+        return count
+
+    def total_bytes(self, mask: int) -> int:
+        return sum(self.bytes[t] for t in bits(mask))
+
+    def ready(self, done: int, goal: int) -> list[int]:
+        return [o for o in bits(goal & ~done) if not self.before[o] & ~done]
+
+    def after(self, state: State, operator: int, evicted: int) -> State:
+        """The state when the operator has run."""
+        done, resident, clean = state
+        done |= 1 << operator
+        fetched = self.inputs[operator] & ~resident
+        resident = resident & ~evicted | self.need[operator]
+        for t in bits(self.need[operator]):  # only these can be dead now
+            if not self.consumers[t] & ~done:
+                resident &= ~(1 << t)
+        return done, resident, (clean | fetched | self.stored) & resident
+
+
+def cuts(space: Space) -> list[int]:
+    """Operators done (bit sets) that every order comes through: up to each operator that stands in a relation to all others."""
+    found = {space.above[o] | 1 << o for o in range(len(space.before)) if space.above[o] | space.below[o] | 1 << o == space.all}
+    return sorted({*found, space.all}, key=int.bit_count)
