@@ -40,14 +40,15 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "options": ("ir.errors",),
     "machine": ("ir.errors",),
     "tiles": ("ir",),
+    "attention": ("ir",),
     "cost": ("ir",),
     "collector": (),
     "library": ("ir", "ir.errors"),
     # siblings: they meet in the IR
     "frontends": ("ir", "ir.errors", "library"),
     "frontends.onnx": ("ir", "ir.errors", "library"),
-    "passes": ("ir", "ir.errors", "cost", "library", "options", "tiles"),
-    "lowering": ("ir", "ir.errors", "cost", "tiles"),
+    "passes": ("ir", "ir.errors", "attention", "cost", "library", "options", "tiles"),
+    "lowering": ("ir", "ir.errors", "attention", "cost", "tiles"),
     # the compile half: joins passes, lowering and backends
     "pipeline": ("ir", "ir.errors", "options", "passes"),
     "build": ("ir", "ir.errors", "collector", "key_facts", "launch_facts", "options", "version", "pipeline", "lowering", "backends",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
 
+from ..attention import find_attention
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, Symbol, bounds, product, symbol, symbols_of
 from ..ir.errors import UNKNOWN, InternalError, Loc
@@ -46,6 +47,7 @@ from ..ir.ops.winograd import WinogradConv
 from ..ir.schedule import Schedule, apply_legal
 from ..ir.types import INDEX, TensorType
 from ..tiles import MOST_PANELS, MOST_ROWS, Blocks, Tile, choose_blocks, choose_low_tiles, choose_tile, choose_window_blocks
+from .attention import AttentionKernel, choose_plan
 from .columns import lower_columns
 from .contraction import lower_contraction
 from .elements import Nest, border_regions, lower_border, lower_region, lower_together, overlapping, regions_of
@@ -149,6 +151,8 @@ class KernelMaker:
         buffers = [*inputs.values(), *outputs]
         if strategy == "contraction":
             return self._contraction(body, node.loc, order)
+        if strategy == "attention":
+            return [(self._attention(body, inputs, outputs[0], names, node.loc), order, {})]
         if strategy == "rows":
             pairs = list(zip(body.results, outputs))
             lanes = self._lanes(body)
@@ -283,6 +287,13 @@ class KernelMaker:
                                    Inliner(inputs, names, self.caps.has_fma), choose_block(core, self.caps))
         nests = [Nest(statement), *self._borders(body, out, inputs, names)]
         return self._kernel(body.name, [*inputs.values(), out], nests, loc, Choice("winograd"))
+
+    def _attention(self, body: Graph, inputs: dict[Node, Buffer], out: Buffer, names: Names, loc: Loc) -> Kernel:
+        attention = next(found for n in reversed(body.nodes()) if (found := find_attention(n)) is not None)
+        plan = choose_plan(attention, self.caps)
+        inliner = Inliner(inputs, names, self.caps.has_fma)
+        statement = AttentionKernel(attention, body.results[0], out, inliner, plan).lower()
+        return self._kernel(body.name, [*inputs.values(), out], [Nest(statement)], loc, plan.choice())
 
     def _borders(self, body: Graph, out: Buffer, inputs: dict[Node, Buffer], names: Names) -> list[Nest]:
         """What lies around a result that is padded."""
