@@ -146,6 +146,24 @@ def choose_tile(columns: int, rows: DimLike, dtype: DType, caps: Caps, whole: tu
     return Tile(max(reversed(range(1, most + 1)), key=score), columns, lanes)  # of equal ones the highest
 
 
+def choose_paired_tiles(columns: tuple[int, int], rows: DimLike, dtype: DType, caps: Caps) -> tuple[Tile, Tile]:
+    """The tiles of two contractions over the same rows, as much work each, for panels of so many columns. The second one's height
+    divides the first one's, so that whole tiles of the one are whole tiles of the other."""
+    lanes = [max(n for n in range(1, caps.lanes(dtype) + 1) if n & (n - 1) == 0 and width % n == 0) for width in columns]
+    vectors = [width // n for width, n in zip(columns, lanes)]
+    most = [_most_rows(count, caps) for count in vectors]
+
+    def heights(high: int) -> tuple[int, int]:
+        return high, max(n for n in range(1, min(high, most[1]) + 1) if high % n == 0)
+
+    def time(high: int) -> float:
+        wasted = -(-rows // high) * high / max(rows, 1) if isinstance(rows, int) else 1.0
+        return wasted * sum(1 / _rate(height, count) for height, count in zip(heights(high), vectors))
+
+    first, last = heights(min(reversed(range(1, most[0] + 1)), key=time))  # of equal ones the highest
+    return Tile(first, columns[0], lanes[0]), Tile(last, columns[1], lanes[1])
+
+
 def choose_low_tiles(tile: Tile, rows: DimLike, panels: DimLike, caps: Caps, narrow: bool) -> tuple[Tile, ...]:
     """Tiles for fewer rows than `tile` has, the lowest first, where it is not known that there are more: they take several
     panels side by side instead, so that there are accumulators enough. Those of a single panel gain least, and are left out

@@ -40,6 +40,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "options": ("ir.errors",),
     "machine": ("ir.errors",),
     "tiles": ("ir",),
+    "attention": ("ir",),
     "cost": ("ir",),
     "collector": (),
     "library": ("ir", "ir.errors"),
@@ -47,8 +48,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # siblings: they meet in the IR
     "frontends": ("ir", "ir.errors", "library"),
     "frontends.onnx": ("ir", "ir.errors", "library", "library_quantized"),
-    "passes": ("ir", "ir.errors", "cost", "library", "library_quantized", "options", "tiles"),
-    "lowering": ("ir", "ir.errors", "cost", "packing", "tiles"),
+    "passes": ("ir", "ir.errors", "attention", "cost", "library", "library_quantized", "options", "tiles"),
+    "lowering": ("ir", "ir.errors", "attention", "cost", "packing", "tiles"),
     # the compile half: joins passes, lowering and backends
     "pipeline": ("ir", "ir.errors", "options", "passes"),
     "build": ("ir", "ir.errors", "collector", "key_facts", "launch_facts", "options", "version", "pipeline", "lowering", "backends",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
 
+from ..attention import find_attention
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, Symbol, bounds, product, symbol, symbols_of
 from ..ir.errors import UNKNOWN, InternalError, Loc
@@ -47,6 +48,8 @@ from ..ir.ops.winograd import WinogradConv
 from ..ir.schedule import Schedule, apply_legal
 from ..ir.types import INDEX, TensorType
 from ..tiles import MOST_PANELS, MOST_ROWS, Blocks, Tile, choose_blocks, choose_low_tiles, choose_tile, choose_window_blocks
+from .attention import AttentionKernel
+from .attention import choose_plan as choose_attention_plan
 from .columns import lower_columns
 from .contraction import lower_contraction
 from .elements import Nest, border_regions, lower_border, lower_region, lower_together, overlapping, regions_of
@@ -151,6 +154,8 @@ class KernelMaker:
         buffers = [*inputs.values(), *outputs]
         if strategy == "contraction":
             return self._contraction(body, node.loc, order)
+        if strategy == "attention":
+            return [(self._attention(body, inputs, outputs[0], names, node.loc), order, {})]
         if strategy == "rows":
             pairs = list(zip(body.results, outputs))
             lanes = self._lanes(body)
@@ -299,6 +304,13 @@ class KernelMaker:
                                        choose_plan(core, self.caps))
         nests = [*map(Nest, statements), *self._borders(body, out, inputs, names)]
         return self._kernel(body.name, [*inputs.values(), out], nests, loc, Choice("weight_only"))
+
+    def _attention(self, body: Graph, inputs: dict[Node, Buffer], out: Buffer, names: Names, loc: Loc) -> Kernel:
+        attention = next(found for n in reversed(body.nodes()) if (found := find_attention(n)) is not None)
+        plan = choose_attention_plan(attention, self.caps)
+        inliner = Inliner(inputs, names, self.caps.has_fma)
+        statement = AttentionKernel(attention, body.results[0], out, inliner, plan).lower()
+        return self._kernel(body.name, [*inputs.values(), out], [Nest(statement)], loc, plan.choice())
 
     def _borders(self, body: Graph, out: Buffer, inputs: dict[Node, Buffer], names: Names) -> list[Nest]:
         """What lies around a result that is padded."""

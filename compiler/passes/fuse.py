@@ -4,6 +4,8 @@ After this pass every node is a param, a constant, a `fusion`, an op with a lowe
 scatter, control flow), a `get` of one of these, or a `reshape` of any of them, which is a view and costs nothing.
 
 Strategies of a group, in the order in which they claim nodes:
+- `attention`: softmax of scores between two packed dots, with both, the elementwise nodes behind the second one, and the
+  transpose that alone reads the result;
 - `contraction`: a packed dot or convolution with the elementwise nodes behind it as epilogue (in registers), and the
   `pad` that alone reads the result, if one does;
 - `rows`: reductions over the same trailing axes with everything between and around them (softmax, layer norm);
@@ -22,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
+from ..attention import find_attention, is_worth_fusing
 from ..cost import WEIGHTS
 from ..ir.dims import DimLike, bounds, product
 from ..ir.errors import merge_locs
@@ -100,10 +103,15 @@ class _Fuser:
         self.groups: list[Group] = []
         self.deep: set[Node] = set()
         self.spread: set[Node] = set()
+        self.copying: set[Node] = set()  # contractions that copy their left operand, so that it need not lie in memory
 
     def run(self) -> Graph:
+        if self.options.precision == "default":  # it divides by the sum at last, and not each weight
+            for node in self.nodes:
+                if isinstance(node.op, PackedDot):
+                    self._claim_attention(node)
         for node in self.nodes:
-            if isinstance(node.op, CONTRACTION):
+            if isinstance(node.op, CONTRACTION) and node not in self.group_of:
                 self._claim(self._with_padding(self._grow("contraction", node), node))
         for node in self.nodes:
             if isinstance(node.op, Reduce) and node not in self.group_of and _row_space(node) is not None \
@@ -189,6 +197,30 @@ class _Fuser:
         self.groups.append(group)
         for node in group.members:
             self.group_of[node] = group
+
+    def _claim_attention(self, last: Node) -> None:
+        """Claims the attention that ends in this product, if one does that is worth it and of which nothing else is needed."""
+        attention = find_attention(last)
+        if attention is None or not is_worth_fusing(attention):
+            return
+        inner = attention.between(self.nodes[self.order[attention.first]:self.order[last] + 1])
+        if inner is None or any(n in self.group_of for n in inner):
+            return
+        inner.discard(last)
+        if any(n in self.results or any(u is not last and u not in inner for u in self.users[n]) for n in inner):
+            return
+        group = self._grow("attention", last)
+        exit, = group.exits
+        users = self.users[exit]
+        if len(users) == 1 and exit not in self.results:
+            moved, = users
+            if isinstance(moved.op, Transpose) and exit.shape == last.shape and moved.op.perm[-1] == exit.rank - 1 \
+                    and moved not in self.group_of:
+                group.members.add(moved)
+                group.exits = [moved]
+        group.members |= inner
+        self.copying.add(attention.first)
+        self._claim(group)
 
     def _grow(self, strategy: str, core: Node) -> Group:
         """The core with elementwise users of the same shape (axes of size 1 aside), cut back to the last point with a
@@ -368,7 +400,7 @@ class _Fuser:
         for user in self.users[node]:
             if isinstance(user.op, OWN_LOWERING) or user in self.views or isinstance(user.op, (MakeTuple, Get)):
                 return True
-            if isinstance(user.op, CONTRACTION):
+            if isinstance(user.op, CONTRACTION) and not (user in self.copying and user.inputs[1] is not node):
                 return True
         return False
 

@@ -1,8 +1,8 @@
 """Divides once what many elements are divided by: x / b becomes x * (1 / b), where b is the same along an axis.
 
 A core multiplies several times as often as it divides. Taken are divisors that lie far from the ends of the range, or are 0, infinite
-or NaN, so that special values stay: square roots, those plus a number, and the sums of exponentials whose largest is 1, as in layer
-norm and softmax.
+or NaN, so that special values stay: square roots, those plus a number, the sums of exponentials whose largest is 1, as in layer
+norm and softmax, and numbers that the result of a contraction is divided by, as scores of attention are.
 
 Contract: bounded, by 2 units in the last place. Quotients that decisions rest on (rounding to whole numbers, comparing) are left as
 they are. `precision="plain"` and `"strict"` forbid all of it.
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from ..ir.dims import product
 from ..ir.graph import Builder, Graph, Node
-from ..ir.ops.compute import Cast, Elementwise, Reduce
+from ..ir.ops.compute import Cast, Conv, Dot, Elementwise, Reduce
 from ..ir.ops.shape import Broadcast, Reshape
 from ..ir.rewrite import rewrite_graph, uniform_value
 from ..ir.types import F32, F64
 from ..library import broadcast, constant, scalar
 from ..options import Options
 
+FAR = 2.0**64   # numbers up to here, and their reciprocals, are normal
 DECISIONS = frozenset({"floor", "ceil", "round", "trunc", "sign", "mod", "rem", "floordiv", "eq", "ne", "lt", "le", "gt", "ge"})
 
 
@@ -56,7 +57,7 @@ def _divisor(node: Node) -> Node | None:
     found = _unmoved(node.inputs[1])
     if node.dtype not in (F32, F64) or product(found.shape) == product(node.shape):
         return None
-    return found if _is_root(found) or _is_sum_of_exponentials(found) else None
+    return found if _is_root(found) or _is_sum_of_exponentials(found) or _is_scale(node, found) else None
 
 
 def _unmoved(node: Node) -> Node:
@@ -85,6 +86,12 @@ def _is_sum_of_exponentials(node: Node) -> bool:
     x, largest = difference.inputs[0], _unmoved(difference.inputs[1])
     return (isinstance(largest.op, Reduce) and largest.op.kind == "max" and largest.op.axes == node.op.axes
             and largest.inputs[0] is x)
+
+
+def _is_scale(node: Node, divisor: Node) -> bool:
+    """Whether the result of a contraction is divided by a number with an exact enough reciprocal."""
+    value = uniform_value(divisor)
+    return value is not None and isinstance(node.inputs[0].op, (Conv, Dot)) and 1 / FAR <= abs(float(value)) <= FAR
 
 
 def _decisive(graph: Graph) -> set[Node]:
