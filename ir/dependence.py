@@ -256,6 +256,9 @@ def _positive(size: DimLike | None, facts: tuple[DimLike, ...]) -> bool:
         return True
     # m*n - n with m >= 1 is (m' + 1)*n - n with m' >= 0, whose bounds show more
     from_least = {s.name: symbol(s.name) + s.tight[0] for s in symbols_of(size, *facts) if s.tight[0] > 0}
+    for fact in facts:  # and so N*N - 1 where N - 1 is known not to be negative
+        least = [(s, fact - size_of(s)) for s in symbols_of(fact)]
+        from_least |= {s.name: symbol(s.name) - rest for s, rest in least if isinstance(rest, int) and -rest > max(s.tight[0], 0)}
     known = Known((), tuple(substitute(fact, from_least) for fact in facts))
     return prove_nonnegative(substitute(size, from_least) - 1, known)
 

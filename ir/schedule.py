@@ -348,34 +348,47 @@ class _Meeting:
         self.early = dict(early)
         self.late = {**late, **renamed}
         self.around, self.facts = [*known.loops, *loops], known.facts
-        self.inside: list[tuple[Symbol, DimLike]] = []
+        self.enclosing = _loops_around(body)
+        # loops in the body, as they are for the early access and for the late one
+        self.inside: list[tuple[str, tuple[Symbol, DimLike], tuple[Symbol, DimLike]]] = []
         for variable, extent in inner:
             if extent is not None:
-                self.inside.append((variable, substitute(extent, self.early)))
                 other = Symbol(variable.name + LATE, variable.lower, variable.upper, variable.multiple_of)
-                self.inside.append((other, substitute(extent, self.late)))
+                self.inside.append((variable.name, (variable, substitute(extent, self.early)), (other, substitute(extent, self.late))))
 
     def possible(self, first: Access, second: Access) -> bool:
         left, right = first.index, second.index
         if len(left) != len(right):
             shape = _buffers(self.kernel)[first.buffer].shape
             left, right = (_flat(i, shape) for i in (left, right))
+        known = self._known(first, second)
         for a, b in zip(left, right):
             difference = substitute(a, self.early) - substitute(b, self.late)
-            known = self._known_of(difference)
             if prove_nonnegative(difference - 1, known) or prove_nonnegative(-difference - 1, known):
                 return False
         return True
 
-    def _known_of(self, difference: DimLike) -> Known:
-        """The loops that have iterations where both accesses are: those around everything, and those in the body whose variables the
-        accesses show. Others may have none."""
-        shown, found = {s.name for s in symbols_of(difference)}, []
-        for variable, extent in reversed(self.inside):
-            if variable.name in shown:
-                shown |= {s.name for s in symbols_of(extent)}
-                found.append((variable, extent))
-        return Known((*self.around, *reversed(found)), self.facts)
+    def _known(self, first: Access, second: Access) -> Known:
+        """The loops that have iterations where both accesses are: those around each. Others may have none."""
+        early, late = (self.enclosing.get(access, frozenset()) for access in (first, second))
+        bound = [loop for name, one, other in self.inside
+                 for loop in (*([one] if name in early else []), *([other] if name in late else []))]
+        return Known((*self.around, *bound), self.facts)
+
+
+def _loops_around(body: Sequence[Stmt]) -> dict[Access, frozenset[str]]:
+    """For each access in a body the loops of it that are around it, wherever it stands."""
+    stored = stored_buffers(walk(body))
+    found: dict[Access, frozenset[str]] = {}
+    stack: list[tuple[Sequence[Stmt], frozenset[str]]] = [(body, frozenset())]
+    while stack:
+        statements, names = stack.pop()
+        for statement in statements:
+            for access in accesses_of([statement], stored):
+                found[access] = found.get(access, names) & names
+            inner = names | {statement.symbol.name} if isinstance(statement, For) else names
+            stack.extend((block, inner) for block in blocks_of(statement))
+    return found
 
 
 def _flat(index: tuple[DimLike, ...], shape: tuple[DimLike, ...]) -> tuple[DimLike, ...]:

@@ -130,7 +130,7 @@ def test_what_a_tool_raises_is_a_reason(tmp_path: Path, monkeypatch: pytest.Monk
             return tmp_path / "m.onnx"
 
     model: Any = Model()
-    files = quantization.Files(model, tmp_path, {}, "time", 0.1)
+    files = quantization.Files(model, tmp_path, {}, "time", 0.1, "cosine")
     assert files.find("float") == tmp_path / "m.onnx"
     monkeypatch.setattr(files, "by_us", lambda recipe: {}[recipe])
     for _ in range(2):

@@ -250,6 +250,19 @@ def test_bias_correction_loses_less_where_inputs_have_a_mean(interpreted: type[M
     assert all_quantized(recipe, graph, data) < 0.5 * all_quantized(replace(recipe, correct_bias=False), graph, data)
 
 
+@pytest.mark.parametrize(("target", "most"), [("cpu:x86-64-v3", 64), ("cpu:sapphirerapids", 127), ("cpu:x86-64", 127)])
+def test_the_target_says_how_wide_weights_may_be(target: str, most: int, interpreted: type[Made]) -> None:
+    """Without an exact product of bytes, two of which fit 16 bits: 7 bits."""
+    fitting = tool._fitting(RECIPES["static int8"], target)
+    found = quantize(network(), samples(), recipe=fitting, budget=1.0, goal="size")
+    assert max(int(np.abs(layer.weights.values.astype(np.int32)).max()) for layer in found.plan.layers if layer.weights is not None) == most
+
+
+def test_weights_of_other_widths_are_refused() -> None:
+    with pytest.raises(ArgumentError, match="byte_bits must be 7, 8, or 0 for what the target prefers, found 6"):
+        Recipe("mine", ("i8",), byte_bits=6)
+
+
 def test_a_constant_input_is_left_alone(interpreted: type[Made]) -> None:
     first, second = numbers((6, 8)), numbers((8, 4), 1)
     graph = tw.trace(lambda x: (np.minimum(x, -9) @ first, x[:, :4] @ second[:4]), args=(tw.spec((3, 6), "float32"),))

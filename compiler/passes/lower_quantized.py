@@ -177,7 +177,7 @@ def _has_faster_floats(node: Node, weights: _Form, options: Options, caps: Caps)
     _, kernel, _, channels, out = op.parts(node.inputs[0].tensor, node.inputs[1].tensor)
     if not op.channels_last:
         x, result = (x[0], *x[2:], x[1]), (result[0], *result[2:], result[1])
-    sizes = tuple(int(n) for n in (*kernel, channels, out))  # type: ignore[arg-type]  # they are those of a constant
+    sizes = tuple(int(n) for n in (*kernel, channels, out))  # they are those of a constant
     axis = node.inputs[1].rank - 2 if op.channels_last else 1
     return gain_of_tiles(op, x, result, sizes, options, caps) > gain_of_integers(weights.value, axis, caps)
 

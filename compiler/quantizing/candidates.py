@@ -19,6 +19,7 @@ from .ranges import choose_range, error_of, grid_of
 from .recipes import PRECISIONS, Recipe
 from .rounding import (
     LEVELS,
+    NARROW_LEVELS,
     Grid,
     asymmetric_target,
     coordinate_descent,
@@ -65,7 +66,8 @@ def candidate(layer: Layer, precision: str, recipe: Recipe, statistics: Statisti
     if isinstance(activation, str):
         return activation
     moments = None if statistics is None else statistics.moments[layer.label]
-    weights = quantized_weights(layer, dtype, recipe, moments)
+    levels = NARROW_LEVELS if dtype == "i8" and kind != "float" and recipe.byte_bits == 7 else LEVELS[dtype]
+    weights = quantized_weights(layer, dtype, levels, recipe, moments)
     plan = LayerPlan(layer.label, layer.location, layer.kind, layer.constant.array.shape, layer.constant.digest, precision,
                      weights, activation)
     plain, kept = layer.matrix(), _matrix_of(layer, weights)
@@ -115,8 +117,8 @@ def _activation(layer: Layer, kind: str, recipe: Recipe, statistics: Statistics 
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-def quantized_weights(layer: Layer, dtype: str, recipe: Recipe, moments: Moments | None) -> WeightPlan:
-    """The layer's constant in integers, by the recipe's rounding where moments are at hand, else to nearest."""
+def quantized_weights(layer: Layer, dtype: str, levels: tuple[int, int], recipe: Recipe, moments: Moments | None) -> WeightPlan:
+    """The layer's constant in integers between these, by the recipe's rounding where moments are at hand, else to nearest."""
     symmetric = recipe.symmetric or dtype == "i8"
     group = 0 if dtype == "i8" or not layer.can_group else group_size(layer.depth, recipe.group)
     matrices = layer.matrix()
@@ -128,7 +130,7 @@ def quantized_weights(layer: Layer, dtype: str, recipe: Recipe, moments: Moments
         crossed = moments.crossed if moments is not None and recipe.rounding == "gptq asymmetric" else None
         if squares is not None and crossed is not None:
             matrix = asymmetric_target(matrix, squares, crossed[place])
-        grid = grid_for(matrix, LEVELS[dtype], group, symmetric, recipe.clip, importance)
+        grid = grid_for(matrix, levels, group, symmetric, recipe.clip, importance)
         found, rounding = _integers(matrix, grid, recipe.rounding, squares)
         rounding = rounding if crossed is None else recipe.rounding
         integers.append(found)

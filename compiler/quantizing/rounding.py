@@ -29,6 +29,7 @@ SWEEPS = 8          # of coordinate descent at most
 CLIPS = 1.0 - 0.02 * np.arange(26)   # shares of the largest weight that are tried as the end of the scale
 # integers that a dtype of weights uses. Symmetric int8 leaves out -128: the products of two pairs must fit 16 bits on some CPUs
 LEVELS: dict[str, tuple[int, int]] = {"i8": (-127, 127), "int4": (-8, 7), "int2": (-2, 1)}
+NARROW_LEVELS = (-64, 64)  # of bytes whose products with bytes add up, two by two, within 16 bits
 
 
 class Grid(Struct, frozen=True, eq=False):

@@ -19,7 +19,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..driver import load_model
+from ..driver import compile_half, load_model
 from ..ir.errors import ArgumentError
 from ..ir.graph import Graph
 from ..options import Options
@@ -126,7 +126,16 @@ def _settings(recipe: Recipe | str, metric: str | Metric, goal: str, budget: flo
     if not isinstance(given, (int, float)) or isinstance(given, bool) or not given >= 0:
         raise ArgumentError(f"quantize: budget must be a loss of 0 or more, found {budget!r}", hint="0.005 allows half a percent")
     name, function = metric_named(metric)
-    return _Settings(recipe_named(recipe), name, function, goal, float(budget), target, options or Options(), progress or _silent)
+    fitting = _fitting(recipe_named(recipe), target)
+    return _Settings(fitting, name, function, goal, float(budget), target, options or Options(), progress or _silent)
+
+
+def _fitting(recipe: Recipe, target: str) -> Recipe:
+    """The recipe with the bits of weights that the target multiplies fastest."""
+    if recipe.byte_bits:
+        return recipe
+    caps = compile_half().capabilities(target)
+    return replace(recipe, byte_bits=7 if caps.has_byte_pairs and not caps.has_quads else 8)
 
 
 def _silent(message: str) -> None:

@@ -407,7 +407,8 @@ def saturating_sums(rows: Array, columns: Array) -> Array:
     left = rows.astype(np.int32).reshape(*rows.shape[:-1], rows.shape[-1] // 2, 2)
     right = columns.astype(np.int32).reshape(*columns.shape[:-2], columns.shape[-2] // 2, 2, columns.shape[-1])
     pairs = np.einsum("...mkp,...kpn->...mkn", left, right)
-    return np.clip(pairs, -32768, 32767).sum(axis=-2, dtype=np.int32)
+    sums: Array = np.clip(pairs, -32768, 32767).sum(axis=-2, dtype=np.int32)
+    return sums
 
 
 def unpacked_words(words: Array, step: int) -> Array:

@@ -38,6 +38,17 @@ def _spread(c: Context, parameter: Node, x: Node, axis: int, block_size: int) ->
     return slice_axis(c.b, flat, place, 0, x.shape[place])
 
 
+def _fitted(c: Context, x: Node, scale: Node, zero_point: Node | None, axis: int) -> tuple[Node, Node, Node | None]:
+    """x, scale and zero point that broadcast; sizes along the axis that are not proved equal are checked at run time."""
+    spread = _spread(c, scale, x, axis, 0)
+    if spread.rank:
+        x = c.refine(x, [n if m == 1 else m for n, m in zip(x.shape, spread.shape)])
+    point = None if zero_point is None else _spread(c, zero_point, x, axis, 0)
+    if point is not None and point.rank:
+        point = c.refine(point, [m if m == 1 else n for n, m in zip(x.shape, point.shape)])
+    return x, spread, point
+
+
 def saturated(c: Context, x: Node, dtype: DType) -> Node:
     """A float rounded already, limited to the dtype's range."""
     if not is_integer(dtype):
@@ -58,8 +69,8 @@ def quantize_linear(c: Context, x: Node, scale: Node, zero_point: Node | None = 
     if not dtype.is_stored and (not dtype.is_integer or dtype.bits > 16):
         c.unsupported(f"quantizing to {dtype} is not supported; integers of up to 16 bits, float8 and float4 are")
     if dtype in QUANTIZED and not block_size and not precision and x.dtype == scale.dtype == F32:
-        point = None if zero_point is None else _spread(c, zero_point, x, axis, 0)
-        return quantize(c.b, x, _spread(c, scale, x, axis, 0), point, dtype)
+        x, spread, point = _fitted(c, x, scale, zero_point, axis)
+        return quantize(c.b, x, spread, point, dtype)
     wide = c.dtype(precision) if precision else scale.dtype if scale.dtype.is_float and scale.dtype.bits >= 32 else F32
     scaled = c.apply("div", c.cast(x, wide), c.cast(_spread(c, scale, x, axis, block_size), wide))
     if not is_integer(dtype):
@@ -76,8 +87,8 @@ def dequantize_linear(c: Context, x: Node, scale: Node, zero_point: Node | None 
     if not is_integer(x.dtype) and not x.dtype.is_stored:
         c.unsupported(f"dequantizing {x.dtype} is not supported")
     if x.dtype in BYTES and not block_size and not output_dtype:
-        point = None if zero_point is None else _spread(c, zero_point, x, axis, 0)
-        return dequantize(c.b, x, _spread(c, scale, x, axis, 0), point)
+        x, spread, point = _fitted(c, x, scale, zero_point, axis)
+        return dequantize(c.b, x, spread, point)
     whole = c.cast(x, I32 if is_integer(x.dtype) else F32)
     if zero_point is not None and is_integer(x.dtype):
         whole = c.apply("sub", whole, c.cast(_spread(c, zero_point, x, axis, block_size), I32))
