@@ -163,7 +163,7 @@ def modules() -> dict[str, Path]:
     found = {}
     for package, folder in FOLDERS.items():
         prefix = package.split(".")[1:]
-        for path in sorted((*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.pyi"))):  # a stub stands for a compiled extension
+        for path in sorted((*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.pyi"))):  # a .pyi declares a compiled extension
             if "zoo" in path.parts:  # witnesses: scripts that are given a compiler, no part of the package
                 continue
             parts = [*prefix, *path.relative_to(ROOT / folder).with_suffix("").parts]

@@ -200,6 +200,7 @@ def test_dequantized_operands_are_multiplied_as_integers() -> None:
     dots = [node.op for node in lowered.nodes() if isinstance(node.op, Dot)]
     assert [op.result for op in dots] == [I32]
     inputs = [integers(U8, (3, 5, 8)), integers(I8, (16, 8), 1)]
+    # the sum of floats rounds for each of its terms, that of integers once
     np.testing.assert_allclose(evaluate_graph(lowered, inputs)[0], evaluate_graph(graph, inputs)[0], rtol=1e-5)
     np.testing.assert_allclose(tw.compile(graph)(*inputs), evaluate_graph(graph, inputs)[0], rtol=1e-5)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
-pytest.importorskip("PIL")
+pytest.importorskip("PIL", reason="Pillow, which draws the texts, comes with the models of the tests")
 
 from benchmarks import quantization, quantization_data
 from benchmarks.quantization import CONTENDERS, RATIOS, agreement, batches, ratios

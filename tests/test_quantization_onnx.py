@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 onnx = pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
-onnxruntime = pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the runtime that results are held against is not installed")
 
 from onnx import TensorProto, helper, numpy_helper
 
@@ -98,7 +98,8 @@ def run(path: Path, inputs: dict[str, np.ndarray], optimized: bool = False) -> l
 
 
 def written(folder: Path, source: Any, inputs: dict[str, np.ndarray], tolerance: float = 1e-5, **how: Any) -> Any:
-    """Writes the model with a plan and holds ONNX Runtime's results, and those of our own import, against the plan's meaning."""
+    """Writes the model with a plan and holds ONNX Runtime's results, and those of our own import, against the plan's meaning. `tolerance`, of
+    the largest result: sums of floats have another order there; more where one step of a quantization may differ."""
     path = saved(folder, source)
     graph = tw.from_onnx(path)
     plan = plan_of(graph, **how)

@@ -100,7 +100,7 @@ def _factors(node: Node) -> tuple[Array, Array] | None:
         values = _evaluate(order)
         found = (values[integers], values[scales])
         for move in reversed(moves):
-            found = tuple(a if isinstance(move.op, Cast) else np.asarray(move.op.evaluate((a,), {})) for a in found)  # type: ignore[assignment]
+            found = tuple(a if isinstance(move.op, Cast) else np.asarray(move.op.evaluate((a,), {})) for a in found)  # type: ignore[assignment]  # still two
     except TilewrightError:
         return None
     return found

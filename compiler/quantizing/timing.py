@@ -60,7 +60,7 @@ class Timer:
         if key not in self._known:
             x = np.random.default_rng(0).standard_normal(tuple(shape), np.float32)
             programs = [compile_graph(layer_alone(layer, tuple(shape), plan), self.target, self.options) for plan in (None, *plans)]
-            self._known[key] = least_seconds([lambda program=program: program(x) for program in programs])  # type: ignore[misc]
+            self._known[key] = least_seconds([lambda program=program: program(x) for program in programs])  # type: ignore[misc]  # a default binds it
         return self._known[key]
 
     def whole(self, programs: Sequence[Any], samples: Sequence[Sample], rounds: int = ROUNDS) -> list[float]:
