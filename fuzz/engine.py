@@ -107,7 +107,7 @@ class Fuzzer:
     def seeds(self) -> Iterator[Trial | None]:
         """The seeds of all subjects in turn, divided among the workers, where nothing was known: first all by their passes, which takes
         a tenth of the time, then as machine code; there after each second one None, so that the search begins while there are seeds
-        left."""
+        left. They bring passes of their own, where the mode has any but the pipeline's."""
         if self.corpus.entries:
             return
         share = self.settings.native_share
@@ -122,7 +122,7 @@ class Fuzzer:
                     if case is None:
                         waiting.remove((subject, cases))
                     elif number % self.settings.workers == self.worker:
-                        yield Trial(subject, case, "seed", native=native, keep=not native)
+                        yield Trial(subject, self.sequenced(subject, case), "seed", native=native, keep=not native)
                         if native and number // self.settings.workers % 2:
                             yield None
 

@@ -73,6 +73,7 @@ class _Worker:
         self.index = index
         self.heard = time.monotonic()
         self.ended = False
+        self.done = False  # it has told its account, and has only to end
         self.killed = ""
         self.log = open(folder / f"worker-{index}.log", "ab")  # noqa: SIM115  # closed with the process
         self.process = subprocess.Popen([*COMMAND, "run", str(folder), msgspec.json.encode(settings).decode(), str(index)],
@@ -109,6 +110,7 @@ def fuzz(folder: Path, settings: Settings, heard: Callable[[Account], None]) -> 
             else:
                 if event is not None:
                     worker.heard = time.monotonic()
+                    worker.done = worker.done or event.get("event") == "done"
                     _note(account, worker, event)
                 else:
                     worker.ended = True
@@ -172,7 +174,7 @@ def _buried(account: Account, worker: _Worker, folder: Path, settings: Settings,
     account.deaths += 1
     _report_death(account, worker, folder, settings, seconds)
     left = settings.seconds - seconds if settings.seconds else 0.0
-    if settings.stop_at_first or settings.seconds and left < 1 or account.deaths > 100:
+    if worker.done or settings.stop_at_first or settings.seconds and left < 1 or account.deaths > 100:
         return None
     done = account.tallies.get(worker.index, Tally()).programs
     changed = msgspec.structs.replace(shared(settings, worker.index), seconds=left, seed=settings.seed + 1_000_003 * account.deaths)
@@ -188,6 +190,8 @@ def _report_death(account: Account, worker: _Worker, folder: Path, settings: Set
     somebody may have ended the worker, or what ran before left something behind."""
     current = folder / f"current-{worker.index}.case"
     failure = end_of(-worker.process.returncode, worker.killed)
+    if worker.done:
+        failure = Failure(failure.kind, "exit", f"{failure.message}, after its last program; its log may say where it was")
     if not current.exists() or _is_known(account, failure):
         return
     text, size = current.read_text(encoding="utf-8"), 0

@@ -9,6 +9,7 @@ Started by `supervisor.py`, which treats its death as a finding.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import resource
 import sys
@@ -33,6 +34,7 @@ from .supervisor import TRIAL, outcome_of
 
 SUBJECTS: dict[str, AnySubject] = {subject.name: subject for subject in (GraphSubject(), KernelSubject(), DimSubject(), ParserSubject())}
 EVENT_SECONDS = 0.25
+EXIT_SECONDS = 20.0
 
 
 def emit(event: str, **fields: Any) -> None:
@@ -58,6 +60,7 @@ def run(folder: Path, settings: Settings, index: int) -> None:
             said = time.monotonic()
             emit("progress", programs=tally.programs, arcs=tally.arcs, corpus=tally.corpus, native=tally.native, refused=tally.refused)
     emit("done", tally=msgspec.to_builtins(fuzzer.tally), unreadable=corpus.unreadable, signatures=dict(fuzzer.signatures))
+    faulthandler.dump_traceback_later(EXIT_SECONDS)  # a process that does not end says where it is
 
 
 def check(file: Path) -> dict[str, Any]:

@@ -501,8 +501,9 @@ def fuse(kernel: Kernel, outer: str, *inner: str) -> Kernel:
     joined: dict[str, DimLike] = {**{loop.symbol.name: 0 for loop in loops[:-1]}, loops[-1].symbol.name: position}
     apart: dict[str, DimLike] = {}
     for loop in reversed(loops[1:]):
-        apart[loop.symbol.name] = position % loop.extent if loop.extent != 0 else 0
-        position = position // loop.extent if loop.extent != 0 else 0
+        runs = bounds(loop.extent)[1] > 0  # else there is nothing to divide
+        apart[loop.symbol.name] = position % loop.extent if runs else 0
+        position = position // loop.extent if runs else 0
     apart[loops[0].symbol.name] = position
 
     def place_of(size: DimLike) -> DimLike:

@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 
 from tilewright.backends.llvm.backend import LlvmBackend
+from tilewright.backends.llvm.compile import compile_program
 from tilewright.backends.llvm.targets import Target, host_supports, resolve_target
 from tilewright.build import fill_segment
 from tilewright.ir.graph import Graph
@@ -32,11 +33,12 @@ def runs_here(name: str) -> bool:
 
 
 def compiled(graph: Graph, target: str = "cpu", threads: int = 1, precision: str = "default") -> Executable:
-    """The graph through passes, lowering and LLVM, loaded. Types are verified after each pass."""
+    """The graph through passes, lowering and LLVM, loaded. Types are verified after each pass. Of two thirds of all graphs, LLVM generates
+    code at its lowest level, which takes a third of the time and is wrong where our own code is."""
     backend = LlvmBackend(target_of(target))
     fused, _ = run_passes(graph, Options(precision=precision), backend.capabilities, QUIET)
     program, _ = lower_program(fused, backend.capabilities)
-    code = backend.compile(program)
+    code = compile_program(program, backend.target, quick=int(graph.fingerprint[:4], 16) % 3 > 0)
     return Executable.from_object(code.object_code, fill_segment(program), symbol=code.symbol, threads=threads)
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import hypothesis
 import pytest
 
+from tilewright import build
+from tilewright.backends.llvm.compile import CompiledObject
+from tilewright.backends.llvm.targets import Target
 from tilewright.ir.loop import Kernel
+from tilewright.ir.program import Program
 from tilewright.ir.schedule import Schedule, apply_schedule
 from tilewright.lowering import kernels
 
@@ -30,6 +34,16 @@ def schedules_are_legal(monkeypatch: pytest.MonkeyPatch) -> None:
         return apply_schedule(plain, schedule), schedule
 
     monkeypatch.setattr(kernels, "apply_legal", applied)
+
+
+@pytest.fixture
+def quick_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets LLVM generate code at its lowest level: in a third of the time, and wrong where our own code is."""
+    def generated(program: Program, target: Target, digest: str, quick: bool = False, prefix: str = build.OBJECT_PREFIX) -> CompiledObject:
+        return generate(program, target, digest, True, prefix)
+
+    generate = build.generate
+    monkeypatch.setattr(build, "generate", generated)
 
 
 # Left out of `make check`, which is for in between: single strategies of the lowering, vector math, processes and

@@ -122,7 +122,7 @@ def test_several_places_at_a_time(rows: int, known: bool) -> None:
 @pytest.mark.parametrize(("rows", "depth", "columns"), [(7, 301, 48), (8, 128, 41), (8, 1000, 12), (9, 257, 33), (12, 190, 64)])
 def test_two_tiles_meet_each_part_of_a_panel(rows: int, depth: int, columns: int, dtype: DType) -> None:
     graph = matrix_product((rows, depth), (depth, columns), dtype, known=True)
-    agree(graph, inputs_of(graph, {}))
+    agree(graph, inputs_of(graph, {}), loops=dtype != F64 or rows in {7, 8})  # two elements at a time: slow to interpret
     program = lowered(graph)
     assert "sums" in allocations(program) and prefetches(program) > 0
 
@@ -146,7 +146,8 @@ def test_the_left_operand_is_turned_for_several_rows_only() -> None:
 
 @pytest.mark.parametrize("rows", [1, 4, 20])
 def test_the_epilogue_may_read_the_left_operand(rows: int) -> None:
-    graph = matrix_product((rows, 260), (260, 260), residual=True)
+    size = 260 if rows < 20 else 100
+    graph = matrix_product((rows, size), (size, size), residual=True)
     agree(graph, inputs_of(graph, {}))
 
 

@@ -363,12 +363,22 @@ def test_a_death_that_comes_again_is_reduced(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(supervisor, "_asked", answer)
     account = Account()
-    dead = SimpleNamespace(index=0, killed="", process=SimpleNamespace(returncode=-signal.SIGSEGV))
+    dead = SimpleNamespace(index=0, killed="", done=False, process=SimpleNamespace(returncode=-signal.SIGSEGV))
     for _ in range(2):
         supervisor._report_death(account, dead, tmp_path, Settings(), 1.0)  # type: ignore[arg-type]
     finding, = account.findings
     assert (finding.signature, finding.text, finding.size) == (failure.signature, "small", 2)
     assert sorted(p.suffix for p in (tmp_path / "findings").iterdir()) == [".ir", ".ir"]
+
+
+def test_a_worker_that_does_not_end_is_no_hang_of_its_last_case(tmp_path: Path) -> None:
+    (tmp_path / "findings").mkdir()
+    (tmp_path / "current-0.case").write_text("case")
+    account = Account()
+    dead = SimpleNamespace(index=0, killed="hang", done=True, process=SimpleNamespace(returncode=-signal.SIGKILL))
+    supervisor._report_death(account, dead, tmp_path, Settings(), 1.0)  # type: ignore[arg-type]
+    finding, = account.findings
+    assert (finding.kind, finding.stage) == ("hang", "exit") and "after its last program" in finding.message
 
 
 def test_budgets_are_divided() -> None:

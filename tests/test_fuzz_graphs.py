@@ -93,8 +93,9 @@ def test_damaged_constants_are_refused() -> None:
 
 
 def test_seeds_pass() -> None:
-    """Few refuse their inputs: those that take from outside of an axis, and must fail after every pass too."""
-    cases = list(SUBJECT.seeds())
+    """Few refuse their inputs: those that take from outside of an axis, and must fail after every pass too. (`make fuzz` goes through
+    all of them.)"""
+    cases = list(SUBJECT.seeds())[::3]
     refused = 0
     for case in cases:
         try:
@@ -173,6 +174,8 @@ def test_rules_expand(rule: Rule) -> None:
         expanded += 1
         if rule.contract == "exact":
             SUBJECT.check(GraphCase(graph, (Step("expand:" + rule.name, seed),), seed=seed, inputs="special"), native=False)
+        if expanded == 8:
+            break
     # what stands for its right side in random graphs is rare for some (a constant 0 or True, a special function)
     assert expanded or rule.contract == "finite" or rule.name not in {"mul_one", "add_zero", "neg_neg", "max_self"}
 

@@ -28,7 +28,7 @@ AMPLIFIED = {
     "n_body": 4,              # the power -1.5 of a small distance
 }
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_code")]
 
 
 def specialized(program: Program, inputs: Sequence[np.ndarray]) -> Any:

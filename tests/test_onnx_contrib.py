@@ -24,6 +24,8 @@ from tilewright.frontends.onnx_ops.table import CONTRIBUTED
 from tilewright.ir.errors import CompileError, IndexFailure, UnsupportedError
 from tilewright.ir.interp import evaluate_graph
 
+pytestmark = pytest.mark.usefixtures("quick_code")
+
 random = np.random.default_rng(5)
 
 

@@ -19,6 +19,8 @@ from onnx import TensorProto, helper
 import tilewright as tw
 from tilewright.ir.errors import CompileError, IndexFailure
 
+pytestmark = pytest.mark.usefixtures("quick_code")
+
 random = np.random.default_rng(5)
 BACKENDS = ("reference", "llvm")
 

@@ -23,6 +23,8 @@ from tilewright.frontends.onnx_ops.narrow import FORMATS, INTEGER_BITS
 from tilewright.ir.errors import IndexFailure
 from tilewright.ir.types import dtype_named
 
+pytestmark = pytest.mark.usefixtures("quick_code")
+
 OPSET = 23
 random = np.random.default_rng(11)
 BACKENDS = ("reference", "llvm")

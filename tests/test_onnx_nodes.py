@@ -23,8 +23,11 @@ pytestmark = pytest.mark.skipif(version("onnx") != MEASURED, reason=f"the cases 
 
 @pytest.mark.parametrize("backend", ["reference", "llvm"])
 @pytest.mark.parametrize("part", range(PARTS))
-def test_cases_pass_or_are_refused_as_documented(part: int, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cases_pass_or_are_refused_as_documented(part: int, backend: str, monkeypatch: pytest.MonkeyPatch,
+                                                 request: pytest.FixtureRequest) -> None:
     monkeypatch.setenv("TILEWRIGHT_BACKEND", backend)
+    if part % 4:
+        request.getfixturevalue("quick_code")
     refused = onnx_nodes.documented()
     cases = list(onnx_nodes.all_cases().values())
     unexpected = []
