@@ -9,7 +9,7 @@ JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
 VENV    := .venv
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SOURCES := pyproject.toml $(wildcard setup.py) $(wildcard csrc/*.cpp csrc/*.c csrc/*.h csrc/solver/*)
+SOURCES := pyproject.toml $(wildcard setup.py) $(wildcard csrc/*.cpp csrc/*.c csrc/*.h csrc/solver/* csrc/simulator/*)
 MODELS  := --no-deps --ignore-requires-python
 PYTEST  := $(BIN)/python -m pytest
 

@@ -1,10 +1,11 @@
-"""Builds the native parts: of tilewright.runtime the extension `_native` and the runtime object `tw_runtime.o`, of tilewright.packing
-the extension `_solver`, of tilewright.fuzz the extension `_coverage`, on CPython 3.11 alone (later versions have `sys.monitoring`).
+"""Builds the native parts: of tilewright.runtime the extensions `_native` and `_cuda` and the objects `tw_runtime.o` and `tw_cuda.o`, of
+tilewright.packing the extension `_solver`, of tilewright.backends the extension `_simulator`, of tilewright.fuzz the extension
+`_coverage`, on CPython 3.11 alone (later versions have `sys.monitoring`).
 
-Metadata is in pyproject.toml. The object is what ahead-of-time artifacts link (position independent, hidden symbols,
-C library only); it is built beside the extension, in the source tree for editable installs. Assumes a C++17 compiler
-on Linux. The text of csrc/abi.h is compiled into the extension, so that generated headers always match it.
-With RUNTIME_COVERAGE=1 in the environment `_native` counts the edges of its control flow (`make runtime-coverage`).
+Metadata is in pyproject.toml. The objects are what ahead-of-time artifacts link (position independent, hidden symbols,
+C library only); they are built beside the extensions, in the source tree for editable installs. Assumes a C++17 compiler
+on Linux. The texts of csrc/abi.h and csrc/cuda.h are compiled into the extensions, so that generated headers always match them.
+With RUNTIME_COVERAGE=1 in the environment only `_native` is built, and counts the edges of its control flow (`make runtime-coverage`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent
 RUNTIME = "tilewright.runtime._native"
+CUDA = "tilewright.runtime._cuda"
 RUNTIME_FLAGS = [
     "-std=c++17",
     "-O2",
@@ -34,6 +36,7 @@ RUNTIME_FLAGS = [
     "-fno-stack-protector",
     "-g0",
 ]
+RUNTIME_OBJECTS = {"tw_runtime.o": "csrc/runtime_object.cpp", "tw_cuda.o": "csrc/cuda_object.cpp"}
 EXTENSION_SOURCES = [
     "module.cpp",
     "machine.cpp",
@@ -45,6 +48,12 @@ EXTENSION_SOURCES = [
 ]
 SOLVER_SOURCES = ["module.cpp", "packing.cpp", "search.cpp", "sections.cpp", "best_fit.cpp"]
 SOLVER_HEADERS = ["packing.h", "search.h", "sections.h"]
+SIMULATOR_SOURCES = ["module.cpp", "accelerator.cpp", "memory.cpp", "timing.cpp", "trap.cpp"]
+SIMULATOR_HEADERS = ["accelerator.h", "memory.h", "timing.h", "trap.h"]
+# The ELF loader and the planning of calls are compiled into both extensions: they are small and share no state.
+CUDA_SOURCES = ["cuda_module.cpp", "cuda_driver.cpp", "cuda_device.cpp", "cuda_instance.cpp", "cuda_run.cpp", "cuda_dlpack.cpp",
+                *EXTENSION_SOURCES[1:]]
+CUDA_HEADERS = ["cuda.h", "cuda_driver.h", "cuda_device.h", "cuda_instance.h", "cuda_dlpack.h"]
 COVERAGE_SOURCES = ["edges.cpp"]
 COVERAGE_FLAGS = ["-fsanitize-coverage=trace-pc", "-g"]
 HEADERS = ["abi.h", "machine.h", "pool.h", "constants.h", "run.h", "elf_loader.h"]
@@ -54,46 +63,56 @@ class BuildNative(build_ext):
     """build_ext that also writes abi_text.h first and tw_runtime.o afterwards."""
 
     def build_extension(self, ext: Extension) -> None:
+        if ext.name == CUDA:
+            self.include_text(ext, "cuda")
         if ext.name != RUNTIME:
             super().build_extension(ext)
             return
         if sys.platform != "linux":
             raise SystemExit(f"tilewright: found platform {sys.platform}, expected linux: the runtime is written for Linux only")
+        self.include_text(ext, "abi")
+        super().build_extension(ext)
+        for name, source in RUNTIME_OBJECTS.items():
+            self.build_runtime_object(source, self.built_object(name))
+
+    def include_text(self, ext: Extension, name: str) -> None:
+        """The text of a header as a constant that the extension includes."""
         generated = Path(self.build_temp) / "generated"
         generated.mkdir(parents=True, exist_ok=True)
-        text = (ROOT / "csrc" / "abi.h").read_text()
-        (generated / "abi_text.h").write_text(f'/* The text of abi.h. */\nstatic const char tw_abi_text[] = R"abi_text({text})abi_text";\n')
+        text = (ROOT / "csrc" / f"{name}.h").read_text()
+        (generated / f"{name}_text.h").write_text(
+            f'/* The text of {name}.h. */\nstatic const char tw_{name}_text[] = R"{name}_text({text}){name}_text";\n')
         ext.include_dirs.append(str(generated))
-        super().build_extension(ext)
-        self.build_runtime_object(self.built_object())
 
-    def build_runtime_object(self, output: Path) -> None:
+    def build_runtime_object(self, source: str, output: Path) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         compiler = list(self.compiler.compiler_cxx or self.compiler.compiler_so)[:1]
-        command = [*compiler, *RUNTIME_FLAGS, "-c", "csrc/runtime_object.cpp", "-o", str(output.absolute())]
+        command = [*compiler, *RUNTIME_FLAGS, "-c", source, "-o", str(output.absolute())]
         self.announce(" ".join(command), level=2)
         subprocess.run(command, check=True, cwd=ROOT)
 
-    def built_object(self) -> Path:
-        """Where the build leaves the object: in the tree that becomes the wheel."""
-        return Path(self.build_lib) / "tilewright" / "runtime" / "tw_runtime.o"
+    def built_object(self, name: str) -> Path:
+        """Where the build leaves an object: in the tree that becomes the wheel."""
+        return Path(self.build_lib) / "tilewright" / "runtime" / name
 
-    def source_object(self) -> Path:
+    def source_object(self, name: str) -> Path:
         """Its place in the source tree, for editable installs."""
         build_py = self.get_finalized_command("build_py")
-        return Path(build_py.get_package_dir("tilewright.runtime")) / "tw_runtime.o"
+        return Path(build_py.get_package_dir("tilewright.runtime")) / name
 
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()
-        shutil.copyfile(self.built_object(), ROOT / self.source_object())
+        for name in RUNTIME_OBJECTS:
+            shutil.copyfile(self.built_object(name), ROOT / self.source_object(name))
 
     def get_outputs(self) -> list[str]:
-        return [*super().get_outputs(), str(self.source_object() if self.inplace else self.built_object())]
+        place = self.source_object if self.inplace else self.built_object
+        return [*super().get_outputs(), *(str(place(name)) for name in RUNTIME_OBJECTS)]
 
     def get_output_mapping(self) -> dict[str, str]:
         mapping = super().get_output_mapping()
         if self.inplace:  # strict editable installs link each file of the build to its place in the sources
-            mapping[str(self.built_object())] = str(self.source_object())
+            mapping.update({str(self.built_object(name)): str(self.source_object(name)) for name in RUNTIME_OBJECTS})
         return mapping
 
 
@@ -110,12 +129,37 @@ def runtime_extension() -> Pybind11Extension:
     )
 
 
+def cuda_extension() -> Pybind11Extension:
+    """No CUDA is needed to build it: the driver is opened when a model is first put on a device."""
+    return Pybind11Extension(
+        CUDA,
+        [f"csrc/{name}" for name in CUDA_SOURCES],
+        include_dirs=["csrc"],
+        depends=[f"csrc/{name}" for name in HEADERS + CUDA_HEADERS],
+        cxx_std=17,
+        extra_compile_args=["-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],
+        extra_link_args=["-Wl,--build-id=none", "-s"],
+    )
+
+
 def solver_extension() -> Pybind11Extension:
     return Pybind11Extension(
         "tilewright.packing._solver",
         [f"csrc/solver/{name}" for name in SOLVER_SOURCES],
         include_dirs=["csrc/solver"],
         depends=[f"csrc/solver/{name}" for name in SOLVER_HEADERS],
+        cxx_std=17,
+        extra_compile_args=["-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],
+        extra_link_args=["-Wl,--build-id=none", "-s"],
+    )
+
+
+def simulator_extension() -> Pybind11Extension:
+    return Pybind11Extension(
+        "tilewright.backends._simulator",
+        [*(f"csrc/simulator/{name}" for name in SIMULATOR_SOURCES), "csrc/elf_loader.cpp"],
+        include_dirs=["csrc"],
+        depends=[*(f"csrc/simulator/{name}" for name in SIMULATOR_HEADERS), "csrc/abi.h", "csrc/elf_loader.h"],
         cxx_std=17,
         extra_compile_args=["-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],
         extra_link_args=["-Wl,--build-id=none", "-s"],
@@ -133,6 +177,8 @@ def coverage_extension() -> Extension:
 
 
 setup(
-    ext_modules=[runtime_extension(), solver_extension(), *([coverage_extension()] if sys.version_info < (3, 12) else [])],
+    ext_modules=[runtime_extension()] if os.environ.get("RUNTIME_COVERAGE") == "1" else [
+        runtime_extension(), cuda_extension(), solver_extension(), simulator_extension(),
+        *([coverage_extension()] if sys.version_info < (3, 12) else [])],
     cmdclass={"build_ext": BuildNative},
 )

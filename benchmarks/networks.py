@@ -13,9 +13,11 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from tilewright.scheduling.problem import INPUT, PARAMETER, VALUE, Operator, Problem, Tensor, fused, make_problem, with_parameters
+from tilewright.scheduling.aliasing import separate, without_copies
+from tilewright.scheduling.problem import INPUT, PARAMETER, VALUE, Operator, Problem, Sliced, Tensor, fused, make_problem, with_parameters
 
 Shape = tuple[int, ...]
+ALIGNMENT = 64
 
 
 class Net:
@@ -35,14 +37,25 @@ class Net:
     def input(self, shape: Shape, name: str = "input") -> int:
         return self.tensor(name, shape, INPUT)
 
-    def add_operator(self, kind: str, operands: Sequence[int], shape: Shape, weights: int = 0, light: bool = False) -> int:
+    def add_operator(self, kind: str, operands: Sequence[int], shape: Shape, weights: int = 0, light: bool = False,
+                     in_place: bool = False, concat: bool = False, slices: Sequence[Sliced] = ()) -> int:
         name = f"{kind}_{len(self.operators)}"
         taken = list(operands)
         if weights:
             taken.append(self.tensor(f"{name}.weight", (weights,), PARAMETER))
         result = self.tensor(name, shape)
-        self.operators.append(Operator(name, tuple(taken), (result,), kind, light))
+        same = tuple(t for t in operands if self.shapes[t] == shape)
+        if light:
+            slices = [Sliced(axis, shape[place], tuple((t, 0, shape[place]) for t in same)) for axis, place in axes_of(shape).items()]
+        over = same if light or in_place else ()
+        self.operators.append(Operator(name, tuple(taken), (result,), kind, light, over, (), concat, tuple(slices)))
         return result
+
+    def windows(self, x: int, shape: Shape, extra: int, each: bool) -> list[Sliced]:
+        """Slices of an operator that goes over pictures: rows need `extra` rows of the operand, channels `each` its own or all."""
+        rows = self.shapes[x][-2]
+        return [Sliced("rows", shape[-2], ((x, max(0, extra), rows),)),
+                Sliced("channels", shape[1], ((x, 0, self.shapes[x][1]),) if each else ())]
 
     def done(self, *results: int) -> Problem:
         return make_problem(self.name, self.tensors, self.operators, results)
@@ -53,7 +66,8 @@ class Net:
         batch, inner, *space = self.shapes[x]
         kernels, strides = spread(kernel, len(space)), spread(stride, len(space))
         shape = (batch, channels, *(-(-n // s) for n, s in zip(space, strides)))
-        return self.add_operator("conv", [x], shape, channels * (inner // groups) * math.prod(kernels))
+        slices = self.windows(x, shape, kernels[-2] - strides[-2], groups == inner == channels)
+        return self.add_operator("conv", [x], shape, channels * (inner // groups) * math.prod(kernels), slices=slices)
 
     def norm(self, x: int) -> int:
         return self.add_operator("norm", [x], self.shapes[x], 4 * self.shapes[x][1], light=True)
@@ -69,31 +83,42 @@ class Net:
 
     def concat(self, *operands: int) -> int:
         batch, _, *space = self.shapes[operands[0]]
-        return self.add_operator("concat", operands, (batch, sum(self.shapes[t][1] for t in operands), *space))
+        return self.add_operator("concat", operands, (batch, sum(self.shapes[t][1] for t in operands), *space), concat=True)
 
     def pool(self, x: int, stride: int | Shape = 2) -> int:
         batch, channels, *space = self.shapes[x]
-        return self.add_operator("pool", [x], (batch, channels, *(-(-n // s) for n, s in zip(space, spread(stride, len(space))))))
+        strides = spread(stride, len(space))
+        shape = (batch, channels, *(-(-n // s) for n, s in zip(space, strides)))
+        return self.add_operator("pool", [x], shape, slices=self.windows(x, shape, 3 - strides[-2], True))
 
     def global_pool(self, x: int) -> int:
         batch, channels, *space = self.shapes[x]
         return self.add_operator("global_pool", [x], (batch, channels, *(1 for _ in space)))
 
     def resize(self, x: int, space: Sequence[int]) -> int:
-        return self.add_operator("resize", [x], (*self.shapes[x][:2], *space))
+        shape = (*self.shapes[x][:2], *space)
+        return self.add_operator("resize", [x], shape, slices=self.windows(x, shape, 1, True))
 
     def linear(self, x: int, features: int) -> int:
         """Of the last axis; pooled images are rows."""
         shape = self.shapes[x]
         rows = shape[:-1] if shape[-1] > 1 else shape[:1]
         inner = math.prod(shape) // math.prod(rows)
-        return self.add_operator("linear", [x], (*rows, features), inner * features + features)
+        slices = [Sliced("rows", rows[-1], ((x, 0, rows[-1]),))] if len(rows) > 1 else []
+        return self.add_operator("linear", [x], (*rows, features), inner * features + features, slices=slices)
 
     def conv_norm(self, x: int, channels: int, kernel: int | Shape = 1, stride: int | Shape = 1, groups: int = 1) -> int:
         return self.norm(self.conv(x, channels, kernel, stride, groups))
 
     def conv_relu(self, x: int, channels: int, kernel: int | Shape = 1, stride: int | Shape = 1, groups: int = 1) -> int:
         return self.relu(self.conv_norm(x, channels, kernel, stride, groups))
+
+
+def axes_of(shape: Shape) -> dict[str, int]:
+    """Where an elementwise operator can be cut: pictures into rows and channels, matrices into rows."""
+    if len(shape) == 3:
+        return {"rows": 1}
+    return {"rows": len(shape) - 2, "channels": 1} if len(shape) > 3 and shape[-1] > 1 else {}
 
 
 def spread(value: int | Shape, axes: int) -> Shape:
@@ -234,13 +259,18 @@ def attention(net: Net, x: int, memory: int, heads: int) -> int:
     _, rows, width = net.shapes[x]
     columns = net.shapes[memory][1]
     query, key, value = net.linear(x, width), net.linear(memory, width), net.linear(memory, width)
-    scores = net.add_operator("matmul", [query, key], (1, heads, rows, columns))
-    weights = net.add_operator("softmax", [scores], (1, heads, rows, columns))
-    return net.linear(net.add_operator("matmul", [weights, value], (1, rows, width)), width)
+    shape = (1, heads, rows, columns)
+    scores = net.add_operator("matmul", [query, key], shape, slices=[Sliced("heads", heads), Sliced("rows", rows, ((query, 0, rows),))])
+    cut = [Sliced("heads", heads, ((scores, 0, heads),)), Sliced("rows", rows, ((scores, 0, rows),))]
+    weights = net.add_operator("softmax", [scores], shape, in_place=True, slices=cut)
+    cut = [Sliced("heads", heads, ((weights, 0, heads),)), Sliced("rows", rows, ((weights, 0, rows),))]
+    return net.linear(net.add_operator("matmul", [weights, value], (1, rows, width), slices=cut), width)
 
 
 def layer_norm(net: Net, x: int) -> int:
-    return net.add_operator("layer_norm", [x], net.shapes[x], 2 * net.shapes[x][-1])
+    rows = net.shapes[x][-2]
+    return net.add_operator("layer_norm", [x], net.shapes[x], 2 * net.shapes[x][-1], in_place=True,
+                            slices=[Sliced("rows", rows, ((x, 0, rows),))])
 
 
 def feed_forward(net: Net, x: int, inner: int) -> int:
@@ -283,7 +313,10 @@ def human_made() -> dict[str, Callable[[int], Problem]]:
     }
 
 
-def network(make: Callable[[int], Problem], item: int = 1, granularity: str = "fused", parameters: str = "ignored") -> Problem:
-    """The problem of a network: `imported` operators or `fused` ones, parameters as in `with_parameters`."""
+def network(make: Callable[[int], Problem], item: int = 1, granularity: str = "fused", parameters: str = "ignored",
+            shared: str = "nothing") -> Problem:
+    """The problem of a network: `imported` operators or `fused` ones, parameters as in `with_parameters`. What may share memory: `nothing`,
+    results with `operands`, or also what is concatenated with its parts, `all`."""
     problem = with_parameters(make(item), parameters)
+    problem = separate(problem) if shared == "nothing" else without_copies(problem, ALIGNMENT) if shared == "all" else problem
     return fused(problem) if granularity == "fused" else problem

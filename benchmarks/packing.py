@@ -29,14 +29,13 @@ def instances(folder: Path) -> Iterator[tuple[str, list[Item], int]]:
             yield path.stem, list(read_packing(path).items), int(capacity)
 
 
-def cut(seed: int, count: int) -> list[Item]:
-    """Items that fill a square: the largest piece is cut in two, across or along, until there are enough."""
-    generator = random.Random(seed)
-    pieces = [(0, SIDE, 0, SIDE)]
+def cut(generator: random.Random, width: int, height: int, count: int) -> list[Item]:
+    """Items that fill a rectangle without a gap: cuts through the whole of a piece, at random."""
+    pieces = [(0, width, 0, height)]
     while len(pieces) < count:
-        left, right, low, high = largest = max(pieces, key=lambda piece: (piece[1] - piece[0]) * (piece[3] - piece[2]))
-        pieces.remove(largest)
-        if (right - left) * generator.random() > (high - low) * generator.random() and right - left > 1:
+        largest = max(range(len(pieces)), key=lambda k: (pieces[k][1] - pieces[k][0]) * (pieces[k][3] - pieces[k][2]))
+        left, right, low, high = pieces.pop(largest)
+        if generator.random() < 0.5 and right - left > 1 or high - low < 2:
             at = generator.randint(left + 1, right - 1)
             pieces += [(left, at, low, high), (at, right, low, high)]
         else:
@@ -49,7 +48,7 @@ def cut(seed: int, count: int) -> list[Item]:
 def random_instances(each: int) -> Iterator[tuple[str, list[Item], int]]:
     for count in COUNTS:
         for seed in range(each):
-            yield f"cut into {count}, seed {seed}", cut(seed, count), SIDE
+            yield f"cut into {count}, seed {seed}", cut(random.Random(seed), SIDE, SIDE, count), SIDE
 
 
 def main() -> None:

@@ -24,10 +24,14 @@ _PUBLIC = {
     "ArgumentError": "ir.errors", "RuntimeFailure": "ir.errors", "ArtifactError": "ir.errors",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+_MODULES = ("targets",)
+
+__all__ = ["__version__", *_PUBLIC, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'tilewright' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)

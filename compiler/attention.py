@@ -22,10 +22,13 @@ from .ir.ops.compute import Bitcast, Cast, Elementwise, PackedDot, Reduce
 from .ir.ops.control import Const
 from .ir.ops.shape import Broadcast, Reshape
 from .ir.rewrite import uniform_value
+from .ir.types import BF16, F16
+from .tiles import GPU_PANELS
 
 MOST_STEPS = 8     # from the exponentials to the weights
 LEAST_ROWS, LEAST_KEYS = 16, 48  # with fewer, three kernels take no longer than one
 MOST_HEAD = 256    # elements of a head: a block of rows keeps as many a row near
+MOST_UNIT_HEAD = 128  # likewise on matrix units
 POINTWISE = (Elementwise, Cast, Bitcast)
 
 
@@ -57,9 +60,9 @@ class Attention(Struct, frozen=True):
         return found if found <= self.members else None
 
 
-def find_attention(last: Node) -> Attention | None:
-    """The attention whose second product this is, if it is one."""
-    if not _is_product(last):
+def find_attention(last: Node, bits: int = 32) -> Attention | None:
+    """The attention whose second product this is, if it is one, of floats of that many bits or more."""
+    if not _is_product(last, bits):
         return None
     weights = _weights(last.inputs[0])
     if weights is None:
@@ -71,8 +74,8 @@ def find_attention(last: Node) -> Attention | None:
     scores, largest = difference.inputs[0], _unmoved(difference.inputs[1])
     if not (_is_row_reduction(largest, "max") and largest.inputs[0] is scores and _is_of_rows(difference.inputs[1])):
         return None
-    chain = _pointwise(scores)
-    products = [n for n in chain if _is_product(n)]
+    chain = _pointwise(scores, bits)
+    products = [n for n in chain if _is_product(n, bits)]
     if len(products) != 1 or not _fits(products[0], last):
         return None
     narrow = _of_rows((*factors, difference.inputs[1]), exponentials, largest)
@@ -93,8 +96,28 @@ def is_worth_fusing(attention: Attention) -> bool:
             and bounds(rows)[1] >= LEAST_ROWS and bounds(keys)[1] >= LEAST_KEYS and 0 not in first.shape)
 
 
-def _is_product(node: Node) -> bool:
-    return isinstance(node.op, PackedDot) and not node.op.symmetric and node.dtype.is_float and node.dtype.bits >= 32
+def unit_attention(last: Node) -> Attention | None:
+    """An attention of 16 bits that the matrix units of a GPU compute as one kernel, where it is worth one (`lowering/gpu_attention.py`):
+    packed for blocks, heads of whole tiles, few enough to lie in shared memory."""
+    if last.dtype not in (F16, BF16):
+        return None
+    found = find_attention(last, 16)
+    if found is None or found.first.dtype != last.dtype or not is_worth_fusing(found):
+        return None
+    depth, widths = found.first.inputs[0].shape[-1], [n.inputs[1].shape[-1] for n in (found.first, found.last)]
+    small = all(isinstance(n, int) and n <= MOST_UNIT_HEAD for n in (depth, last.shape[-1]))
+    whole = isinstance(depth, int) and depth % 16 == 0 and all(width in GPU_PANELS for width in widths)
+    return found if small and whole and bounds(found.first.shape[-1])[0] >= 1 else None
+
+
+def plain_attention(last: Node) -> Attention | None:
+    """An attention that is worth a kernel of `lowering/attention.py`."""
+    found = find_attention(last)
+    return found if found is not None and is_worth_fusing(found) else None
+
+
+def _is_product(node: Node, bits: int) -> bool:
+    return isinstance(node.op, PackedDot) and not node.op.symmetric and node.dtype.is_float and node.dtype.bits >= bits
 
 
 def _fits(first: Node, last: Node) -> bool:
@@ -168,13 +191,13 @@ def _is_row_reduction(node: Node, kind: str) -> bool:
     return isinstance(node.op, Reduce) and node.op.kind == kind and node.op.axes == (node.inputs[0].rank - 1,)
 
 
-def _pointwise(scores: Node) -> set[Node]:
+def _pointwise(scores: Node, bits: int) -> set[Node]:
     """The scores and what they are computed from element by element, as far as products."""
     found: set[Node] = set()
     stack = [scores]
     while stack:
         node = stack.pop()
-        if node not in found and (isinstance(node.op, POINTWISE) or _is_product(node)):
+        if node not in found and (isinstance(node.op, POINTWISE) or _is_product(node, bits)):
             found.add(node)
             stack.extend(node.inputs if isinstance(node.op, POINTWISE) else ())
     return found
@@ -196,4 +219,4 @@ def _of_rows(roots: Sequence[Node], exponentials: Node, largest: Node) -> set[No
     return found
 
 
-__all__ = ["POINTWISE", "Attention", "find_attention", "is_worth_fusing"]
+__all__ = ["POINTWISE", "Attention", "find_attention", "is_worth_fusing", "plain_attention", "unit_attention"]

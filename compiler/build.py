@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,9 @@ from .ir.verify import verify
 from .key_facts import add_facts as add_facts  # for the driver, which imports this half late
 from .launch_facts import KEY as LAUNCHES
 from .launch_facts import describe_launches
-from .lowering.lower import Statistics, lower_program
+from .lowering.lower import Drafted, Placement, Statistics, lower_program, place_as_drafted
 from .options import Environment, Options, read_environment
+from .ordering import place_least
 from .pipeline import left_as_floats, make_dump_folder, run_passes, stage_names, write_dump
 from .runtime import _native
 from .version import __version__
@@ -107,7 +108,7 @@ def build(graph: Graph, target_name: str, options: Options, environment: Environ
     dump_constants(environment, graph)
     optimized, report = run_passes(graph, options, caps, environment)
     clock.lap("passes")
-    program, statistics = lower_checked(optimized, caps)
+    program, statistics = lower_checked(optimized, caps, partial(place_least, limit=options.max_memory))
     clock.lap("lower")
     dump_program(environment, caps, program, statistics)
     check_memory(program)
@@ -143,21 +144,22 @@ def interpreted(graph: Graph, backend: str, options: Options, environment: Envir
     return ReferenceModel(program)
 
 
-def lower_checked(graph: Graph, caps: Caps) -> tuple[Program, Statistics]:
+def lower_checked(graph: Graph, caps: Caps, place: Callable[[Drafted], Placement] = place_as_drafted) -> tuple[Program, Statistics]:
     """Lowering, with what it did not foresee reported as a fault of ours."""
     try:
-        return lower_program(graph, caps)
+        return lower_program(graph, caps, place)
     except TilewrightError:
         raise
     except Exception as error:
         raise internal("lowering", graph.name, error) from error
 
 
-def generate(program: Program, target: Target, digest: str, quick: bool = False) -> CompiledObject:
-    """Object code that serves both in process and, specialized, in an artifact. `quick`: made in a third of the time, and slow."""
+def generate(program: Program, target: Target, digest: str, quick: bool = False, prefix: str = OBJECT_PREFIX) -> CompiledObject:
+    """Object code that serves both in process and, specialized, in an artifact. `quick`: made in a third of the time, and slow.
+    Without a prefix it serves in process alone."""
     facts = ModelFacts(version=__version__, constants_digest=digest if program.constants_bytes else "")
     try:
-        return compile_program(program, target, facts=facts, name_prefix=OBJECT_PREFIX, quick=quick)
+        return compile_program(program, target, facts=facts, name_prefix=prefix, quick=quick)
     except TilewrightError:
         raise
     except Exception as error:
@@ -292,6 +294,7 @@ def describe(program: Program, statistics: Statistics, target: Target) -> dict[s
         "constants_bytes": program.constants_bytes,
         "workspace": program.workspace_bytes if isinstance(program.workspace_bytes, int) else str(program.workspace_bytes),
         "workspace_lower_bound": statistics.arena_bound,
+        "workspace_order_bound": statistics.order_bound,
     }
 
 

@@ -14,11 +14,11 @@ import click
 
 from .cli_shared import answer, byte_text, dims_option, json_option, load_graph, precision_option, target_option
 from .driver import compile_half, key_of, open_cache
-from .ir.errors import ArtifactError, CompileError
+from .ir.errors import ArtifactError, CompileError, DeviceError
 from .key_facts import add_facts
 from .machine import cpu_name, llvm_version
 from .options import Options, read_environment
-from .runtime import _native
+from .runtime import _cuda, _native
 from .runtime.cache import Cache
 from .runtime.linking import RUNTIME_OBJECT, find_linker
 from .version import __version__
@@ -138,7 +138,7 @@ def cache_clear(as_json: bool) -> None:
 @click.pass_context
 def doctor_command(context: click.Context, as_json: bool) -> None:
     """Say what this machine offers and lacks. The exit status is 1 when something needed is missing."""
-    checks = [*check_machine(), *check_packages(), *check_linker(), check_cache()]
+    checks = [*check_machine(), *check_gpus(), *check_packages(), *check_linker(), check_cache()]
     data = {"version": __version__, "checks": [{"what": what, "state": state, "found": found, "hint": hint}
                                                for what, state, found, hint in checks]}
     marks = {"good": "ok     ", "missing": "MISSING", "optional": "absent "}
@@ -170,6 +170,17 @@ def check_machine() -> list[Check]:
     except (CompileError, ImportError) as error:
         found.append(("target", "missing", str(error).partition("\n")[0], "this CPU cannot be compiled for"))
     return found
+
+
+def check_gpus() -> list[Check]:
+    """Asks the driver, where there is one."""
+    try:
+        devices = [_cuda.describe_device(number) for number in range(_cuda.device_count())]
+    except DeviceError as error:
+        return [("gpu", "optional", error.message.partition("; ")[0], "for target=\"cuda\" only")]
+    return [("gpu", "good", f"{number}: {facts['name']}, {facts['architecture']}, {byte_text(facts['free_bytes'])} of "
+             f"{byte_text(facts['memory_bytes'])} free, driver for CUDA {facts['driver'] // 1000}.{facts['driver'] % 1000 // 10}", "")
+            for number, facts in enumerate(devices)]
 
 
 def check_packages() -> list[Check]:

@@ -12,7 +12,9 @@ from typing import Any
 import click
 import numpy as np
 
+from .cli_accelerator import measure_work, work_data, work_lines
 from .cli_shared import (
+    Bytes,
     answer,
     byte_text,
     compile_options,
@@ -25,10 +27,11 @@ from .cli_shared import (
     read_pairs,
     read_sizes,
 )
-from .driver import compile_graph
+from .driver import compile_graph, gpu_compiler, is_gpu
 from .ir.errors import ArgumentError, ArtifactError
+from .ir.graph import Graph
 from .launch_facts import KEY as LAUNCHES
-from .options import MOST_SECONDS, Options
+from .options import MOST_SECONDS, Options, read_environment
 from .runtime.artifact import replacing
 from .runtime.cache import DEFAULT_LIMIT
 from .saving import check_library_path
@@ -56,17 +59,25 @@ LONGEST_SIZE = 100
               help="Where measurements are kept. Without --tune it is read only: the same file gives the same code.  [default: the cache]")
 @click.option("--cache-bytes", type=click.IntRange(0), default=DEFAULT_LIMIT, show_default=True,
               help="How large the compile cache may become.")
+@click.option("--max-memory", type=Bytes(), metavar="SIZE",
+              help="What the values between kernels may take in a call (the peak arena), as in 8MiB. Where the order of kernels or their "
+                   "places cannot keep to it, say which operators prove that.")
+@click.option("--emit", type=click.Choice(["library", "source"]), default="library", show_default=True,
+              help="For CUDA, source: a .cu file that runs the model once and checks itself, with its data in a file beside it.")
 @json_option
 def compile_command(model: Path, output: Path | None, dims: Sequence[str], target: str, threads: int, precision: str,
                     no_cache: bool, name: str | None, embed: bool, static: bool, no_selftest: bool, tune: float,
-                    tune_record: Path | None, cache_bytes: int, as_json: bool) -> None:
+                    tune_record: Path | None, cache_bytes: int, max_memory: int | None, emit: str, as_json: bool) -> None:
     """Compile MODEL (.onnx, or .ir) to a C library with a header, and a file of weights."""
+    if emit == "source":
+        write_source(output or Path(model.stem.replace("-", "_") + ".cu"), load_graph(model, dims), target, precision, as_json)
+        return
     place = output or Path(model.stem.replace("-", "_") + (".a" if static else ".so"))
     check_writable(place)
     check_library_path(place, static or place.suffix == ".a")
     graph = load_graph(model, dims)
     options = Options(threads=threads, precision=precision, cache=not no_cache, cache_bytes=cache_bytes, tune=tune,
-                      tune_record=tune_record or "")
+                      tune_record=tune_record or "", max_memory=max_memory or 0)
     with progress(f"compiling {model.name}"):
         executable = compile_graph(graph, target, options)
     with progress(f"writing {place}"):
@@ -82,6 +93,24 @@ def compile_command(model: Path, output: Path | None, dims: Sequence[str], targe
              *([f"  tuned: {facts['tuned_tiles']} tiles were measured to be faster than the model's"] if tune or tune_record else []),
              *(f"  {byte_text(size):>12}  {file}" for file, size in files.items())]
     answer(as_json, data, lines)
+
+
+def write_source(place: Path, graph: Graph, target: str, precision: str, as_json: bool) -> None:
+    """The kernels of a graph as a .cu file that checks itself, and its data."""
+    if not is_gpu(target):
+        raise click.UsageError(f"--emit source needs a target that is compiled from source: found {target}, expected cuda or cuda:sm_90")
+    check_writable(place)
+    data_place = place.with_suffix(".data")
+    with progress(f"compiling {graph.name}"):
+        made = gpu_compiler().standalone_source(graph, target, Options(precision=precision), read_environment(), data_place.name)
+    with replacing(place) as temporary:
+        temporary.write_text(made.source, encoding="utf-8")
+    with replacing(data_place) as temporary:
+        temporary.write_bytes(made.data)
+    files = {str(file): file.stat().st_size for file in (place, data_place)}
+    lines = [f"{graph.name}: nvcc -std=c++17 --fmad=false -o {place.stem} {place.name} && ./{place.stem}",
+             *(f"  {byte_text(size):>12}  {file}" for file, size in files.items())]
+    answer(as_json, {"files": files}, lines)
 
 
 def check_writable(output: Path) -> None:
@@ -136,6 +165,10 @@ def run_command(model: Path, inputs: Sequence[str], random: bool, outputs: Seque
     lines = [*(array_text(name, array) for name, array in results.items()),
              f"{min(times) * 1e3:.3f} ms" + (f" (the fastest of {repeat})" if repeat > 1 else ""),
              *(f"wrote {place}" for place in places.values())]
+    if "schedule" in executable.metadata:
+        work = measure_work(executable, values)
+        data |= {"schedule": executable.metadata["schedule"], "executed": work_data(work)}
+        lines += work_lines(work)
     answer(as_json, data, lines)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,37 +10,21 @@ from typing import Any
 
 import click
 
+from .cli_accelerator import RANDOM, Execution, measure_work, read_inputs, save_program, work_data, work_lines
 from .cli_pack import pack_file
-from .cli_shared import answer, byte_text, dims_option, json_option, load_graph, read_sizes
+from .cli_shared import Bytes, answer, byte_text, dims_option, json_option, load_graph, read_sizes
 from .driver import compile_half
 from .ir.errors import UnsupportedError
 from .options import Options
 from .runtime.artifact import write_bytes
+from .scheduling.beyond import SWITCHES, Allowed
 from .scheduling.exact import Solution, solve
 from .scheduling.importing import problem_of
-from .scheduling.problem import LARGEST, PARAMETERS, Problem, with_parameters
+from .scheduling.problem import PARAMETERS, Problem, with_parameters
+from .targets import Scratchpad
 
-UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 GRANULARITIES = ("fused", "imported")
 Render = Callable[[Problem, Solution, int, int], str]
-
-
-class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click alone
-    """A number of bytes: 524288, 512KiB, 1.5MB."""
-
-    name = "bytes"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-zA-Z]{0,3})", value.strip(), re.ASCII)
-        unit = UNITS.get(match[2].lower()) if match else None
-        if match is None or unit is None:
-            self.fail(f"found {value!r}, expected bytes as in 524288, 512KiB or 1.5MB", param, ctx)
-        count = float(match[1]) * unit if "." in match[1] else int(match[1]) * unit
-        if count != int(count) or not 1 <= count <= LARGEST:
-            self.fail(f"found {value!r}, expected 1 to {LARGEST} whole bytes", param, ctx)
-        return int(count)
 
 
 @click.command("schedule")
@@ -61,11 +44,18 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic in newer vers
 @click.option("--parameters", type=click.Choice(PARAMETERS), default="ignored", show_default=True,
               help="Weights: elsewhere; fetched like inputs; or in the scratchpad throughout.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html", help="Write a page with the memory map.")
+@click.option("--execute", metavar=f"FILE.npz|{RANDOM}",
+              help=f"Run the schedule on the simulated accelerator: on inputs by name, or `{RANDOM}` ones.")
+@click.option("--program", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.loop",
+              help="Write the schedule as a program: launches at addresses, fetches, spills.")
+@click.option("--allow", "allowed", type=click.Choice([*(name.replace("_", "-") for name in SWITCHES), "all"]), multiple=True,
+              help="Beyond whole operators that share nothing: results over operands, concatenation without copies, cheap tensors "
+                   "computed again where they are read, chains of operators slice by slice. May be given more than once.")
 @dims_option
 @json_option
 def schedule_command(model: Path | None, pack: Path | None, capacity: int | None, output: Path | None, scratchpad: int | None,
-                     time_limit: float, granularity: str, alignment: int, parameters: str, report: Path | None, dims: Sequence[str],
-                     as_json: bool) -> None:
+                     time_limit: float, granularity: str, alignment: int, parameters: str, report: Path | None, execute: str | None,
+                     program: Path | None, allowed: Sequence[str], dims: Sequence[str], as_json: bool) -> None:
     """Choose the order of the operators of MODEL, the address of every tensor, and what leaves a scratchpad and returns, so that
     the fewest bytes move; say how good that is.
 
@@ -81,19 +71,47 @@ def schedule_command(model: Path | None, pack: Path | None, capacity: int | None
     render = None if report is None else load_report()
     in_text = model.suffix != ".onnx"  # text of the IR declares its sizes: they are bound here
     graph = load_graph(model, () if in_text else dims)
-    if granularity == "fused":
-        graph = compile_half().enter(graph, "", "", "cpu", Options())
-    problem = with_parameters(problem_of(graph, read_sizes(dims, "--dims") if in_text else None), parameters)
+    execution = None
+    if execute is not None or program is not None:
+        if granularity != "fused":
+            raise click.UsageError("--execute and --program run fused groups: leave out --granularity", click.get_current_context())
+        if allowed:
+            raise click.UsageError("--execute and --program run whole operators: leave out --allow", click.get_current_context())
+        execution = Execution(graph, Scratchpad(scratchpad, alignment=alignment, parameters=parameters))
+        problem = execution.problem
+    else:
+        if granularity == "fused":
+            graph = compile_half().enter(graph, "", "", "cpu", Options())
+        problem = with_parameters(problem_of(graph, read_sizes(dims, "--dims") if in_text else None, bool(allowed)), parameters)
     line = _Line()
     try:
-        solution = solve(problem, scratchpad, alignment, time_limit, line.show)
+        solution = solve(problem, scratchpad, alignment, time_limit, line.show, what_is_allowed(allowed))
     finally:
         line.clear()
+    executable = None if execution is None else execution.executable(solution)
+    if executable is not None:
+        solution = executable.solution
     if render is not None and report is not None:
-        write_bytes(report, render(problem, solution, scratchpad, alignment).encode())
-    answer(as_json, solution_data(problem, solution, scratchpad, alignment), solution_lines(problem, solution, scratchpad))
+        write_bytes(report, render(solution.problem, solution, scratchpad, alignment).encode())
+    problem = solution.problem
+    data, lines = solution_data(problem, solution, scratchpad, alignment), solution_lines(problem, solution, scratchpad)
+    if executable is not None:
+        if program is not None:
+            save_program(executable, program)
+            lines.append(f"wrote {program}")
+        if execute is not None:
+            work = measure_work(executable, read_inputs(executable, execute))
+            data["executed"] = work_data(work)
+            lines += work_lines(work)
+    answer(as_json, data, lines)
     if solution.interrupted:
         raise KeyboardInterrupt
+
+
+def what_is_allowed(names: Sequence[str]) -> Allowed:
+    """The switches by their names on the command line."""
+    chosen = SWITCHES if "all" in names else [name.replace("-", "_") for name in names]
+    return Allowed(**dict.fromkeys(chosen, True))
 
 
 def load_report() -> Render:

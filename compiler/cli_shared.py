@@ -21,6 +21,7 @@ from .loading import load
 from .options import PRECISIONS, Options
 from .runtime import _native
 from .runtime.buffer import TensorInfo
+from .targets import parse_bytes
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 LARGEST_SIZE = 2**48  # of an axis; more bytes than a machine can address
@@ -34,11 +35,26 @@ target_option = click.option("--target", default="cpu", show_default=True,
                              help="What to compile for: cpu, cpu:<name>, features added and removed by +name and -name.")
 targets_option = click.option("--target", default="cpu", show_default=True,
                               help="What to compile for: cpu, cpu:<name>, features added and removed by +name and -name. Several, "
-                                   "with commas between them, are variants of which a machine uses the best that it can run.")
+                                   "with commas between them, are variants of which a machine uses the best that it can run. Or "
+                                   "scratchpad:SIZE, a simulated accelerator (docs/scheduling.md).")
 threads_option = click.option("--threads", type=click.IntRange(0), default=0, help="Threads of a call.  [default: all]")
 precision_option = click.option("--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], show_default=True,
                                 help="plain: no Winograd convolutions; strict: only exact rewrites and reordered sums.")
 cache_option = click.option("--no-cache", is_flag=True, help="Neither look into the compile cache nor add to it.")
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click alone
+    """A number of bytes: 524288, 512KiB, 1.5MB."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_bytes(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def compile_options(command: Command) -> Command:

@@ -36,10 +36,12 @@ from .options import Environment, Options, read_environment
 from .runtime import _native
 from .runtime.cache import Cache, Key, source_digest, sources_changed
 from .runtime.executable import Executable
+from .targets import Scratchpad, is_scratchpad, parse_scratchpad
 from .variants import Code, best_first, check_targets, labelled, split_targets
 
 PathText = str | os.PathLike[str]
 Source = Callable[..., Any] | Graph | PathText
+Target = str | Scratchpad
 INTERPRETERS = ("reference", "reference-loops")  # of graphs, of programs
 BACKENDS = ("llvm", *INTERPRETERS)
 SYMBOL = "tw_model"
@@ -50,7 +52,7 @@ INTERPRETED = {"cached": False, "target": "the interpreter", "workspace": 0, "co
 
 def compile(
     source: Source,
-    target: str = "cpu",
+    target: Target = "cpu",
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     options: Options | None = None,
@@ -61,7 +63,8 @@ def compile(
     With `args` (and `kwargs`) a function is traced once: `tw.spec(...)` among them are inputs, all else is constant; the
     result is an `Executable`. Without, the result is traced at the first call for each dtype and rank. `target`: "cpu"
     (this machine), "cpu:<name>", features added and removed by +name and -name; several, with commas between them, give the
-    best variant that this machine can run, and are saved as one library. `name` renames the program.
+    best variant that this machine can run, and are saved as one library; "cuda" (the GPU of this machine), "cuda:sm_90"; or
+    `tw.targets.Scratchpad(bytes=...)`, a simulated accelerator. `name` renames the program.
     """
     check_platform()
     options = options or Options()
@@ -103,10 +106,12 @@ def load_model(path: PathText, dims: Mapping[str, Any] | None = None) -> Graph:
     raise CompileError(f"{place}: found the suffix {place.suffix!r}, expected .onnx or .ir")
 
 
-def compile_file(path: PathText, target: str, options: Options, *, dims: Mapping[str, Any] | None = None,
+def compile_file(path: PathText, target: Target, options: Options, *, dims: Mapping[str, Any] | None = None,
                  name: str | None = None) -> Any:
     """The executable of a model file. An ONNX file that was compiled before is found by its bytes, without reading it as a
     model; not one with constants in files beside it, whose bytes are not all."""
+    if isinstance(target, Scratchpad) or is_scratchpad(target) or is_gpu(target):
+        return compile_graph(load_model(path, dims), target, options, name=name)
     environment = read_environment()
     place = Path(path)
     plain = name is None and not (options.tune or options.tune_record) and len(split_targets(target)) == 1
@@ -148,7 +153,7 @@ def _is_whole(place: Path, digest: str) -> bool:
     return b"location" not in data and blake3(data).hexdigest() == digest
 
 
-def compile_graph(graph: Graph, target: str, options: Options, *, settle: Callable[[], Graph] | None = None, pack: Any = None,
+def compile_graph(graph: Graph, target: Target, options: Options, *, settle: Callable[[], Graph] | None = None, pack: Any = None,
                   name: str | None = None) -> Any:
     """The executable of a graph; for a target that this machine cannot run, what saves it. Of several targets it is the best
     that this machine can run. `settle` gives the graph to compile where this one only serves to look into the cache
@@ -164,7 +169,12 @@ def compile_graph(graph: Graph, target: str, options: Options, *, settle: Callab
         model = compile_half().interpreted(graph, environment.backend, options, environment)
         return Executable(model, threads=options.threads, metadata=dict(INTERPRETED, backend=environment.backend),
                           save_with=_refuse_saving, pack=pack)
+    if isinstance(target, Scratchpad) or is_scratchpad(target):
+        scratchpad = target if isinstance(target, Scratchpad) else parse_scratchpad(target)
+        return accelerator().compile_scheduled(graph if settle is None else settle(), scratchpad, options, environment, pack)
     cache = open_cache(environment, options) if options.cache else None
+    if is_gpu(target):
+        return gpu_compiler().compile_for_device(graph, target, options, environment, cache, pack, settle)
     targets = split_targets(target)
     if len(targets) == 1:
         return _executable((_code(graph, target, options, environment, cache, settle),), options, pack)
@@ -372,6 +382,25 @@ def compile_half() -> ModuleType:
     from . import build
 
     return build
+
+
+def is_gpu(target: object) -> bool:
+    """Whether a target is a GPU, of which nothing is imported unless it is."""
+    return isinstance(target, str) and target.partition(":")[0] == "cuda"
+
+
+def gpu_compiler() -> ModuleType:
+    """CUDA source and its compilers: imported only for a target that is a GPU."""
+    from .gpu import compiling
+
+    return compiling
+
+
+def accelerator() -> ModuleType:
+    """Schedules and the simulator: imported only for a target with a scratchpad."""
+    from .accelerator import compiling
+
+    return compiling
 
 
 def _saving() -> ModuleType:

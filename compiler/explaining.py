@@ -47,6 +47,31 @@ class LaunchExplanation(Struct, frozen=True):
         return None if self.forecast is None or not taken else self.forecast.limit / taken
 
 
+class Arena(Struct, frozen=True):
+    """`bytes` of the values between kernels; no plan for this order of them needs less than `bound`, for any order not less than
+    `order_bound` (None: that was not looked at)."""
+
+    bytes: int
+    bound: int
+    order_bound: int | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.bytes} bytes, "
+        if self.bytes == self.order_bound:
+            return text + "proven least for any order"
+        if self.bytes == self.bound:
+            text += "proven least for this order"
+        else:
+            text += f"at most {_share_above(self.bytes, self.bound)} above the least for this order, {self.bound} bytes or more"
+        if self.order_bound is not None:
+            text += f"; at most {_share_above(self.bytes, self.order_bound)} above the least for any order"
+        return text
+
+
+def _share_above(size: int, bound: int) -> str:
+    return f"{100 * (size - bound) / max(bound, 1):.2f} %"
+
+
 class Explanation(Struct, frozen=True):
     """A program at given sizes. Prints as text; `to_data` gives it for JSON."""
 
@@ -57,7 +82,7 @@ class Explanation(Struct, frozen=True):
     kernels: int
     rates: Rates | None
     calls: int
-    arena: tuple[int, int] | None = None  # bytes, and those that no plan for this order needs less than; static sizes only
+    arena: Arena | None = None  # static sizes only
 
     @property
     def limit(self) -> float | None:
@@ -104,8 +129,7 @@ class Explanation(Struct, frozen=True):
             launches.append(data)
         return {"name": self.name, "target": self.target, "sizes": self.sizes, "kernels": self.kernels, "calls": self.calls,
                 "limit_seconds": self.limit, "predicted_seconds": self.predicted, "measured_seconds": self.measured,
-                "arena": None if self.arena is None else {"bytes": self.arena[0], "bound": self.arena[1],
-                                                          "proven": self.arena[0] == self.arena[1]},
+                "arena": None if self.arena is None else {**to_builtins(self.arena), "proven": self.arena.bytes == self.arena.bound},
                 "machine": None if self.rates is None else to_builtins(self.rates), "launches": launches}
 
     def __str__(self) -> str:
@@ -123,6 +147,9 @@ def launches_at(metadata: Mapping[str, Any], shapes: Sequence[Sequence[int]]) ->
 def explanation_of(metadata: Mapping[str, Any], values: Sequence[Any], sizes: Mapping[str, int], rates: Rates | None,
                    profile: Profile | None) -> Explanation:
     """The explanation at the sizes of the values, if there are any, else at the given ones; sizes that nobody gave are small."""
+    if "schedule" in metadata:
+        raise UnsupportedError(f"{metadata['name']}: explain: the predictions are of CPUs, and this runs on a simulated accelerator",
+                               hint="tilewright schedule says what moves, `executable.measure` what a call did")
     if KEY not in metadata:
         raise UnsupportedError("explain: the program is interpreted, so nothing was chosen for a machine",
                                hint="unset TILEWRIGHT_BACKEND and compile again")
@@ -143,9 +170,9 @@ def explanation_of(metadata: Mapping[str, Any], values: Sequence[Any], sizes: Ma
                        0 if profile is None else len(profile.calls), _arena_of(metadata))
 
 
-def _arena_of(metadata: Mapping[str, Any]) -> tuple[int, int] | None:
+def _arena_of(metadata: Mapping[str, Any]) -> Arena | None:
     bound = metadata.get("workspace_lower_bound")
-    return None if bound is None else (int(metadata["workspace"]), int(bound))
+    return None if bound is None else Arena(int(metadata["workspace"]), int(bound), metadata.get("workspace_order_bound"))
 
 
 def size_names(metadata: Mapping[str, Any]) -> list[str]:
@@ -214,9 +241,7 @@ def _head(explanation: Explanation) -> list[str]:
     lines = [f"{explanation.name} for {explanation.target}{f' at {sizes}' if sizes else ''}: {len(explanation.launches)} launches of "
              f"{explanation.kernels} kernels"]
     if explanation.arena is not None:
-        size, bound = explanation.arena
-        lines.append(f"  arena: {size} bytes, " + ("proven least for this order" if size == bound else
-                     f"at most {100 * (size - bound) / bound:.2f} % above the least for this order, {bound} bytes or more"))
+        lines.append(f"  arena: {explanation.arena}")
     rates = explanation.rates
     if rates is None:
         return [*lines, "  no prediction: this machine does not run the target's code"]

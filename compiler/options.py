@@ -31,6 +31,8 @@ class Options(Struct, frozen=True):
                 before is not measured again.
     tune_record the file that keeps what was measured; alone, without `tune`, it is only read. Without it the cache keeps it.
                 What the record says is part of the code.
+    max_memory  bytes that the values between kernels may take in a call, 0: any. What cannot keep to it is refused, naming what
+                proves that.
     """
 
     threads: int = 0
@@ -39,11 +41,12 @@ class Options(Struct, frozen=True):
     cache_bytes: int = 4 << 30
     tune: float = 0.0
     tune_record: str | os.PathLike[str] = ""
+    max_memory: int = 0
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise CompileError(f"options: precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
-        for name in ("threads", "cache_bytes"):
+        for name in ("threads", "cache_bytes", "max_memory"):
             value: object = getattr(self, name)
             if not isinstance(value, int) or value < 0:
                 raise CompileError(f"options: {name} must be 0 or more, found {value!r}")
@@ -54,7 +57,7 @@ class Options(Struct, frozen=True):
 
     def code_key(self) -> str:
         """The options that change generated code, as canonical text."""
-        return f"precision={self.precision}"
+        return f"precision={self.precision}" + (f" max_memory={self.max_memory}" if self.max_memory else "")
 
 
 class Environment(Struct, frozen=True):

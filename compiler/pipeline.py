@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from .ir.caps import Caps
 from .ir.dims import evaluate
-from .ir.errors import CompileError, InternalError, TilewrightError, cannot_write
+from .ir.errors import CompileError, InternalError, Loc, TilewrightError, cannot_write
 from .ir.graph import Builder, Graph, Node, attribute_names
 from .ir.interp import evaluate_graph
 from .ir.ops.control import If, Scan, While
@@ -35,8 +35,9 @@ from .passes.forward_scales import forward_scales
 from .passes.fuse import fuse
 from .passes.hoist_invariants import hoist_invariants
 from .passes.inline_control import inline_control
-from .passes.lower_quantized import left_as_floats as left_as_floats  # for reports
+from .passes.lower_quantized import left_as_floats as left_by_lower_quantized
 from .passes.lower_quantized import lower_quantized
+from .passes.narrow_products import narrow_products
 from .passes.pack_operands import pack_operands
 from .passes.share_divisors import share_divisors
 from .passes.share_sorts import share_sorts
@@ -90,8 +91,19 @@ def for_any_target(function: Change) -> Callable[[Graph, Options, Caps], Graph]:
     return lambda graph, options, caps: function(graph, options)
 
 
+def fuse_for_target(graph: Graph, options: Options, caps: Caps) -> Graph:
+    """Fusion; GPUs have no kernel for a whole attention."""
+    return in_bodies(partial(fuse, on_gpu=caps.is_gpu))(graph, options)
+
+
+def left_as_floats(graph: Graph, options: Options, caps: Caps) -> list[tuple[Loc, str]]:
+    """Contractions of a graph, as imported, that have a dequantized operand and are computed in floats nevertheless, and why."""
+    return left_by_lower_quantized(narrow_products(graph, options, caps), options, caps)
+
+
 # states: `primitive`, no composite is left; `packed`, no contraction or window has operands as the user gave them; `fused`
 PASSES: tuple[Pass, ...] = (
+    Pass("narrow_products", "no product of dequantized bytes with constants of at most 4 bits by group is left", narrow_products, "finite"),
     Pass("lower_quantized", "contractions of dequantized bytes are of integers, where that gains time",
          lambda graph, options, caps: in_bodies(partial(lower_quantized, caps=caps))(graph, options), "bounded"),
     Pass("decompose", "only primitives are left", for_any_target(decompose), makes=("primitive",)),
@@ -113,7 +125,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("eliminate_dead", "control flow is given nothing that its bodies do not read", for_any_target(eliminate_dead)),
     Pass("canonicalize_packed", "what layout and packing brought in is simplified", for_any_target(canonicalize), "bounded"),
     Pass("fold_packed", "weights are packed; the originals are dropped", for_any_target(fold_packed)),
-    Pass("fuse", "every node is one kernel, a view, or control flow", for_any_target(in_bodies(fuse)), needs=("primitive", "packed"),
+    Pass("fuse", "every node is one kernel, a view, or control flow", fuse_for_target, needs=("primitive", "packed"),
          makes=("fused",)),
 )
 

@@ -72,8 +72,8 @@ class ForeignExecutable:
         self.constants = codes[0].constants
         self.metadata = metadata
         self.name: str = metadata["name"]
-        self.inputs = _infos(metadata["inputs"])
-        self.outputs = _infos(metadata["outputs"])
+        self.inputs = tensor_infos(metadata["inputs"])
+        self.outputs = tensor_infos(metadata["outputs"])
         self.kernels: tuple[str, ...] = tuple(metadata["kernels"])
         self.features: tuple[str, ...] = tuple(metadata["features"])
         self.target: str = metadata["target"]
@@ -97,7 +97,7 @@ class ForeignExecutable:
         return f"<ForeignExecutable {self.name} for {', '.join(self.variants)}>"
 
 
-def _infos(rows: Sequence[Sequence[Any]]) -> tuple[TensorInfo, ...]:
+def tensor_infos(rows: Sequence[Sequence[Any]]) -> tuple[TensorInfo, ...]:
     return tuple(TensorInfo(name, DTYPES[dtype].numpy, tuple(shape)) for name, dtype, shape in rows)
 
 
@@ -115,13 +115,13 @@ def save(codes: Sequence[Code], path: str | PathLike[str], *, runner: Executable
     check_library_path(target, static)
     _check_architecture(codes[0])
     golden = _golden(codes[0], runner) if selftest else b""
-    described = [_describe(codes, position, name, golden, embed) for position in range(len(codes))]
+    described = [describe_variant(codes, position, name, golden, embed) for position in range(len(codes))]
     segments = {d.constants_digest: segment for d, segment in described if segment is not None and d.embedded is None}
     *others, code = (specialize(code.object_code, OBJECT_PREFIX, d) for code, (d, _) in zip(codes, described))
-    header = make_header(name, _infos(codes[0].metadata["inputs"]), _infos(codes[0].metadata["outputs"]), version=__version__,
-                         constants_bytes=max(d.constants_bytes for d, _ in described), workspace=_workspace(codes),
+    header = make_header(name, tensor_infos(codes[0].metadata["inputs"]), tensor_infos(codes[0].metadata["outputs"]), version=__version__,
+                         constants_bytes=max(d.constants_bytes for d, _ in described), workspace=workspace_of(codes),
                          summary=_summary(codes))
-    with _staged(target) as folder:
+    with staged(target) as folder:
         if segments:
             (digest, first), *more = segments.items()
             write_constants(folder / f"{name}{WEIGHTS_SUFFIX}", first, digest, *((segment, other) for other, segment in more))
@@ -153,7 +153,7 @@ def _check_architecture(code: Code) -> None:
                             f"object for {ours} only", hint=f"save it with tilewright on an {architecture} machine")
 
 
-def _workspace(codes: Sequence[Code]) -> int | None:
+def workspace_of(codes: Sequence[Code]) -> int | None:
     """What suffices for each variant; None where that depends on the sizes."""
     found = [code.metadata["workspace"] for code in codes]
     return max(found) if all(isinstance(size, int) for size in found) else None
@@ -165,7 +165,7 @@ def _summary(codes: Sequence[Code]) -> str:
     return f"Compiled for {', '.join(code.metadata['target'] for code in codes)}: the first of these that the CPU can run is used."
 
 
-def _describe(codes: Sequence[Code], position: int, name: str, golden: bytes, embed: bool) -> tuple[Description, Any]:
+def describe_variant(codes: Sequence[Code], position: int, name: str, golden: bytes, embed: bool) -> tuple[Description, Any]:
     """A variant's description and its constants segment, to which the golden call is added. Constants that hold
     nothing but the golden call go inside: a program without weights needs no file for them. The last variant, which asks for
     least, has the public functions: they run on every CPU that any variant runs on."""
@@ -194,7 +194,7 @@ def _golden(code: Code, runner: Executable | None) -> bytes:
     """A recorded call on small inputs, best one whose results are numbers; empty where the program refuses each of them, or
     this machine cannot run it."""
     found = b""
-    for inputs in _candidates(_infos(code.metadata["inputs"]), code.metadata.get("sample_shapes", ())) if runner is not None else ():
+    for inputs in _candidates(tensor_infos(code.metadata["inputs"]), code.metadata.get("sample_shapes", ())) if runner is not None else ():
         assert runner is not None
         if sum(array.nbytes for array in inputs) > LARGEST_GOLDEN:
             break
@@ -231,7 +231,7 @@ def _candidates(infos: Sequence[TensorInfo], samples: Sequence[Sequence[Sequence
 
 
 @contextmanager
-def _staged(target: Path) -> Iterator[Path]:
+def staged(target: Path) -> Iterator[Path]:
     """A folder beside the target whose files take their places together at the end, the library last."""
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))

@@ -56,6 +56,8 @@ MOST_ADDRESSES = 10  # of rows of the left operand that stay in registers
 UNEVEN = 0.97        # of the rate where addresses of rows are divided out, a tile
 USUAL_VECTORS = 2    # of a panel's columns; kernels of one width are shared, so another one must be worth its code
 WORTH = 1.06
+GPU_PANELS = (128, 64, 32)  # columns of a packed panel that a block of a GPU takes, where its matrix units multiply
+PLAIN_GPU_PANELS = (8, 16, 32, 64)  # and of those by plain multiply-adds
 LOW_HEIGHTS = (2, 4)  # of tiles for few rows; a single row is bound by memory in a tile of two as well
 
 
@@ -81,6 +83,20 @@ def panel_columns(columns: DimLike, rows: DimLike, dtype: DType, caps: Caps, dep
     best = max(range(1, usual + 2), key=lambda vectors: _share(columns, vectors, lanes, caps))
     worth = _share(columns, best, lanes, caps) > WORTH * _share(columns, usual, lanes, caps)
     return lanes * (best if worth else usual)
+
+
+def gpu_panel_columns(columns: DimLike, rows: DimLike, dtype: DType, caps: Caps) -> int | None:
+    """Columns of a packed panel that a block takes: for matrix units wide ones, where they leave enough blocks for all
+    multiprocessors; for plain multiply-adds as many as there are, up to 64. None for what a GPU multiplies otherwise."""
+    if not dtype.is_float and str(dtype) not in caps.matrix_units:
+        return None
+    if str(dtype) not in caps.matrix_units:
+        return next(width for width in PLAIN_GPU_PANELS if width >= min(bounds(columns)[1], PLAIN_GPU_PANELS[-1]))
+    most, high = bounds(columns)[1], bounds(rows)[1]
+    for width in GPU_PANELS[:-1]:
+        if most >= width and -(-most // width) * -(-high // 128) >= caps.multiprocessors:
+            return width
+    return 64 if most > GPU_PANELS[-1] else GPU_PANELS[-1]
 
 
 def _vectors_of_few_rows(columns: int, rows: int, usual: int, lanes: int, caps: Caps, near: bool) -> int:
@@ -114,16 +130,17 @@ def _share(columns: int, vectors: int, lanes: int, caps: Caps) -> float:
     return columns / (panels * vectors * lanes) * _rate(_most_rows(vectors, caps), vectors)
 
 
-def _most_rows(vectors: int, caps: Caps) -> int:
-    """Rows of accumulators beside one register that broadcasts the left operand and those of the panel's row."""
-    return max(1, (caps.vector_registers - 1 - vectors) // vectors)
+def _most_rows(vectors: int, caps: Caps, held: int = 0) -> int:
+    """Rows of accumulators beside one register that broadcasts the left operand, those of the panel's row, and others that a step holds."""
+    return max(1, (caps.vector_registers - 1 - vectors - held) // vectors)
 
 
 @lru_cache(maxsize=1024)
 def choose_tile(columns: int, rows: DimLike, dtype: DType, caps: Caps, whole: tuple[DimLike, DimLike] | None = None,
-                run: DimLike = 0) -> Tile:
+                run: DimLike = 0, words: int = 1) -> Tile:
     """The tile for a panel of `columns` columns and a matrix of `rows` rows. `whole`: the rows and columns that the panels were
-    chosen for, where measurement may know better. `run`: rows that lie equally far apart, where not all do."""
+    chosen for, where measurement may know better. `run`: rows that lie equally far apart, where not all do. `words`: of each column
+    that are added in 16 bits at a time, with a sum on the way and ones that widen it."""
     lanes = caps.lanes(dtype)
     while columns % lanes:  # panels that were not packed for this target
         lanes //= 2
@@ -131,7 +148,7 @@ def choose_tile(columns: int, rows: DimLike, dtype: DType, caps: Caps, whole: tu
         if (tuned.rows, tuned.columns) == whole and (tuned.dtype, tuned.tile_columns) == (str(dtype), columns):
             return Tile(tuned.tile_rows, columns, lanes)
     vectors = columns // lanes
-    most = _most_rows(vectors, caps)
+    most = _most_rows(vectors, caps, 0 if words == 1 else (words - 1) * (vectors + 1) + 2)
     if isinstance(rows, int) and rows <= most:
         return Tile(max(rows, 1), columns, lanes)
 

@@ -144,25 +144,7 @@ void name_dim(const tw_model *model, int64_t where, char *text, size_t capacity)
 }
 
 int32_t report_failure(const running_team *team, const tw_context *context) {
-  const tw_model *model = team->model;
-  int32_t code = team->head.status;
-  const char *site = team->site >= 0 && team->site < model->site_count ? model->sites[team->site] : model->name;
-  long long found = (long long)team->found, expected = (long long)team->expected;
-  switch (code) {
-    case TW_ERROR_INDEX:
-      return tw_report(context, code, "%s: index %lld is out of bounds for axis with size %lld", site, found, expected);
-    case TW_ERROR_INDEX_UNSIGNED:
-      return tw_report(context, TW_ERROR_INDEX, "%s: index %llu is out of bounds for axis with size %lld", site,
-                       (unsigned long long)found, expected);
-    case TW_ERROR_SHAPE:
-      return tw_report(context, code, "%s: found size %lld, expected %lld", site, found, expected);
-    case TW_ERROR_MEMORY:
-      return tw_report(context, code, "%s: could not allocate %lld bytes", site, found);
-    case TW_ERROR_ASSERT:
-      return tw_report(context, code, "%s: check failed: found %lld, expected %lld", site, found, expected);
-    default:
-      return tw_report(context, code, "%s: failed with status %d: found %lld, expected %lld", site, code, found, expected);
-  }
+  return tw_report_failure(team->model, context, team->head.status, team->site, team->found, team->expected);
 }
 
 void *allocate(const tw_context *context, size_t bytes) {
@@ -240,6 +222,27 @@ extern "C" int32_t tw_report(const tw_context *context, int32_t code, const char
     va_end(arguments);
   }
   return code;
+}
+
+extern "C" int32_t tw_report_failure(const tw_model *model, const tw_context *context, int32_t code, int32_t site_number, int64_t found_size,
+                                     int64_t expected_size) {
+  const char *site = site_number >= 0 && site_number < model->site_count ? model->sites[site_number] : model->name;
+  long long found = (long long)found_size, expected = (long long)expected_size;
+  switch (code) {
+    case TW_ERROR_INDEX:
+      return tw_report(context, code, "%s: index %lld is out of bounds for axis with size %lld", site, found, expected);
+    case TW_ERROR_INDEX_UNSIGNED:
+      return tw_report(context, TW_ERROR_INDEX, "%s: index %llu is out of bounds for axis with size %lld", site,
+                       (unsigned long long)found, expected);
+    case TW_ERROR_SHAPE:
+      return tw_report(context, code, "%s: found size %lld, expected %lld", site, found, expected);
+    case TW_ERROR_MEMORY:
+      return tw_report(context, code, "%s: could not allocate %lld bytes", site, found);
+    case TW_ERROR_ASSERT:
+      return tw_report(context, code, "%s: check failed: found %lld, expected %lld", site, found, expected);
+    default:
+      return tw_report(context, code, "%s: failed with status %d: found %lld, expected %lld", site, code, found, expected);
+  }
 }
 
 extern "C" int32_t tw_dtype_bytes(int32_t dtype) {

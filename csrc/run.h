@@ -105,6 +105,9 @@ int32_t tw_selftest_model(const tw_model *model, const tw_context *context, cons
 /* Leaves a message where the context has room for one; returns the code. */
 __attribute__((format(printf, 3, 4))) int32_t tw_report(const tw_context *context, int32_t code, const char *format, ...);
 
+/* Leaves the message of a failure that generated code recorded (tw_team.fail); returns what callers get for the code. */
+int32_t tw_report_failure(const tw_model *model, const tw_context *context, int32_t code, int32_t site, int64_t found, int64_t expected);
+
 /* Bytes of one element of a dtype code, 0 for an unknown code. */
 int32_t tw_dtype_bytes(int32_t dtype);
 

@@ -288,6 +288,7 @@ def _copied(statement: Stmt, how: Copying) -> Stmt:
             return replace(statement, condition=value(condition), found=value(found), expected=value(expected))
         case Prefetch(buffer=buffer, index=index):
             return Prefetch(*how.access(buffer, index))
+    raise AssertionError(f"{type(statement).__name__} stands in kernels of a GPU, which are not mutated")
 
 
 # --- work ------------------------------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from ..ir.graph import Binding
-from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot
+from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot, unpacked_words
 from ..ir.ops.winograd import WinogradConv
 from ..ir.winograd import MOST_POINTS, winograd
 from ..passes.winograd import MOST_AMPLIFICATION, RESULTS
@@ -46,6 +47,11 @@ def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding
     x, w = operands
     if not x.is_float:
         return Traced(value) if are_exact(operands) else all_tainted(value)
+    if isinstance(op, (PackedDot, PackedConv)) and op.step > 1:
+        if not are_exact((w,)):
+            return all_tainted(value)
+        op, w = replace(op, step=1), Traced(unpacked_words(w.value, op.step), known=w.known)
+        operands = (x, w)
     finite = bool(np.isfinite(x.value).all() and np.isfinite(w.value).all())
     if isinstance(op, WinogradConv):
         return _by_tiles(op, x, w, value) if finite else all_tainted(value)

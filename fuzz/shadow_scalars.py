@@ -389,4 +389,4 @@ def _is_decided(name: str, operands: Sequence[Traced]) -> Array:
 def unknown_functions() -> set[str]:
     """Scalar functions that go by the generic rule."""
     known = {*SIGNS, *EXTREMES, *STEPS, *DIVISIONS, *DECISIONS, *PROPAGATED, "isnan", "isinf"}
-    return {name for name, row in SCALARS.items() if name not in known and row.rule not in ("bits", "integer", "words", "widen")}
+    return {name for name, row in SCALARS.items() if name not in known and row.rule not in ("bits", "integer", "words", "widen", "bfloats")}

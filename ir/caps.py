@@ -33,11 +33,22 @@ class Caps(Struct, frozen=True):
     has_pairs: bool = False             # two 16-bit integers each multiplied and added into int32 is an instruction (pmaddwd)
     has_byte_pairs: bool = False        # two bytes each multiplied and added within 16 bits is an instruction (pmaddubsw)
     has_quads: bool = False             # four bytes each multiplied and added into int32 is an instruction (vpdpbusd)
-    has_bf16: bool = False              # dot products of bfloat16 pairs into float32
+    has_bf16: bool = False              # two bfloat16 each multiplied and added into float32 is an instruction (vdpbf16ps)
     level1_bytes: int = 32768
     level2_bytes: int = 524288
     level3_bytes: int = 0
     tuned: tuple[TunedTile, ...] = ()
+    # of a GPU, which is what has threads in warps
+    threads_per_warp: int = 0
+    threads_per_block: int = 0          # at most
+    multiprocessors: int = 0            # that run blocks at the same time
+    shared_bytes: int = 0               # of a block, at most
+    registers_per_thread: int = 0
+    matrix_units: tuple[str, ...] = ()  # dtypes of operands that matrix instructions take
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.threads_per_warp > 0
 
     def lanes(self, dtype: DType) -> int:
         """Elements of a vector register. float16 and bfloat16 compute in float32, so they count as that."""

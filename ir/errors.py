@@ -172,6 +172,10 @@ class IndexFailure(RuntimeFailure, IndexError):
     """A run that met an index outside its axis."""
 
 
+class DeviceError(RuntimeFailure):
+    """A GPU that is not there, whose driver does not serve, or that a kernel left unusable."""
+
+
 class ArtifactError(TilewrightError, OSError):
     """A saved artifact that is corrupt, of another version or for another CPU; a file that cannot be written."""
 

@@ -2,13 +2,19 @@
 
     kernel    := "kernel" "@"name "[" symbols "]" "(" buffer,* ")" "{" statement* "}"
     buffer    := "%"name ":" access dtype "[" size,* "]"             access: in | out | inout
-    statement := "for" "%"i "in" "0.."size kind? "{" statement* "}"  kind: parallel | vector(lanes) | unrolled
+    statement := "for" "%"i "in" "0.."size kind? "{" statement* "}"
+                 kind: parallel | vector(lanes) | unrolled | block | thread | warp | lane
                | "while" expression "{" statement* "}"
                | "if" expression "{" statement* "}" ("else" "{" statement* "}")?
                | "let" "%"name "=" expression                        bound until the end of the block
-               | "alloc" "%"name ":" dtype "[" size,* "]" space      space: register | local
+               | "alloc" "%"name ":" dtype "[" size,* "]" space      space: register | local | shared | fragment
                | "%"name "[" index,* "]" ("=" | "add=" | "max=" | ...) expression
                | "stream" "%"name "[" index,* "]" "=" expression
+               | "atomic" "%"name "[" index,* "]" ("add=" | "max=" | ...) expression
+               | "collect" ("add" | "max" | ...) "%"name "over" width
+               | "matmul_tile" "%"name "," "%"name "[" index,* "]" "," "%"name "[" index,* "]" "," depth
+               | "copy_async" "%"name "[" index,* "]" "=" "%"name "[" index,* "]" "," count
+               | "commit" | "wait" groups
                | "prefetch" "%"name "[" index,* "]"
                | "check" expression "," code "," site "," expression "," expression
     expression:= a scalar `Node`: a scalar function, `cast`, `bitcast` on expressions,
@@ -37,6 +43,21 @@ both. A `register` buffer is small, has a static shape and is indexed by constan
 uninitialised until stored to. A `prefetch` says that the element may soon be read; it changes nothing, and its index may
 lie outside the buffer. A `stream` is a store to a parameter with the hint that it should go past the caches, as one of many
 that fill lines of memory in order.
+
+Kernels for a GPU say how work is divided by loops, not by the number of a thread. Outermost stand `block` loops, whose iterations
+depend on one another as little as those of a parallel loop; one block loop after another likewise. In them `thread` loops, of static
+extent, are the threads of a block: iterations of one are independent, and all of one ends before the next begins (a barrier). What
+stands between the two levels every thread runs alike: loops, `if`, `while`, `let`, but no store. `shared` memory belongs to a
+block and has a static shape. A `register` buffer of a block belongs to its threads: its first axis counts them and is indexed by a
+thread's own variable, and what a thread keeps there lives on in the next thread loop. `collect max %x over 32` makes each of
+32 neighbouring threads' registers the greatest of all of theirs, in any order of combination; likewise for the other
+combinations and widths. An `atomic` store combines, and others of its kind may meet it. `warp` loops divide a block into warps; a
+`fragment` buffer `[warps, m, n]` is registers of warps, `matmul_tile %c, %a[i, k], %b[k, j], 16` in a warp loop adds to the warp's
+part of c the product of a's `[m, 16]` from [i, k] on and b's `[16, n]` from [k, j] on (float sums in any order; of a u8 matrix a, b's
+elements are i32 words of four signed bytes, a quarter as many rows: k counts words there), and a `lane` loop of
+extent m * n within a warp loop is the one place where elements of its fragments are touched, element e at [w, e // n, e % n].
+`copy_async` copies neighbouring elements from a parameter into shared memory; they are there for a thread loop after `commit` has
+closed the group of copies and a `wait` that leaves fewer groups under way than have been closed since.
 """
 
 from __future__ import annotations
@@ -54,7 +75,10 @@ from .types import INDEX, DType, TensorType, Type
 
 ACCESS = ("in", "out", "inout")
 SPACES = ("register", "local")
+GPU_SPACES = ("shared", "fragment")
 LOOP_KINDS = ("serial", "parallel", "vector", "unrolled")
+GPU_KINDS = ("block", "thread", "warp", "lane")
+INDEPENDENT_KINDS = ("parallel", "vector", *GPU_KINDS)  # of loops whose iterations do not depend on one another
 # combining stores: the scalar function applied to the old and the new value
 COMBINES = ("add", "mul", "max", "min", "and", "or")
 
@@ -105,7 +129,7 @@ class IndexValue(Op, frozen=True):
 
 class Buffer(Struct, frozen=True):
     """Memory with a dtype and a C-contiguous shape. `space`: 'in', 'out', 'inout' of a kernel's parameter, or that of
-    an alloc: 'register' or 'local'."""
+    an alloc: one of SPACES and GPU_SPACES."""
 
     name: str
     dtype: DType
@@ -154,13 +178,15 @@ class Alloc(Struct, frozen=True, eq=False):
 
 
 class Store(Struct, frozen=True, eq=False):
-    """Writes, or combines with, the element at the index. `stream`: past the caches, where the target can."""
+    """Writes, or combines with, the element at the index. `stream`: past the caches, where the target can; `atomic`: other
+    threads may combine with the element at the same time."""
 
     buffer: str
     index: tuple[DimLike, ...]
     value: Node
     combine: str = ""
     stream: bool = False
+    atomic: bool = False
 
 
 class Check(Struct, frozen=True, eq=False):
@@ -180,7 +206,46 @@ class Prefetch(Struct, frozen=True, eq=False):
     index: tuple[DimLike, ...]
 
 
-Stmt = For | While | If | Let | Alloc | Store | Check | Prefetch
+class Collect(Struct, frozen=True, eq=False):
+    """Makes the registers of each `width` neighbouring threads what `combine` makes of all of theirs."""
+
+    buffer: str
+    combine: str
+    width: int
+
+
+class MatmulTile(Struct, frozen=True, eq=False):
+    """Adds to a warp's fragment the product of parts of two matrices, from these indices on; `depth`: elements of each sum."""
+
+    accumulator: str
+    left: str
+    left_index: tuple[DimLike, ...]
+    right: str
+    right_index: tuple[DimLike, ...]
+    depth: int
+
+
+class CopyAsync(Struct, frozen=True, eq=False):
+    """Begins to copy `count` neighbouring elements of a parameter into shared memory."""
+
+    buffer: str
+    index: tuple[DimLike, ...]
+    source: str
+    source_index: tuple[DimLike, ...]
+    count: int
+
+
+class Commit(Struct, frozen=True, eq=False):
+    """Closes the group of copies that have begun since the last one was closed."""
+
+
+class Wait(Struct, frozen=True, eq=False):
+    """Waits until at most so many closed groups of copies are under way, the latest ones."""
+
+    groups: int
+
+
+Stmt = For | While | If | Let | Alloc | Store | Check | Prefetch | Collect | MatmulTile | CopyAsync | Commit | Wait
 
 
 class Kernel(Struct, frozen=True, eq=False, weakref=True):
@@ -318,6 +383,16 @@ def map_statements(body: Sequence[Stmt], size: Callable[[DimLike], DimLike], cha
                 return Prefetch(buffer, index)
             case Alloc():
                 return Alloc(replace(s.buffer, shape=tuple(map(size, s.buffer.shape))))
+            case MatmulTile():
+                left, left_index = access(s.left, s.left_index)
+                right, right_index = access(s.right, s.right_index)
+                return replace(s, left=left, left_index=left_index, right=right, right_index=right_index)
+            case CopyAsync():
+                buffer, index = access(s.buffer, s.index)
+                source, source_index = access(s.source, s.source_index)
+                return CopyAsync(buffer, index, source, source_index, s.count)
+            case Collect() | Commit() | Wait():
+                return s
 
     return block(body)
 

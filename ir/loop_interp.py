@@ -6,7 +6,9 @@ are NumPy scalars, so every operation has exactly the meaning of `evaluate_scala
 - every index lies within its axis, and every symbol within its declared bounds;
 - no element is read that nothing has stored to (parameters marked `out`, allocations, bytes of the workspace);
 - no two iterations of a parallel or vector loop touch one element when one of them stores, except combining stores of
-  one kind in a vector loop; from local memory no iteration of a parallel loop reads what another stored;
+  one kind in a vector loop, and atomic ones; from local memory no iteration of a parallel loop reads what another stored;
+- the same for blocks, threads, warps and lanes of a GPU, where one thread loop ends before the next begins; what a
+  `copy_async` copies is not set until the `wait` for its group;
 - with `threads` > 1, no two threads touch one element of a parameter without a barrier between, where thread t takes
   the iterations i of a parallel loop of n with i * threads // n == t;
 - in a program: places lie within their segment and are aligned, stored buffers of a launch overlap no other, and bytes
@@ -32,9 +34,13 @@ from .errors import ArgumentError, CompileError, IndexFailure, RuntimeFailure, V
 from .graph import Graph, Node
 from .interp import bind_shapes
 from .loop import (
+    INDEPENDENT_KINDS,
     Alloc,
     Buffer,
     Check,
+    Collect,
+    Commit,
+    CopyAsync,
     For,
     If,
     IndexValue,
@@ -43,20 +49,23 @@ from .loop import (
     Literal,
     Load,
     Local,
+    MatmulTile,
     Prefetch,
     Stmt,
     Store,
+    Wait,
     While,
     expression_nodes,
     expressions_of,
     walk,
 )
+from .loop_gpu_interp import add_products, collect, finish_copies
 from .loop_text import format_place, format_statements
 from .loop_verify import verify_kernel, verify_program
 from .ops.compute import Bitcast, Cast, Elementwise
 from .ops.control import Param
 from .ops.scalar import SCALARS, evaluate_scalar
-from .program import Branch, Launch, Loop, Place, Program, Repeat, Step
+from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Spill, Step
 from .types import DTYPES, INDEX, DType
 
 INDEX_ERRORS = (-1, -9)  # TW_ERROR_INDEX and TW_ERROR_INDEX_UNSIGNED of csrc/abi.h
@@ -120,6 +129,8 @@ def _through_arrays(name: str, dtype: DType, plain: bool) -> Callable[..., Any]:
         arrays = [np.asarray(v, dtype=dtype.numpy) for v in values]
         if name == "select":
             arrays[0] = np.asarray(values[0], dtype=first)
+        elif name == "dot_bfloats":
+            arrays[:2] = [np.asarray(v, dtype=DTYPES["u32"].numpy) for v in values[:2]]
         result = np.asarray(evaluate_scalar(name, arrays))[()]
         return result if plain else int(result)
 
@@ -206,6 +217,19 @@ class _Faults(Struct, frozen=True):
         raise error(f"{check.message}: found {int(found)}, expected {int(expected)}", loc=self.kernel.loc)
 
 
+class _ProductFaults(Struct, frozen=True):
+    """Raises what the product of two tiles finds."""
+
+    faults: _Faults
+    place: int
+
+    def outside(self, buffer: str, axis: int, index: int, size: int) -> NoReturn:
+        self.faults.outside(self.place, buffer, axis, index, size)
+
+    def unset(self, buffer: str, element: int) -> NoReturn:
+        self.faults.unset(self.place, buffer, element)
+
+
 # --- translation -----------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +284,7 @@ class _Translator:
         self.lets: dict[str, Symbol] = {}
         self.loop_numbers = itertools.count()
         self.marked: list[tuple[For, int]] = []
+        self.warp: For | None = None  # the last one met
 
     def emit(self, line: str) -> None:
         self.lines.append(" " * self.indent + line)
@@ -283,6 +308,7 @@ class _Translator:
         for symbol in self.kernel.symbols:
             self.emit(f"v_{symbol.name} = sizes[{symbol.name!r}]")
         self.emit("clock = [1]")
+        self.emit("copies, groups = [], []")
         self.emit("T = 1")
         for memory in list(self.memory.values()):
             self.shape(memory)
@@ -311,7 +337,7 @@ class _Translator:
             return
         if memory.stored:
             for loop in walk(scope):
-                if isinstance(loop, For) and loop.kind in ("parallel", "vector") and memory.buffer.name in _stored(loop.body):
+                if isinstance(loop, For) and loop.kind in INDEPENDENT_KINDS and memory.buffer.name in _stored(loop.body):
                     records = "a" if self.private(memory, loop) else "wkr"
                     number = self.number(loop)
                     for record in records:
@@ -326,7 +352,7 @@ class _Translator:
 
     def private(self, memory: _Memory, loop: For) -> bool:
         """Whether each thread has the buffer for itself."""
-        return loop.kind == "parallel" and not memory.parameter
+        return loop.kind in ("parallel", "block") and not memory.parameter
 
     # --- statements ---
 
@@ -365,6 +391,55 @@ class _Translator:
             case Check():
                 self.emit(f"if not {values[0]}: faults.check({len(self.faults.checks)}, {values[1]}, {values[2]})")
                 self.faults.checks.append(statement)
+            case Collect() | MatmulTile() | CopyAsync() | Commit() | Wait():
+                self.collective(statement)
+
+    def collective(self, statement: Collect | MatmulTile | CopyAsync | Commit | Wait) -> None:
+        """What the threads of a block do together."""
+        place = len(self.faults.places) - 1
+        match statement:
+            case Collect(buffer=name, combine=combine, width=width):
+                memory = self.memory[name]
+                call = self.constant(("call", (combine, memory.buffer.dtype.name)), scalar_caller(combine, memory.buffer.dtype))
+                unset = self.constant(("unset", (place,)), lambda element: self.faults.unset(place, name, element))
+                helper = self.constant(("helper", "collect"), collect)
+                self.emit(f"{helper}({self.pair(memory)}, {memory.buffer.shape}, {width}, {call}, {unset})")
+            case MatmulTile():
+                self.products(statement, place)
+            case CopyAsync(buffer=name, index=index, source=source, source_index=origin, count=count):
+                for k in range(count):
+                    element = self.element(self.memory[source], (*origin[:-1], origin[-1] + k))
+                    self.check_set(self.memory[source], element)
+                    self.check_load(self.memory[source], element)
+                    memory = self.memory[name]
+                    target = self.element(memory, (*index[:-1], index[-1] + k))
+                    self.check_store(memory, target, "")
+                    self.emit(f"copies.append(({self.pair(memory)}, {target}, m{self.memory[source].name}[{element}]))")
+                    if memory.unset:
+                        self.emit(f"g{memory.name}[{target}] = 0")
+            case Commit():
+                self.emit("groups.append(copies[:]); copies.clear()")
+            case Wait(groups=left):
+                self.emit(f"{self.constant(('helper', 'finish_copies'), finish_copies)}(groups, {left})")
+
+    def products(self, statement: MatmulTile, place: int) -> None:
+        """The products of a warp's tile; the fragment is that of the warp loop around."""
+        warp = self.warp
+        assert warp is not None
+        parts = []
+        for name, index in ((statement.left, statement.left_index), (statement.right, statement.right_index)):
+            memory = self.memory[name]
+            first = ", ".join(map(self.size, index))
+            extents = ", ".join(self.extent(memory, axis) for axis in range(2))
+            parts.append(f"({self.pair(memory)}, ({extents}), ({first}), {name!r})")
+        memory = self.memory[statement.accumulator]
+        fault = self.constant(("products", (place,)), _ProductFaults(self.faults, place))
+        self.emit(f"{self.constant(('helper', 'add_products'), add_products)}(({self.pair(memory)}, {memory.buffer.shape}, "
+                  f"v_{warp.symbol.name}, {statement.accumulator!r}), {parts[0]}, {parts[1]}, {statement.depth}, {fault})")
+
+    def pair(self, memory: _Memory) -> str:
+        """A buffer's elements, and which are set where that is followed."""
+        return f"m{memory.name}, {f'g{memory.name}' if memory.unset else None}"
 
     def variable(self, name: str) -> str:
         """Lets may have names that are no identifiers."""
@@ -395,7 +470,11 @@ class _Translator:
         counter = f"v_{name}"
         if self.mode.checked and not isinstance(loop.extent, int):
             self.check_last(loop, extent, place)
-        marked = loop.kind in ("parallel", "vector")
+        marked = loop.kind in INDEPENDENT_KINDS
+        if loop.kind == "warp":
+            self.warp = loop
+        if loop.kind == "block":
+            self.emit("copies.clear(); groups.clear()")
         if marked and self.mode.checked:
             number = self.number(loop)
             self.open.append(_Open(number, loop, frozenset(_stored(loop.body))))
@@ -451,7 +530,7 @@ class _Translator:
             call = self.constant(("call", (store.combine, memory.buffer.dtype.name)),
                                  scalar_caller(store.combine, memory.buffer.dtype))
             value = f"{call}({old.format(element)}, {value})"
-        self.check_store(memory, element, store.combine)
+        self.check_store(memory, element, f"atomic {store.combine}" if store.atomic else store.combine)
         self.emit(f"m{memory.name}[{element}] = {value}")
         if memory.unset:
             self.emit(f"g{memory.name}[{element}] = 1")
@@ -524,7 +603,8 @@ class _Translator:
                 self.emit(f"{last} = s{n}")
                 continue
             first, kind, load = (f"{record}{key}[{element}]" for record in "wkr")
-            allowed = f" and {kind} != {combine!r}" if combine and o.loop.kind == "vector" else ""
+            free = combine and o.loop.kind == "vector" or combine.startswith("atomic")
+            allowed = f" and {kind} != {combine!r}" if free else ""
             self.emit(f"if b{n} <= {first} < s{n}{allowed}: {race.format(first)}")
             self.emit(f"if b{n} <= {load} < s{n}: {race.format(load)}")
             self.emit(f"if {first} < b{n}: {first} = s{n}; {kind} = {combine!r}")
@@ -622,7 +702,7 @@ def _python_atom(atom: Atom) -> str:
 
 
 def _stored(body: Sequence[Stmt]) -> set[str]:
-    return {s.buffer for s in walk(body) if isinstance(s, Store)}
+    return {s.buffer for s in walk(body) if isinstance(s, (Store, CopyAsync))}
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
@@ -749,6 +829,9 @@ class _Run:
             self.constants.writer[offset:offset + raw.size] = -1
         size = evaluate(program.workspace_bytes, self.binding)
         self.workspace = _segment("workspace", np.zeros(size, dtype=np.uint8), False, threads)
+        chip = 0 if program.scratchpad is None else program.scratchpad.bytes
+        self.scratchpad = _segment("the scratchpad", np.zeros(chip, dtype=np.uint8), False, threads)
+        self.lengths: dict[int, int] = {}  # of values in the scratchpad, as far as transfers and launches gave them addresses
 
     def fail(self, message: str) -> NoReturn:
         raise VerifyError(f"program {self.program.name}: {message}")
@@ -781,6 +864,26 @@ class _Run:
                         self.steps(first, binding)
                 case Branch(condition=condition, then=then, otherwise=otherwise):
                     self.steps(then if self.truth(condition, binding) else otherwise, binding)
+                case Fetch(source=source, address=address, bytes=size):
+                    self.copy(source, Place("scratchpad", 0, address), size)
+                    self.lengths[address] = size
+                case Spill(address=address, target=target, bytes=size):
+                    self.copy(Place("scratchpad", 0, address), target, size)
+                case Free(address=address):
+                    self.forget(address)
+
+    def copy(self, source: Place, target: Place, size: int) -> None:
+        """What nothing has stored to stays so."""
+        read, start = self.locate(source, size, {}, "a transfer")
+        written, at = self.locate(target, size, {}, "a transfer")
+        written.data[at:at + size] = read.data[start:start + size]
+        self.stores += 1
+        written.writer[at:at + size] = np.where(read.writer[start:start + size] == 0, 0, self.stores)
+        written.spans[self.stores] = (at, at + size)
+
+    def forget(self, address: int) -> None:
+        """The bytes of a value that ended count as never stored to."""
+        self.scratchpad.writer[address:address + self.lengths.pop(address)] = 0
 
     def truth(self, place: Place, binding: Mapping[str, int]) -> bool:
         """The bool at the place, which every thread reads."""
@@ -793,7 +896,7 @@ class _Run:
 
     def locate(self, place: Place, size: int, binding: Mapping[str, int], what: str) -> tuple[_Segment, int]:
         segments = {"input": self.inputs, "output": self.results, "constant": [self.constants],
-                    "workspace": [self.workspace]}[place.space]
+                    "workspace": [self.workspace], "scratchpad": [self.scratchpad]}[place.space]
         segment = segments[place.number]
         start = evaluate(place.offset, binding)
         if not 0 <= start <= start + size <= segment.data.size:
@@ -814,6 +917,8 @@ class _Run:
             if start % buffer.dtype.bytes:
                 self.fail(f"{what} of {buffer.dtype} lies at byte {start} of {segment.label}, expected a multiple of "
                           f"{buffer.dtype.bytes}")
+            if segment is self.scratchpad and buffer.space == "out":
+                self.lengths.setdefault(start, size)
             spans.append((buffer, segment, start, start + size))
             arguments.append(self.argument(buffer, segment, start, start + size))
         self.check_overlap(kernel, spans)
@@ -825,7 +930,7 @@ class _Run:
             if buffer.space != "in":
                 self.record(argument, buffer, segment, start, end)
         if launch.barrier and self.threads > 1:
-            for segment in (*self.inputs, *self.results, self.constants, self.workspace):
+            for segment in (*self.inputs, *self.results, self.constants, self.workspace, self.scratchpad):
                 segment.barrier()
 
     def argument(self, buffer: Buffer, segment: _Segment, start: int, end: int) -> _Argument:

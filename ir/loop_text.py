@@ -1,14 +1,15 @@
 """Kernels and programs as canonical text, and back.
 
     program   := kernel* "program" "@"name symbols? "(" input,* ")" "->" "(" output,* ")" "{"
-                 "constants" bytes  "workspace" size  constant*  step* "}"
+                 "constants" bytes  "workspace" size  ("scratchpad" bytes "alignment" bytes)?  constant*  step* "}"
     input     := "%"name ":" dtype "[" size,* "]"                    output likewise
     constant  := "constant" offset ":" dtype "[" size,* "]" (elements | "#"digest)
     step      := "launch" "@"kernel ("[" size,* "]")? "(" place,* ")" "nobarrier"?
                | "repeat" "%"variable "in" "0.."size "reverse"? "{" step* "}"
                | "loop" "{" step* "}" "while" place "{" step* "}"
                | "branch" place "{" step* "}" ("else" "{" step* "}")?
-    place     := ("input" | "output") number ("at" size)? | ("constant" | "workspace") size
+               | "fetch" place "to" address "bytes" bytes | "spill" address "to" place "bytes" bytes | "free" address
+    place     := ("input" | "output") number ("at" size)? | ("constant" | "workspace" | "scratchpad") size
     kernel    := as in `ir/loop.py`, with these spellings:
                  `for %i in 0..B parallel {`, `for %j: 0..63 in 0..N vector(8) {` (bounds where the extent does not give
                  them), `let %at: 0..9 = ...` (an index let with its bounds), literals `f32 0.5`, `index 3`, `bool true`,
@@ -38,10 +39,15 @@ from .lexer import Lexer, Token
 from .loop import (
     ACCESS,
     COMBINES,
+    GPU_KINDS,
+    GPU_SPACES,
     SPACES,
     Alloc,
     Buffer,
     Check,
+    Collect,
+    Commit,
+    CopyAsync,
     For,
     If,
     IndexValue,
@@ -50,9 +56,11 @@ from .loop import (
     Literal,
     Load,
     Local,
+    MatmulTile,
     Prefetch,
     Stmt,
     Store,
+    Wait,
     While,
     expression_nodes,
     expressions_of,
@@ -62,7 +70,7 @@ from .ops.compute import Bitcast, Cast, Elementwise
 from .ops.scalar import SCALARS
 from .parser import GraphParser
 from .printer import format_elements, format_float, quote
-from .program import Branch, Launch, Loop, Place, Program, Repeat, Step
+from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Scratchpad, Spill, Step
 from .types import DTYPES, INDEX, DType, TensorType
 
 # --- printing --------------------------------------------------------------------------------------------------------
@@ -162,12 +170,30 @@ class _KernelWriter:
                 return [f"{indent}let {self.variable_name(name)}{declared} = {texts[0]}{shared}"]
             case Alloc(buffer=b):
                 return [f"{indent}alloc {self.buffer_name(b.name)}: {b.dtype}{self.sizes(b.shape)} {b.space}"]
-            case Store(buffer=name, index=index, combine=combine, stream=stream):
-                return [f"{indent}{'stream ' if stream else ''}{self.buffer_name(name)}{self.sizes(index)} {combine}= {texts[0]}{shared}"]
+            case Store(buffer=name, index=index, combine=combine, stream=stream, atomic=atomic):
+                mark = ("stream " if stream else "") + ("atomic " if atomic else "")
+                return [f"{indent}{mark}{self.buffer_name(name)}{self.sizes(index)} {combine}= {texts[0]}{shared}"]
             case Prefetch(buffer=name, index=index):
                 return [f"{indent}prefetch {self.buffer_name(name)}{self.sizes(index)}"]
             case Check(code=code, message=message):
                 return [f"{indent}check {texts[0]}, {code}, {json.dumps(message)}, {texts[1]}, {texts[2]}{shared}"]
+        return [indent + self.collective(statement)]
+
+    def collective(self, statement: Collect | MatmulTile | CopyAsync | Commit | Wait) -> str:
+        """What the threads of a block do together."""
+        match statement:
+            case Collect(buffer=name, combine=combine, width=width):
+                return f"collect {combine} {self.buffer_name(name)} over {width}"
+            case MatmulTile(accumulator=name, left=left, left_index=rows, right=right, right_index=columns, depth=depth):
+                operands = f"{self.buffer_name(left)}{self.sizes(rows)}, {self.buffer_name(right)}{self.sizes(columns)}"
+                return f"matmul_tile {self.buffer_name(name)}, {operands}, {depth}"
+            case CopyAsync(buffer=name, index=index, source=source, source_index=place, count=count):
+                target = f"{self.buffer_name(name)}{self.sizes(index)}"
+                return f"copy_async {target} = {self.buffer_name(source)}{self.sizes(place)}, {count}"
+            case Commit():
+                return "commit"
+            case Wait(groups=groups):
+                return f"wait {groups}"
 
     def expressions(self, roots: Sequence[Node]) -> tuple[list[str], str]:
         """The texts of a statement's expressions, and the `where` that defines what they use more than once."""
@@ -281,6 +307,8 @@ def _program_lines(program: Program) -> list[str]:
     head = f"program @{quote(program.name)}" + (f"[{symbols}]" if symbols else "")
     lines = [f"{head}({tensors(program.inputs)}) -> ({tensors(program.outputs)}) {{",
              f"  constants {program.constants_bytes}", f"  workspace {program.workspace_bytes}"]
+    if program.scratchpad is not None:
+        lines.append(f"  scratchpad {program.scratchpad.bytes} alignment {program.scratchpad.alignment}")
     for offset, constant in program.constants:
         kind = TensorType(constant.dtype, tuple(int(n) for n in constant.array.shape))
         lines.append(f"  constant {offset}: {kind} {format_elements(constant)}")
@@ -308,11 +336,17 @@ def _step_lines(steps: Sequence[Step], indent: str) -> list[str]:
                 if otherwise:
                     lines += [indent + "} else {", *_step_lines(otherwise, inner)]
                 lines.append(indent + "}")
+            case Fetch(source=source, address=address, bytes=size):
+                lines.append(f"{indent}fetch {format_place(source)} to {address} bytes {size}")
+            case Spill(address=address, target=target, bytes=size):
+                lines.append(f"{indent}spill {address} to {format_place(target)} bytes {size}")
+            case Free(address=address):
+                lines.append(f"{indent}free {address}")
     return lines
 
 
 def format_place(place: Place) -> str:
-    """`input 0`, `output 1 at 4*t`, `constant 64`, `workspace 4*B`."""
+    """`input 0`, `output 1 at 4*t`, `constant 64`, `workspace 4*B`, `scratchpad 128`."""
     if place.space in ("input", "output"):
         return f"{place.space} {place.number}" + ("" if place.offset == 0 else f" at {place.offset}")
     return f"{place.space} {place.offset}"
@@ -446,7 +480,9 @@ class _LoopParser(GraphParser):
             return self.store()
         readers: dict[str, Callable[[], Stmt]] = {"for": self.loop, "while": self.while_loop, "if": self.branch,
                                                   "let": self.let, "alloc": self.alloc, "check": self.check,
-                                                  "prefetch": self.prefetch, "stream": self.stream}
+                                                  "prefetch": self.prefetch, "stream": self.stream, "atomic": self.atomic,
+                                                  "collect": self.collect, "matmul_tile": self.matmul_tile,
+                                                  "copy_async": self.copy_async, "commit": Commit, "wait": self.wait}
         if token.kind != "word" or token.text not in readers:
             self.fail(f"expected a statement ({', '.join(readers)} or a store), found {self.lexer.describe()}")
         self.lexer.next()
@@ -458,8 +494,8 @@ class _LoopParser(GraphParser):
         kind, lanes = "serial", 0
         if lexer.token.kind == "word":
             kind = lexer.token.text
-            if kind not in ("parallel", "vector", "unrolled"):
-                self.fail(f"a loop is parallel, vector(lanes) or unrolled, found {kind!r}")
+            if kind not in ("parallel", "vector", "unrolled", *GPU_KINDS):
+                self.fail(f"a loop is parallel, vector(lanes), unrolled, {', '.join(GPU_KINDS)}, found {kind!r}")
             lexer.next()
         if kind == "vector":
             lexer.expect("(")
@@ -516,8 +552,8 @@ class _LoopParser(GraphParser):
         lexer.expect(":")
         buffer = self.buffer(name, "", token)
         space = lexer.take("word", "register or local")
-        if space not in SPACES:
-            self.fail(f"memory is register or local, found {space!r}", token)
+        if space not in (*SPACES, *GPU_SPACES):
+            self.fail(f"memory is {', '.join((*SPACES, *GPU_SPACES))}, found {space!r}", token)
         return Alloc(Buffer(buffer.name, buffer.dtype, buffer.shape, space))
 
     def store(self) -> Store:
@@ -554,8 +590,40 @@ class _LoopParser(GraphParser):
         return replace(self.store(), stream=True)
 
     def prefetch(self) -> Prefetch:
+        return Prefetch(*self.element())
+
+    def atomic(self) -> Store:
+        return replace(self.store(), atomic=True)
+
+    def collect(self) -> Collect:
+        combine = self.lexer.take("word", "how to combine")
         name, _ = self.buffer_reference()
-        return Prefetch(name, self.index())
+        self.lexer.expect("over")
+        return Collect(name, combine, self.lexer.integer("the number of threads"))
+
+    def matmul_tile(self) -> MatmulTile:
+        name, _ = self.buffer_reference()
+        self.lexer.expect(",")
+        left = self.element()
+        self.lexer.expect(",")
+        right = self.element()
+        self.lexer.expect(",")
+        return MatmulTile(name, *left, *right, self.lexer.integer("the depth"))
+
+    def copy_async(self) -> CopyAsync:
+        target = self.element()
+        self.lexer.expect("=")
+        source = self.element()
+        self.lexer.expect(",")
+        return CopyAsync(*target, *source, self.lexer.integer("the number of elements"))
+
+    def wait(self) -> Wait:
+        return Wait(self.lexer.integer("the number of groups"))
+
+    def element(self) -> tuple[str, tuple[DimLike, ...]]:
+        """`%buffer[index, ...]`"""
+        name, _ = self.buffer_reference()
+        return name, self.index()
 
     def buffer_reference(self) -> tuple[str, DType]:
         token = self.lexer.token
@@ -730,13 +798,18 @@ class _LoopParser(GraphParser):
         constants_bytes = lexer.integer("the bytes of the constants")
         lexer.expect("workspace")
         workspace = self.size()
+        scratchpad = None
+        if lexer.accept("scratchpad"):
+            size = lexer.integer("the bytes of the scratchpad")
+            lexer.expect("alignment")
+            scratchpad = Scratchpad(size, lexer.integer("a number of bytes"))
         constants = []
         while lexer.accept("constant"):
             offset = lexer.integer("an offset")
             lexer.expect(":")
             constants.append((offset, self._constant(self.type())))
         steps = self.steps()
-        return Program(name, inputs, outputs, tuple(constants), constants_bytes, workspace, steps, symbols)
+        return Program(name, inputs, outputs, tuple(constants), constants_bytes, workspace, steps, symbols, scratchpad)
 
     def tensors(self) -> tuple[tuple[str, TensorType], ...]:
         lexer = self.lexer
@@ -788,7 +861,26 @@ class _LoopParser(GraphParser):
             condition = self.place()
             then = self.step_block()
             return Branch(condition, then, self.step_block() if lexer.accept("else") else ())
-        self.fail(f"expected launch, repeat, loop or branch, found {lexer.describe()}")
+        if lexer.at("fetch") or lexer.at("spill") or lexer.at("free"):
+            return self.transfer()
+        self.fail(f"expected launch, repeat, loop, branch, fetch, spill or free, found {lexer.describe()}")
+
+    def transfer(self) -> Step:
+        lexer = self.lexer
+        if lexer.accept("free"):
+            return Free(lexer.integer("an address"))
+        if lexer.accept("fetch"):
+            source = self.place()
+            lexer.expect("to")
+            address = lexer.integer("an address")
+            lexer.expect("bytes")
+            return Fetch(source, address, lexer.integer("a number of bytes"))
+        lexer.expect("spill")
+        address = lexer.integer("an address")
+        lexer.expect("to")
+        target = self.place()
+        lexer.expect("bytes")
+        return Spill(address, target, lexer.integer("a number of bytes"))
 
     def launch(self) -> Launch:
         lexer = self.lexer
@@ -809,12 +901,12 @@ class _LoopParser(GraphParser):
     def place(self) -> Place:
         lexer = self.lexer
         token = lexer.token
-        space = lexer.take("word", "input, output, constant or workspace")
+        space = lexer.take("word", "input, output, constant, workspace or scratchpad")
         if space in ("input", "output"):
             number = lexer.integer(f"the number of the {space}")
             return Place(space, number, self.size() if lexer.accept("at") else 0)
-        if space not in ("constant", "workspace"):
-            self.fail(f"a place is an input, output, constant or workspace, found {space!r}", token)
+        if space not in ("constant", "workspace", "scratchpad"):
+            self.fail(f"a place is an input, output, constant, workspace or scratchpad, found {space!r}", token)
         return Place(space, 0, self.size())
 
 

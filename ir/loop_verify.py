@@ -7,7 +7,9 @@ What holds for a kernel that passes:
   infers; what is stored, loaded and combined has the buffer's dtype; an index has one size an axis, or a single one.
 - Loops have a legal kind at a legal place (`ir/loop.py`): parallel only outermost, no vector loop in another, static
   unrolled extents, lanes a power of two, nothing in a vector loop branches or loops by its variable.
-- Register buffers have static shapes and are indexed by constants, unrolled and vector variables only.
+- Register buffers have static shapes and are indexed by constants, unrolled and vector variables only; those of a block first by
+  the variable of a thread, or of a warp for fragments.
+- Blocks hold threads and warps at legal places (`loop_gpu.py`); between these nothing stores.
 - `in` parameters are not stored to; what one thread alone stores to local memory no other outermost statement reads.
 
 What it does not check, since data may decide it: indices within buffers, initialisation, independence of iterations.
@@ -28,11 +30,16 @@ from .graph import Node
 from .loop import (
     ACCESS,
     COMBINES,
+    GPU_KINDS,
+    GPU_SPACES,
     LOOP_KINDS,
     SPACES,
     Alloc,
     Buffer,
     Check,
+    Collect,
+    Commit,
+    CopyAsync,
     For,
     If,
     IndexValue,
@@ -41,18 +48,22 @@ from .loop import (
     Literal,
     Load,
     Local,
+    MatmulTile,
     Prefetch,
     Stmt,
     Store,
+    Wait,
     While,
     expression_nodes,
     expressions_of,
     walk,
 )
+from .loop_gpu import block_rule, collective_rule, private_rule
 from .loop_text import format_place, format_statements
 from .ops.compute import Bitcast, Cast, Elementwise
 from .ops.scalar import result_dtype
-from .program import Branch, Launch, Loop, Place, Program, Repeat, Step
+from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Spill, Step
+from .residency import verify_residency
 from .types import INDEX, TensorType
 
 MAX_NESTING = 64
@@ -85,6 +96,8 @@ class _Scope(Struct):
     lane_buffers: frozenset[str] = frozenset()
     parallel: bool = False
     first_thread: bool = False
+    level: str = ""  # the innermost loop around that divides work on a GPU
+    private: frozenset[str] = frozenset()  # registers of the threads or warps of a block
 
     def inner(self) -> _Scope:
         return replace(self, buffers=dict(self.buffers), variables=dict(self.variables), depth=self.depth + 1)
@@ -181,7 +194,7 @@ class _KernelVerifier:
 
     def outermost(self, scope: _Scope, statement: Stmt) -> None:
         """Which threads run it, and whether another thread misses what it stores to local memory."""
-        parallel = isinstance(statement, For) and statement.kind == "parallel"
+        parallel = isinstance(statement, For) and statement.kind in ("parallel", "block")
         stored = {s.buffer for s in walk([statement]) if isinstance(s, Store)}
         parameters = {b.name for b in self.kernel.buffers}
         divided = self.divided_buffers and sorted(
@@ -200,6 +213,9 @@ class _KernelVerifier:
                           hint="store to it in a statement that stores to no parameter: every thread runs that")
 
     def check_statement(self, scope: _Scope, statement: Stmt) -> None:
+        broken = block_rule(statement, scope.level, scope.depth)
+        if broken:
+            self.fail(broken)
         match statement:
             case For():
                 self.loop(scope, statement)
@@ -213,9 +229,11 @@ class _KernelVerifier:
             case Let(name=name, value=value, symbol=symbol):
                 self.let(scope, name, value, symbol)
             case Alloc(buffer=buffer):
-                if buffer.space not in SPACES:
-                    self.fail(f"alloc of %{buffer.name} in {buffer.space!r}, expected {' or '.join(SPACES)}")
+                if buffer.space not in (*SPACES, *GPU_SPACES):
+                    self.fail(f"alloc of %{buffer.name} in {buffer.space!r}, expected {' or '.join((*SPACES, *GPU_SPACES))}")
                 self.declare(scope, buffer)
+                if scope.level == "block" and buffer.space in ("register", "fragment"):
+                    scope.private |= {buffer.name}
                 if scope.vector:
                     scope.lane_buffers |= {buffer.name}
             case Store():
@@ -230,6 +248,8 @@ class _KernelVerifier:
             case Prefetch(buffer=name, index=index):
                 if self.access(scope, name, index).space == "register":
                     self.fail(f"prefetch of %{name}, which is no memory but registers")
+            case Collect() | MatmulTile() | CopyAsync() | Commit() | Wait():
+                self.collective(scope, statement)
             case _:
                 self.fail(f"{type(statement).__name__} is no statement")
 
@@ -242,8 +262,8 @@ class _KernelVerifier:
 
     def loop(self, scope: _Scope, loop: For) -> None:
         name = loop.symbol.name
-        if loop.kind not in LOOP_KINDS:
-            self.fail(f"loop {name} is {loop.kind!r}, expected one of {', '.join(LOOP_KINDS)}")
+        if loop.kind not in (*LOOP_KINDS, *GPU_KINDS):
+            self.fail(f"loop {name} is {loop.kind!r}, expected one of {', '.join((*LOOP_KINDS, *GPU_KINDS))}")
         if loop.kind == "parallel" and scope.depth != 1:
             self.fail(f"parallel loop {name} stands inside another statement, expected the outermost level")
         if loop.kind == "vector":
@@ -262,10 +282,20 @@ class _KernelVerifier:
         inner = scope.inner()
         self.bind(inner, name, _Variable("loop variable", loop.symbol, None, loop.kind))
         inner.parallel = scope.parallel or loop.kind == "parallel"
+        inner.level = loop.kind if loop.kind in GPU_KINDS else scope.level
+        if loop.kind == "warp":
+            self.stored_operands(loop)
         if loop.kind == "vector":
             inner.vector, inner.lanes, inner.lane_buffers = name, frozenset({name}), frozenset()
         inner.depth = scope.depth
         self.block(inner, loop.body)
+
+    def stored_operands(self, loop: For) -> None:
+        """Warps are not in step: what one multiplies no other may store to meanwhile."""
+        stored = {s.buffer for s in walk(loop.body) if isinstance(s, Store)}
+        for statement in walk(loop.body):
+            if isinstance(statement, MatmulTile) and stored & {statement.left, statement.right}:
+                self.fail(f"warp loop {loop.symbol.name} multiplies parts of a buffer that it stores to")
 
     def loop_bounds(self, loop: For) -> None:
         """The symbol's bounds hold every value that the extent provably reaches."""
@@ -290,7 +320,9 @@ class _KernelVerifier:
             self.fail(f"%{store.buffer} is an input and cannot be stored to")
         if store.value.dtype != buffer.dtype:
             self.fail(f"store of {store.value.dtype} to %{store.buffer}, expected {buffer.dtype}")
-        if store.stream and (store.combine or buffer.space in SPACES):
+        if store.atomic and (not store.combine or buffer.space in ("register", "local", "fragment")):
+            self.fail(f"atomic store to %{store.buffer}, expected one that combines, to a parameter or shared memory")
+        if store.stream and (store.combine or buffer.space in (*SPACES, *GPU_SPACES)):
             self.fail(f"stream to %{store.buffer}, expected a plain store to a parameter")
         if store.combine and store.combine not in COMBINES:
             self.fail(f"store combines by {store.combine!r}, expected one of {', '.join(COMBINES)}")
@@ -308,6 +340,12 @@ class _KernelVerifier:
             self.fail(f"index of %{name} has {len(index)} sizes, expected {len(buffer.shape)} (one an axis) or a single one")
         for size in index:
             self.size(scope, size)
+        private = name in scope.private
+        if private:
+            broken = private_rule(buffer, index, scope.level, {n: v.loop_kind for n, v in scope.variables.items()})
+            if broken:
+                self.fail(broken)
+        for size in index[1:] if private else index:
             if buffer.space == "register":
                 for symbol in symbols_of(size):
                     kind = scope.variables[symbol.name].loop_kind
@@ -315,6 +353,25 @@ class _KernelVerifier:
                         self.fail(f"register buffer %{name} is indexed by {symbol.name} ({kind or 'not a'} loop variable), "
                                   "expected constants, unrolled and vector variables", "allocate it as local")
         return buffer
+
+    def collective(self, scope: _Scope, statement: Collect | MatmulTile | CopyAsync | Commit | Wait) -> None:
+        """What the threads of a block do together: its operands are declared, and fit."""
+        buffers: list[Buffer] = []
+        match statement:
+            case Collect(buffer=name):
+                buffers = [self.known(scope, name)]
+            case MatmulTile(accumulator=name, left=left, left_index=rows, right=right, right_index=columns):
+                buffers = [self.known(scope, name), self.access(scope, left, rows), self.access(scope, right, columns)]
+            case CopyAsync(buffer=name, index=index, source=source, source_index=place):
+                buffers = [self.access(scope, name, index), self.access(scope, source, place)]
+        broken = collective_rule(statement, buffers)
+        if broken:
+            self.fail(broken)
+
+    def known(self, scope: _Scope, name: str) -> Buffer:
+        if name not in scope.buffers:
+            self.fail(f"buffer %{name} is not declared here; declared are {', '.join(scope.buffers) or 'none'}")
+        return scope.buffers[name]
 
     # --- expressions ---
 
@@ -653,6 +710,8 @@ class _ProgramVerifier(Struct):
                           "share equal ones (kernel_key), number the others")
             verify_kernel(kernel)
         self.steps(program.steps, self.declared, 1)
+        if program.scratchpad is not None:
+            verify_residency(program)
 
     def size(self, size: DimLike, what: str, symbols: Mapping[str, Symbol]) -> None:
         for symbol in symbols_of(size):
@@ -693,8 +752,17 @@ class _ProgramVerifier(Struct):
                     self.place(condition, 1, False, "condition of a branch", symbols)
                     self.steps(then, symbols, depth + 1)
                     self.steps(otherwise, symbols, depth + 1)
+                case Fetch(source=place, bytes=size) | Spill(target=place, bytes=size):
+                    self.transfer(step)
+                    self.place(place, size, isinstance(step, Spill), type(step).__name__.lower(), symbols)
+                case Free():
+                    self.transfer(step)
                 case _:
                     self.fail(f"{type(step).__name__} is no step")
+
+    def transfer(self, step: Step) -> None:
+        if self.program.scratchpad is None:
+            self.fail(f"{type(step).__name__.lower()}: there is no scratchpad")
 
     def launch(self, launch: Launch, symbols: Mapping[str, Symbol]) -> None:
         kernel = launch.kernel
@@ -726,12 +794,13 @@ class _ProgramVerifier(Struct):
                 self.fail(f"{what}: {place.space} {place.number} does not exist; there are {len(ends[place.space])}")
             type = ends[place.space][place.number][1]
             room = product(type.shape) * type.dtype.bytes
-        elif place.space in ("constant", "workspace"):
+        elif place.space in ("constant", "workspace", "scratchpad"):
             if place.number:
                 self.fail(f"{what}: {place.space} has no number, found {place.number}")
-            room = program.constants_bytes if place.space == "constant" else program.workspace_bytes
+            scratchpad = 0 if program.scratchpad is None else program.scratchpad.bytes
+            room = {"constant": program.constants_bytes, "workspace": program.workspace_bytes, "scratchpad": scratchpad}[place.space]
         else:
-            self.fail(f"{what}: {place.space!r} is no space; expected input, output, constant or workspace")
+            self.fail(f"{what}: {place.space!r} is no space; expected input, output, constant, workspace or scratchpad")
         if stored and place.space in ("input", "constant"):
             self.fail(f"{what} is stored to, but lies in {format_place(place)}")
         if bounds(place.offset)[1] < 0:

@@ -2,6 +2,10 @@
 
 A `Program` is what backends take. Its steps run in order on every thread of the team; after each launch the threads
 meet at a barrier, unless `barrier` is false. Offsets and sizes are in bytes and may be symbolic; `plan` computes them.
+
+A program with a `scratchpad` is one for an accelerator whose kernels see that memory and the constants alone: whatever they
+touch lies at an address there, and `Fetch`, `Spill` and `Free` between launches say what comes, leaves and ends
+(`ir/residency.py`). Its sizes are numbers.
 """
 
 from __future__ import annotations
@@ -16,8 +20,9 @@ from .types import TensorType
 
 
 class Place(Struct, frozen=True):
-    """A buffer's memory: `space` is 'input', 'output', 'constant' or 'workspace'; `number` counts inputs or outputs;
-    `offset` is in bytes from the start of that input or output, of the constants segment or of the workspace."""
+    """A buffer's memory: `space` is 'input', 'output', 'constant', 'workspace' or 'scratchpad'; `number` counts inputs or
+    outputs; `offset` is in bytes from the start of that input or output, of the constants segment, of the workspace or of the
+    scratchpad."""
 
     space: str
     number: int = 0
@@ -60,11 +65,42 @@ class Branch(Struct, frozen=True, eq=False):
     otherwise: tuple[Step, ...]
 
 
-Step = Launch | Repeat | Loop | Branch
+class Fetch(Struct, frozen=True):
+    """Copies bytes from a place off the chip to an address of the scratchpad, where they are a value until a `Free`."""
+
+    source: Place
+    address: int
+    bytes: int
+
+
+class Spill(Struct, frozen=True):
+    """Copies the value at an address off the chip; it stays where it is too."""
+
+    address: int
+    target: Place
+    bytes: int
+
+
+class Free(Struct, frozen=True):
+    """Ends the value at an address: others may have its bytes."""
+
+    address: int
+
+
+class Scratchpad(Struct, frozen=True):
+    """The memory that an accelerator's kernels see. Values lie at multiples of `alignment` and take whole units of it."""
+
+    bytes: int
+    alignment: int
+
+
+Transfer = Fetch | Spill | Free
+Step = Launch | Repeat | Loop | Branch | Transfer
 
 
 class Program(Struct, frozen=True, eq=False):
-    """`inputs` and `outputs`: (name, type). `constants`: (offset in the segment, value), offsets multiples of 64."""
+    """`inputs` and `outputs`: (name, type). `constants`: (offset in the segment, value), offsets multiples of 64. With a
+    `scratchpad` the workspace lies off the chip and holds what was spilled."""
 
     name: str
     inputs: tuple[tuple[str, TensorType], ...]
@@ -74,6 +110,7 @@ class Program(Struct, frozen=True, eq=False):
     workspace_bytes: DimLike
     steps: tuple[Step, ...]
     symbols: tuple[Symbol, ...] = field(default=())
+    scratchpad: Scratchpad | None = None
 
     def kernels(self) -> tuple[Kernel, ...]:
         """Each kernel once, in the order of first launch."""

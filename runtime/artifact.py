@@ -137,6 +137,22 @@ def make_header(
 ) -> str:
     """The text of `<name>.h`: the ABI (shared by all models of one ABI version) and this model's functions."""
     check_prefix(name)
+    constants = describe_sizes(name, inputs, outputs, constants_bytes, workspace)
+    about = f" * {_comment(summary)}\n" if summary else ""
+    return _HEADER.format(
+        name=name,
+        upper=name.upper(),
+        version=version,
+        abi=_native.ABI_HEADER.strip(),
+        about=about,
+        constants=constants,
+        abi_version=_native.ABI_VERSION,
+    )
+
+
+def describe_sizes(name: str, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], constants_bytes: int,
+                   workspace: int | None) -> str:
+    """Constants of the preprocessor: counts, sizes, and the number of each input and output by its name."""
     upper = name.upper()
     constants = [
         f"#define {upper}_ABI_VERSION {_native.ABI_VERSION}",
@@ -152,16 +168,7 @@ def make_header(
         for index, info in enumerate(infos):
             label = re.sub(r"[^A-Za-z0-9]", "_", info.name).upper()
             constants.append(f"#define {upper}_{kind}_{index}_{label} {index}   /* {_comment(str(info))} */")
-    about = f" * {_comment(summary)}\n" if summary else ""
-    return _HEADER.format(
-        name=name,
-        upper=upper,
-        version=version,
-        abi=_native.ABI_HEADER.strip(),
-        about=about,
-        constants="\n".join(constants),
-        abi_version=_native.ABI_VERSION,
-    )
+    return "\n".join(constants)
 
 
 def _comment(text: str) -> str:
@@ -241,13 +248,31 @@ def load_library(
     the target of the one to use where there are several, the best that this CPU can run unless given."""
     library = Path(path).absolute()
     symbol = find_describe(library)
-    executable = Executable.from_library(_fresh_spelling(library), symbol, threads=threads, metadata={"path": str(library)},
-                                         variant=variant)
+    kind = Executable
+    if _is_for_cuda(library, symbol):
+        kind, symbol = _cuda_executable(), _program_symbol(symbol)
+    executable = kind.from_library(_fresh_spelling(library), symbol, threads=threads, metadata={"path": str(library)}, variant=variant)
     model = executable._model
     if model.constants_bytes > 0 and not model.constants_embedded:
         place = Path(weights) if weights is not None else find_weights(library, model.name)
         model.set_constants(_native.Constants.open(str(place), model.constants_bytes, executable.constants_digest, verify))
     return executable
+
+
+def _program_symbol(describe: str) -> str:
+    return describe.removesuffix("_describe") + "_program"
+
+
+def _is_for_cuda(library: Path, describe: str) -> bool:
+    """Whether a library is one for GPUs, which exports its program for the device."""
+    return _program_symbol(describe) in exported_names(library)
+
+
+def _cuda_executable() -> type[Executable]:
+    """What runs models on devices: imported only for a library that is for one."""
+    from tilewright.runtime.cuda import CudaExecutable
+
+    return CudaExecutable
 
 
 _loads = itertools.count(1)
@@ -260,8 +285,8 @@ def _fresh_spelling(library: Path) -> str:
     return f"{library.parent}{number}/{library.name}"
 
 
-def find_describe(library: Path) -> str:
-    """The name of the artifact's describing function; refuses what is no whole artifact for this machine."""
+def exported_names(library: Path) -> list[str]:
+    """What a shared library for this machine exports."""
     try:
         with open(library, "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -272,7 +297,12 @@ def find_describe(library: Path) -> str:
         raise ArtifactError(f"{library}: found ELF type {elf.type}, expected a shared library")
     if elf.machine != os.uname().machine:
         raise ArtifactError(f"{library}: found code for {elf.machine}, expected {os.uname().machine}")
-    names = [name for name in elf.exported() if name.endswith("_describe")]
+    return elf.exported()
+
+
+def find_describe(library: Path) -> str:
+    """The name of the artifact's describing function; refuses what is no whole artifact for this machine."""
+    names = [name for name in exported_names(library) if name.endswith("_describe")]
     if len(names) != 1:
         raise ArtifactError(f"{library}: exports {len(names)} functions named *_describe, expected one; is it a tilewright artifact?")
     return names[0]

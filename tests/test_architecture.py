@@ -35,12 +35,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # kernels to machine
     "backends": ("ir", "ir.errors", "runtime"),
     "backends.llvm": ("ir", "ir.errors", "runtime", "backends"),
+    "backends.cuda": ("ir", "ir.errors", "runtime", "backends", "backends.llvm"),  # the host's side of a program is LLVM's
     # small facts that several parts of the compiler share
     "version": (),
     "options": ("ir.errors",),
     "machine": ("ir.errors",),
     "tiles": ("ir",),
-    "attention": ("ir",),
+    "attention": ("ir", "tiles"),
     "cost": ("ir",),
     "collector": (),
     "library": ("ir", "ir.errors"),
@@ -52,12 +53,19 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "lowering": ("ir", "ir.errors", "attention", "cost", "packing", "tiles"),
     # the compile half: joins passes, lowering and backends
     "pipeline": ("ir", "ir.errors", "options", "passes"),
-    "build": ("ir", "ir.errors", "collector", "key_facts", "launch_facts", "options", "version", "pipeline", "lowering", "backends",
+    "ordering": ("ir", "ir.errors", "lowering", "scheduling"),
+    "build": ("ir", "ir.errors", "collector", "key_facts", "launch_facts", "options", "ordering", "version", "pipeline", "lowering", "backends",
               "backends.llvm", "runtime"),
+    # targets that are more than a CPU's name, and what compiles for an accelerator with a scratchpad
+    "targets": ("ir.errors",),
+    "gpu": ("ir", "ir.errors", "backends", "backends.cuda", "backends.llvm", "build", "collector", "explaining", "launch_facts", "options", "pipeline", "runtime",
+            "saving_cuda", "variants", "version"),
+    "accelerator": ("ir", "ir.errors", "backends", "build", "lowering", "options", "packing", "pipeline", "runtime", "scheduling", "targets"),
     # the light half: joins front ends, cache and runtime
     "loading": ("runtime",),
     "variants": ("ir.errors",),
     "saving": ("ir", "ir.errors", "runtime", "variants", "version"),
+    "saving_cuda": ("ir.errors", "runtime", "saving", "variants", "version"),
     "key_facts": ("ir", "runtime"),
     # reports: what was chosen, what it costs, what the machine can do
     "launch_facts": ("ir", "ir.errors", "runtime"),
@@ -65,7 +73,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "calibration": ("ir", "build", "cost", "runtime"),
     "tuning": ("ir", "ir.errors", "build", "cost", "options", "pipeline", "runtime", "tiles"),
     "compiled_function": ("ir", "ir.errors", "frontends"),
-    "driver": ("ir", "ir.errors", "collector", "options", "machine", "compiled_function", "saving", "variants", "frontends",
+    "driver": ("ir", "ir.errors", "accelerator", "gpu", "targets", "collector", "options", "machine", "compiled_function", "saving", "variants", "frontends",
                "frontends.onnx", "build", "explaining", "calibration", "tuning", "runtime"),
     # ONNX models of others: what they would take, and whether they are computed right
     "agreement": (),
@@ -81,12 +89,12 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "scheduling": ("ir", "ir.errors", "packing"),
     "fuzz": ("ir", "ir.errors", "build", "cost", "driver", "frontends.onnx", "library", "library_quantized", "lowering", "options", "passes", "pipeline", "runtime"),
     "cli": ("ir", "ir.errors", "options", "machine", "key_facts", "launch_facts", "loading", "saving", "driver", "runtime", "version",
-            "tools", "fuzz", "checking", "onnx_peers", "packing", "quantizing", "scheduling", "verifying"),
+            "tools", "fuzz", "checking", "onnx_peers", "packing", "quantizing", "scheduling", "targets", "verifying"),
     "": ("version", "cli"),  # __init__ and __main__
 }
 # the first segment of a module's name, where its layer is called otherwise
 LAYER_OF = {
-    "cli_machine": "cli", "cli_model": "cli", "cli_onnx": "cli", "cli_pack": "cli", "cli_passes": "cli", "cli_profile": "cli", "cli_fuzz": "cli", "cli_quantize": "cli", "cli_schedule": "cli", "cli_shared": "cli", "__init__": "", "__main__": "",
+    "cli_accelerator": "cli", "cli_machine": "cli", "cli_model": "cli", "cli_onnx": "cli", "cli_pack": "cli", "cli_passes": "cli", "cli_profile": "cli", "cli_fuzz": "cli", "cli_quantize": "cli", "cli_schedule": "cli", "cli_shared": "cli", "__init__": "", "__main__": "",
     "frontends.from_onnx": "frontends.onnx", "frontends.onnx_messages": "frontends.onnx", "frontends.onnx_ops": "frontends.onnx",
     "frontends.onnx_calls": "frontends.onnx", "frontends.onnx_contents": "frontends.onnx", "frontends.onnx_dims": "frontends.onnx", "frontends.onnx_editing": "frontends.onnx", "frontends.onnx_files": "frontends.onnx",
     "frontends.onnx_limits": "frontends.onnx", "frontends.onnx_scopes": "frontends.onnx", "frontends.onnx_pieces": "frontends.onnx", "frontends.onnx_survey": "frontends.onnx",
@@ -115,6 +123,9 @@ LATE_IMPORTS = {
     ("frontends.onnx_messages", "onnx"): "takes five times as long as its messages, which are all that reading a file needs",
     ("driver", "explaining"): "reports: only when somebody asks for one",
     ("driver", "calibration"): "compiles and measures: only for reports",
+    ("runtime.artifact", "runtime.cuda"): "a library for GPUs: others need neither the extension nor a driver",
+    ("driver", "gpu.compiling"): "the compile half, for a target that is a GPU",
+    ("driver", "accelerator.compiling"): "the compile half, for a target with a scratchpad",
     ("driver", "tuning"): "compiles and measures: only where that is asked for",
     ("cli_fuzz", "fuzz.report"): "needs the extra [fuzz]",
     ("cli_quantize", "quantizing"): "compiles and runs programs: only when a model is quantized",
@@ -137,6 +148,8 @@ DYNAMIC_IMPORTS = {
 # module -> why it reads the environment
 ENVIRONMENT = {
     "options": "the knobs, and where the user's cache folder is",
+    "backends.cuda.compile": "where the user's cache folder and a CUDA toolkit are",
+    "backends.cuda.emulate": "where the user's cache folder is",
     "runtime.linking": "hands the environment on to the linker, with a fixed locale and date",
 }
 KNOBS = {"TILEWRIGHT_DEBUG", "TILEWRIGHT_IR_DUMP", "TILEWRIGHT_VERIFY", "TILEWRIGHT_BACKEND", "TILEWRIGHT_CACHE_DIR"}

@@ -146,7 +146,7 @@ def test_bench(folder: Path, capsys) -> None:
 
 def test_stages_are_left_and_entered_in_text(folder: Path, capsys) -> None:
     passes = succeed(capsys, "opt", "--list").split()
-    assert passes[0] == "lower_quantized" and passes[-1] == "fuse"
+    assert passes[0] == "narrow_products" and passes[-1] == "fuse"
     whole = succeed(capsys, "opt", "layer.ir", "--emit", "asm")
     middle = passes[len(passes) // 2]
     succeed(capsys, "opt", "layer.ir", "--until", middle, "-o", "middle.ir")

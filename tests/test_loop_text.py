@@ -144,11 +144,11 @@ def test_program_text() -> None:
     (", !1 = neg(!0)", "", "!1 is not defined before its use", None),
     ("where !0 = exp(%v), !1 = neg(!0)", "", "!0 is used but not defined; expected 'where'", None),
     ("max= %v", "pow= %v", "a store combines by add, mul", None),
-    ("vector(8)", "wide(8)", "a loop is parallel, vector\\(lanes\\) or unrolled, found 'wide'", None),
+    ("vector(8)", "wide(8)", "a loop is parallel, vector\\(lanes\\), unrolled, block, thread, warp, lane, found 'wide'", None),
     ("for %u in 0..8", "for %u in 1..8", "a loop begins at 0", None),
     ("for %u in", "for %k in", "k is declared twice", None),
     ("alloc %acc:", "alloc %row:", "buffer %row is declared twice", None),
-    ("register\n", "heap\n", "memory is register or local, found 'heap'", None),
+    ("register\n", "heap\n", "memory is register, local, shared, fragment, found 'heap'", None),
     (": in f32", ": take f32", "a parameter's access is in, out or inout, found 'take'", (1, 47)),
     ("B: 1..64", "B: 9..6", "bounds 9..6", None),
     ("check gt", "chock gt", "expected a statement", None),
@@ -168,8 +168,8 @@ def test_errors_have_a_place(before: str, after: str, words: str | None, place: 
 
 @pytest.mark.parametrize(("before", "after", "words"), [
     ("launch @copy[2]", "launch @kopy[2]", "no kernel @kopy stands before the program"),
-    ("output 1 at 4", "heap 1", "a place is an input, output, constant or workspace, found 'heap'"),
-    ("branch", "fork", "expected launch, repeat, loop or branch, found 'fork'"),
+    ("output 1 at 4", "heap 1", "a place is an input, output, constant, workspace or scratchpad, found 'heap'"),
+    ("branch", "fork", "expected launch, repeat, loop, branch, fetch, spill or free, found 'fork'"),
     ("16*t + 64", "16*u + 64", "unknown size 'u'"),
     ("program @main", "kernel @copy() { }\nprogram @main", "kernel @copy is defined twice"),
 ])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.packing import cut
 from tilewright.cli import run
 from tilewright.ir.errors import ArgumentError
 from tilewright.lowering.memory import Storage, assign_offsets
@@ -48,21 +49,6 @@ def alive_at_most(items: Sequence[Item]) -> int:
 HARD = [Item(5, 7, 4), Item(0, 3, 4), Item(2, 5, 3), Item(4, 6, 2), Item(5, 10, 1), Item(6, 8, 3), Item(2, 6, 2), Item(0, 1, 4)]
 
 
-def guillotine(generator: random.Random, width: int, height: int, count: int) -> list[Item]:
-    """Items that fill a rectangle without a gap: cuts through the whole of a piece, at random."""
-    pieces = [(0, width, 0, height)]
-    while len(pieces) < count:
-        left, right, low, high = pieces.pop(max(range(len(pieces)), key=lambda k: (pieces[k][1] - pieces[k][0]) * (pieces[k][3] - pieces[k][2])))
-        if generator.random() < 0.5 and right - left > 1 or high - low < 2:
-            at = generator.randint(left + 1, right - 1)
-            pieces += [(left, at, low, high), (at, right, low, high)]
-        else:
-            at = generator.randint(low + 1, high - 1)
-            pieces += [(left, right, low, at), (left, right, at, high)]
-    generator.shuffle(pieces)
-    return [Item(left, right, high - low) for left, right, low, high in pieces]
-
-
 @pytest.mark.parametrize("alignments", [(1,), (4,), (1, 2, 3), (1, 8)], ids=str)
 def test_agrees_with_brute_force(alignments: tuple[int, ...]) -> None:
     generator = random.Random(str(alignments))
@@ -81,7 +67,7 @@ def test_agrees_with_brute_force(alignments: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_packs_what_was_cut_from_a_rectangle(seed: int) -> None:
     """There is a packing without any gap; one byte less is impossible."""
-    items = guillotine(random.Random(seed), 1000, 1000, 18)
+    items = cut(random.Random(seed), 1000, 1000, 18)
     found = pack(items, 1000, nodes=2_000_000)
     assert found.verdict == "packed" and not fault_of(items, found.offsets, 1000)
     refused = pack(items, 999)
@@ -98,14 +84,14 @@ def test_proves_what_no_moment_shows() -> None:
 def test_parts_that_do_not_meet() -> None:
     """Time is divided where nothing is alive; an impossible part decides, whichever it is."""
     alive = alive_at_most(HARD)
-    later = [Item(item.lower + 100, item.upper + 100, item.size) for item in guillotine(random.Random(1), 10, alive, 8)]
+    later = [Item(item.lower + 100, item.upper + 100, item.size) for item in cut(random.Random(1), 10, alive, 8)]
     for items in ([*HARD, *later], [*later, *HARD]):
         assert pack(items, alive).verdict == "impossible"
         assert pack(items, alive + 1).verdict == "packed"
 
 
 def test_same_input_same_offsets() -> None:
-    items = guillotine(random.Random(3), 500, 500, 30)
+    items = cut(random.Random(3), 500, 500, 30)
     first = pack(items, 500, nodes=3000)
     assert all(pack(items, 500, nodes=3000) == first for _ in range(3))
     assert pack_least(items, nodes=3000) == pack_least(items, nodes=3000)
@@ -132,7 +118,7 @@ def test_limit_of_zero_takes_what_is_instant() -> None:
 
 
 def test_threads_search_at_once() -> None:
-    items = guillotine(random.Random(5), 300, 300, 30)
+    items = cut(random.Random(5), 300, 300, 30)
     alone, found = pack(items, 300, nodes=20_000), []
     threads = [threading.Thread(target=lambda: found.append(pack(items, 300, nodes=20_000))) for _ in range(3)]
     for thread in threads:

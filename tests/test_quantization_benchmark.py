@@ -116,6 +116,14 @@ def test_what_counts_as_the_same() -> None:
     assert agreement("magika", [np.eye(4)[:, np.newaxis]], [np.eye(4)[:, np.newaxis][[0, 1, 3, 2]]]) == 0.5
 
 
+def test_what_is_lost_is_what_does_not_agree() -> None:
+    assert set(quantization.BUDGETS) == set(quantization_data.DATA)
+    types = np.eye(4, dtype=np.float32)
+    assert quantization.lost("magika")((types[:1],), (types[:1],)) == 0 and quantization.lost("magika")((types[:1],), (types[1:2],)) == 1
+    vectors = np.random.default_rng(0).standard_normal((1, 8))
+    assert quantization.lost("minilm")((vectors, vectors), (vectors, 2 * vectors)) == pytest.approx(0, abs=1e-12)
+
+
 def test_boxes_may_be_off_by_few_pixels() -> None:
     box, near, far = Box(0, 0, 9, 9), Box(0, 1, 9, 11), Box(0, 0, 9, 12)
     assert quantization.same_boxes([box], [near]) and not quantization.same_boxes([box], [far])

@@ -21,9 +21,10 @@ import tilewright as tw
 from tilewright.frontends import onnx_editing
 from tilewright.frontends.onnx_editing import packed
 from tilewright.ir.interp import evaluate_graph
+from tilewright.quantizing import Recipe, quantize
 from tilewright.quantizing.applying import apply_plan
 from tilewright.quantizing.layers import find_layers
-from tilewright.quantizing.plan import ActivationPlan, Fold, LayerPlan, Plan, WeightPlan
+from tilewright.quantizing.plan import ActivationPlan, Fold, LayerPlan, Plan, WeightPlan, merged
 from tilewright.quantizing.write_onnx import write_onnx
 
 FLOAT = TensorProto.FLOAT
@@ -323,9 +324,49 @@ def test_smoothing_is_folded_where_the_plan_says(tmp_path: Path) -> None:
 # --- files -----------------------------------------------------------------------------------------------------------------
 
 
-def test_an_older_model_is_converted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantized", [(0, 1, 2), (1,), ()])
+def test_a_constant_takes_up_the_smoothing_of_two_layers(tmp_path: Path, quantized: tuple[int, ...]) -> None:
+    """Its own and that of the layer behind it, whether it is quantized then or not."""
+    constants = {"w": normal(6, 6), "w2": normal(6, 6), "w3": normal(6, 4)}
+    nodes = [node("MatMul", ["x", "w"], "a"), node("Relu", ["a"], "b"), node("MatMul", ["b", "w2"], "c"), node("Relu", ["c"], "d"),
+             node("MatMul", ["d", "w3"], "y")]
+    path = saved(tmp_path, model(nodes, ("n", 6), constants))
+    graph = tw.from_onnx(path)
+    recipe = Recipe("strong", ("w8",), smoothing="smoothquant", strength=1.0)
+    data = [{"x": normal(5, 6) * np.float32([1, 1, 1, 1, 9, 30])} for _ in range(9)]
+    plan = quantize(graph, data, recipe=recipe, goal="size", budget=1.0, options=tw.Options(threads=1)).plan
+    assert len(plan.folds) == 4 and len(merged(plan.folds)) == 3
+    plan = replace(plan, layers=tuple(layer if number in quantized else replace(layer, weights=None, activation=None, correction=None,
+                                      smoothing=layer.smoothing if layer.folded else None) for number, layer in enumerate(plan.layers)))
+    write_onnx(path, plan, tmp_path / "small.onnx")
+    expected = evaluate_graph(apply_plan(graph, plan), [data[0]["x"]])[0]
+    for found in (run(tmp_path / "small.onnx", data[0])[0], evaluate_graph(tw.from_onnx(tmp_path / "small.onnx"), [data[0]["x"]])[0]):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(expected, evaluate_graph(graph, [data[0]["x"]])[0], rtol=0, atol=0.05 * np.abs(expected).max())
+
+
+def test_openvino_computes_the_same(tmp_path: Path) -> None:
+    """What the quantizer writes by default, read by another runtime: within steps of what we make of it."""
+    openvino = pytest.importorskip("openvino", reason="the runtime that results are held against is not installed")
+    constants = {"w": normal(24, 32) / 5, "bias": normal(32), "w2": normal(32, 8) / 6}
+    nodes = [node("MatMul", ["x", "w"], "a"), node("Add", ["a", "bias"], "b"), node("Relu", ["b"], "c"), node("MatMul", ["c", "w2"], "y")]
+    path = saved(tmp_path, model(nodes, (7, 24), constants))
+    graph = tw.from_onnx(path)
+    data = [{"x": normal(7, 24)} for _ in range(40)]
+    found = quantize(graph, data, goal="size", budget=1.0, options=tw.Options(threads=1))
+    (place,) = write_onnx(path, found.plan, tmp_path / "small.onnx")
+    x = data[0]["x"]
+    ours = evaluate_graph(found.graph, [x])[0]
+    theirs = next(iter(openvino.Core().compile_model(str(place), "CPU")(x).values()))
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=0.02 * np.abs(ours).max())
+    np.testing.assert_allclose(tw.compile(found.graph, options=tw.Options(threads=1))(x), ours, rtol=0, atol=0.02 * np.abs(ours).max())
+    np.testing.assert_allclose(run(place, {"x": x})[0], ours, rtol=0, atol=0.02 * np.abs(ours).max())
+
+
+@pytest.mark.parametrize("version", [3, 6])
+def test_an_older_model_is_converted(tmp_path: Path, version: int) -> None:
     source = model([node("Conv", ["x", "w"], "c"), node("Squeeze", ["c"], "y", axes=[2, 3])], (1, 3, 4, 4), {"w": normal(5, 3, 4, 4)}, opset=11)
-    source.ir_version = 6
+    source.ir_version = version  # 3: initializers should be inputs, too
     found = written(tmp_path, source, {"x": normal(1, 3, 4, 4)})
     assert next(iter(found.opset_import)).version == 13 and found.ir_version == 7
 

@@ -36,7 +36,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
                               [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("n", third))],
                               [numpy_helper.from_array(array.astype(np.float32), name) for name, array in constants.items()])
     onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]), folder / "model.onnx")
-    for name, count in (("calibration", 12), ("heldout", 8)):
+    for name, count in (("calibration", 96), ("heldout", 8)):
         np.savez(folder / f"{name}.npz", x=random.standard_normal((count, 2, first)).astype(np.float32))
     return folder
 
@@ -74,7 +74,7 @@ def test_an_onnx_model_and_both_reports(files: Path, here: Path, capsys: pytest.
     page = (here / "report.html").read_text()
     assert "<svg" in page and "Worth it." in page and "first" in page and "http" not in page
     report = json.loads((here / "report.json").read_text())
-    assert report["worth"] and report["held_out"] == 8 and report["samples"] == 12 and len(report["layers"]) == 2
+    assert report["worth"] and report["held_out"] == 8 and report["samples"] == 96 and len(report["layers"]) == 2
     assert 0 < report["after"]["loss"] < 0.05 and report["after"]["bytes"] < report["before"]["bytes"]
     assert sorted(path.name for path in here.iterdir()) == ["report.html", "report.json", "small.onnx"]
 
@@ -112,12 +112,22 @@ def test_json_and_a_graph_in_text(files: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(("recipe", "more"), [
     ("weight-only int4", ["--group", 4, "--rounding", "nearest"]), ("weight-only int8", []), ("bf16", []),
     ("static int8", ["--ranges", "min-max", "--smoothing", "none", "--rounding", "gptq"]),
+    ("static int8 plain", ["--byte-bits", 7]),
 ])
 def test_recipes_and_what_they_are_made_of(files: Path, capsys: pytest.CaptureFixture[str], recipe: str, more: list[object]) -> None:
     out, _ = command(capsys, *data(files), "--recipe", recipe, "--budget", "50%", "--metric", "snr", "-o", "small.onnx", "--json", *more)
     report = json.loads(out)["report"]
     assert report["recipe"] == recipe and report["metric"] == "snr" and report["worth"]
     onnx.checker.check_model(onnx.load("small.onnx"))
+
+
+def test_bytes_of_weights_have_the_bits_that_are_asked_for(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for bits, most in ((7, 64), (8, 127)):
+        command(capsys, *data(files), "--byte-bits", bits, "-o", "small.onnx")
+        weights = [numpy_helper.to_array(tensor) for tensor in onnx.load("small.onnx").graph.initializer if tensor.data_type == TensorProto.INT8]
+        assert max(int(np.abs(array.astype(np.int32)).max()) for array in weights if array.ndim == 2) == most
+    _, err = command(capsys, *data(files), "--byte-bits", 6, status=2)
+    assert "'6' is not one of 'auto', '7', '8'" in err
 
 
 def test_without_data(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

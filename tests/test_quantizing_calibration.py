@@ -104,6 +104,9 @@ WRONG: list[tuple[str, Callable[[], Any], str]] = [
     ("arrays", lambda: [(numbers((2, 4)),)], "calibration: sample 0: found 1 arrays for the inputs x, scale"),
     ("one array", lambda: numbers((5, 2, 4)), "calibration: found one array for 2 inputs, expected a dict of arrays by input name"),
     ("no data", lambda: 7, "calibration: found a int, expected an .npz file, a dict of stacked arrays, or an iterable of samples"),
+    ("ragged", lambda: [([[1.0], [1.0, 2.0]], numbers((4,)))],
+     "calibration: sample 0: input 'x' is a list that no array can be made of, expected equal sizes along each axis"),
+    ("text", lambda: stacked(x=np.full((5, 2, 4), "1.0")), "calibration: sample 0: input 'x' must be f32[n, 4], found <U3[2, 4]"),
     ("no file", lambda: "/nowhere/data.npz", "calibration: /nowhere/data.npz cannot be read: there is no such file"),
 ]
 
@@ -122,6 +125,12 @@ def test_a_damaged_file_is_one_clear_error(content: bytes, tmp_path: Path) -> No
     place.write_bytes(content)
     with pytest.raises(ArgumentError, match="cannot be read: it is no .npz file of plain arrays"):
         read_samples(two_inputs(), place)
+    np.savez_compressed(place, x=numbers((5, 2, 4)), scale=numbers((5, 4)))
+    whole = place.read_bytes()
+    for damaged in (whole[:len(whole) // 2], whole[:-30], whole[:80] + bytes(40) + whole[120:]):
+        place.write_bytes(damaged)
+        with pytest.raises(ArgumentError, match="cannot be read: it is no .npz file of plain arrays"):
+            read_samples(two_inputs(), place)
     np.save(tmp_path / "one.npy", numbers((3,)))
     with pytest.raises(ArgumentError, match="holds one array, expected an .npz file with an array for each input"):
         read_samples(two_inputs(), tmp_path / "one.npy")
@@ -379,7 +388,7 @@ def test_channels_that_are_never_used_have_the_factor_one() -> None:
 
 
 @pytest.mark.parametrize("fields, text", [
-    ({"precisions": ("int8",)}, "recipe x: precision 'int8' is not one of i8, i8 dynamic, w8, w4, w2, w4a8, bf16"),
+    ({"precisions": ("int8",)}, "recipe x: precision 'int8' is not one of i8, i8 dynamic, w8, w4, w2, w4a8, bf16, i8 outliers"),
     ({"precisions": ()}, "recipe x: no precision is given"),
     ({"ranges": "max"}, "recipe x: ranges 'max' is not one of min-max, percentile, mean squared error, entropy"),
     ({"rounding": "up"}, "recipe x: rounding 'up' is not one of nearest, gptq, gptq asymmetric, coordinate descent"),

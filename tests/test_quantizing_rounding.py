@@ -140,6 +140,33 @@ def test_rounding_to_nearest_is_within_half_a_step(levels: tuple[int, int], symm
     assert np.all(error <= scale * (0.5 if symmetric else 1.0) * (1 + 1e-6))
 
 
+@pytest.mark.parametrize("group", [0, 6])
+def test_groups_are_rounded_as_each_alone(group: int) -> None:
+    """Those of a depthwise convolution are hundreds of small matrices."""
+    x = np.stack([inputs(12, seed, rows=40) for seed in range(5)])
+    moments = np.swapaxes(x, 1, 2) @ x
+    weights = np.random.default_rng(3).normal(size=(5, 12, 4))
+    importance = np.diagonal(moments, axis1=1, axis2=2)
+
+    def rounded(weights: np.ndarray, moments: np.ndarray, importance: np.ndarray) -> list[np.ndarray]:
+        # without a search for scales, which waits for the last of all columns
+        grid = rounding.grid_for(weights, (-8, 7), group, True, False, importance)
+        steady = rounding.damped(moments)
+        plain = rounding.nearest(weights, grid)
+        found = [plain, rounding.gptq(weights, grid, steady, by_size=True), rounding.gptq(weights, grid, steady, backwards=True),
+                 rounding.coordinate_descent(weights, grid, steady, plain, 2)]
+        return [*found, *(rounding.values_of(integers, grid) for integers in found)]
+
+    alone = [rounded(*parts) for parts in zip(weights, moments, importance)]
+    for together, *each in zip(rounded(weights, moments, importance), *alone, strict=True):
+        assert_allclose(together, np.stack(each), atol=1e-12)
+
+
+def test_few_rows_are_trusted_less() -> None:
+    assert rounding.damping_of(1000, 10) == rounding.damping_of(10, 10) == rounding.DAMPING
+    assert rounding.damping_of(5, 10) == 2 * rounding.DAMPING and np.isfinite(rounding.damping_of(0, 10))
+
+
 def test_weights_that_are_all_zero_or_of_one_sign_have_a_grid() -> None:
     zeros = np.zeros((4, 2))
     for symmetric in (True, False):

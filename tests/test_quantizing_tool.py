@@ -138,6 +138,27 @@ def test_losses_of_layers_add_up(interpreted: type[Made]) -> None:
     assert 0.5 * report.predicted < report.after.loss < 2 * report.predicted
 
 
+def test_a_coarse_metric_has_layers_compared_by_what_they_turn(interpreted: type[Made]) -> None:
+    """One layer of few bits changes hardly an answer, all together do."""
+    graph = network((24, 32, 32, 32, 6))
+    budgets = (1.0, 0.1, 0.0)
+    found = [quantize(graph, samples(24), recipe=Recipe("few bits", ("w4",), group=0), metric=rough, budget=budget).report
+             for budget in budgets]
+    assert found[0].worth and found[0].after.loss > 0.1 and not found[0].rounds
+    assert any("most layers alone lose nothing by rough" in warning for warning in found[0].warnings)
+    assert found[1].worth and found[1].after.loss <= 0.1 and found[1].rounds
+    assert found[2].after.loss == 0
+    assert all(layer.loss == 0 for layer in found[1].layers) and all("turns the results by" in layer.reason for layer in found[1].layers
+                                                                    if layer.reason)
+    turned = [sum(not layer.reason for layer in report.layers) for report in found]
+    assert turned[0] == 4 and turned == sorted(turned, reverse=True)
+
+
+def rough(expected: tuple[np.ndarray, ...], found: tuple[np.ndarray, ...]) -> float:
+    """1 where a sample lies far off, else 0."""
+    return float(cosine(expected[0], found[0]) < 0.9998)
+
+
 def test_the_sum_is_tightened_until_the_whole_keeps_the_budget(interpreted: type[Made]) -> None:
     def steep(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
         return noise(expected[0], found[0]) ** 3 * 1e6  # all layers together lose far more than the sum of each alone

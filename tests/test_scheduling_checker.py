@@ -142,3 +142,40 @@ def test_a_light_operator_does_not_join_where_that_makes_a_cycle() -> None:
     operators = [Operator("two", (0,), (1, 2), "split"), Operator("pool", (1,), (3,), "pool"), Operator("sum", (2, 3), (4,), "add", light=True)]
     problem = fused(make_problem("p", tensors, operators, [4]))
     assert [o.kind for o in problem.operators] == ["split", "pool+add"]
+
+
+# --- sharing -----------------------------------------------------------------------------------------------------------------
+
+
+def overwriting() -> Problem:
+    """x -> a, b, the first over x where that is wanted; then y of a and b side by side."""
+    tensors = [Tensor("x", 8, INPUT), Tensor("a", 4), Tensor("b", 4), Tensor("y", 4)]
+    operators = [Operator("f", (0,), (1, 2), in_place=(0,)), Operator("g", (1, 2), (3,), joined=((1, 2),))]
+    return make_problem("over", tensors, operators, [3])
+
+
+def test_a_result_may_take_the_place_of_an_operand() -> None:
+    account = check(overwriting(), Schedule((Fetch(0, 0), Run(0, (0, 8)), Spill(1), Free(1), Fetch(1, 4), Run(1, (0,)), Spill(3))), 12)
+    assert (account.excess, account.peak) == (8, 12)
+
+
+@pytest.mark.parametrize("steps, message", [
+    ((Fetch(0, 0), Run(0, (4, 8))), "a at 4 to 8 overlaps x at 0 to 8"),
+    ((Fetch(0, 0), Run(0, (8, 0))), "b at 0 to 4 overlaps x at 0 to 8"),
+    ((Fetch(0, 0), Run(0, (0, 4))), "b at 4 to 8 overlaps x at 0 to 8"),
+    ((Fetch(0, 0), Run(0, (0, 8)), Free(0)), "x is freed, but is not in the scratchpad"),
+    ((Fetch(0, 0), Run(0, (0, 8)), Run(1, (12,))), "g takes a and b as one, but they lie up to 4 and from 8 on"),
+])
+def test_wrong_sharing(steps: tuple, message: str) -> None:
+    with pytest.raises(WrongSchedule, match=message):
+        check(overwriting(), Schedule(steps), 16)
+
+
+@pytest.mark.parametrize("operator, message", [
+    (Operator("f", (0,), (1,), in_place=(1,)), "only operands can be overwritten"),
+    (Operator("f", (0,), (1,), joined=((0, 2),)), "what is joined must be operands or results with bytes"),
+    (Operator("f", (0,), (1,), joined=((0, 0),)), "what is joined must be operands or results with bytes"),
+])
+def test_sharing_that_is_none(operator: Operator, message: str) -> None:
+    with pytest.raises(CompileError, match=message):
+        make_problem("none", [Tensor("x", 4, INPUT), Tensor("a", 4), Tensor("b", 4, INPUT)], [operator], [1])

@@ -94,6 +94,32 @@ def test_what_it_says(model: Path, granularity: str, capsys: pytest.CaptureFixtu
     assert data["peak"] <= data["scratchpad"] == 12288 and {row["name"].split(", ")[1] for row in data["baselines"]} >= {"Belady"}
 
 
+def test_what_a_schedule_may_do_beyond(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Results lie over operands and cheap tensors are computed again, so that less is needed; executed schedules share nothing."""
+    needed = []
+    for allowed in ((), ("--allow", "in-place"), ("--allow", "all")):
+        arguments = ["schedule", str(model), "--scratchpad", "12KiB", "--granularity", "imported", "--time-limit", "0", "--json", *allowed]
+        assert cli.run(arguments) == 0
+        needed.append(json.loads(capsys.readouterr().out)["least_peak"])
+    assert needed[0] > needed[1] >= needed[2]
+    assert cli.run(["schedule", str(model), "--scratchpad", "12KiB", "--allow", "all", "--execute", "random"]) == 2
+    assert "--execute and --program run whole operators: leave out --allow" in capsys.readouterr().err
+
+
+def test_permissions_of_nodes() -> None:
+    graph = parse("""graph @g(%x: f32[4, 8], %y: f32[4, 8]) -> (output0) {
+      %a: f32[4, 8] = add %x, %y
+      %t: f32[8, 4] = transpose %a {perm=(1, 0)}
+      %c: f32[16, 4] = concat %t, %t {axis=0}
+      %d: f32[16, 8] = concat %c, %c {axis=1}
+      return %d
+    }""")
+    operators = problem_of(graph, shared=True).operators
+    assert [(o.kind, o.in_place, o.light, o.concat) for o in operators] == [
+        ("add", (0, 1), True, False), ("transpose", (), False, False), ("concat", (), False, True), ("concat", (), False, False)]
+    assert not any(o.in_place or o.light or o.concat for o in problem_of(graph).operators)
+
+
 def test_the_page(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("jinja2")
     page = tmp_path / "page.html"

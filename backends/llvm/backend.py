@@ -16,7 +16,7 @@ def capabilities_of(target: Target) -> Caps:
         vector_bits=target.vector_bits, vector_registers=target.vector_registers, has_fma=target.has_fma,
         has_masked_memory=target.has_masked_memory, has_mask_registers=target.has_mask_registers,
         has_pairs=target.pairs_bits > 0, has_byte_pairs=target.byte_pairs_bits > 0,
-        has_quads=target.quads_bits > 0, has_bf16=target.has_bf16, level1_bytes=target.level1_bytes,
+        has_quads=target.quads_bits > 0, has_bf16=target.bfloats_bits > 0, level1_bytes=target.level1_bytes,
         level2_bytes=target.level2_bytes, level3_bytes=target.level3_bytes)
 
 

@@ -5,6 +5,9 @@ looks at the kernel's status instead), whose status makes all of them leave alik
 barriers, so that every thread sees it and none can overwrite it before. A thread whose kernel failed goes on to the next barrier, as
 csrc/abi.h asks; kernels check their own indices, so that is safe.
 
+Of a program with a scratchpad, tw_thread runs one launch: that of the number in `shapes[0]`, counted from 0, on the scratchpad at
+`workspace`, with memory of its own at `inputs[0]`. Transfers are the business of who calls (csrc/simulator/).
+
 tw_plan solves the program's symbols from the inputs' dims, then checks every dim. Sizes whose product would leave 62 bits are
 refused with TW_ERROR_MEMORY: their magnitudes are summed in float64, which cannot wrap.
 """
@@ -153,6 +156,9 @@ class ThreadEmitter:
     def emit(self) -> None:
         code, program = self.code, self.program
         code.effect(f"store i32 0, ptr {self.status}")
+        if program.scratchpad is not None:
+            self.emit_single_launches()
+            return
         for solved in solve_symbols(program):
             self.indices.bind(solved.symbol.name, load_symbol(code, solved))
         for space, count in (("input", len(program.inputs)), ("output", len(program.outputs))):
@@ -163,10 +169,34 @@ class ThreadEmitter:
             behind = code.pure(f"mul i64 {code.pure('add i64 %thread, 1')}, {-max(self.scratch)}")
             self.pointers[("scratch", 0)] = code.pure(f"getelementptr i8, ptr %workspace, i64 {behind}")
         self.emit_steps(program.steps)
+        self.finish()
+
+    def finish(self) -> None:
+        code = self.code
         code.jump(self.leave)
         code.start(self.leave)
         code.end(f"ret i32 {code.value(f'load i32, ptr {self.status}')}")
         code.finish()
+
+    def emit_single_launches(self) -> None:
+        """A block for each launch; a number that none has runs none."""
+        code = self.code
+        self.pointers = {("constant", 0): "%constants", ("scratchpad", 0): "%workspace"}
+        if any(self.scratch):
+            self.pointers[("scratch", 0)] = code.value("load ptr, ptr %inputs, align 8")
+        launches = [step for step in self.program.steps if isinstance(step, Launch)]
+        number = code.value("load i64, ptr %shapes, align 8")
+        blocks, none = [code.new_block("launch") for _ in launches], code.new_block("none")
+        cases = " ".join(f"i64 {index}, label %{block.label}" for index, block in enumerate(blocks))
+        code.end(f"switch i64 {number}, label %{none.label} [ {cases} ]")
+        for launch, block in zip(launches, blocks):
+            code.start(block)
+            depth = self.indices.push_scope()
+            self.emit_launch(launch)
+            self.indices.pop_scopes(depth)
+            code.jump(self.leave)
+        code.start(none)
+        self.finish()
 
     def emit_steps(self, steps: Sequence[Step]) -> None:
         for step in steps:

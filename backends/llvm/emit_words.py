@@ -1,6 +1,6 @@
-"""Products of words that hold several narrow integers each (`dot_pairs`, `dot_quads` and their like) as LLVM IR.
+"""Products of words that hold several narrow numbers each (`dot_pairs`, `dot_quads`, `dot_bfloats` and their like) as LLVM IR.
 
-Guarantees: the integers that `ir/ops/scalar.py` states, on scalars and vectors. One or three instructions where the target has
+Guarantees: the numbers that `ir/ops/scalar.py` states, on scalars and vectors. One or three instructions where the target has
 them for vectors so wide (`MathOptions.pairs_bits`, `quads_bits`), shifts and products elsewhere.
 """
 
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tilewright.backends.llvm.emit_text import Function, Value, shaped, splat_text
-from tilewright.ir.types import I32
+from tilewright.backends.llvm.emit_math_calls import call_math
+from tilewright.backends.llvm.emit_text import Function, Value, mangled, shaped, splat_text
+from tilewright.ir.types import F32, I32
 
 PAIRS = {128: "llvm.x86.sse2.pmadd.wd", 256: "llvm.x86.avx2.pmadd.wd", 512: "llvm.x86.avx512.pmaddw.d.512"}
 QUADS = {128: "llvm.x86.avx512.vpdpbusd.128", 256: "llvm.x86.avx512.vpdpbusd.256", 512: "llvm.x86.avx512.vpdpbusd.512"}
+BFLOATS = {bits: f"llvm.x86.avx512bf16.dpbf16ps.{bits}" for bits in (128, 256, 512)}
 BYTES = {128: "llvm.x86.ssse3.pmadd.ub.sw.128", 256: "llvm.x86.avx2.pmadd.ub.sw", 512: "llvm.x86.avx512.pmaddubs.w.512"}
 
 
@@ -76,6 +78,11 @@ def _dot_quads_saturating(code: Function, operands: list[Value]) -> Value:
         pairs = code.call_pure(BYTES[bits], kind, words.parts(a.text, 8), words.parts(b.text, 8))
         ones = splat_text("1", "i16", 2 * a.lanes)
         return words.total([code.call_pure(PAIRS[bits], a.type, (kind, pairs), (kind, ones))], total.text)
+    return words.total(_limited_pairs(code, words, a, b), total.text)
+
+
+def _limited_pairs(code: Function, words: _Words, a: Value, b: Value) -> list[str]:
+    """The sums of the products of two neighbouring bytes each, limited to 16 bits, in 32."""
     products = words.products(a, b, 8)
     limited = []
     for left, right in (products[:2], products[2:]):
@@ -84,7 +91,53 @@ def _dot_quads_saturating(code: Function, operands: list[Value]) -> Value:
             outside = code.pure(f"icmp {condition} {a.type} {pair}, {limit}")
             pair = code.pure(f"select {shaped('i1', a.lanes)} {outside}, {a.type} {limit}, {a.type} {pair}")
         limited.append(pair)
-    return words.total(limited, total.text)
+    return limited
+
+
+def _add_byte_pairs(code: Function, operands: list[Value]) -> Value:
+    a, b, total = operands
+    words, bits, count = _Words(code, a), 32 * a.lanes, 2 * max(a.lanes, 1)
+    kind = f"<{count} x i16>"
+    if bits in BYTES and bits <= code.module.options.byte_pairs_bits:
+        pairs = code.call_pure(BYTES[bits], kind, words.parts(a.text, 8), words.parts(b.text, 8))
+    else:
+        low, high = _limited_pairs(code, words, a, b)
+        both = words.combined("or", words.combined("shl", high, words.number(16)), words.combined("and", low, words.number(0xFFFF)))
+        pairs = words.parts(both, 16)[1]
+    added = code.pure(f"add {kind} {pairs}, {words.parts(total.text, 16)[1]}")
+    return Value(code.pure(f"bitcast {kind} {added} to {total.type}"), I32, a.lanes)
+
+
+def _flushed(code: Function, bits: str, lanes: int) -> str:
+    """The bits of float32, zero of the same sign in place of a subnormal."""
+    kind = shaped("i32", lanes)
+    number = [splat_text(str(n), "i32", lanes) for n in (0x7FFFFFFF, 0x00800000, -0x80000000)]
+    small = code.pure(f"icmp ult {kind} {code.pure(f'and {kind} {bits}, {number[0]}')}, {number[1]}")
+    zero = code.pure(f"and {kind} {bits}, {number[2]}")
+    return code.pure(f"select {shaped('i1', lanes)} {small}, {kind} {zero}, {kind} {bits}")
+
+
+def _dot_bfloats(code: Function, operands: list[Value]) -> Value:
+    a, b, total = operands
+    words, bits, kind = _Words(code, a), 32 * a.lanes, shaped("float", a.lanes)
+    if bits in BFLOATS and bits <= code.module.options.bfloats_bits:
+        halves = f"<{2 * a.lanes} x bfloat>"
+        pairs = [(halves, code.pure(f"bitcast {a.type} {word.text} to {halves}")) for word in (a, b)]
+        return Value(code.call_pure(BFLOATS[bits], kind, (kind, total.text), *pairs), F32, a.lanes)
+    found = _flushed(code, code.pure(f"bitcast {kind} {total.text} to {a.type}"), a.lanes)
+    for place in (16, 0):
+        parts = []
+        for word in (a, b):
+            move, by = ("and", -0x10000) if place else ("shl", 16)
+            upper = words.combined(move, word.text, words.number(by))
+            parts.append(code.pure(f"bitcast {a.type} {_flushed(code, upper, a.lanes)} to {kind}"))
+        parts.append(code.pure(f"bitcast {a.type} {found} to {kind}"))
+        if code.module.options.has_fma:
+            sum_of_both = code.call_pure(f"llvm.fma.{mangled('float', a.lanes)}", kind, *((kind, part) for part in parts))
+        else:
+            sum_of_both = call_math(code, "fma", "float", a.lanes, tuple(parts))
+        found = _flushed(code, code.pure(f"bitcast {kind} {sum_of_both} to {a.type}"), a.lanes)
+    return Value(code.pure(f"bitcast {a.type} {found} to {kind}"), F32, a.lanes)
 
 
 def _widen_pairs(code: Function, operands: list[Value]) -> Value:
@@ -97,5 +150,6 @@ def _widen_pairs(code: Function, operands: list[Value]) -> Value:
 
 
 WORD_EMITTERS: dict[str, Callable[[Function, list[Value]], Value]] = {
-    "dot_pairs": _dot_pairs, "dot_quads": _dot_quads, "dot_quads_saturating": _dot_quads_saturating, "widen_pairs": _widen_pairs,
+    "dot_pairs": _dot_pairs, "dot_quads": _dot_quads, "dot_quads_saturating": _dot_quads_saturating,
+    "add_byte_pairs": _add_byte_pairs, "dot_bfloats": _dot_bfloats, "widen_pairs": _widen_pairs,
 }

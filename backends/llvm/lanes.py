@@ -26,6 +26,7 @@ class MathOptions(Struct, frozen=True):
     pairs_bits: int = 0                               # the widest vector that pmaddwd takes; 0: none does
     byte_pairs_bits: int = 0                          # likewise pmaddubsw
     quads_bits: int = 0                               # likewise vpdpbusd
+    bfloats_bits: int = 0                             # likewise vdpbf16ps
 
 
 class Format(Struct, frozen=True):

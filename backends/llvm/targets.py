@@ -121,6 +121,11 @@ class Target(Struct, frozen=True):
         return self.has("avx512bf16", "avx512vl") or self.has("bf16")
 
     @property
+    def bfloats_bits(self) -> int:
+        """The widest vector on which pairs of bfloat16 are multiplied and added into float32 (vdpbf16ps); 0: none."""
+        return (512 if self.vector_bits == 512 else 256) if self.is_x86 and self.has_bf16 else 0
+
+    @property
     def feature_string(self) -> str:
         """For LLVM: the features that are off, then those that are on (each may turn on what it needs)."""
         off = sorted(set(FEATURES[self.architecture]) - set(self.features))

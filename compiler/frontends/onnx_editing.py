@@ -29,6 +29,7 @@ from .onnx_ops.tensors import DTYPES, ELEMENT_TYPES, EXTERNAL, PACKED_BITS, chec
 
 CODES = {dtype.numpy: code for code, dtype in DTYPES.items()}
 IR_VERSIONS = {13: 7, 21: 10, 25: 13}  # the oldest version of the format that knows an opset, of the opsets that are asked for
+UNLISTED = 4  # the version of the format from which initializers need not be inputs
 EMBEDDED = 1_900_000_000  # bytes of arrays that a file of protobuf holds, with room for the rest below its 2 GiB
 ALIGNMENT = 4096  # of arrays in a file of data, so that it can be mapped
 MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
@@ -119,6 +120,8 @@ class ModelEditor:
     def _converted(self, found: int, version: int) -> ModelProto:
         from onnx import version_converter
 
+        # files of the format before this one list initializers among the inputs, or should: the converter takes their word for it
+        self.model.ir_version = max(self.model.ir_version, UNLISTED)
         try:
             model: ModelProto = version_converter.convert_version(self.model, version)
         except Exception as error:  # whatever the converter raises: it has no family of errors

@@ -38,7 +38,7 @@ from ..ir.loop import Alloc, Buffer, For, If, Let, Prefetch, Stmt, Store, loop_v
 from ..ir.ops.compute import Elementwise, PackedConv, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
 from ..ir.rewrite import COSTS
-from ..ir.types import I16, I32, INDEX, U32, dtype_of
+from ..ir.types import F32, I16, I32, INDEX, U32, dtype_of
 from ..tiles import Blocks, Tile
 from .inline import Index, Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
 from .left_operand import row_operand
@@ -265,11 +265,11 @@ class TileWork:
         if self.sums is not None:
             first = self.sums.number * self.sums.depth
             variable, k = loop_symbol(self.names.fresh("k"), dim_min(self.sums.depth, steps[0] - first))
-            body = (*self._ahead(k, first), self._step(accumulator, (first + k,), clamped))
+            body = (*self._ahead(k, first), *self._step(accumulator, (first + k,), clamped))
             return (For(variable, dim_min(self.sums.depth, steps[0] - first), "serial", body),)
         loops = [(*loop_symbol(self.names.fresh("k"), n), n) for n in steps]
         body = (*(self._ahead(loops[0][1], 0) if len(loops) == 1 else ()),
-                self._step(accumulator, tuple(at for _, at, _ in loops), clamped))
+                *self._step(accumulator, tuple(at for _, at, _ in loops), clamped))
         for variable, _, extent in reversed(loops):
             body = (For(variable, extent, "serial", body),)
         return body
@@ -285,7 +285,7 @@ class TileWork:
             variable, k = loop_symbol(self.names.fresh("k"), extent)
             stream, s = loop_symbol(self.names.fresh("s"), count)
             lets, (at,) = named_parts(self.inliner, ["at"], (first + k + s * part,))
-            body = (*lets, self._step(accumulator, (at,), clamped))
+            body = (*lets, *self._step(accumulator, (at,), clamped))
             found.append(For(variable, extent, "serial", (For(stream, count, "unrolled", body),)))
         return tuple(found)
 
@@ -312,8 +312,8 @@ class TileWork:
         if self.blocks.ahead == 0:
             return ()
         depth = self.operand.steps[0] if self.sums is None else self.sums.depth
-        share = (self._turn() * depth + k) * self.blocks.ahead
-        distance = depth if self.blocks.in_order else self.operand.steps[0]
+        share = (self._turn() * depth + k) * self.blocks.ahead * self.operand.words
+        distance = (depth if self.blocks.in_order else self.operand.steps[0]) * self.operand.words
         following = self._panel((first,), self.panel) + distance * self.tile.columns
         return (Prefetch(self.rhs.name, (following + share,)),)
 
@@ -322,12 +322,14 @@ class TileWork:
         shares = -(-self.tile.columns // self.blocks.ahead)
         return self.down if bounds(self.down)[1] < shares or self.blocks.in_order else self.down % shares
 
-    def _step(self, accumulator: Buffer, at: Index, clamped: bool) -> Stmt:
+    def _step(self, accumulator: Buffer, at: Index, clamped: bool) -> tuple[Stmt, ...]:
         """One vector of the panel at a time meets one element of each row.
 
         Row by row: the vectors of the panel stay in registers (equal loads of memory that is only read are one), and of
         the left operand one broadcast at a time is alive.
         """
+        if self.rhs.dtype == U32 and self.lhs.dtype == F32:
+            return tuple(self._half_step(accumulator, at, clamped, half) for half in range(2))
         vector, v, lane, j = self._column_loops()
         row, r = self._row_loop()
         inner = self.inliner.inner()
@@ -336,7 +338,7 @@ class TileWork:
         if self.operand.step > 1:
             value = self._products_of_words(inner, self._base(r, clamped) + self.operand.offset(at), self._right(at, v) + j, old)
             update = self._over_columns(vector, lane, (Store(accumulator.name, (r, column), value),))
-            return For(row, self.tile.rows, "unrolled", (update,))
+            return (For(row, self.tile.rows, "unrolled", (update,)),)
         right = self._read(inner, self.rhs, self._right(at, v) + j)
         if self.blocks.streams > 1 and self.tile.rows > 1:  # all rows, turned
             left = self._read(inner, self.lhs, at[0] * self.tile.rows + r)
@@ -347,24 +349,56 @@ class TileWork:
         else:
             value = inner.scalar("add", inner.scalar("mul", left, right), old)
         update = self._over_columns(vector, lane, (Store(accumulator.name, (r, column), value),))
+        return (For(row, self.tile.rows, "unrolled", (update,)),)
+
+    def _half_step(self, accumulator: Buffer, at: Index, clamped: bool, half: int) -> Stmt:
+        """The lower or upper bfloat16 of words meets floats: a shift or a mask makes a float of it, with zeros below. All rows meet one
+        half before the other, since registers hold one half of the panel's words."""
+        vector, v, lane, j = self._column_loops()
+        row, r = self._row_loop()
+        inner = self.inliner.inner()
+        column = v * self.tile.lanes + j
+        word = inner.load(self._flat(self.rhs), (self._right(at, v) + j,))
+        function, number = ("and", 0xFFFF0000) if half else ("shl", 16)
+        right = inner.bitcast(inner.scalar(function, word, inner.literal(number, U32)), F32)
+        left = inner.load(self._flat(self.lhs), (self._base(r, clamped) + self.operand.offset(at) + half,))
+        value = inner.multiply_add(left, right, inner.load(accumulator, (r, column)))
+        update = self._over_columns(vector, lane, (Store(accumulator.name, (r, column), value),))
         return For(row, self.tile.rows, "unrolled", (update,))
 
     def _products_of_words(self, inner: Inliner, left: DimLike, right: DimLike, old: Node) -> Node:
         """A word of the panel times the elements of the left operand that belong to it, and what was summed before."""
+        assert isinstance(self.node.op, (PackedDot, PackedConv))
+        if self.operand.words > 1:
+            return self._products_in_16_bits(inner, left, right, old)
+        word, weights = self._word(inner, left), inner.load(self._flat(self.rhs), (right,))
+        if weights.dtype == I16:
+            weights = inner.scalar("widen_pairs", weights)
+        if weights.dtype == U32:
+            return inner.scalar("dot_bfloats", word, weights, old)
+        function = "dot_pairs" if self.operand.step == 2 else "dot_quads_saturating" if self.node.op.saturates else "dot_quads"
+        return inner.scalar(function, inner.bitcast(word, I32), weights, old)
+
+    def _word(self, inner: Inliner, left: DimLike) -> Node:
+        """Elements of the left operand that lie side by side: one load for the backend."""
         step = self.operand.step
         unsigned = dtype_of(f"uint{32 // step}")
-        word = None  # the elements side by side: one load for the backend
+        word = None
         for i in range(step):
             element = inner.bitcast(inner.load(self._flat(self.lhs), (left + i,)), unsigned)
             part = inner.scalar("shl", inner.cast(element, U32), inner.literal(i * 32 // step, U32))
             word = part if word is None else inner.scalar("or", word, part)
         assert word is not None
-        weights = inner.load(self._flat(self.rhs), (right,))
-        if weights.dtype == I16:
-            weights = inner.scalar("widen_pairs", weights)
-        assert isinstance(self.node.op, (PackedDot, PackedConv))
-        function = "dot_pairs" if step == 2 else "dot_quads_saturating" if self.node.op.saturates else "dot_quads"
-        return inner.scalar(function, inner.bitcast(word, I32), weights, old)
+        return word
+
+    def _products_in_16_bits(self, inner: Inliner, left: DimLike, right: DimLike, old: Node) -> Node:
+        """Several words of the panel: the products of two neighbouring bytes of each are added in 16 bits, and then to the sum."""
+        width = self.node.inputs[1].shape[-1]
+        total = inner.literal(0, I32)
+        for i in range(self.operand.words):
+            word = inner.bitcast(self._word(inner, left + i * self.operand.step), I32)
+            total = inner.scalar("add_byte_pairs", word, inner.load(self._flat(self.rhs), (right + i * width,)), total)
+        return inner.scalar("dot_pairs", total, inner.literal(0x00010001, I32), old)
 
     def _base(self, row: DimLike, clamped: bool) -> DimLike:
         """Where the row of the left operand lies that a row of the tile reads."""

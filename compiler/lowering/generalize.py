@@ -109,7 +109,7 @@ def _assign_shapes(body: Graph, core: Node, core_shape: Shape, tile: Tile,
             if shape != core_shape:
                 return None
             assert isinstance(core.op, PackedDot)
-            depth = _named("k", node.inputs[1].shape[-2], 1, values)
+            depth = _named("k", node.inputs[1].shape[-2], core.op.narrow, values)
             panels = (*shape[:core.op.batch], ceildiv(shape[-1], tile.columns), depth, tile.columns)
             stack.append((node.inputs[0], panels if core.op.symmetric else (*shape[:-1], depth * core.op.step)))
             stack.append((node.inputs[1], panels))

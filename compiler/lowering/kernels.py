@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
 
-from ..attention import find_attention
+from ..attention import find_attention, unit_attention
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, Symbol, bounds, product, symbol, symbols_of
 from ..ir.errors import UNKNOWN, InternalError, Loc
@@ -28,6 +28,7 @@ from ..ir.loop import (
     expressions_of,
     walk,
 )
+from ..ir.loop_gpu import block_loops
 from ..ir.ops.compute import (
     ArgReduce,
     ArgSort,
@@ -50,6 +51,7 @@ from ..ir.types import INDEX, TensorType
 from ..tiles import MOST_PANELS, MOST_ROWS, Blocks, Tile, choose_blocks, choose_low_tiles, choose_tile, choose_window_blocks
 from .attention import AttentionKernel
 from .attention import choose_plan as choose_attention_plan
+from .coded_weights import Operands
 from .columns import lower_columns
 from .contraction import lower_contraction
 from .elements import Nest, border_regions, lower_border, lower_region, lower_together, overlapping, regions_of
@@ -57,13 +59,19 @@ from .extremes import lower_extremes
 from .facts import contraction_choice
 from .few_rows import lower_few_rows
 from .generalize import generalize
+from .gpu import grid_steps
+from .gpu_attention import GpuAttention
+from .gpu_contraction import GpuTile, gpu_tile, lower_gpu_contraction
+from .gpu_reductions import in_parts
+from .gpu_tiles import PlainTile, lower_plain_tiles, plain_tile
+from .gpu_transposes import in_squares
 from .in_place import writes_over
 from .inline import ERROR_INDEX, Inliner, Names
 from .rows import LONG_CHAINS, RowKernel
 from .sorting import key_type, lower_argsort, lower_sort
 from .special import lower_cumulative, lower_scatter
 from .streams import streamed
-from .weight_only import Operands, choose_plan, lower_weight_only
+from .weight_only import choose_plan, lower_weight_only
 from .windows import lower_windows
 from .winograd import choose_block, lower_winograd
 
@@ -92,6 +100,7 @@ class KernelMaker:
         self.caps = caps
         self._known: dict[bytes, Launches] = {}
         self._names: dict[str, int] = {}
+        self._on_units: dict[tuple[str, GpuTile], Kernel] = {}
         self._contractions: dict[tuple[str, Tile, Blocks, tuple[Tile, ...]], Kernel] = {}
         self._in_place: dict[tuple[int, int], Kernel | None] = {}
         self.plans: dict[str, Plan] = {}
@@ -109,7 +118,7 @@ class KernelMaker:
     def make_in_place(self, node: Node, position: int) -> tuple[Kernel, dict[str, DimLike]] | None:
         """The node's kernel with its result in the memory of an operand, or None where that is not possible."""
         made = self.make(node)
-        if len(made) != 1 or not isinstance(node.type, TensorType):
+        if len(made) != 1 or not isinstance(node.type, TensorType) or block_loops(made[0][0]):
             return None
         kernel, _, values = made[0]
         key = (id(kernel), position)
@@ -156,12 +165,30 @@ class KernelMaker:
             return self._contraction(body, node.loc, order)
         if strategy == "attention":
             return [(self._attention(body, inputs, outputs[0], names, node.loc), order, {})]
+        steps = in_parts(body, self.caps) if strategy == "rows" and self.caps.is_gpu else None
+        if steps is not None:
+            return self._in_parts(node, body, *steps)
         if strategy == "rows":
             pairs = list(zip(body.results, outputs))
             lanes = self._lanes(body)
-            statement = RowKernel(Inliner(inputs, names, self.caps.has_fma), body.nodes(), pairs, lanes).lower()
+            rows = RowKernel(Inliner(inputs, names, self.caps.has_fma), body.nodes(), pairs, lanes)
+            statement = rows.lower_plain() if self.caps.is_gpu else rows.lower()
             return [(self._kernel(body.name, buffers, [statement], node.loc, Choice("rows")), order, {})]
         return self._elements(body, inputs, outputs, names, node.loc, order)
+
+    def _in_parts(self, node: Node, body: Graph, first: Graph, second: Graph) -> Launches:
+        """A reduction of parts of rows, and one of what these give, in scratch memory between them."""
+        numbers = {param: number for number, param in enumerate(body.params)}
+        scratch, count = first.results[0].tensor, len(body.params) + len(body.results)
+        b = Builder(node.loc)
+        launches: Launches = []
+        for graph in (first, second):
+            made = self.make(b.add(Fusion("rows", graph), *graph.params))
+            (kernel, _, values), = made
+            operands: list[Entry] = [numbers.get(param, count) for param in graph.params]
+            results: list[Entry] = [scratch] if graph is first else list(range(len(body.params), count))
+            launches.append((kernel, (*operands, *results), values))
+        return launches
 
     def _window_checks(self, node: Node, body: Graph) -> Launches:
         """A kernel that fails where a slice whose sizes are symbolic would leave its operand, or an extreme is looked for in nothing.
@@ -214,6 +241,12 @@ class KernelMaker:
             return [(self._winograd(body, core, loc), order, {})]
         if isinstance(core.op, WeightOnlyDot):
             return [(self._weight_only(body, core, loc), order, {})]
+        units = gpu_tile(core, body.results[0], self.caps) if self.caps.is_gpu else None
+        if units is not None:
+            return [(self._on_matrix_units(body, core, units, loc), order, {})]
+        plain = plain_tile(core, self.caps) if self.caps.is_gpu else None
+        if plain is not None:
+            return [(self._in_shared_tiles(body, core, plain, loc), order, {})]
         count = core.op.batch if isinstance(core.op, PackedDot) else 0
         columns = core.inputs[1].shape[-1]
         assert isinstance(columns, int)
@@ -221,7 +254,8 @@ class KernelMaker:
         rows = core.shape[count:-1] if isinstance(core.op, PackedDot) else core.inputs[0].shape[:-1]
         whole = (product(rows), core.shape[-1] // groups)
         run = core.shape[-2] if isinstance(core.op, PackedConv) else 0
-        tile = choose_tile(columns, product(core.shape[count:-1]), core.dtype, self.caps, whole, run)
+        words = core.op.narrow if isinstance(core.op, (PackedDot, PackedConv)) else 1
+        tile = choose_tile(columns, product(core.shape[count:-1]), core.dtype, self.caps, whole, run, words)
         blocks, low = self._blocks(core, count, tile), self._low_tiles(core, count, tile)
         before: Launches = []
         buffers: tuple[Entry, ...] = order
@@ -250,9 +284,30 @@ class KernelMaker:
                                                    contraction_choice(tile, blocks, general is not None, low))
         return [*before, (self._contractions[key], buffers, values)]
 
+    def _on_matrix_units(self, body: Graph, core: Node, tile: GpuTile, loc: Loc) -> Kernel:
+        key = (body.fingerprint, tile)
+        if key not in self._on_units:
+            inputs = {p: Buffer(f"x{i}", p.dtype, p.shape, "in") for i, p in enumerate(body.params)}
+            out = Buffer("y0", body.results[0].dtype, body.results[0].shape, "out")
+            inliner = Inliner(inputs, self._fresh_names(body), self.caps.has_fma)
+            operands = (core, body.results[0], out, inputs[core.inputs[0]], inputs[core.inputs[1]])
+            statement = lower_gpu_contraction(*operands, inliner, tile)
+            self._on_units[key] = self._kernel(body.name, [*inputs.values(), out], [Nest(statement)], loc, Choice("contraction"))
+        return self._on_units[key]
+
+    def _in_shared_tiles(self, body: Graph, core: Node, tile: PlainTile, loc: Loc) -> Kernel:
+        inputs = {p: Buffer(f"x{i}", p.dtype, p.shape, "in") for i, p in enumerate(body.params)}
+        out = Buffer("y0", body.results[0].dtype, body.results[0].shape, "out")
+        names = self._fresh_names(body)
+        inliner = Inliner(inputs, names, self.caps.has_fma)
+        statement = lower_plain_tiles(core, body.results[0], out, inputs[core.inputs[0]], inputs[core.inputs[1]], inliner, tile)
+        nests = [Nest(statement), *self._borders(body, out, inputs, names)]
+        return self._kernel(body.name, [*inputs.values(), out], nests, loc, Choice("contraction"))
+
     def _blocks(self, core: Node, batch: int, tile: Tile) -> Blocks:
         rows, columns = product(core.shape[batch:-1]), core.shape[-1]
-        depth, dtype = core.inputs[1].shape[-2], core.inputs[1].dtype
+        words = core.op.narrow if isinstance(core.op, (PackedDot, PackedConv)) else 1
+        depth, dtype = core.inputs[1].shape[-2] // words, core.inputs[1].dtype
         if isinstance(core.op, PackedDot):
             blocks = choose_blocks(product(core.shape[:batch]), rows, columns, depth, tile, dtype, self.caps)
             turns = blocks.streams > 1 and tile.rows > 1  # of which there is none for words
@@ -306,6 +361,10 @@ class KernelMaker:
         return self._kernel(body.name, [*inputs.values(), out], nests, loc, Choice("weight_only"))
 
     def _attention(self, body: Graph, inputs: dict[Node, Buffer], out: Buffer, names: Names, loc: Loc) -> Kernel:
+        if self.caps.is_gpu:
+            on_units = next(found for n in reversed(body.nodes()) if (found := unit_attention(n)) is not None)
+            made = GpuAttention(on_units, body.results[0], out, Inliner(inputs, names, self.caps.has_fma)).lower()
+            return self._kernel(body.name, [*inputs.values(), out], [Nest(made)], loc, Choice("attention"))
         attention = next(found for n in reversed(body.nodes()) if (found := find_attention(n)) is not None)
         plan = choose_attention_plan(attention, self.caps)
         inliner = Inliner(inputs, names, self.caps.has_fma)
@@ -322,13 +381,14 @@ class KernelMaker:
                   order: tuple[int, ...]) -> Launches:
         lanes = self._lanes(body)
         buffers = [*inputs.values(), *outputs]
-        windows = lower_windows(body, inputs, outputs[0], names, self.caps) if len(outputs) == 1 else None
+        own = len(outputs) == 1 and not self.caps.is_gpu
+        windows = lower_windows(body, inputs, outputs[0], names, self.caps) if own else None
         if windows is not None:
             return [(self._kernel(body.name, buffers, [Nest(windows)], loc, Choice("windows")), order, {})]
-        columns = lower_columns(body, inputs, outputs[0], names, self.caps)
+        columns = lower_columns(body, inputs, outputs[0], names, self.caps) if not self.caps.is_gpu else None
         if columns is not None:
             return [(self._kernel(body.name, buffers, [columns], loc, Choice("columns")), order, {})]
-        extremes = lower_extremes(body, inputs, outputs[0], names, lanes)
+        extremes = lower_extremes(body, inputs, outputs[0], names, lanes) if not self.caps.is_gpu else None
         if extremes is not None:
             return [(self._kernel(body.name, buffers, [extremes], loc), order, {})]
         root = body.results[0]
@@ -394,6 +454,9 @@ class KernelMaker:
         body = tuple(nest.statement for nest in nests)
         plain = Kernel(self._label(name), flat, free_symbols(flat, body), body, loc)
         chosen = tuple(step for nest in nests for step in nest.schedule) if len(nests) <= MOST_SCHEDULED else ()
+        if self.caps.is_gpu:
+            plain = in_squares(plain)
+            chosen = (*grid_steps(plain), *(step for step in chosen if choice.strategy == "rows" and step.primitive == "vectorize"))
         kernel, schedule = apply_legal(plain, chosen)
         if choice.strategy in ("elements", "rows"):
             kernel = streamed(kernel, self.caps)

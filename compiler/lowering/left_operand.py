@@ -22,7 +22,7 @@ class Operand(Struct, frozen=True):
 
     `steps`: extents of the loops over the contraction, outer first. `read(bases, at)` is the flat address for a row
     whose base address is given; `base(row)` that base. `panel(at)` the position along the packed operand's second axis.
-    `run`: rows that lie `distance` apart each, counted from a multiple of it (0: nothing is known). A step is a word of `step`
+    `run`: rows that lie `distance` apart each, counted from a multiple of it (0: nothing is known). A step is `words` words of `step`
     elements that lie beside one another.
     """
 
@@ -34,6 +34,7 @@ class Operand(Struct, frozen=True):
     run: DimLike = 0
     distance: DimLike = 0
     step: int = 1
+    words: int = 1
 
 
 def row_operand(node: Node, batch: Index, group: DimLike = 0) -> Operand:
@@ -41,12 +42,13 @@ def row_operand(node: Node, batch: Index, group: DimLike = 0) -> Operand:
     match node.op:
         case PackedDot(symmetric=True):
             return _panel_operand(node, batch)
-        case PackedDot(batch=count, step=step):
+        case PackedDot(batch=count, step=step, narrow=words):
             shape = node.inputs[0].shape
             rows, depth = product(shape[count:-1]), shape[-1]
             start = flatten_index(batch, shape[:count]) * rows * depth
-            steps = node.inputs[1].shape[-2]
-            return Operand(rows, (steps,), lambda row: start + row * depth, lambda at: at[0] * step, lambda at: at[0], step=step)
+            steps = node.inputs[1].shape[-2] // words
+            return Operand(rows, (steps,), lambda row: start + row * depth, lambda at: at[0] * step * words, lambda at: at[0] * words,
+                           step=step, words=words)
         case WeightOnlyDot():
             *lead, depth = node.inputs[0].shape
             return Operand(product(lead), (depth,), lambda row: row * depth, lambda at: at[0], lambda at: at[0])
@@ -80,13 +82,12 @@ def _window_operand(node: Node, group: DimLike) -> Operand:
         return start + sum((i * s * w for i, s, w in zip(spatial, op.strides, strides[1:])), start=0)
 
     # taps along the last axis lie beside one another: with dilation 1 they and all channels are one loop
-    joined = op.dilation[-1] == 1 and op.groups == 1
-    taps = (*op.kernel[:-1], op.kernel[-1] * words) if joined else (*op.kernel, words)
+    taps = (*op.kernel[:-1], op.kernel[-1] * words // op.narrow) if op.is_joined else (*op.kernel, words // op.narrow)
     steps = [d * w for d, w in zip(op.dilation[:-1], strides[1:-2])] + (
-        [op.step] if joined else [op.dilation[-1] * strides[-2], op.step])
+        [op.step * op.narrow] if op.is_joined else [op.dilation[-1] * strides[-2], op.step * op.narrow])
 
     def offset(at: Index) -> DimLike:
         return sum((i * s for i, s in zip(at, steps, strict=True)), start=0)
 
     distance = strides[-2] * op.strides[-1]
-    return Operand(product(out), taps, base, offset, lambda at: flatten_index(at, taps), out[-1], distance, op.step)
+    return Operand(product(out), taps, base, offset, lambda at: flatten_index(at, taps) * op.narrow, out[-1], distance, op.step, op.narrow)

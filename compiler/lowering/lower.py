@@ -25,8 +25,9 @@ from ..ir.program import Branch, Launch, Loop, Place, Program, Repeat, Step
 from ..ir.types import TensorType
 from .abstract import Sizes, abstract_graph
 from .facts import FactsMaker
+from .gpu import on_grid
 from .kernels import KernelMaker, Plan
-from .memory import ALIGNMENT, Storage, assign_offsets
+from .memory import ALIGNMENT, Arena, Storage, assign_offsets
 from .share import share_kernels
 
 FEW_BYTES = 4096  # up to which the states of a loop are copied rather than its body is made twice
@@ -68,15 +69,46 @@ class Statistics(Struct):
     storages: list[Storage] = field(default_factory=list)
     plans: dict[str, Plan] = field(default_factory=dict)
     arena_bound: int | None = None  # no arena for this order is smaller; where all sizes are static
+    order_bound: int | None = None  # no arena for any order is smaller; where one was looked for
 
 
-def lower_program(graph: Graph, caps: Caps) -> tuple[Program, Statistics]:
-    """The program of a fused graph, and figures of its memory plan."""
-    return _Lowering(graph, caps).run()
+class Drafted(Struct):
+    """A lowered graph before its values have places; `storages` are those of the workspace."""
+
+    name: str
+    inputs: tuple[tuple[str, TensorType], ...]
+    outputs: tuple[tuple[str, TensorType], ...]
+    constants: tuple[tuple[int, Constant], ...]
+    constants_bytes: int
+    storages: list[Storage]
+    drafts: Drafts
+
+
+class Placement(Struct):
+    """The order of the launches, with the arena of their values; `bound`: no order has fewer bytes, where that was looked for."""
+
+    drafts: Drafts
+    arena: Arena
+    bound: int | None = None
+
+
+def place_as_drafted(made: Drafted) -> Placement:
+    return Placement(made.drafts, assign_offsets(made.storages))
+
+
+def lower_program(graph: Graph, caps: Caps, place: Callable[[Drafted], Placement] = place_as_drafted) -> tuple[Program, Statistics]:
+    """The program of a fused graph, and figures of its memory plan. `place` sets the offsets of the storages."""
+    return _Lowering(graph, caps).run(place)
+
+
+def draft_program(graph: Graph, caps: Caps) -> Drafted:
+    """The launches of a fused graph, for those who place values themselves. None stores over an operand."""
+    return _Lowering(graph, caps, in_place=False).drafted()
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, caps: Caps) -> None:
+    def __init__(self, graph: Graph, caps: Caps, in_place: bool = True) -> None:
+        self.in_place = in_place
         self.original = graph
         self.sizes = Sizes(frozenset(s.name for s in graph.symbols))
         self.graph = abstract_graph(graph, self.sizes)
@@ -88,19 +120,26 @@ class _Lowering:
         self.clock = 0
         self.loop_count = 0
 
-    def run(self) -> tuple[Program, Statistics]:
+    def run(self, place: Callable[[Drafted], Placement]) -> tuple[Program, Statistics]:
+        made = self.drafted()
+        placed = place(made)
+        arena, steps = placed.arena, self._finish(placed.drafts)
+        program = Program(made.name, made.inputs, made.outputs, made.constants, made.constants_bytes, arena.size, steps,
+                          self.original.symbols)
+        shared = share_kernels(program)
+        program = on_grid(shared, self.kernels.caps) if self.kernels.caps.is_gpu else shared
+        return program, Statistics(self.storages, self.kernels.plans, arena.bound, placed.bound)
+
+    def drafted(self) -> Drafted:
         graph = self.graph
         spots: dict[Node, tuple[Spot, ...]] = {}
         for number, param in enumerate(graph.params):
             spots[param] = (Spot("input", number),)
         drafts = self._graph(graph, spots, self._output_spots())
-        arena = assign_offsets(self.storages)
-        steps = self._finish(drafts)
         inputs = tuple((p.op.label, p.tensor) for p in self.original.params if isinstance(p.op, Param))
         outputs = tuple((name, r.tensor) for name, r in zip(graph.result_names, self.original.results))
         constants = tuple(sorted(self.constants.values(), key=lambda row: row[0]))
-        program = Program(graph.name, inputs, outputs, constants, self.constants_bytes, arena.size, steps, self.original.symbols)
-        return share_kernels(program), Statistics(self.storages, self.kernels.plans, arena.bound)
+        return Drafted(graph.name, inputs, outputs, constants, self.constants_bytes, self.storages, drafts)
 
     def _output_spots(self) -> list[Spot]:
         return [Spot("output", number) for number in range(len(self.graph.results))]
@@ -156,7 +195,7 @@ class _Lowering:
             case MakeTuple():
                 return tuple(spots[i][0] for i in node.inputs)
         operands = [spots[i][0] for i in node.inputs]
-        if isinstance(node.op, Fusion) and (node, 0) not in direct:
+        if self.in_place and isinstance(node.op, Fusion) and (node, 0) not in direct:
             over = self._write_over(node, operands, dying, drafts)
             if over is not None:
                 return (over,)

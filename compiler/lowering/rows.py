@@ -79,6 +79,12 @@ class RowKernel:
             body = self._along_rows(row)
         return around(loops, tuple(body), self.names, tuple(self.vectors))
 
+    def lower_plain(self) -> Nest:
+        """One loop over rows and nothing kept, for targets that divide a row among threads."""
+        axes = [(*loop_symbol(self.names.fresh("i"), n), n) for n in self.outer]
+        body = self._body(tuple(at for _, at, _ in axes), {})
+        return around([(s, n) for s, _, n in axes if n != 1], tuple(body), self.names, tuple(self.vectors))
+
     def _in_blocks(self, loops: Loops, row: Index) -> tuple[Loops, list[Stmt]]:
         """Blocks of rows that are worked on one after another, or side by side in vectors where they turn out to be short."""
         rows = self.outer[-1]

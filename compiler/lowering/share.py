@@ -52,6 +52,7 @@ from ..ir.loop import (
     expressions_of,
     walk,
 )
+from ..ir.loop_gpu import block_loops
 from ..ir.ops.compute import Bitcast, Cast, Elementwise
 from ..ir.program import Branch, Launch, Loop, Program, Repeat, Step
 from ..ir.types import F32, U32
@@ -66,6 +67,8 @@ def share_kernels(program: Program) -> Program:
     """The program with one kernel for each set of kernels that are alike."""
     similar: dict[Skeleton, list[Kernel]] = {}
     for kernel in program.kernels():
+        if block_loops(kernel):
+            continue  # what divides work among blocks and threads is made for its numbers
         similar.setdefault(_outline(kernel), []).append(kernel)
     alike: dict[Skeleton, list[tuple[Kernel, _Reader]]] = {}
     for kernel in (kernel for members in similar.values() if len(members) > 1 for kernel in members):
@@ -192,6 +195,7 @@ class _Walk:
                 skeleton, condition = self.expression(s.condition)
                 inner, body = self.block(s.body)
                 return (While, skeleton, inner), While(condition, body)
+        raise AssertionError(f"{type(s).__name__} stands in kernels of a GPU, which are not shared")
 
     def loop(self, s: For) -> tuple[Skeleton, Stmt]:
         vector = s.kind == "vector"

@@ -5,7 +5,9 @@ panels. A code is masked where it lies in its word and becomes a float, a power 
 the inverse before, which is exact down to the smallest numbers. So eight codes cost a mask, a conversion and a multiply-add a row,
 and a shift by half a word now and then. The sum of a group is kept apart; it begins with the group's zero times the sum of its
 activations, and is scaled once. Codes of 8 bits have their zero subtracted instead, since sums of such large codes would lose digits
-and memory takes longer anyway. Activations are prepared by each thread, in its own memory.
+and memory takes longer anyway; but where there are so many rows that codes are decoded twice, each operation counts. Activations are
+prepared by each thread, in its own memory. One row meets codes of 2 or 4 bits as bytes (`lowering/byte_codes.py`), where the target
+multiplies these, and so do activations that are bytes, in any number of rows.
 
 More rows: a part of a panel is decoded once, as the weights that the op says, into the thread's memory, and the register tiles of
 ordinary contractions run over it.
@@ -18,17 +20,18 @@ their number; one row may have other bits than the same row among several.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, bounds, ceildiv, dim_min, product, size_of
 from ..ir.graph import Node
 from ..ir.loop import Alloc, Buffer, For, Let, Prefetch, Stmt, Store, loop_variable
-from ..ir.ops.weight_only import WORD, WeightOnlyDot
-from ..ir.types import F32, I32, DType
+from ..ir.ops.weight_only import WORD, WeightOnlyDot, step_of_place
+from ..ir.types import F32, I8, I32
 from ..tiles import PANEL_SHARES, Blocks, Tile, choose_blocks, choose_tile
+from .byte_codes import ByteNest, BytePlan, choose_byte_plan, choose_byte_plans, takes_bytes
+from .coded_weights import LINE, Nest, Operands, op_of
 from .contraction import TileWork, is_at_most, named_parts
 from .inline import Index, Inliner, loop_symbol, unflatten_index
 
@@ -38,17 +41,7 @@ OTHER_REGISTERS = 5   # than sums and words: masks, and a code
 ENOUGH_CHAINS = 8     # of sums that do not wait for one another
 ENOUGH_SHARES = 16    # of the panels, for threads
 MOST_BESIDE = 8       # blocks of panels for which activations are prepared once
-LINE = 16             # words that memory brings at a time
 CHUNK = 16            # activations that are prepared at a time: the powers of two repeat
-
-
-class Operands(Struct, frozen=True):
-    """The buffers of the op's operands; `points` only where there are zero points."""
-
-    lhs: Buffer
-    words: Buffer
-    scales: Buffer
-    points: Buffer | None
 
 
 class Plan(Struct, frozen=True):
@@ -61,11 +54,24 @@ class Plan(Struct, frozen=True):
     sets: int
     tile: Tile | None
     blocks: Blocks
+    of_bytes: tuple[BytePlan, ...] = ()
 
 
 def choose_plan(node: Node, caps: Caps) -> Plan:
     """Nests for the number of rows that there may be."""
-    op, panels, width = _op(node), node.inputs[1].shape[0], node.inputs[1].shape[2]
+    if node.inputs[0].dtype == I8:
+        lanes = choose_tile(int(node.inputs[1].tensor.shape[2]), 1, I32, caps).lanes  # panels have a known width
+        return Plan(lanes, 0, 0, 0, None, Blocks(1, 1), choose_byte_plans(node, lanes, caps))
+    found = _plan_of_floats(node, caps)
+    if found.few == 1 and takes_bytes(op_of(node), caps):
+        rows = product(node.shape[:-1])
+        plan = choose_byte_plan(node, found.lanes, caps, 1, 0, 0 if rows == 1 else 1)
+        return replace(found, few=0, of_bytes=(plan,))
+    return found
+
+
+def _plan_of_floats(node: Node, caps: Caps) -> Plan:
+    op, panels, width = op_of(node), node.inputs[1].shape[0], node.inputs[1].shape[2]
     assert isinstance(panels, int) and isinstance(width, int)
     rows, depth = product(node.shape[:-1]), node.inputs[0].shape[-1]
     low, high = bounds(rows)
@@ -101,59 +107,16 @@ def _unit(op: WeightOnlyDot, near: int) -> int:
     return next(n for n in range(words, 0, -1) if words % n == 0 and (n * of_word <= near or n == 1)) * of_word
 
 
-def _op(node: Node) -> WeightOnlyDot:
-    assert isinstance(node.op, WeightOnlyDot)
-    return node.op
-
-
 def lower_weight_only(node: Node, result: Node, out: Buffer, operands: Operands, inliner: Inliner, plan: Plan) -> list[Stmt]:
     """The loop nests of `node` and the epilogue that leads from it to `result`; of a result that is padded, all but the borders."""
     nests: list[Stmt] = []
+    for of_bytes in plan.of_bytes:
+        nests.append(ByteNest(node, result, out, operands, inliner.inner(), of_bytes).lower())
     if plan.few:
         nests.append(_FewRows(node, result, out, operands, inliner, plan).lower())
     if plan.tile is not None:
         nests.append(_ManyRows(node, result, out, operands, inliner.inner(), plan).lower())
     return nests
-
-
-class _Nest:
-    """What both nests know of the op."""
-
-    def __init__(self, node: Node, result: Node, out: Buffer, operands: Operands, inliner: Inliner, plan: Plan) -> None:
-        self.node, self.result, self.out, self.operands = node, result, out, operands
-        self.inliner, self.names, self.plan, self.op = inliner, inliner.names, plan, _op(node)
-        panels, words, width = node.inputs[1].shape
-        depth, groups = node.inputs[0].shape[-1], node.inputs[2].shape[1]
-        assert isinstance(panels, int) and isinstance(words, int) and isinstance(width, int)
-        assert isinstance(depth, int) and isinstance(groups, int)
-        self.panels, self.words, self.width, self.depth, self.groups = panels, words, width, depth, groups
-        self.rows = product(node.shape[:-1])
-        self.of_word = WORD // self.op.bits
-        self.mask = (1 << self.op.bits) - 1
-        self.lanes = plan.lanes
-
-    def flat(self, buffer: Buffer) -> Buffer:
-        return Buffer(buffer.name, buffer.dtype, (product(buffer.shape),), buffer.space)
-
-    def load(self, inner: Inliner, buffer: Buffer, place: DimLike, dtype: DType = F32) -> Node:
-        """An element of an operand as a float."""
-        return inner.cast(inner.load(self.flat(buffer), (place,)), dtype)
-
-    def each(self, columns: int, make: Callable[[Inliner, DimLike], None]) -> Stmt:
-        """Statements for each of so many columns, in vectors that are spelled out."""
-        vector, v = loop_symbol(self.names.fresh("v"), columns // self.lanes)
-        lane, j = loop_symbol(self.names.fresh("j"), self.lanes)
-        inner = self.inliner.inner()
-        make(inner, v * self.lanes + j)
-        return For(vector, columns // self.lanes, "unrolled", (For(lane, self.lanes, "vector", tuple(inner.block), self.lanes),))
-
-    def serial(self, label: str, extent: DimLike, make: Callable[[DimLike], tuple[Stmt, ...]]) -> Stmt:
-        variable, at = loop_symbol(self.names.fresh(label), extent)
-        return For(variable, extent, "serial", make(at))
-
-    def named(self, label: str, size: DimLike) -> tuple[list[Stmt], DimLike]:
-        lets, (named,) = named_parts(self.inliner, [label], (size,))
-        return lets, named
 
 
 class _Sums(Struct, frozen=True):
@@ -164,7 +127,15 @@ class _Sums(Struct, frozen=True):
     rows: range
 
 
-class _FewRows(_Nest):
+class _FloatNest(Nest):
+    """With the plan."""
+
+    def __init__(self, node: Node, result: Node, out: Buffer, operands: Operands, inliner: Inliner, plan: Plan) -> None:
+        super().__init__(node, result, out, operands, inliner, plan.lanes)
+        self.plan = plan
+
+
+class _FewRows(_FloatNest):
     """All rows meet each code while it is in a register."""
 
     def lower(self) -> Stmt:
@@ -184,8 +155,13 @@ class _FewRows(_Nest):
         return For(variable, count, "parallel", body)
 
     @property
+    def _begins_with_zero(self) -> bool:
+        """Whether the zero of all codes is part of what a group's sum begins with."""
+        return self.op.bits < 8 or self.plan.few > MOST_AT_ONCE
+
+    @property
     def _needs_sums(self) -> bool:
-        return self.operands.points is not None or self.op.zero != 0 and self.op.bits < 8
+        return self.operands.points is not None or self.op.zero != 0 and self._begins_with_zero
 
     # --- activations -------------------------------------------------------------------------------------------------
 
@@ -193,7 +169,9 @@ class _FewRows(_Nest):
         """The activations, each divided by the power of two that its codes are too large by, and the sums of groups."""
         inner = self.inliner
         powers = Buffer(self.names.fresh("powers"), F32, (CHUNK,), "local")
-        fill = [Store(powers.name, (j,), inner.literal(2.0 ** -(self.op.bits * (j % (self.of_word // 2))), F32)) for j in range(CHUNK)]
+        fill = [Store(powers.name, (j,), inner.literal(2.0 ** -(self.op.bits * (place % (self.of_word // 2))), F32))
+                for place, j in ((place, first + step_of_place(place, self.op.bits)) for first in range(0, CHUNK, self.of_word)
+                                 for place in range(self.of_word))]
         chunks, rest = divmod(self.depth, CHUNK)
         missing = -(-self.groups * self.op.group // CHUNK) * CHUNK - self.depth
         found: list[Stmt] = [Alloc(powers), *fill]
@@ -264,7 +242,7 @@ class _FewRows(_Nest):
         inner = self.inliner.inner()
         begins: list[Node] = []
         for r in rows:
-            zero = float(self.op.zero) if self.op.bits < 8 and self.operands.points is None else 1.0
+            zero = float(self.op.zero) if self._begins_with_zero and self.operands.points is None else 1.0
             begin = (inner.scalar("mul", inner.load(self.sums, (r, g)), inner.literal(zero, F32)) if self._needs_sums
                      else inner.literal(0.0, F32))
             begins.append(inner.latch(begin))
@@ -279,7 +257,7 @@ class _FewRows(_Nest):
             point = None
             if self.operands.points is not None:
                 point = self.load(inner, self.operands.points, group * self.width + column)
-                if self.op.zero and self.op.bits < 8:
+                if self.op.zero and self._begins_with_zero:
                     point = inner.scalar("add", point, inner.literal(float(self.op.zero), F32))
                 point = inner.latch(point)
             for place in range(self.plan.sets * len(begins)):
@@ -323,10 +301,10 @@ class _FewRows(_Nest):
             inner.block.append(Store(tile.codes.name, (column,), upper))
 
         half = self.of_word // 2
-        for step in range(self.of_word):
-            if step == half:
+        for place in range(self.of_word):
+            if place == half:
                 found.append(self.each(self.plan.beside * self.width, take_upper_half))
-            found += self._step(tile, at * self.of_word + step, step % half)
+            found += self._step(tile, at * self.of_word + step_of_place(place, self.op.bits), place % half)
         return tuple(found)
 
     def _step(self, tile: _Sums, at: DimLike, place: int) -> list[Stmt]:
@@ -338,7 +316,7 @@ class _FewRows(_Nest):
         def make(inner: Inliner, column: DimLike) -> None:
             code = inner.scalar("and", inner.load(tile.codes, (column,)), inner.literal(self.mask << shift, I32))
             value = inner.cast(code, F32)
-            if self.op.bits == 8 and self.op.zero:
+            if self.op.zero and not self._begins_with_zero:
                 value = inner.scalar("sub", value, inner.literal(float(self.op.zero << shift), F32))
             value = inner.latch(value)
             for row, left in enumerate(activations, place % self.plan.sets * len(activations)):
@@ -356,7 +334,7 @@ class _DecodedTile(TileWork):
         return (self.operand.panel(at) - self.sums.number * self.sums.depth) * self.tile.columns
 
 
-class _ManyRows(_Nest):
+class _ManyRows(_FloatNest):
     """Parts of panels are decoded, and register tiles run over them."""
 
     def lower(self) -> Stmt:
@@ -364,7 +342,8 @@ class _ManyRows(_Nest):
         assert tile is not None and isinstance(blocks.depth, int)
         row_tiles = ceildiv(self.rows, tile.rows)
         shape = (ceildiv(self.panels, blocks.panels), ceildiv(row_tiles, blocks.rows))
-        count = product(shape) * (1 if self.plan.few == 0 else 1 - is_at_most(self.rows, self.plan.few))
+        few = max(self.plan.few, *(of_bytes.most for of_bytes in self.plan.of_bytes), 0)
+        count = product(shape) * (1 if few == 0 else 1 - is_at_most(self.rows, few))
         variable, at = loop_symbol(names.fresh("t"), count)
         lets, (right, below) = named_parts(self.inliner, ["right", "below"], unflatten_index(at, shape))
         panels_here = dim_min(blocks.panels, self.panels - right * blocks.panels)
@@ -392,8 +371,8 @@ class _ManyRows(_Nest):
         def of_unit(u: DimLike) -> tuple[Stmt, ...]:
             lets, at = self._counted("unit", part * of_part + u, units)
             more, group = self._counted("group", panel * self.groups + at // of_group, self.panels * self.groups)
-            return (*lets, *more, self.serial("w", words, lambda w: (
-                self._decode_word(target, (u * words + w) * self.of_word, (panel * self.words + at * words + w) * self.width, group),)))
+            return (*lets, *more, self.serial("w", words, lambda w: self._decode_word(
+                target, (u * words + w) * self.of_word, (panel * self.words + at * words + w) * self.width, group)))
 
         return self.serial("u", dim_min(of_part, units - part * of_part), of_unit)
 
@@ -404,8 +383,8 @@ class _ManyRows(_Nest):
         found = loop_variable(self.names.fresh(label), extent)
         return [Let(found.name, self.inliner.index(size), found)], size_of(found)
 
-    def _decode_word(self, target: Buffer, step: DimLike, start: DimLike, group: DimLike) -> Stmt:
-        """The steps of a word of each column of a panel, which begin at a step of the target."""
+    def _decode_word(self, target: Buffer, step: DimLike, start: DimLike, group: DimLike) -> tuple[Stmt, ...]:
+        """The steps of a word of each column of a panel, which begin at a step of the target. The next panel's are brought near."""
         def make(inner: Inliner, column: DimLike) -> None:
             word = inner.latch(inner.load(self.flat(self.operands.words), (start + column,)))
             scale = inner.latch(self.load(inner, self.operands.scales, group * self.width + column))
@@ -419,6 +398,9 @@ class _ManyRows(_Nest):
                     value = inner.scalar("sub", value, inner.literal(float(self.op.zero), F32))
                 if point is not None:
                     value = inner.scalar("sub", value, point)
-                inner.block.append(Store(target.name, ((step + i) * self.width + column,), inner.scalar("mul", value, scale)))
+                place = (step + step_of_place(i, self.op.bits)) * self.width + column
+                inner.block.append(Store(target.name, (place,), inner.scalar("mul", value, scale)))
 
-        return self.each(self.width, make)
+        ahead = start + self.words * self.width
+        prefetches = (Prefetch(self.operands.words.name, (ahead + line,)) for line in range(0, self.width, LINE))
+        return (*prefetches, self.each(self.width, make))

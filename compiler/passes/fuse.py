@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from ..attention import find_attention, is_worth_fusing
+from ..attention import plain_attention, unit_attention
 from ..cost import WEIGHTS
 from ..ir.dims import DimLike, bounds, product
 from ..ir.errors import merge_locs
@@ -87,14 +87,15 @@ MOST_PLACES = 32   # of one value in a kernel that are told apart
 Place = tuple[int, ...]  # the nodes that change the index between what a kernel stores and a value
 
 
-def fuse(graph: Graph, options: Options) -> Graph:
-    """The graph with fusion groups made explicit (see the module's text). Contract: exact."""
-    return _Fuser(graph, options).run()
+def fuse(graph: Graph, options: Options, on_gpu: bool = False) -> Graph:
+    """The graph with fusion groups made explicit (see the module's text). A GPU has one kernel for other attentions than a CPU.
+    Contract: exact."""
+    return _Fuser(graph, options, on_gpu).run()
 
 
 class _Fuser:
-    def __init__(self, graph: Graph, options: Options) -> None:
-        self.graph, self.options = graph, options
+    def __init__(self, graph: Graph, options: Options, on_gpu: bool) -> None:
+        self.graph, self.options, self.on_gpu = graph, options, on_gpu
         self.nodes = graph.nodes()
         self.order = {node: i for i, node in enumerate(self.nodes)}
         self.users = graph.users()
@@ -200,8 +201,8 @@ class _Fuser:
 
     def _claim_attention(self, last: Node) -> None:
         """Claims the attention that ends in this product, if one does that is worth it and of which nothing else is needed."""
-        attention = find_attention(last)
-        if attention is None or not is_worth_fusing(attention):
+        attention = unit_attention(last) if self.on_gpu else plain_attention(last)
+        if attention is None:
             return
         inner = attention.between(self.nodes[self.order[attention.first]:self.order[last] + 1])
         if inner is None or any(n in self.group_of for n in inner):

@@ -8,7 +8,9 @@ to a word of 16 bits, which the kernel widens.
 Where there is an instruction for bytes and the right operand is i8, a left operand that is a difference of u8 and a zero point
 (or i8, which is u8 less 128) is multiplied as u8, and the zero point times the sums of the columns subtracted: int32 wraps, so
 that is exact. An instruction that adds the products of two neighbours within 16 bits (pmaddubsw) serves where the weights are known
-and so small that no such sum is cut off: |a| + |b| <= 128 for neighbours of one sign. All else is multiplied as i16.
+and so small that no such sum is cut off: |a| + |b| <= 128 for neighbours of one sign. Where that holds for the four weights that
+two words have in a place, their products are added in 16 bits, and widened together: one multiplication less of four. All
+else is multiplied as i16.
 
 Assumes a `dot` or `conv` with `result` i32. Guarantees the same integers. Contract: exact.
 """
@@ -17,21 +19,23 @@ from __future__ import annotations
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, ceildiv, product
-from ..ir.graph import Builder, Node
+from ..ir.graph import Array, Builder, Constant, Node
 from ..ir.ops.compute import Bitcast, Cast, Conv, Elementwise, PackedConv, PackedDot
 from ..ir.ops.control import Const
 from ..ir.ops.shape import Broadcast, Pad, Reshape, Slice, Transpose
 from ..ir.types import I8, I16, I32, U8
 from ..library import apply, broadcast, cast, constant, pad, reduce, reshape, slice_axis, transpose
-from ..tiles import panel_columns
+from ..tiles import gpu_panel_columns, panel_columns
 from .panels import pack_columns
 from .winograd import known_array
 
 # of an instruction's products over those of float32, with panels and tiles as they are
-GAINS = {"pairs": 1.4, "byte_pairs": 1.85, "quads": 3.5}
+NARROW = 2  # words whose products are added in 16 bits, where these fit, before the sum takes them: more need too many registers
+GAINS = {"pairs": 1.4, "byte_pairs": 1.85, "byte_words": 2.2, "quads": 3.5}
 
 
 class _Left(Struct, frozen=True):
@@ -47,16 +51,21 @@ class _Left(Struct, frozen=True):
 
 def packed_integers(b: Builder, left: Node, right: Node, batch: int, caps: Caps) -> Node:
     """[*batch, *rows, K] times [*batch, K, N], both of narrow integers -> i32 [*batch, *rows, N]."""
+    right = _narrowed(b, right)
     operand = _left_operand(b, left, right, batch, caps)
     step, depth, width = operand.step, right.shape[batch], right.shape[batch + 1]
     missing = ceildiv(depth, step) * step - depth
     x = _lengthened(b, operand.value, left.rank - 1, missing)
-    packed = _packed_words(b, _lengthened(b, right, batch, missing), batch, product(left.shape[batch:-1]), step, caps)
-    total = b.add(PackedDot(batch, width, step=step, saturates=step == 4 and not caps.has_quads), x, packed)
+    rows = product(left.shape[batch:-1])
+    tile = gpu_panel_columns(width, rows, I8, caps) if caps.is_gpu and step == 4 else None
+    longer = _lengthened(b, right, batch, missing)
+    packed = _packed_words(b, longer, batch, rows, step, caps, tile)
+    saturates = step == 4 and not caps.has_quads
+    narrow = _words_in_16_bits(longer, batch, longer.shape[batch] // step) if saturates else 1
+    total = b.add(PackedDot(batch, width, step=step, saturates=saturates, narrow=narrow), x, packed)
     if operand.zero_point is None:
         return total
-    sums = reduce(b, "sum", cast(b, right, I32), (batch,))
-    sums = reshape(b, sums, (*right.shape[:batch], *[1] * (left.rank - 1 - batch), width))
+    sums = reshape(b, _sums(b, right, (batch,)), (*right.shape[:batch], *[1] * (left.rank - 1 - batch), width))
     return _less_zero_point(b, total, operand.zero_point, sums)
 
 
@@ -64,6 +73,7 @@ def packed_integer_conv(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> N
     """A channels-last convolution of narrow integers without padding and input dilation, several channels a group."""
     *kernel, channels, out = w.shape
     assert isinstance(out, int)
+    w = _narrowed(b, w)
     operand = _left_operand(b, x, w, w.rank - 2, caps)
     step, groups = operand.step, op.groups
     missing = ceildiv(channels, step) * step - channels
@@ -73,12 +83,33 @@ def packed_integer_conv(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> N
     matrices = reshape(b, _lengthened(b, w, w.rank - 2, missing), (depth, groups, of_group))
     matrices = transpose(b, matrices, [1, 0, 2]) if groups != 1 else reshape(b, matrices, (depth, of_group))
     packed = _packed_words(b, matrices, int(groups != 1), product(x.shape[:-1]), step, caps)
-    sizes = tuple(int(k) for k in kernel)
-    total = b.add(PackedConv(sizes, op.strides, op.dilation, out, groups, step, step == 4 and not caps.has_quads), value, packed)
+    sizes, saturates = tuple(int(k) for k in kernel), step == 4 and not caps.has_quads
+    made = PackedConv(sizes, op.strides, op.dilation, out, groups, step, saturates)
+    if saturates:
+        words = (channels + missing) // step * (sizes[-1] if made.is_joined else 1)
+        made = replace(made, narrow=_words_in_16_bits(matrices, int(groups != 1), words))
+    total = b.add(made, value, packed)
     if operand.zero_point is None:
         return total
-    sums = reduce(b, "sum", cast(b, w, I32), tuple(range(w.rank - 1)))
-    return _less_zero_point(b, total, operand.zero_point, sums)
+    return _less_zero_point(b, total, operand.zero_point, _sums(b, w, tuple(range(w.rank - 1))))
+
+
+def _narrowed(b: Builder, right: Node) -> Node:
+    """Known weights that fit into bytes as bytes: those with a zero point are differences in 16 bits."""
+    array = known_array(right) if right.dtype == I16 else None
+    limits = np.iinfo(np.int8)
+    if array is None or not limits.min <= array.min(initial=0) <= array.max(initial=0) <= limits.max:
+        return right
+    return b.add(Const(Constant(array.astype(np.int8))))
+
+
+def _sums(b: Builder, right: Node, axes: tuple[int, ...]) -> Node:
+    """The sums of integers along axes. Those of known weights are added up here: as wide as the sums the weights would be too large
+    to become a constant on the way."""
+    array = known_array(right)
+    if array is None:
+        return reduce(b, "sum", cast(b, right, I32), axes)
+    return b.add(Const(Constant(array.sum(axes, dtype=np.int32))))
 
 
 def _less_zero_point(b: Builder, total: Node, zero_point: Node, sums: Node) -> Node:
@@ -88,15 +119,24 @@ def _less_zero_point(b: Builder, total: Node, zero_point: Node, sums: Node) -> N
 
 def _lengthened(b: Builder, x: Node, axis: int, by: DimLike) -> Node:
     """Zeros at the end of an axis."""
+    array = known_array(x) if by != 0 else None
+    if array is not None and isinstance(by, int):
+        return b.add(Const(Constant(np.pad(array, [(0, by if a == axis else 0) for a in range(x.rank)]))))
     return pad(b, x, [0] * x.rank, [by if a == axis else 0 for a in range(x.rank)]) if by != 0 else x
 
 
-def _packed_words(b: Builder, right: Node, batch: int, rows: DimLike, step: int, caps: Caps) -> Node:
+def _packed_words(b: Builder, right: Node, batch: int, rows: DimLike, step: int, caps: Caps, tile: int | None = None) -> Node:
     """[*batch, K, N] of integers in panels [*batch, ceil(N / tile), K / step, tile] of words."""
     held = I8 if right.dtype == I8 else I16
     word, bits = (I32, 8) if step == 4 else (I16, 8) if held == I8 else (I32, 16)
     depth, width = right.shape[batch] // step, right.shape[batch + 1]
-    tile = panel_columns(width, rows, I32, caps, depth)
+    tile = panel_columns(width, rows, I32, caps, depth) if tile is None else tile
+    known = known_array(right)
+    if known is not None:  # joined here: wide integers of each part would be too large to become constants on the way
+        split = known.astype(np.int64).reshape(*known.shape[:batch], known.shape[batch] // step, step, known.shape[-1])
+        parts = np.moveaxis(split, batch + 1, 0)
+        joined = sum(((part & (1 << bits) - 1) << place * bits for place, part in enumerate(parts)), start=np.int64(0))
+        return pack_columns(b, b.add(Const(Constant(np.asarray(joined).astype(word.numpy)))), batch, tile)
     apart = reshape(b, cast(b, right, held), (*right.shape[:batch], depth, step, width))
     mask = constant(b, (1 << bits) - 1, word)
     words: Node | None = None
@@ -131,11 +171,31 @@ def _are_small(weights: Node, axis: int) -> bool:
     return all(int((part[::2] + part[1::2]).max(initial=0)) <= most for part in (np.maximum(whole, 0), np.maximum(-whole, 0)))
 
 
+def _words_in_16_bits(matrices: Node, batch: int, words: DimLike) -> int:
+    """Of how many words [*batch, 4 * words, N] the products with any bytes add up within 16 bits, as `add_byte_pairs` adds them; a
+    divisor of `words`."""
+    array = known_array(matrices)
+    fits = array is not None and isinstance(words, int) and words % NARROW == 0 and _fit_16_bits(array, batch)
+    return NARROW if fits else 1
+
+
+def _fit_16_bits(array: Array, batch: int) -> bool:
+    """Whether the products of any bytes with weights [*batch, K, N] add up within 16 bits where NARROW words are added in them."""
+    words = array.shape[batch] // (4 * NARROW)
+    apart = array.astype(np.int32).reshape(*array.shape[:batch], words, NARROW, 2, 2, array.shape[-1])
+    return all(int(np.maximum(part, 0).sum((batch + 1, batch + 3)).max(initial=0)) <= 32767 // 255 for part in (apart, -apart))
+
+
 def gain_of_integers(weights: Node, axis: int, caps: Caps) -> float:
     """How much faster products of bytes with these weights are than float32's, of which that axis is contracted (measured)."""
     if caps.has_quads:
         return GAINS["quads"]
-    return GAINS["byte_pairs" if caps.has_byte_pairs and weights.dtype == I8 and _are_small(weights, axis) else "pairs"]
+    if not caps.has_byte_pairs or weights.dtype != I8 or not _are_small(weights, axis):
+        return GAINS["pairs"]
+    array = known_array(weights)
+    assert array is not None
+    rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+    return GAINS["byte_words" if len(rows) % (4 * NARROW) == 0 and _fit_16_bits(rows, 0) else "byte_pairs"]
 
 
 def _as_bytes(b: Builder, x: Node) -> _Left | None:

@@ -32,10 +32,11 @@ from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.compute import Conv, Dot, Elementwise, PackedConv, PackedDot, ReduceWindow, accumulator_dtype, reduction_identity
 from ..ir.ops.shape import Broadcast, Concat, Slice, Take, Transpose, UpdateSlice
 from ..ir.rewrite import rewrite_graph
-from ..ir.types import F32, I64, DType, TensorType
+from ..ir.types import BF16, F32, I64, DType, TensorType
 from ..library import apply, broadcast, cast, constant, full, pad, reduce, reshape, slice_axis, transpose
 from ..options import Options
-from ..tiles import panel_columns
+from ..tiles import PLAIN_GPU_PANELS, gpu_panel_columns, panel_columns
+from .pack_bfloats import packed_bfloat_conv, packed_bfloats, widened
 from .pack_integers import largest, packed_integer_conv, packed_integers
 from .panels import pack_columns
 from .winograd import fast_convolution, known_array
@@ -47,6 +48,8 @@ LEAST_MIRRORED = 128  # products for an element of a symmetric result, from whic
 
 def pack_operands(graph: Graph, options: Options, caps: Caps) -> Graph:
     """See the module's text."""
+    if options.precision == "strict":
+        caps = replace(caps, has_bf16=False)  # whose instruction takes subnormal numbers for zeros
     users = graph.users() if options.precision == "default" else {}
     once = {node for node, found in users.items() if len(found) == 1} - set(graph.results)
 
@@ -54,6 +57,10 @@ def pack_operands(graph: Graph, options: Options, caps: Caps) -> Graph:
         match node.op:
             case Dot() as op if 0 in (*node.shape, *(inputs[0].shape[a] for a in op.lhs_contract)):
                 return full(b, 0, node.dtype, node.shape)  # nothing to sum, or nowhere to put it
+            case Dot(result=None) | Conv(result=None) if node.dtype == BF16 and not caps.is_gpu:
+                operands = tuple(widened(b, x) for x in inputs)
+                wide = visit(b, b.add(node.op, *operands), operands)
+                return None if wide is None else cast(b, wide, BF16)
             case Dot() as op:
                 return _pack_dot(b, op, inputs[0], inputs[1], caps, node.inputs[0] in once)
             case Conv() as op if any(e != 1 for e in op.input_dilation):
@@ -90,7 +97,12 @@ def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps, only: bool 
         return reshape(b, value, (*batch, *rows, *columns))
     if not lhs.dtype.is_float:
         return None
-    tile = panel_columns(width, product(rows), accumulator_dtype(lhs.dtype), caps, depth)
+    narrow = packed_bfloats(b, left, right, len(batch), caps)
+    if narrow is not None:
+        return reshape(b, narrow, (*batch, *rows, *columns))
+    tile = gpu_panel_columns(width, product(rows), lhs.dtype, caps) if caps.is_gpu else None
+    if tile is None:
+        tile = panel_columns(width, product(rows), accumulator_dtype(lhs.dtype), caps, depth)
     packed = pack_columns(b, right, len(batch), tile)
     gated = _gated(lhs, op) if only and not batch and _is_less(width, rows) else None
     if gated is not None:
@@ -177,6 +189,9 @@ def _pack_conv(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps: C
     fast = fast_convolution(b, op, x, w, tile, options, caps)
     if fast is not None:
         return fast
+    narrow = packed_bfloat_conv(b, op, x, w, tile, caps)
+    if narrow is not None:
+        return narrow
     packed = pack_columns(b, reshape(b, w, (taps * channels, out)), 0, tile)
     sizes = tuple(int(k) for k in kernel)
     return b.add(PackedConv(sizes, op.strides, op.dilation, out), x, packed)
@@ -200,7 +215,10 @@ def _pack_groups(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps:
     *kernel, channels, out = w.shape
     assert isinstance(out, int)
     depth, of_group = product((*kernel, channels)), out // op.groups
-    tile = panel_columns(of_group, product(x.shape[:-1]), accumulator_dtype(x.dtype), caps)
+    if caps.is_gpu:
+        tile = gpu_panel_columns(of_group, product(x.shape[:-1]), accumulator_dtype(x.dtype), caps) or PLAIN_GPU_PANELS[-1]
+    else:
+        tile = panel_columns(of_group, product(x.shape[:-1]), accumulator_dtype(x.dtype), caps)
     fast = fast_convolution(b, op, x, w, tile, options, caps)
     if fast is not None:
         return fast

@@ -30,7 +30,7 @@ def share_divisors(graph: Graph, options: Options) -> Graph:
     divisors = {node: divisor for node in graph.nodes() if _is(node, "div") and (divisor := _divisor(node)) is not None}
     if not divisors:
         return graph
-    decisive = _decisive(graph)
+    decisive = find_decisive(graph)
 
     def visit(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
         if node not in divisors or node in decisive:
@@ -94,7 +94,7 @@ def _is_scale(node: Node, divisor: Node) -> bool:
     return value is not None and isinstance(node.inputs[0].op, (Conv, Dot)) and 1 / FAR <= abs(float(value)) <= FAR
 
 
-def _decisive(graph: Graph) -> set[Node]:
+def find_decisive(graph: Graph) -> set[Node]:
     """The nodes that a decision rests on."""
     found: set[Node] = set()
     for node in reversed(graph.nodes()):

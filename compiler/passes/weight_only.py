@@ -32,6 +32,7 @@ from ..ir.ops.weight_only import CODE_BITS, FLOATS, WORD, WeightOnlyDot, words_o
 from ..ir.rewrite import rewrite_graph
 from ..ir.types import F16, F32, TensorType
 from ..library import constant, reshape, transpose
+from ..library_quantized import is_dequantize
 from ..options import Options
 
 LEAST_GROUP = 16     # steps that share a scale
@@ -54,7 +55,9 @@ def keep_weights_narrow(graph: Graph, options: Options, caps: Caps) -> Graph:
 
 
 def _narrow_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps) -> Node | None:
-    if op.lhs_batch or op.result is not None or lhs.dtype not in FLOATS or not rhs.tensor.is_static or 0 in (*lhs.shape, *rhs.shape):
+    if caps.is_gpu or op.lhs_batch or op.result is not None or lhs.dtype not in FLOATS:
+        return None
+    if not rhs.tensor.is_static or 0 in (*lhs.shape, *rhs.shape):
         return None
     free_left = [a for a in range(lhs.rank) if a not in op.lhs_contract]
     free_right = [a for a in range(rhs.rank) if a not in op.rhs_contract]
@@ -62,23 +65,23 @@ def _narrow_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps) -> Node |
     size = int(product(rhs.shape))
     if size < LEAST_WEIGHTS or bounds(product(rows))[0] >= MANY_ROWS and size * F32.bytes <= caps.level2_bytes:
         return None
-    factors = _factors(rhs)
+    factors = factors_of(rhs)
     if factors is None:
         return None
     order = [*op.rhs_contract, *free_right]
     depth, width = int(product(rhs.shape[a] for a in op.rhs_contract)), int(product(columns))
     integers, scales = (np.transpose(a, order).reshape(depth, width) for a in factors)
-    codes = _codes_of(integers, scales)
+    codes = codes_of(integers, scales)
     if codes is None:
         return None
     left = reshape(b, transpose(b, lhs, [*free_left, *op.lhs_contract]), (*rows, depth))
-    return reshape(b, _packed(b, left, codes, width, caps), (*rows, *columns))
+    return reshape(b, packed_codes(b, left, codes, width, caps), (*rows, *columns))
 
 
 # --- finding the factors ---------------------------------------------------------------------------------------------
 
 
-def _factors(node: Node) -> tuple[Array, Array] | None:
+def factors_of(node: Node) -> tuple[Array, Array] | None:
     """The integers and the scales whose product a constant node is, both in its shape."""
     moves: list[Node] = []
     while isinstance(node.op, (*MOVES, Cast)):
@@ -86,24 +89,41 @@ def _factors(node: Node) -> tuple[Array, Array] | None:
             return None
         moves.append(node)
         node = node.inputs[0]
-    if not isinstance(node.op, Elementwise) or node.op.function != "mul" or node.dtype not in FLOATS:
+    try:
+        found = _of_composite(node) if is_dequantize(node) else _of_product(node)
+        if found is None:
+            return None
+        for move in reversed(moves):
+            found = tuple(a if isinstance(move.op, Cast) else np.asarray(move.op.evaluate((a,), {})) for a in found)  # type: ignore[assignment]  # still two
+    except TilewrightError:
         return None
-    order = _constant_nodes(node)
-    if order is None:
+    return found
+
+
+def _of_product(node: Node) -> tuple[Array, Array] | None:
+    """The factors of a product of constants, one of which is made of integers."""
+    if not isinstance(node.op, Elementwise) or node.op.function != "mul" or node.dtype not in FLOATS:
         return None
     integers, scales = node.inputs
     if not _holds_integers(integers):
         integers, scales = scales, integers
     if not _holds_integers(integers) or _holds_integers(scales):
         return None
-    try:
-        values = _evaluate(order)
-        found = (values[integers], values[scales])
-        for move in reversed(moves):
-            found = tuple(a if isinstance(move.op, Cast) else np.asarray(move.op.evaluate((a,), {})) for a in found)  # type: ignore[assignment]  # still two
-    except TilewrightError:
+    order = _constant_nodes(node)
+    if order is None:
         return None
-    return found
+    values = _evaluate(order)
+    return values[integers], values[scales]
+
+
+def _of_composite(node: Node) -> tuple[Array, Array] | None:
+    """The integers less their zero points, and the scales, of a `dequantize` of constants."""
+    orders = [_constant_nodes(x) for x in node.inputs]
+    if node.dtype not in FLOATS or any(order is None for order in orders):
+        return None
+    value, scale, *points = (_evaluate(order)[x] for x, order in zip(node.inputs, orders) if order is not None)
+    integers = value.astype(np.int32) - (points[0].astype(np.int32) if points else 0)
+    return integers, np.broadcast_to(scale, integers.shape)
 
 
 def _constant_nodes(root: Node) -> list[Node] | None:
@@ -143,7 +163,7 @@ def _holds_integers(node: Node) -> bool:
 # --- codes -----------------------------------------------------------------------------------------------------------
 
 
-class _Codes(Struct):
+class Codes(Struct):
     """Codes [groups * group, N], scales [groups, N], zero points like these or None; `zero` is the number that all have."""
 
     bits: int
@@ -154,7 +174,7 @@ class _Codes(Struct):
     points: Array | None
 
 
-def _codes_of(integers: Array, scales: Array) -> _Codes | None:
+def codes_of(integers: Array, scales: Array) -> Codes | None:
     """Weights [K, N] = integers * scales as codes of the fewest bits; None where there are none."""
     depth = len(integers)
     changes = np.flatnonzero((scales[1:] != scales[:-1]).any(axis=1)) + 1
@@ -191,7 +211,7 @@ def _codes_of(integers: Array, scales: Array) -> _Codes | None:
         return None
     padded = np.zeros((len(least) * group, values.shape[1]), np.uint8)
     padded[:depth] = codes
-    return _Codes(bits, group, zero, padded, np.ascontiguousarray(scales[::min(group, depth)]), points)
+    return Codes(bits, group, zero, padded, np.ascontiguousarray(scales[::min(group, depth)]), points)
 
 
 def _bits(span: float) -> int | None:
@@ -199,7 +219,7 @@ def _bits(span: float) -> int | None:
     return next((bits for bits in CODE_BITS if span < 1 << bits), None)
 
 
-def _packed(b: Builder, left: Node, found: _Codes, width: int, caps: Caps) -> Node:
+def packed_codes(b: Builder, left: Node, found: Codes, width: int, caps: Caps) -> Node:
     """The op with its operands in panels of a few vectors of columns, as lowering has register tiles for."""
     lanes = caps.lanes(F32)
     columns = lanes * min(3 if caps.vector_registers >= 32 else 2, -(-width // lanes))

@@ -41,7 +41,7 @@ def fast_convolution(b: Builder, op: Conv, x: Node, w: Node, columns: int, optio
     """The convolution of a padded x [N, *spatial, C] with w [*kernel, C / groups, O] by Winograd's algorithm, its weights in
     panels of `columns`; None where that is not allowed, possible, or faster."""
     plain = all(s == 1 for s in (*op.strides, *op.dilation))
-    if not plain or options.precision != "default" or x.dtype not in (F32, F64):
+    if not plain or options.precision != "default" or x.dtype not in (F32, F64) or caps.is_gpu:
         return None
     weights = known_array(w)
     sizes = tuple(n - (k - 1) for n, k in zip(x.shape[1:-1], w.shape[:-2]))

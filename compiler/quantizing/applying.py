@@ -22,7 +22,8 @@ from ..library import apply as apply_scalar
 from ..library import cast, constant, like, reduce, reshape, scalar
 from ..library_quantized import dequantize, quantize
 from .layers import Layer, find_layers
-from .plan import ActivationPlan, Fold, LayerPlan, Plan, WeightPlan
+from .outliers import rest_of, with_columns
+from .plan import ActivationPlan, Fold, LayerPlan, Plan, WeightPlan, merged
 
 NARROW_BITS = {"int4": 4, "int2": 2}
 ROW_LEVELS = 127.0  # of activations whose range is found at run time
@@ -34,14 +35,14 @@ def apply_plan(graph: Graph, plan: Plan) -> Graph:
         raise ArgumentError(f"quantize: the plan was made for another graph than {graph.name}: {plan.graph}",
                             hint="make a plan for this one: sizes and constants are part of it")
     folded = fold_graph(graph, plan.folds)
-    layers, _ = find_layers(folded)
-    plans = {layer.node: (layer, plan.layer(layer.label)) for layer in layers}
+    planned = {layer.label: layer for layer in plan.quantized}
+    plans = {layer.node: (layer, planned[layer.label]) for layer in find_layers(folded, tables=True)[0] if layer.label in planned}
 
     def visit(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
         found = plans.get(node)
-        if found is None or not found[1].quantized:
+        if found is None:
             return None
-        return contraction(b, *found, inputs[0])
+        return taken_rows(b, *found, inputs[1]) if found[0].is_table else contraction(b, *found, inputs[0])
 
     return rewrite_graph(folded, visit, "quantize")
 
@@ -49,9 +50,8 @@ def apply_plan(graph: Graph, plan: Plan) -> Graph:
 def fold_graph(graph: Graph, folds: Sequence[Fold]) -> Graph:
     """The graph with constants that took up factors, where the node at a fold's place reads the constant of its digest."""
     factors: dict[str, dict[str, Array]] = {}
-    for fold in folds:
-        here = factors.setdefault(fold.location, {})
-        here[fold.digest] = here[fold.digest] * fold.factor if fold.digest in here else fold.factor
+    for fold in merged(folds):
+        factors.setdefault(fold.location, {})[fold.digest] = fold.factor
 
     def visit(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
         here = factors.get(str(node.loc))
@@ -82,10 +82,23 @@ def contraction(b: Builder, layer: Layer, plan: LayerPlan, x: Node) -> Node:
     if weights.dtype == BF16:
         value = cast(b, b.add(layer.node.op, cast(b, x, BF16), weights), F32)
     else:
-        value = b.add(layer.node.op, activation_node(b, layer, plan.activation, x), weights)
+        rest = x if plan.outliers is None else rest_of(b, layer, plan.outliers, x)
+        value = b.add(layer.node.op, activation_node(b, layer, plan.activation, rest), weights)
+        value = value if plan.outliers is None else with_columns(b, layer, plan.outliers, x, value)
     if plan.correction is not None:
         value = apply_scalar(b, "add", value, constant(b, plan.correction))
     return value
+
+
+def taken_rows(b: Builder, layer: Layer, plan: LayerPlan, places: Node) -> Node:
+    """Rows of a table, of which only those taken are dequantized."""
+    assert plan.weights is not None
+    weights = plan.weights
+    values = b.add(layer.node.op, _constant(b, weights.values, dtype_named(weights.dtype)), places)
+    if weights.scale is None:
+        return cast(b, values, F32)
+    return _dequantized(b, values, b.add(layer.node.op, constant(b, weights.scale), places), None if weights.zero_point is None else b.add(
+        layer.node.op, _constant(b, weights.zero_point, dtype_named(weights.dtype)), places), weights.group, values.rank - 1)
 
 
 def activation_node(b: Builder, layer: Layer, plan: ActivationPlan, x: Node) -> Node:
@@ -118,17 +131,19 @@ def weights_node(b: Builder, layer: Layer, plan: WeightPlan) -> Node:
     values = _constant(b, read(plan.values), dtype_named(plan.dtype))
     if plan.scale is None:
         return values
-    scale = read(plan.scale)
-    point = None if plan.zero_point is None else read(plan.zero_point)
+    point = None if plan.zero_point is None else _constant(b, read(plan.zero_point), dtype_named(plan.dtype))
+    return _dequantized(b, values, constant(b, read(plan.scale)), point, plan.group, layer.contracted_axis)
+
+
+def _dequantized(b: Builder, values: Node, scale: Node, point: Node | None, group: int, axis: int) -> Node:
+    """What integers stand for, of which so many along the axis share a scale."""
     shape = values.shape
-    if plan.group:
+    if group:
         # the axis of the contraction in two, blocks and places in them: a scale a block broadcasts then
-        axis = layer.contracted_axis
-        values = reshape(b, values, (*shape[:axis], scale.shape[axis], plan.group, *shape[axis + 1:]))
-        scale = np.expand_dims(scale, axis + 1)
-        point = None if point is None else np.expand_dims(point, axis + 1)
-    point_node = None if point is None else widened(b, _constant(b, point, dtype_named(plan.dtype)))
-    return reshape(b, dequantize(b, widened(b, values), constant(b, scale), point_node), shape)
+        values = reshape(b, values, (*shape[:axis], scale.shape[axis], group, *shape[axis + 1:]))
+        apart = (*scale.shape[:axis + 1], 1, *scale.shape[axis + 1:])
+        scale, point = reshape(b, scale, apart), None if point is None else reshape(b, point, apart)
+    return reshape(b, dequantize(b, widened(b, values), scale, None if point is None else widened(b, point)), shape)
 
 
 def _constant(b: Builder, array: Array, dtype: DType) -> Node:

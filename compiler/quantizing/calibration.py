@@ -23,6 +23,7 @@ from .ranges import Histogram
 from .samples import Sample
 
 DEEPEST = 8192  # contractions deeper than this get no second moments, which would take a quarter of a gigabyte
+ROWS, ROWS_OF_DEPTH = 8192, 4  # rows that moments are taken of, and at least so many times the depth: more say little that is new
 
 
 class Moments:
@@ -54,7 +55,8 @@ class Moments:
         self.count += rows.shape[1]
         self.sums += rows.sum(axis=1, dtype=np.float64)
         if self.squares is not None:
-            self.squares += rows.transpose(0, 2, 1) @ rows
+            # one matrix with itself is half the work, where NumPy sees that it is one
+            self.squares += (rows[0].T @ rows[0])[np.newaxis] if len(rows) == 1 else rows.transpose(0, 2, 1) @ rows
 
     def add_pair(self, quantized: Array, plain: Array) -> None:
         """Takes in the rows that a quantized program has in place of plain ones."""
@@ -89,12 +91,13 @@ class Input:
         """Of each channel."""
         return self.sums / max(self.places, 1)
 
-    def add(self, x: Array, sample: int) -> None:
+    def add(self, x: Array, sample: int, histogram: bool = True) -> None:
         if not np.isfinite(x).all():
             kind = "NaN" if np.isnan(x).any() else "infinity"
             raise ArgumentError(f"calibration: the input of layer '{self.layer.label}' holds {kind} in sample {sample}",
                                 hint="the float model overflows or divides by zero there: leave the sample out, or check the model")
-        self.histogram.add(x)
+        if histogram:
+            self.histogram.add(x)
         places = self.layer.channels_last(x)
         if places.size:
             self.lowest = np.minimum(self.lowest, places.min(axis=0))
@@ -134,19 +137,22 @@ def with_inputs(graph: Graph, values: Sequence[Node]) -> Graph:
 
 
 def collect(graph: Graph, layers: Sequence[Layer], samples: Sequence[Sample], *, means: bool = True, moments: bool = False,
-            target: str = "cpu", options: Options | None = None, progress: Callable[[str], None] | None = None) -> Statistics:
-    """The statistics of the layers' inputs over the samples. `means` and `moments`: what is kept of each layer's rows."""
+            histograms: bool = True, target: str = "cpu", options: Options | None = None,
+            progress: Callable[[str], None] | None = None) -> Statistics:
+    """The statistics of the layers' inputs over the samples. `means` and `moments`: what is kept of each layer's rows; without
+    `histograms` no range can be chosen from them."""
     statistics = Statistics(layers, moments)
     program = compile_graph(with_inputs(graph, statistics.values), target, options or Options())
     labels = list(statistics.inputs)
     for number, sample in enumerate(samples):
         results = results_of_call(program, sample)[len(graph.results):]
         for label, x in zip(labels, results):
-            statistics.inputs[label].add(x, number)
+            statistics.inputs[label].add(x, number, histograms)
         if means or moments:
             read = dict(zip(labels, results))
             for layer, sums in statistics.rows_of:
-                sums.add(layer.rows(read[statistics.shared[layer.label]]))
+                most = -(-max(ROWS, ROWS_OF_DEPTH * layer.depth) // len(samples))
+                sums.add(layer.rows(read[statistics.shared[layer.label]], most))
         statistics.samples += 1
         if progress is not None:
             progress(f"calibration: sample {number + 1} of {len(samples)}")

@@ -14,9 +14,11 @@ from ..ir.types import dtype_named
 from .calibration import Moments, Statistics
 from .equalize import bias_correction
 from .layers import Layer
+from .narrowing import narrowed
+from .outliers import outlier_columns, without
 from .plan import ActivationPlan, LayerPlan, Measured, WeightPlan, dequantized, stored_bytes
 from .ranges import choose_range, error_of, grid_of
-from .recipes import PRECISIONS, Recipe
+from .recipes import PRECISION_OF_OUTLIERS, PRECISIONS, Recipe
 from .rounding import (
     LEVELS,
     NARROW_LEVELS,
@@ -24,14 +26,19 @@ from .rounding import (
     asymmetric_target,
     coordinate_descent,
     damped,
+    damping_of,
     gptq,
     grid_for,
     nearest,
     output_error,
+    values_of,
 )
 
 LEAST_GROUP = 16
-BEST_OF = ("mean squared error", "min-max")
+BEST_OF = ("min-max", "mean squared error")
+OF_TABLES = {"i8": "w8", "i8 dynamic": "w8", "w4a8": "w4"}  # a table has no input: what its rows become at a precision
+ROOM = (1.0, 1.1, 1.25, 1.5, 2.0)  # times the step, that are tried where sums of four weights are too large
+WORTH_TRYING = 0.8  # of the squared error by the first range, that a narrower one must stay below to be tried at the results
 ACTIVATION_LEVELS = {"u8": (0, 255), "i8": (-128, 127)}
 
 
@@ -44,6 +51,9 @@ def left_alone(layer: Layer, reason: str) -> LayerPlan:
 
 def candidates(layer: Layer, precision: str, recipe: Recipe, statistics: Statistics | None) -> list[LayerPlan] | str:
     """The layer at a precision, with each range that its losses shall decide between; or why it cannot be."""
+    if layer.is_table:
+        made = candidate(layer, OF_TABLES.get(precision, precision), replace(recipe, correct_bias=False), None)
+        return made if isinstance(made, str) else [made]
     methods = BEST_OF if recipe.ranges == "best" and PRECISIONS[precision][1] == "static" else (recipe.ranges,)
     first = candidate(layer, precision, replace(recipe, ranges=methods[0]), statistics)
     if isinstance(first, str):
@@ -52,8 +62,10 @@ def candidates(layer: Layer, precision: str, recipe: Recipe, statistics: Statist
     for method in methods[1:]:
         activation = _activation(layer, "static", replace(recipe, ranges=method), statistics)
         assert not isinstance(activation, str) and statistics is not None and first.activation is not None
-        found.append(replace(first, activation=activation, measured=replace(first.measured, layer_error=(
-            first.measured.layer_error - _lost(layer, first.activation, statistics) + _lost(layer, activation, statistics)))))
+        before, after = (_lost(layer, chosen, statistics) for chosen in (first.activation, activation))
+        if after < WORTH_TRYING * before:
+            error = first.measured.layer_error - before + after
+            found.append(replace(first, activation=activation, measured=replace(first.measured, layer_error=error)))
     return found
 
 
@@ -67,16 +79,26 @@ def candidate(layer: Layer, precision: str, recipe: Recipe, statistics: Statisti
         return activation
     moments = None if statistics is None else statistics.moments[layer.label]
     levels = NARROW_LEVELS if dtype == "i8" and kind != "float" and recipe.byte_bits == 7 else LEVELS[dtype]
-    weights = quantized_weights(layer, dtype, levels, recipe, moments)
+    outliers: Array | None = None
+    if precision == PRECISION_OF_OUTLIERS:
+        found = "its outliers are not known without data" if statistics is None else outlier_columns(layer, statistics.of(layer))
+        if isinstance(found, str):
+            return found
+        outliers, recipe = (found if found.size else None), replace(recipe, rounding="nearest")
+    part = layer if outliers is None else without(layer, outliers)
+    weights = quantized_weights(part, dtype, levels, recipe, moments)
     plan = LayerPlan(layer.label, layer.location, layer.kind, layer.constant.array.shape, layer.constant.digest, precision,
                      weights, activation)
     plain, kept = layer.matrix(), _matrix_of(layer, weights)
+    if outliers is not None:
+        kept[:, outliers] = plain[:, outliers]
     correction = None
     if recipe.correct_bias and moments is not None and moments.count:
         correction = bias_correction(moments.plain_mean, plain, moments.mean, kept).reshape(layer.result_shape)
+    in_float = 0 if outliers is None else plain[:, outliers].nbytes
     measured = Measured(layer_error=_layer_error(layer, activation, plain - kept, moments, statistics),
-                        bytes_before=layer.constant.array.nbytes, bytes_after=stored_bytes(weights))
-    return replace(plan, correction=correction, measured=measured)
+                        bytes_before=layer.constant.array.nbytes, bytes_after=stored_bytes(weights) + in_float)
+    return replace(plan, correction=correction, outliers=outliers, measured=measured)
 
 
 def _rounded(layer: Layer, precision: str) -> LayerPlan:
@@ -122,33 +144,52 @@ def quantized_weights(layer: Layer, dtype: str, levels: tuple[int, int], recipe:
     symmetric = recipe.symmetric or dtype == "i8"
     group = 0 if dtype == "i8" or not layer.can_group else group_size(layer.depth, recipe.group)
     matrices = layer.matrix()
-    integers, grids = [], []
-    rounding = "nearest"
-    for place, matrix in enumerate(matrices):
-        squares = None if moments is None or moments.squares is None or not moments.count else moments.squares[place]
-        importance = None if squares is None else np.diagonal(squares)
-        crossed = moments.crossed if moments is not None and recipe.rounding == "gptq asymmetric" else None
-        if squares is not None and crossed is not None:
-            matrix = asymmetric_target(matrix, squares, crossed[place])
-        grid = grid_for(matrix, levels, group, symmetric, recipe.clip, importance)
-        found, rounding = _integers(matrix, grid, recipe.rounding, squares)
-        rounding = rounding if crossed is None else recipe.rounding
-        integers.append(found)
-        grids.append(grid)
+    rows = 0 if moments is None else moments.count
+    squares = None if moments is None or not rows else moments.squares
+    importance = None if squares is None else np.diagonal(squares, axis1=-2, axis2=-1)
+    crossed = moments.crossed if moments is not None and squares is not None and recipe.rounding == "gptq asymmetric" else None
+    if squares is not None and crossed is not None:
+        matrices = asymmetric_target(matrices, squares, crossed)
+    grid = grid_for(matrices, levels, group, symmetric, recipe.clip, importance)
+    channels = layer.depth if layer.kind == "dot" else layer.channels // layer.groups
+    if levels == NARROW_LEVELS:
+        grid = _with_room(matrices, grid, channels, importance)
+    integers, rounding = _integers(matrices, grid, recipe.rounding, squares, rows)
+    if levels == NARROW_LEVELS:
+        integers = narrowed(integers, channels)
+    rounding = rounding if crossed is None else recipe.rounding
     kind = dtype_named(dtype).numpy
-    values = layer.stored(np.stack(integers).astype(np.int8)).astype(kind)
-    scale = layer.stored(np.stack([grid.scale for grid in grids]))
-    points = np.stack([grid.point for grid in grids])
-    zero_point = layer.stored(points.astype(np.int8)).astype(kind) if points.any() else None
+    values = layer.stored(integers.astype(np.int8)).astype(kind)
+    scale = layer.stored(grid.scale)
+    zero_point = layer.stored(grid.point.astype(np.int8)).astype(kind) if grid.point.any() else None
     return WeightPlan(dtype, values, scale, zero_point, group, layer.group_axis if group else 0, layer.channel_axes, rounding,
                       layer.as_operand)
 
 
-def _integers(matrix: Array, grid: Grid, rounding: str, squares: Array | None) -> tuple[Array, str]:
+def _with_room(matrices: Array, grid: Grid, channels: int, importance: Array | None) -> Grid:
+    """The grid with wider steps for those columns that lose less by them than by sums made to fit (narrowing.py)."""
+    plain = nearest(matrices, grid)
+    columns = np.flatnonzero((narrowed(plain.copy(), channels) != plain).any(axis=(0, 1)))
+    if not columns.size:
+        return grid
+    weights, first, point = (array[..., columns] for array in (matrices, grid.scale, grid.point))
+    weigh = 1.0 if importance is None else importance[..., np.newaxis]
+    best, least = first, np.full(first.shape, np.inf)
+    for factor in ROOM:
+        wider = Grid((first * np.float32(factor)).astype(np.float32), point, grid.levels, grid.group)
+        error = values_of(narrowed(nearest(weights, wider), channels), wider) - weights
+        lost = (weigh * error ** 2).sum(axis=-2, keepdims=True)
+        best, least = np.where(lost < least, wider.scale, best), np.minimum(lost, least)
+    scale = grid.scale.copy()
+    scale[..., columns] = best
+    return Grid(scale, grid.point, grid.levels, grid.group)
+
+
+def _integers(matrix: Array, grid: Grid, rounding: str, squares: Array | None, rows: int) -> tuple[Array, str]:
     """The integers, and by what they were found."""
     if rounding == "nearest" or squares is None:
         return nearest(matrix, grid), "nearest"
-    moments = damped(squares)
+    moments = damped(squares, damping_of(rows, matrix.shape[-2]))
     if rounding == "coordinate descent":
         return coordinate_descent(matrix, grid, moments, nearest(matrix, grid)), rounding
     return gptq(matrix, grid, moments, by_size=True), "gptq"
@@ -173,8 +214,8 @@ def _layer_error(layer: Layer, activation: ActivationPlan, difference: Array, mo
     the input had equal and independent elements; with that of activations, as their histogram says."""
     weights = layer.matrix().astype(np.float64)
     if moments is not None and moments.squares is not None:
-        whole = sum(output_error(w, h) for w, h in zip(weights, moments.squares))
-        error = sum(output_error(d, h) for d, h in zip(difference, moments.squares)) / whole if whole else 0.0
+        whole = output_error(weights, moments.squares)
+        error = output_error(difference, moments.squares) / whole if whole else 0.0
     else:
         whole = float((weights ** 2).sum())
         error = float((difference ** 2).sum()) / whole if whole else 0.0

@@ -4,6 +4,9 @@ Each layer's loss is measured at the model's results with this layer alone quant
 choice is then compiled and measured as a whole on samples that nothing before has seen, and the budget of the sum is tightened until the
 whole keeps its own.
 
+A metric may be too coarse for that: one layer changes no answer, all together do (top-1, texts that are the same). Then layers are
+compared by how far they turn the results instead, and the most that they may turn is searched for.
+
 Guarantees: a layer is quantized only where that makes the goal smaller, its time or its bytes; so is the whole, or nothing is quantized.
 """
 
@@ -23,19 +26,23 @@ from .applying import apply_plan
 from .budget import Choice, Option, front, solve
 from .calibration import results_of_call
 from .layers import Layer
-from .metrics import Metric, Results, figures, loss_of
+from .metrics import Metric, Results, figures, loss_of, metric_named
 from .plan import LayerPlan, Measured, Plan
 from .probe import Probe
 from .report import FrontPoint, WholeReport
 from .samples import Sample
 from .timing import Timer
 
-GAIN = 0.97          # of the time of a layer in float, which a quantized one must stay below: less is noise
+GAIN = 0.97          # of the time in float, which a layer, and the whole, must stay below when quantized: less is noise
 ROUNDS = 6           # in which the budget of the sum is tightened
 TIGHTENED = 0.95     # of what would just do, if the whole lost as much more than the sum as it just did
+LEAST_STEP, MOST_STEP = 0.1, 0.5  # what is left of a sum of turns that was too much
+REFINED = 2          # rounds between a sum of turns that was too much and one that was not
 TIMED = 4            # held-out samples that the whole is timed on
+RANGED = 4           # samples that decide between ranges
 GOALS = ("time", "size")
 ANY = "any"          # of a diagnosis, which chooses nothing
+NOTHING = -1.0       # a sum that no layer can keep that loses anything, or nothing
 
 Progress = Callable[[str], None]
 Measure = Callable[[Layer, Sequence[int], Sequence[LayerPlan]], list[float]]
@@ -69,29 +76,44 @@ class Outcome(Struct, frozen=True, eq=False):
 def with_losses(contenders: Sequence[Contender], probe: Probe, samples: Sequence[Sample], metric: Metric, goal: str,
                 progress: Progress) -> list[Contender]:
     """The contenders with `measured.error`, the loss at the results with this layer alone quantized, for plans that the goal allows."""
-    expected = probe.run(samples, {})
+    expected = probe.keep(samples)
+    angle = metric_named("cosine")[1]
+
+    def lost(plans: Mapping[str, LayerPlan]) -> tuple[float, float]:
+        """By the metric; of what is the same by a coarse one, by the angle."""
+        results = probe.run(samples[:RANGED], plans)
+        return loss_of(metric, expected[:RANGED], results), loss_of(angle, expected[:RANGED], results)
+
+    contenders = _with_best_ranges(contenders, goal, progress, lost)
     found = []
     for number, contender in enumerate(contenders):
         label = contender.layer.label
         plans = []
         for plan in contender.plans:
-            loss = loss_of(metric, expected, probe.run(samples, {label: plan})) if gains(plan, goal) else math.nan
-            plans.append(replace(plan, measured=replace(plan.measured, error=loss)))
+            results = probe.run(samples, {label: plan}) if gains(plan, goal) else None
+            error, turn = (math.nan if results is None else loss_of(by, expected, results) for by in (metric, angle))
+            plans.append(replace(plan, measured=replace(plan.measured, error=error, turn=turn)))
         found.append(replace(contender, plans=tuple(plans)))
         progress(f"losses: layer {number + 1} of {len(contenders)}, {label}")
-    return _with_best_ranges(found)
+    return found
 
 
-def _with_best_ranges(contenders: Sequence[Contender]) -> list[Contender]:
-    """Of plans that differ in the range of their input, those of the method that loses least in all layers that read it."""
-    lost: dict[tuple[str, str], dict[str, float]] = {}
+def _with_best_ranges(contenders: Sequence[Contender], goal: str, progress: Progress,
+                      lost: Callable[[Mapping[str, LayerPlan]], tuple[float, float]]) -> list[Contender]:
+    """Of plans that differ in the range of their input, those of the method that loses least with all layers that read it quantized;
+    the first where none of these will be."""
+    groups: dict[tuple[str, str], dict[str, dict[str, LayerPlan]]] = {}
     for contender in contenders:
         for plan in contender.plans:
             if plan.activation is not None:
-                methods = lost.setdefault((plan.activation.shared, plan.precision), {})
-                methods[plan.activation.method] = methods.get(plan.activation.method, 0.0) + _loss(plan)
-    # of some layers nothing was measured: the others decide
-    best = {key: min(methods, key=lambda method: methods[method]) for key, methods in lost.items()}
+                methods = groups.setdefault((plan.activation.shared, plan.precision), {})
+                methods.setdefault(plan.activation.method, {})[plan.label] = plan
+    best = {}
+    for number, (key, methods) in enumerate(groups.items()):
+        useful = {method: {label: plan for label, plan in plans.items() if gains(plan, goal)} for method, plans in methods.items()}
+        measured = len(methods) > 1 and all(useful.values())
+        best[key] = min(methods, key=lambda method: lost(useful[method])) if measured else next(iter(methods))
+        progress(f"ranges: value {number + 1} of {len(groups)}")
     return [replace(contender, plans=tuple(
         plan for plan in contender.plans
         if plan.activation is None or plan.activation.method == best[plan.activation.shared, plan.precision])) for contender in contenders]
@@ -136,17 +158,29 @@ def cost_of(measured: Measured, goal: str, quantized: bool) -> float:
 # --- the choice ------------------------------------------------------------------------------------------------------
 
 
+def is_coarse(contenders: Sequence[Contender]) -> bool:
+    """Whether the metric says of most layers that change the results that they lose nothing."""
+    measured = [plan.measured for contender in contenders for plan in contender.plans if plan.measured.turn > 0]
+    return 2 * sum(figures.error == 0 for figures in measured) > len(measured)
+
+
 class Search:
-    """The options of all layers under a goal, and plans made of choices among them."""
+    """The options of all layers under a goal, and plans made of choices among them. Losses are turns where the metric `coarse`."""
 
     def __init__(self, contenders: Sequence[Contender], goal: str, empty: Plan) -> None:
         self.contenders = contenders
         self.goal = goal
         self.empty = empty
+        self.coarse = is_coarse(contenders)
         self.plans = [[plan for plan in contender.plans if gains(plan, goal)] for contender in contenders]
         self.options = [[Option(0.0, self._float_cost(contender)),
-                         *(Option(_loss(plan), cost_of(plan.measured, goal, True)) for plan in plans)]
+                         *(Option(self._loss(plan), cost_of(plan.measured, goal, True)) for plan in plans)]
                         for contender, plans in zip(contenders, self.plans)]
+
+    def _loss(self, plan: LayerPlan) -> float:
+        """What the layer alone loses; 0 where it was not measured."""
+        found = plan.measured.turn if self.coarse else plan.measured.error
+        return 0.0 if math.isnan(found) else found
 
     def _float_cost(self, contender: Contender) -> float:
         if not contender.plans:
@@ -174,8 +208,9 @@ class Search:
         if not contender.plans:
             return "; ".join(contender.refused), None
         if plans:
-            least = min(plans, key=_loss)
-            return f"the budget: as {least.precision} it alone loses {_loss(least):.3g}", least.measured
+            least = min(plans, key=self._loss)
+            how = "turns the results by" if self.coarse else "loses"
+            return f"the budget: as {least.precision} it alone {how} {self._loss(least):.3g}", least.measured
         best = min(contender.plans, key=lambda plan: cost_of(plan.measured, self.goal, True))
         m = best.measured
         if self.goal == "size":
@@ -199,16 +234,11 @@ class Search:
         for contender, plans, option in zip(self.contenders, self.plans, choice.options):
             if contender.plans:
                 measured = plans[option - 1].measured if option else contender.plans[0].measured
-                seconds += measured.seconds_after if option else measured.seconds_before
+                seconds += cost_of(measured, "time", option > 0)
                 size += measured.bytes_after if option else measured.bytes_before
             else:
                 size += contender.layer.constant.array.nbytes
         return FrontPoint(choice.loss, seconds, size, sum(option > 0 for option in choice.options), chosen)
-
-
-def _loss(plan: LayerPlan) -> float:
-    """What the layer alone loses; 0 where it was not measured."""
-    return 0.0 if math.isnan(plan.measured.error) else plan.measured.error
 
 
 class Judge:
@@ -238,29 +268,66 @@ class Judge:
         return before, after
 
 
+class _Tried(Struct, frozen=True, eq=False):
+    """A choice compiled and judged."""
+
+    choice: Choice
+    plan: Plan
+    graph: Graph
+    loss: float
+    program: Any
+    results: list[Results]
+
+
 def search(contenders: Sequence[Contender], goal: str, budget: float, empty: Plan, judge: Judge, progress: Progress) -> Outcome:
     """The best plan within the budget on the judge's samples, or the float graph where nothing is gained."""
     options = Search(contenders, goal, empty)
-    limit, rounds = budget, 0
-    choice = solve(options.options, limit)
-    plan, graph, loss, program, found = empty, judge.graph, 0.0, judge.program, judge.expected
-    while any(choice.options):
+
+    def attempt(limit: float) -> _Tried:
+        choice = solve(options.options, limit) if limit >= 0 else Choice((0,) * len(contenders), 0.0, 0.0)
+        if not any(choice.options):
+            return _Tried(choice, options.plan(choice), judge.graph, 0.0, judge.program, judge.expected)
         plan = options.plan(choice)
         graph = apply_plan(judge.graph, plan)
         loss, program, found = judge.loss(graph)
         progress(f"whole: {len(plan.quantized)} layers quantized, loss {loss:.3g} of {budget:.3g}")
-        if loss <= budget:
-            break
-        rounds += 1
+        return _Tried(choice, plan, graph, loss, program, found)
+
+    tried, rounds = (_least_turn if options.coarse else _within)(attempt, budget)
+    before, after = judge.times(tried.program)
+    return _judged(options, tried.choice, tried.plan, tried.graph, judge, (before, after, tried.loss), tried.results, rounds)
+
+
+def _within(attempt: Callable[[float], _Tried], budget: float) -> tuple[_Tried, int]:
+    """The choice whose losses sum to so much that the whole keeps the budget, and the rounds that it was tightened in."""
+    tried, limit = attempt(budget), budget
+    for number in range(1, ROUNDS + 2):
+        if tried.loss <= budget:
+            return tried, number - 1
         # if the whole loses more than the sum of its layers, the next one will likely too, as many times more
-        limit = TIGHTENED * min(limit, choice.loss) * min(1.0, budget / loss) if rounds < ROUNDS and math.isfinite(loss) else 0.0
-        choice = solve(options.options, limit)
-        if rounds > ROUNDS:
-            choice = Choice((0,) * len(choice.options), 0.0, 0.0)
-    if not any(choice.options):
-        plan, graph, loss, program, found = options.plan(choice), judge.graph, 0.0, judge.program, judge.expected
-    before, after = judge.times(program)
-    return _judged(options, choice, plan, graph, judge, (before, after, loss), found, rounds)
+        last = number == ROUNDS or not math.isfinite(tried.loss)
+        limit = 0.0 if last else TIGHTENED * min(limit, tried.choice.loss) * min(1.0, budget / tried.loss)
+        tried = attempt(limit if number <= ROUNDS else NOTHING)
+    return tried, ROUNDS + 1
+
+
+def _least_turn(attempt: Callable[[float], _Tried], budget: float) -> tuple[_Tried, int]:
+    """The choice that turns the results as far as the budget of the metric allows, as far as some rounds find it."""
+    tried, high = attempt(math.inf), math.inf
+    rounds = 0
+    while tried.loss > budget and rounds < ROUNDS:
+        rounds, high = rounds + 1, tried.choice.loss
+        tried = attempt(high * min(MOST_STEP, max(LEAST_STEP, budget / tried.loss)))
+    if tried.loss > budget:
+        return attempt(NOTHING), rounds + 1
+    for _ in range(REFINED if rounds else 0):
+        middle = attempt(math.sqrt(max(tried.choice.loss, LEAST_STEP * high) * high))
+        rounds += 1
+        if middle.loss <= budget:
+            tried = middle
+        else:
+            high = min(high, middle.choice.loss)
+    return tried, rounds
 
 
 def _judged(options: Search, choice: Choice, plan: Plan, graph: Graph, judge: Judge, measured: tuple[float, float, float],
@@ -275,7 +342,7 @@ def _judged(options: Search, choice: Choice, plan: Plan, graph: Graph, judge: Ju
     texts = (f"{seconds_before * 1e3:.3g} ms in float, {seconds_after * 1e3:.3g} ms quantized; "
              f"{size_before} and {size_after} bytes of weights; loss {loss:.3g}")
     points = options.front(choice)
-    smaller = size_after < size_before if options.goal == "size" else seconds_after <= seconds_before
+    smaller = size_after < size_before if options.goal == "size" else seconds_after < seconds_before * GAIN
     if not plan.quantized:
         return Outcome(_unsmoothed(plan), judge.graph, before, replace(before), points, choice.loss, rounds, False,
                        f"not worth it: no layer gains {options.goal} within the budget; {seconds_before * 1e3:.3g} ms in float")

@@ -4,6 +4,9 @@ A layer is a `Dot` or `Conv` whose right operand is a constant, which transposes
 every layer in one form, whatever its axes are called: weights [groups, K, N], of each group a matrix of N output channels and
 as deep as the contraction, and an input [groups, rows, K]. `Layer` translates to and from that form.
 
+A *table*, a matrix whose rows are taken (an embedding), is a layer too where that is asked for: its rows are the N columns of weights,
+as if it were multiplied with rows of an identity. It has no input that could be quantized.
+
 Assumes a graph as it was imported or traced, before passes. Guarantees that labels are unique, and that what is no layer
 although it contracts constants is listed with a reason: constants on the left, batches of weights, transposed convolutions,
 dtypes other than float32, bodies of composites and of control flow.
@@ -22,7 +25,7 @@ from ..ir.errors import UNKNOWN
 from ..ir.graph import Array, Constant, Graph, Node
 from ..ir.ops.compute import Conv, Dot, window_view
 from ..ir.ops.control import Const
-from ..ir.ops.shape import Reshape, Transpose
+from ..ir.ops.shape import Reshape, Take, Transpose
 from ..ir.types import F32
 
 ROWS = 4096  # rows of a layer's input that a sample gives at most, evenly spread
@@ -57,12 +60,16 @@ class Layer(Struct, frozen=True, eq=False):
 
     @property
     def kind(self) -> str:
-        return "dot" if isinstance(self.node.op, Dot) else "conv"
+        return "table" if self.is_table else "dot" if isinstance(self.node.op, Dot) else "conv"
+
+    @property
+    def is_table(self) -> bool:
+        return isinstance(self.node.op, Take)
 
     @property
     def source(self) -> Node:
-        """What the layer reads."""
-        return self.node.inputs[0]
+        """What the layer reads beside its constant."""
+        return self.node.inputs[1 if self.is_table else 0]
 
     @property
     def as_operand(self) -> bool:
@@ -76,6 +83,8 @@ class Layer(Struct, frozen=True, eq=False):
         op = self.node.op
         if isinstance(op, Dot):
             return op.rhs_contract
+        if isinstance(op, Take):
+            return (1,)
         assert isinstance(op, Conv)
         rank = self.operand.ndim
         return (rank - 2, *range(rank - 2)) if op.channels_last else tuple(range(1, rank))
@@ -101,7 +110,7 @@ class Layer(Struct, frozen=True, eq=False):
     @property
     def can_group(self) -> bool:
         """Whether scales may change along the contraction, which then is one axis."""
-        return isinstance(self.node.op, Dot) and len(self._contracted) == 1
+        return isinstance(self.node.op, (Dot, Take)) and len(self._contracted) == 1
 
     def _stored_axis(self, axis: int) -> int:
         """Where an axis of the operand lies in the stored constant."""
@@ -252,12 +261,19 @@ def _spread(count: int, most: int) -> Array:
 # --- finding ---------------------------------------------------------------------------------------------------------
 
 
-def find_layers(graph: Graph) -> tuple[tuple[Layer, ...], tuple[Left, ...]]:
-    """The layers of a graph in the order in which they are computed, and the contractions of constants that are none."""
+def find_layers(graph: Graph, tables: bool = False) -> tuple[tuple[Layer, ...], tuple[Left, ...]]:
+    """The layers of a graph in the order in which they are computed, with `tables` or without, and the contractions of constants that
+    are none."""
     layers: list[Layer] = []
     left: list[Left] = []
     taken: dict[str, int] = {}
     for place, node in enumerate(graph.nodes()):
+        table = _table_of(node)
+        if table is not None:
+            label, location = _named(node, taken)  # also where it is not asked for: labels are the same then
+            if tables:
+                layers.append(Layer(place, label, location, node, node, table, table.array, (0, 1)))
+            continue
         if not isinstance(node.op, (Dot, Conv)):
             left += [_left(place, inner, taken, f"it is inside a {node.op.spelling}") for inner in _contractions_inside(node)]
             continue
@@ -276,6 +292,16 @@ def find_layers(graph: Graph) -> tuple[tuple[Layer, ...], tuple[Left, ...]]:
         label, location = _named(node, taken)
         layers.append(Layer(place, label, location, node, moves[-1] if moves else node, constant, operand, order))
     return tuple(layers), tuple(left)
+
+
+def _table_of(node: Node) -> Constant | None:
+    """The constant matrix of finite numbers that the node takes rows of; None where it is no such node."""
+    if not isinstance(node.op, Take) or node.op.axis != 0:
+        return None
+    operand = node.inputs[0].op
+    if not isinstance(operand, Const) or operand.value.dtype != F32 or operand.value.array.ndim != 2 or not operand.value.array.size:
+        return None
+    return operand.value if np.isfinite(operand.value.array).all() else None
 
 
 def _reason_against(node: Node) -> str:

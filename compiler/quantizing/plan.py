@@ -16,6 +16,7 @@ dtype of the dtype named (`ml_dtypes.int4` for "int4"); scales are float32, posi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -80,12 +81,14 @@ class Measured(Struct, frozen=True):
     """Figures of a layer; NaN where they were not measured.
 
     error           what quantizing this layer alone does to the model's results (the metric's loss: see choose.py)
+    turn            the same by the angle to the float results, which is never coarse (metrics.py: cosine)
     layer_error     squared error of the layer's own result over its square, on the calibration data
     seconds_before, seconds_after  of the model with this layer in float and quantized, the others in float
     bytes_before, bytes_after      of the constant, scales and zero points counted
     """
 
     error: float = float("nan")
+    turn: float = float("nan")
     layer_error: float = float("nan")
     seconds_before: float = float("nan")
     seconds_after: float = float("nan")
@@ -102,12 +105,13 @@ class LayerPlan(Struct, frozen=True, eq=False):
     kind        "dot" or "conv"
     shape       of the constant, as the model stores it
     digest      of the constant (`Constant.digest`): two layers with equal ones share it
-    precision   the name of what was chosen: "f32", "bf16", "i8", "i8 dynamic", "w8", "w4", "w2", "w4a8"
+    precision   the name of what was chosen: "f32", "bf16", "i8", "i8 dynamic", "w8", "w4", "w2", "w4a8", "i8 outliers"
     weights, activation   None where the layer is left alone
     reason      why it was left alone; "" where it was not
     smoothing   factors of the input's channels (one for each, along the contracted axis or the axis of channels), or None
     folded      whether the graph before the layer divides by them already (see `Plan.folds`); else the input is divided
     correction  float32, broadcasts against the layer's result and is added to it; or None
+    outliers    places along the contraction whose products are taken in float (`outliers.py`); None where there are none
     """
 
     label: str
@@ -122,6 +126,7 @@ class LayerPlan(Struct, frozen=True, eq=False):
     smoothing: np.ndarray | None = None
     folded: bool = False
     correction: np.ndarray | None = None
+    outliers: np.ndarray | None = None
     measured: Measured = Measured()
 
     @property
@@ -131,11 +136,20 @@ class LayerPlan(Struct, frozen=True, eq=False):
 
 class Fold(Struct, frozen=True, eq=False):
     """A constant of the model that takes up smoothing factors: where the node at `location` reads the constant of that digest,
-    it reads constant * factor from now on (factor broadcasts against it). Constants of quantized layers are not listed."""
+    it reads constant * factor from now on (factor broadcasts against it). The weights of a quantized layer hold its factors already."""
 
     location: str
     digest: str
     factor: np.ndarray
+
+
+def merged(folds: Iterable[Fold]) -> tuple[Fold, ...]:
+    """The folds with one for each constant at a place, which may take up factors of two layers: of the one behind it and its own."""
+    found: dict[tuple[str, str], Fold] = {}
+    for fold in folds:
+        key = fold.location, fold.digest
+        found[key] = Fold(*key, np.asarray(found[key].factor * fold.factor)) if key in found else fold
+    return tuple(found.values())
 
 
 class Plan(Struct, frozen=True, eq=False):

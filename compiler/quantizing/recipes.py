@@ -4,6 +4,7 @@ The precisions, beside "f32", which leaves a layer alone:
 
     i8          8-bit weights a channel, 8-bit activations whose range is known beforehand
     i8 dynamic  8-bit weights a channel, 8-bit activations a row, whose range is found at run time
+    i8 outliers the same, but for columns of the input that are much larger than others, which are multiplied in float
     w8, w4, w2  weights of 8, 4, 2 bits, activations in float
     w4a8        4-bit weights in groups, activations as in "i8 dynamic"
     bf16        weights and activations rounded to bfloat16, sums in float32
@@ -22,8 +23,9 @@ SMOOTHINGS = ("", "smoothquant", "logarithmic", "best")
 # precision -> dtype of the weights, kind of the activations
 PRECISIONS: dict[str, tuple[str, str]] = {
     "i8": ("i8", "static"), "i8 dynamic": ("i8", "dynamic"), "w8": ("i8", "float"), "w4": ("int4", "float"), "w2": ("int2", "float"),
-    "w4a8": ("int4", "dynamic"), "bf16": ("bf16", "float"),
+    "w4a8": ("int4", "dynamic"), "bf16": ("bf16", "float"), "i8 outliers": ("i8", "dynamic"),
 }
+PRECISION_OF_OUTLIERS = "i8 outliers"
 
 
 class Recipe(Struct, frozen=True):
@@ -93,15 +95,16 @@ class Recipe(Struct, frozen=True):
 
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (
-    Recipe("static int8", ("i8",)),
-    Recipe("dynamic int8", ("i8 dynamic",)),
-    Recipe("static int8 smoothed", ("i8",), smoothing="best"),
+    Recipe("static int8", ("i8",), rounding="gptq", smoothing="best"),
+    Recipe("dynamic int8", ("i8 dynamic",), rounding="gptq"),
+    Recipe("static int8 plain", ("i8",)),
     Recipe("weight-only int8", ("w8",)),
     Recipe("weight-only int4", ("w4",), rounding="gptq"),
     Recipe("weight-only int2", ("w2",), rounding="gptq", group=32, symmetric=False),
     Recipe("w4a8", ("w4a8",), rounding="gptq"),
+    Recipe("llm_int8", (PRECISION_OF_OUTLIERS,)),
     Recipe("bf16", ("bf16",)),
-    Recipe("mixed", ("i8", "i8 dynamic", "bf16")),
+    Recipe("mixed", ("i8", "i8 dynamic", "bf16"), rounding="gptq", smoothing="best"),
 )}
 
 

@@ -43,7 +43,8 @@ class WholeReport(Struct, frozen=True):
 
 
 class FrontPoint(Struct, frozen=True):
-    """A point of the Pareto front as the sum of the layers predicts it: the least cost at that loss."""
+    """A point of the Pareto front as the sum of the layers predicts it: the least cost at that loss, by the angle where the metric is
+    too coarse for layers alone (a warning says so then)."""
 
     loss: float
     seconds: float

@@ -1,8 +1,8 @@
 """Weights to integers: scales a channel or a group, and rounding to nearest, by GPTQ, or by coordinate descent.
 
-Works on a matrix W [K, N] of one group of a layer, whose columns are independent of each other. Rounding chooses integers Q with
-scales s and zero points z so that the layer's output changes little: the least of |X (W - s (Q - z))|^2 over inputs X, of which only
-H = X^T X [K, K] is known.
+Works on a matrix W [K, N], whose columns are independent of each other, or on several at once, [groups, K, N]: those of a layer.
+Rounding chooses integers Q with scales s and zero points z so that the layer's output changes little: the least of
+|X (W - s (Q - z))|^2 over inputs X, of which only H = X^T X [K, K] is known.
 
 - `nearest` looks at the weights alone.
 - `gptq` fixes one row after another and moves its error onto the rows that are still free (Frantar et al., GPTQ, 2022). Run from the
@@ -27,13 +27,14 @@ DAMPING = 0.01      # of the mean of H's diagonal, added to it: inputs that hard
 BLOCK = 128         # rows of GPTQ whose errors reach the later ones in one product
 SWEEPS = 8          # of coordinate descent at most
 CLIPS = 1.0 - 0.02 * np.arange(26)   # shares of the largest weight that are tried as the end of the scale
+PATIENCE = 4        # shares that may bring nothing to any scale before the rest are left out: the error rises from there on
 # integers that a dtype of weights uses. Symmetric int8 leaves out -128: the products of two pairs must fit 16 bits on some CPUs
 LEVELS: dict[str, tuple[int, int]] = {"i8": (-127, 127), "int4": (-8, 7), "int2": (-2, 1)}
 NARROW_LEVELS = (-64, 64)  # of bytes whose products with bytes add up, two by two, within 16 bits
 
 
 class Grid(Struct, frozen=True, eq=False):
-    """Scales and zero points of a matrix [K, N]: [K / group, N], of which each row serves `group` rows of the matrix."""
+    """Scales and zero points of matrices [.., K, N]: [.., K / group, N], of which each row serves `group` rows of the matrix."""
 
     scale: Array
     point: Array
@@ -42,28 +43,38 @@ class Grid(Struct, frozen=True, eq=False):
 
     def rows(self) -> tuple[Array, Array]:
         """Scales and zero points for every row of the matrix."""
-        return np.repeat(self.scale, self.group, axis=0), np.repeat(self.point, self.group, axis=0)
+        return np.repeat(self.scale, self.group, axis=-2), np.repeat(self.point, self.group, axis=-2)
 
 
 def grid_for(weights: Array, levels: tuple[int, int], group: int, symmetric: bool, clip: bool, importance: Array | None = None) -> Grid:
     """A scale for every `group` rows of each column (0: for all rows). With `clip` the one of the least squared error among some
-    that leave the largest weights out, `importance` [K] weighing the rows (the diagonal of H)."""
-    depth, width = weights.shape
+    that leave the largest weights out, `importance` [.., K] weighing the rows (the diagonal of H)."""
+    *lead, depth, width = weights.shape
     group = group or depth
-    blocks = weights.reshape(depth // group, group, width).astype(np.float64)
-    weigh = np.ones(depth) if importance is None else importance + DAMPING * max(float(importance.mean()), 1e-30)
-    weigh = weigh.reshape(depth // group, group, 1)
-    best_error = np.full((depth // group, width), np.inf)
+    blocks = weights.reshape(*lead, depth // group, group, width).astype(np.float64)
+    weigh = np.ones((*lead, depth)) if importance is None else _no_less(importance)
+    weigh = weigh.reshape(*lead, depth // group, group, 1)
+    best_error = np.full((*lead, depth // group, width), np.inf)
     best_scale, best_point = np.ones_like(best_error), np.zeros_like(best_error)
-    low, high = np.minimum(blocks.min(axis=1), 0), np.maximum(blocks.max(axis=1), 0)
+    low, high = np.minimum(blocks.min(axis=-2), 0), np.maximum(blocks.max(axis=-2), 0)
+    waited = 0
     for share in CLIPS if clip else CLIPS[:1]:
         scale, point = _grid(low * share, high * share, levels, symmetric)
-        kept = (np.clip(np.round(blocks / scale[:, None]) + point[:, None], *levels) - point[:, None]) * scale[:, None]
-        error = (weigh * (blocks - kept) ** 2).sum(axis=1)
+        each, by = scale[..., np.newaxis, :], point[..., np.newaxis, :]
+        kept = (np.clip(np.round(blocks / each) + by, *levels) - by) * each
+        error = (weigh * (blocks - kept) ** 2).sum(axis=-2)
         better = error < best_error
         best_error = np.where(better, error, best_error)
         best_scale, best_point = np.where(better, scale, best_scale), np.where(better, point, best_point)
+        waited = 0 if better.any() else waited + 1
+        if waited == PATIENCE:
+            break
     return Grid(best_scale.astype(np.float32), best_point.astype(np.int64), levels, group)
+
+
+def _no_less(importance: Array) -> Array:
+    """The importance of rows, none without any."""
+    return np.asarray(importance + DAMPING * np.maximum(importance.mean(axis=-1, keepdims=True), 1e-30))
 
 
 def _grid(low: Array, high: Array, levels: tuple[int, int], symmetric: bool) -> tuple[Array, Array]:
@@ -97,42 +108,49 @@ def values_of(integers: Array, grid: Grid) -> Array:
 
 def damped(moments: Array, damping: float = DAMPING) -> Array:
     """H with something on its diagonal, so that it has an inverse: also where inputs are always 0, or depend on each other."""
-    diagonal = np.diagonal(moments)
-    least = damping * float(diagonal.mean()) if diagonal.size else 0.0
-    return np.asarray(moments + np.eye(len(moments)) * (least if least > 0 else 1.0), np.float64)
+    depth = moments.shape[-1]
+    least = damping * np.diagonal(moments, axis1=-2, axis2=-1).mean(axis=-1, keepdims=True) if depth else np.zeros(1)
+    return np.asarray(moments + np.eye(depth) * np.where(least > 0, least, 1.0)[..., np.newaxis], np.float64)
+
+
+def damping_of(rows: int, depth: int) -> float:
+    """The damping for moments of so many rows: fewer than the matrix is deep say nothing of some directions, and little of others."""
+    return DAMPING * max(1.0, depth / max(rows, 1))
 
 
 def gptq(weights: Array, grid: Grid, moments: Array, *, backwards: bool = False, by_size: bool = False) -> Array:
     """Integers by GPTQ under moments H, which must be positive definite (`damped`). Rows are fixed from the first to the last, from
     the last to the first with `backwards`, or with `by_size` those of the largest inputs first (which has the least error)."""
-    depth = len(weights)
-    order = np.arange(depth)[::-1] if backwards else np.arange(depth)
+    *lead, depth, width = weights.shape
+    order = np.broadcast_to(np.arange(depth)[::-1] if backwards else np.arange(depth), (*lead, depth))
     if by_size:
-        order = np.argsort(-np.diagonal(moments), kind="stable")
-    scale, point = (part[order] for part in grid.rows())
-    rest = weights[order].astype(np.float64)
+        order = np.argsort(-np.diagonal(moments, axis1=-2, axis2=-1), axis=-1, kind="stable")
+    down, across = order[..., np.newaxis], order[..., np.newaxis, :]
+    scale, point = (np.take_along_axis(part, down, -2).astype(np.float64) for part in grid.rows())
+    rest = np.take_along_axis(weights.astype(np.float64), down, -2)
     # row i: how the error of the i-th row spreads over later ones, from the upper Cholesky factor of the inverse
-    spread = _upper_of_inverse(moments[np.ix_(order, order)])
-    integers = np.zeros(weights.shape, np.int64)
+    spread = _upper_of_inverse(np.take_along_axis(np.take_along_axis(moments, down, -2), across, -1))
+    kept = np.zeros(weights.shape)
     for begin in range(0, depth, BLOCK):
         end = min(begin + BLOCK, depth)
-        errors = np.zeros((end - begin, weights.shape[1]))
+        errors = np.zeros((*lead, end - begin, width))
         for row in range(begin, end):
-            integers[row] = _to_level(rest[row], scale[row], point[row], grid.levels)
-            kept = (integers[row] - point[row]) * scale[row].astype(np.float64)
-            errors[row - begin] = (rest[row] - kept) / spread[row, row]
-            rest[row + 1:end] -= np.outer(spread[row, row + 1:end], errors[row - begin])
-        rest[end:] -= spread[begin:end, end:].T @ errors
-    placed = np.empty_like(integers)
-    placed[order] = integers
+            steps, middle = scale[..., row, :], point[..., row, :]
+            kept[..., row, :] = np.clip(np.rint(rest[..., row, :] / steps) + middle, *grid.levels)
+            error = (rest[..., row, :] - (kept[..., row, :] - middle) * steps) / spread[..., row, row, np.newaxis]
+            errors[..., row - begin, :] = error
+            rest[..., row + 1:end, :] -= spread[..., row, row + 1:end, np.newaxis] * error[..., np.newaxis, :]
+        rest[..., end:, :] -= np.swapaxes(spread[..., begin:end, end:], -1, -2) @ errors
+    placed = np.empty(weights.shape, np.int64)
+    np.put_along_axis(placed, down, kept.astype(np.int64), -2)
     return placed
 
 
 def _upper_of_inverse(moments: Array) -> Array:
     """U, upper triangular, with U^T U the inverse of the moments."""
     # of the moments reversed, L L^T: then the inverse is (L^-1)^T L^-1 with both axes reversed back
-    lower = np.linalg.cholesky(moments[::-1, ::-1])
-    return np.ascontiguousarray(np.linalg.inv(lower)[::-1, ::-1])
+    lower = np.linalg.cholesky(moments[..., ::-1, ::-1])
+    return np.ascontiguousarray(np.linalg.inv(lower)[..., ::-1, ::-1])
 
 
 def asymmetric_target(weights: Array, moments: Array, crossed: Array) -> Array:
@@ -151,17 +169,18 @@ def coordinate_descent(weights: Array, grid: Grid, moments: Array, start: Array,
     error = values_of(integers, grid) - wide
     for _ in range(sweeps):
         changed = False
-        for row in range(len(wide)):
-            pull = (moments[row] @ error - moments[row, row] * error[row]) / moments[row, row]
-            best = _to_level(wide[row] - pull, scale[row], point[row], grid.levels)
-            if not np.array_equal(best, integers[row]):
-                integers[row], changed = best, True
-                error[row] = (best - point[row]) * scale[row].astype(np.float64) - wide[row]
+        for row in range(wide.shape[-2]):
+            own = moments[..., row, row, np.newaxis]
+            pull = ((moments[..., row, np.newaxis, :] @ error)[..., 0, :] - own * error[..., row, :]) / own
+            best = _to_level(wide[..., row, :] - pull, scale[..., row, :], point[..., row, :], grid.levels)
+            if not np.array_equal(best, integers[..., row, :]):
+                integers[..., row, :], changed = best, True
+                error[..., row, :] = (best - point[..., row, :]) * scale[..., row, :].astype(np.float64) - wide[..., row, :]
         if not changed:
             break
     return integers
 
 
 def output_error(difference: Array, moments: Array) -> float:
-    """|X D|^2 of a difference of weights D [K, N], from X^T X."""
-    return float(np.einsum("kn,kn->", difference, moments @ difference))
+    """|X D|^2 of a difference of weights D [.., K, N], from X^T X; summed over groups."""
+    return float((difference * (moments @ difference)).sum())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def _load(path: Path, what: str) -> dict[str, Array]:
         raise
     except FileNotFoundError:
         raise ArgumentError(f"{what}: {path} cannot be read: there is no such file") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):  # the fifth: encrypted, or packed otherwise
         raise ArgumentError(f"{what}: {path} cannot be read: it is no .npz file of plain arrays") from None
 
 
@@ -93,7 +94,7 @@ def _unstacked(graph: Graph, arrays: Mapping[str, Any], what: str) -> list[Sampl
     lengths: dict[str, int] = {}
     stacked: dict[str, list[Array]] = {}
     for name, param in ranks.items():
-        array = np.asarray(arrays[name])
+        array = _array_of(arrays[name], f"{what}: '{name}'")
         if array.ndim == param.rank + 1:
             stacked[name] = list(array)
         elif array.ndim == param.rank and array.ndim and _allows_one(param):
@@ -140,7 +141,7 @@ def _checked(graph: Graph, sample: Any, where: str) -> Sample:
 
 
 def _converted(param: Node, name: str, value: Any, where: str) -> Array:
-    array, wanted = np.asarray(value), param.dtype.numpy
+    array, wanted = _array_of(value, f"{where}: input '{name}'"), param.dtype.numpy
     if array.dtype != wanted:
         if not np.can_cast(array.dtype, wanted, "safe"):
             raise ArgumentError(f"{where}: input '{name}' must be {param.type}, found {array.dtype}{list(array.shape)}")
@@ -149,3 +150,11 @@ def _converted(param: Node, name: str, value: Any, where: str) -> Array:
         kind = "NaN" if np.isnan(array).any() else "infinity"
         raise ArgumentError(f"{where}: input '{name}' holds {kind}, which no range can hold")
     return array
+
+
+def _array_of(value: Any, where: str) -> Array:
+    try:
+        return np.asarray(value)
+    except ValueError:  # lists of several lengths
+        raise ArgumentError(f"{where} is a {type(value).__name__} that no array can be made of, expected equal sizes along each "
+                            "axis") from None

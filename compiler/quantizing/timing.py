@@ -55,7 +55,7 @@ class Timer:
     def __call__(self, layer: Layer, shape: Sequence[int], plans: Sequence[LayerPlan]) -> list[float]:
         """Seconds of the layer in float, then as each of the plans says, on an input of that shape."""
         variants = tuple((plan.precision, plan.weights.group if plan.weights else 0, plan.smoothing is None or plan.folded,
-                          plan.correction is None) for plan in plans)
+                          plan.correction is None, 0 if plan.outliers is None else len(plan.outliers)) for plan in plans)
         key = encode_op(layer.node.op), tuple(shape), layer.operand.shape, variants
         if key not in self._known:
             x = np.random.default_rng(0).standard_normal(tuple(shape), np.float32)

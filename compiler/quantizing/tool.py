@@ -26,7 +26,7 @@ from ..options import Options
 from .applying import apply_plan, fold_graph
 from .calibration import Statistics, collect
 from .candidates import candidate, candidates, left_alone
-from .choose import ANY, GOALS, Contender, Judge, Outcome, Progress, Search, gains, search, with_losses, with_times
+from .choose import ANY, GOALS, Contender, Judge, Outcome, Progress, Search, gains, is_coarse, search, with_losses, with_times
 from .equalize import find_smoothing, smoothed
 from .layers import Layer, Left, find_layers
 from .metrics import Metric, metric_named
@@ -38,7 +38,7 @@ from .samples import FEW, Sample, read_samples
 from .timing import Timer
 
 HELD_OUT = 4     # of so many samples one is put aside, where no held-out data is given
-PROBED = 16      # samples that the layers' losses are measured on, evenly spread
+PROBED = 6       # samples that the layers' losses are measured on, evenly spread
 BUDGET = 0.005
 
 __all__ = ["Quantized", "diagnose", "quantize"]
@@ -82,6 +82,9 @@ def quantize(source: Graph | str | os.PathLike[str], calibration: Any = None, *,
     prepared = _prepare(graph, calibration, held_out, settings)
     judge = Judge(graph, prepared.judged, settings.metric, Timer(target, settings.options), target, settings.options)
     contenders = _measured(prepared, settings, judge.timer)
+    if is_coarse(contenders):
+        prepared = replace(prepared, warnings=(*prepared.warnings, f"most layers alone lose nothing by {settings.metric_name}: they were "
+                                               "compared, and so is what could be had, by the angle that they turn the results by"))
     outcome = search(contenders, settings.goal, settings.budget, prepared.plan, judge, settings.progress)
     return Quantized(outcome.graph, outcome.plan, _report(outcome, settings, prepared))
 
@@ -177,15 +180,15 @@ def _prepare(graph: Graph, calibration: Any, held_out: Any, settings: _Settings)
     recipe = settings.recipe
     samples, judged, warnings = _split(graph, calibration, held_out, recipe)
     layers, left = find_layers(graph)
-    plan = _nothing(graph, layers, left, recipe, len(samples))
+    plan = _nothing(graph, find_layers(graph, tables=settings.goal != "time")[0], left, recipe, len(samples))
 
-    def statistics_of(of: Graph, its: Sequence[Layer], means: bool, moments: bool) -> Statistics:
-        return collect(of, its, samples, means=means, moments=moments, target=settings.target, options=settings.options,
-                       progress=settings.progress)
+    def statistics_of(of: Graph, its: Sequence[Layer], means: bool, moments: bool, histograms: bool = True) -> Statistics:
+        return collect(of, its, samples, means=means, moments=moments, histograms=histograms, target=settings.target,
+                       options=settings.options, progress=settings.progress)
 
     equal, its = graph, layers
     if recipe.smoothing:
-        found = find_smoothing(graph, layers, statistics_of(graph, layers, False, False), recipe)
+        found = find_smoothing(graph, layers, statistics_of(graph, layers, False, False, False), recipe)
         if not found.factors:
             warnings = (*warnings, "smoothing was left out: nothing gains by it, or nothing before the layers can take up its factors")
         plan = replace(plan, folds=found.folds, layers=tuple(
@@ -197,6 +200,8 @@ def _prepare(graph: Graph, calibration: Any, held_out: Any, settings: _Settings)
     statistics = statistics_of(equal, its, recipe.correct_bias, recipe.needs_moments)
     if recipe.rounding == "gptq asymmetric":
         _add_asymmetry(equal, its, samples, statistics, settings)
+    if settings.goal != "time":  # rows that are copied take no less time where they are narrower
+        its = find_layers(equal, tables=True)[0]
     contenders = _contenders(its, plan, recipe, statistics)
     return _Prepared(equal, contenders, plan, samples, judged, statistics, warnings)
 
@@ -215,12 +220,15 @@ def _contenders(layers: Sequence[Layer], plan: Plan, recipe: Recipe, statistics:
     found = []
     for layer in layers:
         original = plan.layer(layer.label)
-        plans, refused = [], []
+        plans: list[LayerPlan] = []
+        refused: list[str] = []
         for precision in recipe.precisions:
             made = candidates(layer, precision, recipe, statistics)
             if isinstance(made, str):
                 refused.append(made)
                 continue
+            if plans and made[0].precision == plans[-1].precision:
+                continue  # of a table, for which two precisions may be one
             plans += [replace(plan, digest=original.digest, smoothing=original.smoothing, folded=original.folded) for plan in made]
         found.append(Contender(layer, tuple(plans), tuple(dict.fromkeys(refused))))
     return found
@@ -268,7 +276,8 @@ def _measured(prepared: _Prepared, settings: _Settings, timer: Timer) -> list[Co
     """The contenders with times, and with losses where one of them gains."""
     statistics = prepared.statistics
     assert statistics is not None
-    shapes = {contender.layer.label: statistics.of(contender.layer).shape for contender in prepared.contenders}
+    shapes = {contender.layer.label: statistics.of(contender.layer).shape for contender in prepared.contenders
+              if not contender.layer.is_table}
     contenders = with_times(prepared.contenders, shapes, timer, settings.progress)
     if not any(gains(plan, settings.goal) for contender in contenders for plan in contender.plans):
         return contenders  # nothing will be chosen, whatever is lost
@@ -278,10 +287,10 @@ def _measured(prepared: _Prepared, settings: _Settings, timer: Timer) -> list[Co
 def _from_weights(graph: Graph, settings: _Settings) -> Quantized:
     """Without data: every layer that the goal speaks for, as far as that is known."""
     recipe = without_data(settings.recipe)
-    layers, left = find_layers(graph)
+    layers, left = find_layers(graph, tables=settings.goal != "time")
     empty = _nothing(graph, layers, left, recipe, 0)
     contenders = _contenders(layers, empty, recipe, None)
-    shapes = {layer.label: layer.source.tensor.static_shape for layer in layers if layer.source.tensor.is_static}
+    shapes = {layer.label: layer.source.tensor.static_shape for layer in layers if layer.source.tensor.is_static and not layer.is_table}
     contenders = with_times(contenders, shapes, Timer(settings.target, settings.options), settings.progress)
     options = Search(contenders, settings.goal, empty)
     plan = options.plan(options.cheapest())

@@ -26,7 +26,7 @@ from ..frontends.onnx_files import Source
 from ..ir.errors import ArgumentError, UnsupportedError
 from ..ir.graph import Array
 from ..runtime.artifact import replacing
-from .plan import Fold, LayerPlan, Plan, WeightPlan
+from .plan import Fold, LayerPlan, Plan, WeightPlan, merged
 
 CONTRACTIONS = ("MatMul", "Gemm", "Conv")  # whose first input is what the layer reads, as it is
 BIASED = {"Gemm": 2, "Conv": 2}  # the input that is the bias
@@ -49,9 +49,9 @@ def edited(source: Source, plan: Plan, unsigned_weights: bool = False) -> ModelE
     for layer in plan.quantized:
         _refuse_inexpressible(layer)
     editor.require_opset(max([PER_AXIS, *(_opset_of(layer.weights) for layer in plan.quantized if layer.weights is not None)]))
-    for fold in plan.folds:
-        _fold(editor, fold)
     placed = sorted(_placed(editor, plan), key=lambda found: found[0])
+    for fold in merged(plan.folds):
+        _fold(editor, fold, {(place, slot) for place, slot, _, _ in placed})
     static = {editor.nodes[place].input[0] for place, _, _, layer in placed
               if layer.activation is not None and layer.activation.kind == "static"}
     writer = _Writer(editor, static)
@@ -115,13 +115,15 @@ def _place_of(editor: ModelEditor, layer: LayerPlan, taken: set[tuple[int, int]]
                         f"{list(layer.shape)}", hint="the plan belongs to another file, or the file has changed since")
 
 
-def _fold(editor: ModelEditor, fold: Fold) -> None:
-    """A constant takes up smoothing factors, for the one node that the fold names."""
+def _fold(editor: ModelEditor, fold: Fold, quantized: set[tuple[int, int]]) -> None:
+    """A constant takes up smoothing factors, for the one node that the fold names; the weights of a layer that is quantized have them."""
     match = _NODE.match(fold.location)
     for place in () if match is None else editor.find_nodes(match["name"], match["op"]):
         for slot, name in enumerate(editor.nodes[place].input):
             origin = editor.origin(name)
             if origin is not None and editor.digest(origin) == fold.digest:
+                if (place, slot) in quantized:
+                    return
                 if origin.name != name:
                     raise UnsupportedError(f"{fold.location}: takes up smoothing in a constant that other nodes move first")
                 array = editor.array(origin)

@@ -2,16 +2,19 @@
 
 Shares nothing with what makes schedules, and believes nothing but the steps. Guarantees, for a schedule that it accepts:
 every operator runs once, behind those whose results it reads; whatever it touches lies in the scratchpad, at aligned addresses
-within the budget, and no two tensors share a byte of their aligned places; a fetch copies what is off the chip; at the end all
+within the budget, and no two tensors share a byte of their aligned places, but for a result that begins where an operand lies that
+its operator may overwrite, which is gone then; what is joined lies side by side; a fetch copies what is off the chip; at the end all
 results are there; pinned tensors are there at every run, fetched once. A tensor takes whole units of the alignment.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from msgspec import Struct
 
 from ..ir.errors import CompileError
-from .problem import VALUE, Fetch, Problem, Run, Schedule, Spill
+from .problem import VALUE, Fetch, Operator, Problem, Run, Schedule, Spill
 
 
 class WrongSchedule(CompileError):
@@ -74,7 +77,7 @@ class _Play:
         if not 0 <= tensor < len(self.problem.tensors):
             raise self.fail(f"there is no tensor {tensor}")
 
-    def place(self, tensor: int, address: int) -> None:
+    def place(self, tensor: int, address: int, over: int = -1) -> None:
         size = self.problem.tensors[tensor].bytes
         end = address + (size + self.alignment - 1) // self.alignment * self.alignment
         if tensor in self.places:
@@ -84,7 +87,7 @@ class _Play:
         if address < 0 or end > self.budget:
             raise self.fail(f"{self.name(tensor)} lies at {address} to {end}, outside of the {self.budget} bytes that there are")
         for other, (begin, behind) in self.places.items():
-            if address < behind and begin < end:
+            if address < behind and begin < end and other != over:
                 raise self.fail(f"{self.name(tensor)} at {address} to {end} overlaps {self.name(other)} at {begin} to {behind}")
         self.places[tensor] = (address, end)
         self.peak = max(self.peak, end)
@@ -100,9 +103,28 @@ class _Play:
                 raise self.fail(f"{operator.name} needs {self.name(tensor)}, which is not in the scratchpad")
         if len(step.addresses) != len(operator.outputs):
             raise self.fail(f"{operator.name} has {len(operator.outputs)} results, but {len(step.addresses)} addresses are given")
-        for tensor, address in zip(operator.outputs, step.addresses):
-            self.place(tensor, address)
+        before = dict(self.places)
+        over = self.overwritten(operator, step)
+        for number, (tensor, address) in enumerate(zip(operator.outputs, step.addresses)):
+            self.place(tensor, address, over if number == 0 else -1)
+        if over >= 0:
+            del self.places[over]
+        for group in operator.joined:
+            self.side_by_side(operator, group, before | self.places)
         self.done.add(step.operator)
+
+    def overwritten(self, operator: Operator, step: Run) -> int:
+        """The operand that the first result begins with and may take the place of (-1: none): it is gone behind the operator."""
+        size = self.problem.tensors[operator.outputs[0]].bytes if operator.outputs else 0
+        return next((t for t in operator.in_place if t in self.places and self.places[t][0] == step.addresses[0]
+                     and 0 < size <= self.problem.tensors[t].bytes), -1)
+
+    def side_by_side(self, operator: Operator, group: tuple[int, ...], places: dict[int, tuple[int, int]]) -> None:
+        for left, right in pairwise(group):
+            end, begin = places[left][0] + self.problem.tensors[left].bytes, places[right][0]
+            if begin != end:
+                raise self.fail(f"{operator.name} takes {self.name(left)} and {self.name(right)} as one, but they lie up to {end} and "
+                                f"from {begin} on")
 
     def fetch(self, step: Fetch) -> None:
         self.known(step.tensor)

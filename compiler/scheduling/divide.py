@@ -44,7 +44,7 @@ def replay(space: Space, moves: Sequence[Move]) -> dict[int, End]:
     state, cost = (0, 0, 0), 0
     found = {}
     for number, move in enumerate(moves, 1):
-        cost += space.total_bytes(move.evicted) + space.total_bytes(move.evicted & ~state[2])
+        cost += space.price(state, move.operator, move.evicted)
         state = space.after(state, move.operator, move.evicted)
         found[state[0]] = End(cost, state, 0, tuple(moves[:number]))
     return found

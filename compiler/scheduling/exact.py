@@ -15,10 +15,14 @@ from msgspec import Struct
 from ..ir.errors import CompileError
 from . import divide
 from .addressed import search_addressed
+from .aliasing import separate
+from .beyond import NOTHING, Allowed, changed
+from .bodies import Stay, by_search, by_size
 from .checker import Account, check
+from .feedback import strained, tightened
 from .forecast import Forecast
 from .heuristics import Baseline, Peak, baselines, belady, known_orders, least_peak
-from .placing import by_search, by_size, place, stays_of, steps_of
+from .placing import place, stays_of, steps_of
 from .problem import LARGEST, Problem, Schedule, rounded
 from .search import End, Limits, Move, beam, relaxed
 from .space import NEVER, Space
@@ -26,15 +30,18 @@ from .space import NEVER, Space
 SMALL = 20_000     # states that a first search may take between two cuts
 BEAM_WIDTH = 8
 ADDRESSED = 300_000  # states of the search with addresses
+FEEDBACKS = 8         # searches with less room where packing failed
 SHARE_DIVIDED = 0.4  # of the time left, for divide and conquer before the search that proves
 
 Progress = Callable[[str, int, int], None]  # what is being done, excess bytes of the best so far, bound
 
 
 class Solution(Struct):
-    """`account` is the checker's. `bound`: excess bytes that no schedule goes below. `peak`: bytes that the problem needs to be
-    scheduled without excess, if packing is perfect, and a bound for it. `proven_by` names what proved the bound that is reached."""
+    """`problem` is what the schedule is of: the one given, or what became of it by what is allowed. `account` is the checker's. `bound`:
+    excess bytes that no schedule goes below. `peak`: bytes that the problem needs to be scheduled without excess, if packing is perfect,
+    and a bound for it. `proven_by` names what proved the bound that is reached."""
 
+    problem: Problem
     schedule: Schedule
     account: Account
     bound: int
@@ -57,10 +64,15 @@ class Solution(Struct):
 
 
 def working_set(problem: Problem, alignment: int) -> tuple[int, int]:
-    """The largest operator: bytes of its operands and results in whole units, with pinned tensors; and which it is (-1: none)."""
+    """The largest operator: bytes of its operands and results in whole units, with pinned tensors, a result over an operand where
+    it may lie there; and which it is (-1: none)."""
     pinned = set(problem.pinned)
     base = sum(rounded(problem.tensors[t].bytes, alignment) for t in pinned)
-    sizes = [sum(rounded(problem.tensors[t].bytes, alignment) for t in {*o.inputs, *o.outputs} - pinned) for o in problem.operators]
+    units = [rounded(tensor.bytes, alignment) for tensor in problem.tensors]
+    sizes = [sum(units[t] for t in {*o.inputs, *o.outputs} - pinned) for o in problem.operators]
+    for number, o in enumerate(problem.operators):
+        if any(units[t] >= units[o.outputs[0]] for t in o.in_place if t not in pinned):
+            sizes[number] -= units[o.outputs[0]]  # where an operand holds it
     return max(((size + base, number) for number, size in enumerate(sizes)), default=(base, -1))
 
 
@@ -80,32 +92,52 @@ def check_budget(problem: Problem, budget: int, alignment: int) -> None:
                            hint=f"operands and results with their bytes: {', '.join(parts)}; give at least {needed}")
 
 
-def solve(problem: Problem, budget: int, alignment: int = 64, seconds: float = 10.0, progress: Progress | None = None) -> Solution:
-    """The best schedule found in the time; CompileError where there is none."""
-    check_budget(problem, budget, alignment)
+def solve(problem: Problem, budget: int, alignment: int = 64, seconds: float = 10.0, progress: Progress | None = None,
+          allowed: Allowed = NOTHING, compared: Problem | None = None) -> Solution:
+    """The best schedule found in the time; CompileError where there is none. Baselines are schedules of the problem `compared` (else of the
+    one given) by whole operators that share nothing, and so is the answer where nothing better was found with what is allowed."""
+    plain = separate(problem if compared is None else compared)
     began = time.monotonic()
-    work = _Work(problem, budget, alignment, began + seconds, progress)
+    check_budget(plain if allowed == NOTHING else problem, budget if allowed == NOTHING else LARGEST, alignment)
+    works = [] if budget < working_set(plain, alignment)[0] else [_Work(plain, budget, alignment, began + seconds, progress, True)]
+    if allowed != NOTHING:
+        rich = changed(problem, budget, alignment, allowed)
+        check_budget(rich, budget, alignment)
+        works.append(_Work(rich, budget, alignment, began + seconds, progress, False))
     interrupted = False
     try:
-        work.instant()
-        if seconds > 0:
-            work.go_on()
+        for work in works:
+            if min(other.excess for other in works) > 0:
+                work.instant()
+            else:  # nothing can be gained: what is needed is told all the same
+                work.peak = least_peak(work.space)
+        for work in reversed(works) if seconds > 0 else ():
+            if min(other.excess for other in works) > work.bound:
+                work.go_on()
     except KeyboardInterrupt:
-        if work.best is None:
+        if all(work.best is None for work in works):
             raise
         interrupted = True
+    return _answer(works, alignment, interrupted, time.monotonic() - began)
+
+
+def _answer(works: list[_Work], alignment: int, interrupted: bool, seconds: float) -> Solution:
+    """The best of what was found; bounds are those of the problem in which most is allowed, which is the last."""
+    work, rich = min((w for w in works if w.best is not None), key=lambda w: w.excess), works[-1]
     assert work.best is not None
     account, schedule, method = work.best
-    return Solution(schedule, account, min(work.bound, account.excess), work.prover, method, working_set(problem, alignment)[0],
-                    work.peak.units * alignment + work.space.pinned_units * alignment,
-                    work.peak.bound * alignment + work.space.pinned_units * alignment, work.baselines, interrupted,
-                    time.monotonic() - began)
+    pinned = rich.space.pinned_units * alignment
+    baselines = [row for w in works for row in w.baselines]
+    return Solution(work.problem, schedule, account, min(rich.bound, account.excess), rich.prover, method,
+                    working_set(rich.problem, alignment)[0], rich.peak.units * alignment + pinned, rich.peak.bound * alignment + pinned,
+                    baselines, interrupted, seconds)
 
 
 class _Work:
     """The best schedule and the best bound while they are being improved."""
 
-    def __init__(self, problem: Problem, budget: int, alignment: int, deadline: float, progress: Progress | None) -> None:
+    def __init__(self, problem: Problem, budget: int, alignment: int, deadline: float, progress: Progress | None, compare: bool) -> None:
+        self.compare = compare and not any(o.joined for o in problem.operators)
         self.problem, self.budget, self.alignment = problem, budget, alignment
         self.deadline, self.progress = deadline, progress
         self.space = Space(problem, budget, alignment)
@@ -116,6 +148,10 @@ class _Work:
         self.ways: list[End] = []  # orders with evictions, without addresses
 
     # --- keeping ---
+
+    @property
+    def excess(self) -> int:
+        return NEVER if self.best is None else self.best[0].excess
 
     def done(self) -> bool:
         return self.best is not None and self.best[0].excess <= self.bound
@@ -136,15 +172,16 @@ class _Work:
             self.bound, self.prover = bound, prover
             self.tell(prover)
 
-    def keep_way(self, moves: tuple[Move, ...], method: str) -> None:
-        """Places a way and keeps the schedule if it is the best."""
+    def keep_way(self, moves: tuple[Move, ...], method: str) -> list[Stay]:
+        """Places a way and keeps the schedule if it is the best; what its stays became."""
         order = [move.operator for move in moves]
-        stays = stays_of(self.space, moves)
+        stays = placed = stays_of(self.space, moves)
         for packer in (by_search, by_size):
-            schedule = steps_of(self.space, order, *place(self.space, stays, packer), self.alignment)
-            self.keep(schedule, method)
+            placed, addresses = place(self.space, stays, packer)
+            self.keep(steps_of(self.space, order, placed, addresses, self.alignment), method)
             if self.done():
-                return
+                break
+        return placed
 
     # --- what is tried ---
 
@@ -156,7 +193,7 @@ class _Work:
         self.keep_bound(Forecast(space, space.all).remaining((0, 0, 0)), "what crosses operators")
         self.peak = least_peak(space)
         orders = known_orders(space, self.peak)
-        for baseline in baselines(space, self.alignment, orders):
+        for baseline in baselines(space, self.alignment, orders) if self.compare else ():
             self.keep_baseline(baseline)
         for row in orders:
             if row.best is not None and not self.done():
@@ -174,6 +211,21 @@ class _Work:
             if self.done():
                 return
         self.prove()
+        self.feed_back()
+
+    def feed_back(self) -> None:
+        """The search again with less room where the best way found was not placed, as long as that promises fewer bytes."""
+        rooms: dict[int, int] = {}
+        way = min(self.ways, key=lambda way: way.cost, default=None)
+        for _ in range(FEEDBACKS):
+            if way is None or self.done() or way.cost >= self.excess or time.monotonic() > self.deadline:
+                return
+            rooms = tightened(rooms, strained(self.space, way.moves, self.keep_way(way.moves, "search, packed")), self.space)
+            tight = Space(self.problem, self.budget, self.alignment, rooms)
+            found = relaxed(tight, Limits(self.deadline, SMALL, self.excess))
+            way = found.ends[0] if found.ends else None
+            if way is not None:
+                self.keep_way(way.moves, "search, packed")
 
     def better_ways(self) -> Iterator[tuple[End, str]]:
         """Quick ones first; a search that proves at once where the problem is small."""

@@ -25,7 +25,7 @@ class Forecast:
         priced = []
         for o in bits(goal & ~start):
             crossing = space.crossing(o)
-            excess = space.need_units[o] + space.total(crossing) - space.rooms[o]
+            excess = space.least_units[o] + space.total(crossing) - space.rooms[o]
             if excess > 0 and crossing:
                 priced.append((self._least(o, crossing, space.stored, excess), o, crossing, excess))
         taken = 0

@@ -1,8 +1,10 @@
 """Orders and replacement that are instant: the order of least peak, Belady's rule, and the baselines that others would use.
 
-The baselines take TFLite's linear arena (first fit by decreasing size) with the default order or that of least peak, and for
-replacement Belady's rule (what is needed last leaves first) or the best there is for the order. Where the arena overflows, tensors
-leave between uses as `placing.place` chooses. Every baseline is a schedule that the checker accepts.
+There are two kinds of baselines, each with the default order and with that of least peak. Those that COSMA compares itself with place
+tensors as the operators come (`linear.py`), with Belady's rule (what is needed last leaves first) or what costs least at the moment.
+The stronger ones know the future: replacement by Belady's rule or the best there is for the order, then a plan of all addresses as
+TFLite's planner makes it (by decreasing size, `placing.by_size`); where it overflows, tensors leave between uses as `placing.place`
+chooses. Every baseline is a schedule that the checker accepts.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ from heapq import heappop, heappush
 
 from msgspec import Struct
 
-from .placing import by_size, place, stays_of, steps_of
+from .bodies import by_size
+from .linear import RULES, linear_schedule
+from .placing import place, stays_of, steps_of
 from .problem import Schedule
 from .search import End, Limits, Move, relaxed
 from .space import NEVER, Space, bits, cuts
 
+LINEAR, PLANNED = "linear", "planned"
 PEAK_STATES = 20_000  # sets of operators that the exact order of least peak may look at between two cuts
 ORDER_STATES = 5_000  # states of the best replacement for an order, between two cuts
 PEAK_WIDTH = 16       # of the beam where that is not enough
@@ -31,22 +36,25 @@ class Peak(Struct, frozen=True):
 
 
 class Baseline(Struct, frozen=True):
+    """`kind`: LINEAR (addresses as the operators come) or PLANNED (addresses from a plan of the whole)."""
+
     name: str
+    kind: str
     schedule: Schedule
 
 
-def least_peak(space: Space) -> Peak:
+def least_peak(space: Space, states: int = PEAK_STATES) -> Peak:
     """The order of least peak, exact from cut to cut where few sets of operators come into question, else a good one; never
     worse than the default order."""
     order: list[int] = []
-    peak = bound = max(space.need_units, default=0)
+    peak = bound = max(space.least_units, default=0)
     done = 0
     for goal in cuts(space):
         part = list(bits(goal & ~done))
         known = peak_of(space, part, done)
         reached = known
         if known > peak:  # else nothing is gained by another order
-            found, whole = _least_peak(space, done, goal, peak, known, PEAK_STATES, NEVER)
+            found, whole = _least_peak(space, done, goal, peak, known, states, NEVER)
             if not whole:
                 found, _ = _least_peak(space, done, goal, peak, known, NEVER, PEAK_WIDTH)
             if found is not None:
@@ -62,7 +70,7 @@ def peak_of(space: Space, order: Sequence[int], done: int = 0) -> int:
     """The units that an order needs at most at once, where nothing leaves."""
     lived, peak = _live(space, done), 0
     for operator in order:
-        peak = max(peak, space.total(lived | space.need[operator]))
+        peak = max(peak, space.during(done, operator, lived))
         done |= 1 << operator
         lived = _after(space, lived | space.need[operator], operator, done)
     return peak
@@ -126,7 +134,7 @@ def _peak_steps(space: Space, done: int, goal: int, peak: int, lived: int) -> li
         following = done | 1 << operator
         during = lived | space.need[operator]
         after = _after(space, during, operator, following)
-        row = (operator, following, after, max(peak, space.total(during)))
+        row = (operator, following, after, max(peak, space.during(done, operator, lived)))
         if row[3] == peak and space.total(after) <= before:
             return [row]
         found.append(row)
@@ -141,7 +149,7 @@ def belady(space: Space, order: Sequence[int]) -> tuple[Move, ...]:
     for operator in order:
         done, resident, _ = state
         need = space.need[operator]
-        excess = space.total(resident | need) - space.rooms[operator]
+        excess = space.during(done, operator, resident) - space.rooms[operator]
         rows = sorted(((min(place[o] for o in bits(space.consumers[t] & ~done)), t) for t in bits(resident & ~need)), reverse=True)
         evicted = 0
         for _, t in rows:
@@ -149,6 +157,8 @@ def belady(space: Space, order: Sequence[int]) -> tuple[Move, ...]:
                 break
             evicted |= 1 << t
             excess -= space.units[t]
+        if excess > 0:  # nothing else is there: the result is written over an operand that returns later
+            evicted |= 1 << max(bits(space.over[operator]), key=lambda t: -space.price(state, operator, 1 << t))
         moves.append(Move(operator, evicted))
         state = space.after(state, operator, evicted)
     return tuple(moves)
@@ -178,8 +188,11 @@ def baselines(space: Space, alignment: int, orders: Sequence[Ordered]) -> list[B
     found = []
     for row in orders:
         order = row.order
+        for rule in RULES:
+            found.append(Baseline(f"{row.name}, {RULES[rule]}, linear arena", LINEAR, linear_schedule(space, order, rule, alignment)))
         for name, moves in (("Belady", belady(space, order)), ("best replacement", row.best.moves if row.best is not None else None)):
             if moves is not None:
                 stays, addresses = place(space, stays_of(space, moves), by_size)
-                found.append(Baseline(f"{row.name}, {name}", steps_of(space, order, stays, addresses, alignment)))
+                schedule = steps_of(space, order, stays, addresses, alignment)
+                found.append(Baseline(f"{row.name}, {name}, planned arena", PLANNED, schedule))
     return found

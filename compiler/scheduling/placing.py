@@ -1,43 +1,22 @@
 """From order and residency to a schedule: addresses for every stay of a tensor in the scratchpad, and the steps.
 
-A `Stay` is a tensor with the moments (positions in the order) at which it is needed, from one fetch (or from where it is computed)
-to the last use before it leaves. Stays that share a moment must not share an address: a packing problem. Where no packing is
-found, a stay is broken in two at the least cost, the tensor leaving between two uses, until one is; at the end every
-stay is a single moment, where what one operator needs stands side by side. So there always is a schedule, and what it costs more
-than the residency promised is seen from its account.
+Stays that share a moment must not share an address: a packing problem (`bodies.py`). Where no packing is found, a stay is broken in
+two at the least cost, the tensor leaving between two uses, until one is; at the end every stay is a single moment, where what one
+operator needs stands side by side. So there always is a schedule, and what it costs more than the residency promised is seen from its
+account.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from msgspec import Struct
-
-from ..packing import Item, pack
+from .bodies import Apart, Stay, by_search
 from .problem import Fetch, Free, Run, Schedule, Spill, Step
 from .search import Move
 from .space import Space, bits
 
-Pack = Callable[[Sequence["Stay"], int], "list[int] | int"]  # addresses in units, or which stay found no place
-NODES = 20_000 # of the packer's search, for one set of stays
-ROUNDS = 12  # orders that first fit tries, of each of three kinds
+Pack = Callable[[Space, Sequence[Stay]], "list[int] | int | Apart"]  # addresses in units, or which stay found no place
 MENDS = 24   # breaks that are tried to be undone
-
-
-class Stay(Struct, frozen=True):
-    """A tensor in the scratchpad, needed at these moments."""
-
-    tensor: int
-    units: int
-    uses: tuple[int, ...]
-
-    @property
-    def first(self) -> int:
-        return self.uses[0]
-
-    @property
-    def last(self) -> int:
-        return self.uses[-1]
 
 
 def stays_of(space: Space, moves: Sequence[Move]) -> list[Stay]:
@@ -45,77 +24,14 @@ def stays_of(space: Space, moves: Sequence[Move]) -> list[Stay]:
     uses: dict[int, list[int]] = {}
     found = []
     for moment, move in enumerate(moves):
-        for t in bits(move.evicted):
+        overwritten = move.evicted & space.inputs[move.operator]
+        for t in bits(move.evicted & ~overwritten):
             found.append(Stay(t, space.units[t], tuple(uses.pop(t))))
         for t in bits(space.need[move.operator]):
             uses.setdefault(t, []).append(moment)
+        for t in bits(overwritten):
+            found.append(Stay(t, space.units[t], tuple(uses.pop(t))))
     return found + [Stay(t, space.units[t], tuple(moments)) for t, moments in uses.items()]
-
-
-# --- packing ---------------------------------------------------------------------------------------------------------------
-
-
-def conflicts(stays: Sequence[Stay]) -> list[list[int]]:
-    """For each stay those that share a moment with it."""
-    found: list[list[int]] = [[] for _ in stays]
-    active: list[int] = []
-    for number in sorted(range(len(stays)), key=lambda n: stays[n].first):
-        active = [other for other in active if stays[other].last >= stays[number].first]
-        for other in active:
-            found[number].append(other)
-            found[other].append(number)
-        active.append(number)
-    return found
-
-
-def first_fit(stays: Sequence[Stay], order: Iterable[int], room: int, met: Sequence[Sequence[int]]) -> list[int] | int:
-    """Each stay in turn at the lowest address that is free throughout; or the first that found none."""
-    addresses = [-1] * len(stays)
-    for number in order:
-        units = stays[number].units
-        address = 0
-        for begin, end in sorted([(addresses[o], addresses[o] + stays[o].units) for o in met[number] if addresses[o] >= 0]):
-            if begin - address >= units:
-                break
-            if end > address:
-                address = end
-        if address + units > room:
-            return number
-        addresses[number] = address
-    return addresses
-
-
-def by_size(stays: Sequence[Stay], room: int) -> list[int] | int:
-    """TFLite's linear arena: first fit by decreasing size."""
-    return first_fit(stays, sorted(range(len(stays)), key=lambda n: (-stays[n].units, stays[n].first)), room, conflicts(stays))
-
-
-def by_many_orders(stays: Sequence[Stay], room: int) -> list[int] | int:
-    """First fit in some orders; what finds no place goes to the front of the next one."""
-    numbers, met = range(len(stays)), conflicts(stays)
-    failed = 0
-    for key in (lambda n: (-stays[n].units, stays[n].first), lambda n: (stays[n].first, -stays[n].last),
-                lambda n: (-stays[n].units * (stays[n].last - stays[n].first + 1), n)):
-        order = sorted(numbers, key=key)
-        for _ in range(ROUNDS):
-            found = first_fit(stays, order, room, met)
-            if isinstance(found, list):
-                return found
-            failed = found
-            if order[0] == found:
-                break
-            order.remove(found)
-            order.insert(0, found)
-    return failed
-
-
-def by_search(stays: Sequence[Stay], room: int) -> list[int] | int:
-    """First fit in some orders, and where that fails the packer's search, limited by nodes so that the answer is always the same."""
-    found = by_many_orders(stays, room)
-    if isinstance(found, list):
-        return found
-    packing = pack([Item(stay.first, stay.last + 1, stay.units) for stay in stays], room, nodes=NODES)
-    return list(packing.offsets) if packing.verdict == "packed" else found
 
 
 # --- breaking what does not fit ----------------------------------------------------------------------------------------------
@@ -125,10 +41,10 @@ def place(space: Space, stays: list[Stay], packer: Pack = by_search) -> tuple[li
     """Stays with addresses (in units); some are broken where the packing found no place."""
     whole = stays
     while True:
-        found = packer(stays, space.room)
+        found = packer(space, stays)
         if isinstance(found, list):
             break
-        stays = broken(space, stays, found)
+        stays = parted(stays, found.stay, found.uses) if isinstance(found, Apart) else broken(space, stays, found)
     return (stays, found) if len(stays) == len(whole) else _mended(space, stays, found, packer)
 
 
@@ -145,7 +61,7 @@ def _mended(space: Space, stays: list[Stay], addresses: list[int], packer: Pack)
                 continue
             tried.add((tensor, last))
             whole = [s for s in stays if s is not here and s is not behind] + [Stay(tensor, here.units, here.uses + behind.uses)]
-            found = packer(whole, space.room)
+            found = packer(space, whole)
             if isinstance(found, list):
                 joined = whole, found
                 break
@@ -174,8 +90,13 @@ def broken(space: Space, stays: list[Stay], failed: int) -> list[Stay]:
         number = next(n for n, stay in enumerate(stays) if len(stay.uses) > 1)
         best = (0.0, number, 0)
     _, number, place = best
+    return parted(stays, number, place + 1)
+
+
+def parted(stays: list[Stay], number: int, uses: int) -> list[Stay]:
+    """The stays with one in two parts, so many uses in the first."""
     stay = stays[number]
-    parts = [Stay(stay.tensor, stay.units, stay.uses[:place + 1]), Stay(stay.tensor, stay.units, stay.uses[place + 1:])]
+    parts = [Stay(stay.tensor, stay.units, stay.uses[:uses]), Stay(stay.tensor, stay.units, stay.uses[uses:])]
     return stays[:number] + parts + stays[number + 1:]
 
 
@@ -191,10 +112,11 @@ def _spilled(space: Space, stays: Iterable[Stay]) -> set[int]:
 
 
 def steps_of(space: Space, order: Sequence[int], stays: Sequence[Stay], addresses: Sequence[int], alignment: int) -> Schedule:
-    """The schedule. Fetches stand before the operator that needs them, spills and frees right behind the last use."""
+    """The schedule. Fetches stand before the operator that needs them, spills and frees right behind the last use; what its operator
+    overwrites is spilled before that, and not freed."""
     problem = space.problem
     steps: list[Step] = []
-    base = _fixed_places(space, steps, alignment)
+    base = fixed_places(space, steps, alignment)
     starting: dict[int, list[int]] = {}
     ending: dict[int, list[int]] = {}
     for number, stay in enumerate(stays):
@@ -206,17 +128,19 @@ def steps_of(space: Space, order: Sequence[int], stays: Sequence[Stay], addresse
         here = {stays[n].tensor: (base + addresses[n]) * alignment for n in starting.get(moment, ())}
         outputs = problem.operators[operator].outputs
         steps += [Fetch(t, address) for t, address in here.items() if t not in outputs]
+        begins = {addresses[n] for n in starting.get(moment, ()) if outputs[:1] == (stays[n].tensor,) and stays[n].units}
+        overwritten = {n for n in ending.get(moment, ())
+                       if addresses[n] in begins and stays[n].tensor in problem.operators[operator].in_place}
+        leaving = [n for n in ending.get(moment, ()) if stays[n].tensor not in stored and last_stay[stays[n].tensor] > moment]
+        steps += [Spill(stays[n].tensor) for n in leaving if n in overwritten]
         steps.append(Run(operator, tuple(here.get(t, 0) for t in outputs)))
         for t in outputs:
             if t in problem.results:
                 steps.append(Spill(t))
                 stored.add(t)
-        for n in ending.get(moment, ()):
-            t = stays[n].tensor
-            if t not in stored and last_stay[t] > moment:
-                steps.append(Spill(t))
-                stored.add(t)
-            steps.append(Free(t))
+        steps += [Spill(stays[n].tensor) for n in leaving if n not in overwritten and stays[n].tensor not in stored]
+        stored.update(stays[n].tensor for n in leaving)
+        steps += [Free(stays[n].tensor) for n in ending.get(moment, ()) if n not in overwritten]
     return Schedule(tuple(steps))
 
 
@@ -227,7 +151,7 @@ def _last(stays: Sequence[Stay]) -> dict[int, int]:
     return found
 
 
-def _fixed_places(space: Space, steps: list[Step], alignment: int) -> int:
+def fixed_places(space: Space, steps: list[Step], alignment: int) -> int:
     """Fetches what is pinned and what takes no place; returns the units below the rest."""
     problem = space.problem
     pinned = set(problem.pinned)

@@ -2,7 +2,8 @@
 
 A `Problem` has tensors with their bytes and operators in an order in which they can run. Graph inputs and parameters lie
 off the chip at the beginning, results must lie there at the end. An operator runs with all its operands and results in the
-scratchpad. Tensors are never changed in place, so what was written off the chip once need not be written again.
+scratchpad. Tensors are never changed, so what was written off the chip once need not be written again; a result may take the place
+of an operand where the operator allows that (`in_place`), and the operand is gone then.
 
 A `Schedule` is a list of steps; `Run` says where the results of an operator lie. Solvers add no fields: whatever is true
 of a schedule is to be seen from its steps. `make_problem` guarantees that operators stand in an order in which they can run,
@@ -11,10 +12,11 @@ that each tensor has at most one producer, and that sizes are known; it raises C
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..ir.errors import CompileError
 
@@ -31,10 +33,23 @@ class Tensor(Struct, frozen=True):
     kind: str = VALUE
 
 
+class Sliced(Struct, frozen=True):
+    """An operator can make its first result in up to `count` slices along an axis, one after the other. Of the operands listed each slice
+    needs as large a part only, and `extra` of their `extent` rows beside it: (operand, extra, extent). Others are needed whole."""
+
+    axis: str
+    count: int
+    operands: tuple[tuple[int, int, int], ...] = ()
+
+
 class Operator(Struct, frozen=True):
     """What runs in one step. `inputs` and `outputs` are positions among the problem's tensors, each once.
 
     `light`: as cheap as copying, element by element, so that it may be computed where its operand is.
+    `in_place`: operands over which the first result may be written, from their first byte on. What is overwritten is gone.
+    `joined`: rows of operands or results that are read or written as one: they must lie side by side, in this order.
+    `concat`: it does nothing but lay its operands one behind the other in its result.
+    `slices`: how it can run slice by slice. An operator that was made of several so has workspace among its results, which nobody reads.
     """
 
     name: str
@@ -42,6 +57,18 @@ class Operator(Struct, frozen=True):
     outputs: tuple[int, ...]
     kind: str = ""
     light: bool = False
+    in_place: tuple[int, ...] = ()
+    joined: tuple[tuple[int, ...], ...] = ()
+    concat: bool = False
+    slices: tuple[Sliced, ...] = ()
+
+    def with_tensors(self, place: Mapping[int, int]) -> Operator:
+        """The operator with its tensors renumbered; those that `place` does not have are no operands any more."""
+        return replace(self, inputs=tuple(place[t] for t in self.inputs if t in place), outputs=tuple(place[t] for t in self.outputs),
+                       in_place=tuple(place[t] for t in self.in_place if t in place),
+                       joined=tuple(tuple(place[t] for t in row) for row in self.joined),
+                       slices=tuple(replace(s, operands=tuple((place[t], extra, extent) for t, extra, extent in s.operands if t in place))
+                                    for s in self.slices))
 
 
 class Problem(Struct, frozen=True, dict=True):
@@ -129,7 +156,7 @@ def make_problem(name: str, tensors: Sequence[Tensor], operators: Iterable[Opera
                  pinned: Iterable[int] = ()) -> Problem:
     """The problem with its operators sorted so that each stands behind those it needs, else in the order given."""
     kept = tuple(dict.fromkeys(results))
-    rows = [Operator(o.name, tuple(dict.fromkeys(o.inputs)), tuple(dict.fromkeys(o.outputs)), o.kind, o.light) for o in operators]
+    rows = [replace(o, inputs=tuple(dict.fromkeys(o.inputs)), outputs=tuple(dict.fromkeys(o.outputs))) for o in operators]
     _check_parts(tensors, rows)
     producer: dict[int, int] = {}
     for number, row in enumerate(rows):
@@ -152,6 +179,13 @@ def _check_parts(tensors: Sequence[Tensor], rows: Sequence[Operator]) -> None:
         for number in (*row.inputs, *row.outputs):
             if not 0 <= number < len(tensors):
                 raise CompileError(f"operator {row.name}: there is no tensor {number}, only {len(tensors)}")
+        if set(row.in_place) - set(row.inputs) or row.in_place and not row.outputs:
+            raise CompileError(f"operator {row.name}: only operands can be overwritten, and by a result")
+        for group in row.joined:
+            if set(group) - {*row.inputs, *row.outputs} or len(set(group)) != len(group) or not all(tensors[t].bytes for t in group):
+                raise CompileError(f"operator {row.name}: what is joined must be operands or results with bytes, each once")
+        if row.joined and not any(tensors[t].bytes for t in row.outputs):
+            raise CompileError(f"operator {row.name}: operands are joined for nothing: no result has any bytes")
 
 
 def _sorted(rows: Sequence[Operator], producer: dict[int, int]) -> list[Operator]:
@@ -183,18 +217,17 @@ def _sorted(rows: Sequence[Operator], producer: dict[int, int]) -> list[Operator
 def fused(problem: Problem) -> Problem:
     """Light operators joined to the one before them, where they alone read its only result: one kernel each."""
     group = list(range(len(problem.operators)))  # the operator that each becomes a part of
+    members = {number: [number] for number in group}
     for number, operator in enumerate(problem.operators):
-        if not operator.light:
+        if not operator.light or operator.joined:
             continue
         for tensor in operator.inputs:
             before = problem.producer[tensor]
             if before >= 0 and problem.consumers[tensor] == (number,) and tensor not in problem.results \
-                    and len(problem.operators[before].outputs) == 1 and _may_join(problem, group, number, group[before]):
+                    and len(problem.operators[before].outputs) == 1 and _may_join(problem, group, members, number, group[before]):
                 group[number] = group[before]
+                members[group[before]] += members.pop(number)
                 break
-    members: dict[int, list[int]] = {}
-    for number, leader in enumerate(group):
-        members.setdefault(leader, []).append(number)
     operators, kept = [], set(problem.results)
     for parts in members.values():
         made = {t for n in parts for t in problem.operators[n].outputs}
@@ -203,34 +236,61 @@ def fused(problem: Problem) -> Problem:
         kept |= {*outputs, *inputs}
         first = problem.operators[parts[0]]
         kind = "+".join(problem.operators[n].kind for n in parts)
-        operators.append(Operator(first.name, tuple(inputs), tuple(sorted(outputs)), kind, all(problem.operators[n].light for n in parts)))
-    return _renumbered(problem, operators, kept)
+        operators.append(Operator(first.name, tuple(inputs), tuple(sorted(outputs)), kind, all(problem.operators[n].light for n in parts),
+                                  _overwritable(problem, parts, inputs, outputs), first.joined, first.concat and len(parts) == 1,
+                                  _slices_of_group(problem, parts, made) if len(outputs) == 1 else ()))
+    return renumbered(problem, operators, kept)
 
 
-def _may_join(problem: Problem, group: Sequence[int], number: int, leader: int) -> bool:
+def _overwritable(problem: Problem, parts: Sequence[int], inputs: Sequence[int], outputs: Sequence[int]) -> tuple[int, ...]:
+    """Operands of a group that its only result may lie over: all that read them in it could be written over them."""
+    if len(outputs) != 1:
+        return ()
+    size = problem.tensors[outputs[0]].bytes
+    return tuple(t for t in inputs if problem.tensors[t].bytes == size
+                 and all(t in problem.operators[n].in_place for n in parts if t in problem.operators[n].inputs))
+
+
+def _slices_of_group(problem: Problem, parts: Sequence[int], made: set[int]) -> tuple[Sliced, ...]:
+    """How a group can run slice by slice: as all its operators can, what they hand on sliced too."""
+    rows = [problem.operators[n] for n in parts]
+    found = []
+    for axis in {s.axis: None for s in rows[0].slices}:
+        slices = [next((s for s in row.slices if s.axis == axis), None) for row in rows]
+        operands: dict[int, tuple[int, int]] = {}
+        whole = set[int]()
+        for row, how in zip(rows, slices):
+            listed = {} if how is None else {t: (extra, extent) for t, extra, extent in how.operands}
+            whole |= set(row.inputs) - set(listed)
+            operands |= {t: max(listed[t], operands.get(t, (0, 1))) for t in listed}
+        if None not in slices and not made & whole:
+            count = min(s.count for s in slices if s is not None)
+            found.append(Sliced(axis, count, tuple((t, *operands[t]) for t in operands if t not in made | whole)))
+    return tuple(found)
+
+
+def _may_join(problem: Problem, group: Sequence[int], members: Mapping[int, Sequence[int]], number: int, leader: int) -> bool:
     """No other operand of the operator depends on the group that it would join: else the two would wait for each other."""
-    pending = [problem.producer[t] for t in problem.operators[number].inputs]
-    seen = set[int]()
-    inside = {n for n in range(number) if group[n] == leader}
-    pending = [p for p in pending if p >= 0 and p not in inside]
+    pending = {group[p] for p in (problem.producer[t] for t in problem.operators[number].inputs) if p >= 0} - {leader}
+    seen = set(pending)
     while pending:
         here = pending.pop()
-        if here in inside:
-            return False
-        if here in seen:
-            continue
-        seen.add(here)
-        whole = [n for n in range(number) if group[n] == group[here]]
-        seen.update(whole)
-        pending += [problem.producer[t] for n in whole for t in problem.operators[n].inputs
-                    if problem.producer[t] >= 0 and problem.producer[t] not in seen]
+        for member in members[here]:
+            for tensor in problem.operators[member].inputs:
+                before = problem.producer[tensor]
+                if before < 0 or group[before] in seen:
+                    continue
+                if group[before] == leader:
+                    return False
+                seen.add(group[before])
+                pending.add(group[before])
     return True
 
 
-def _renumbered(problem: Problem, operators: Sequence[Operator], kept: set[int]) -> Problem:
+def renumbered(problem: Problem, operators: Sequence[Operator], kept: set[int]) -> Problem:
     """The problem with these operators and only the tensors that are kept."""
     place = {old: new for new, old in enumerate(sorted(kept))}
-    rows = [Operator(o.name, tuple(place[t] for t in o.inputs), tuple(place[t] for t in o.outputs), o.kind, o.light) for o in operators]
+    rows = [o.with_tensors(place) for o in operators]
     return make_problem(problem.name, [problem.tensors[t] for t in sorted(kept)], rows, (place[t] for t in problem.results),
                         (place[t] for t in problem.pinned if t in place))
 
@@ -245,6 +305,8 @@ def with_parameters(problem: Problem, how: str) -> Problem:
         return Problem(problem.name, problem.tensors, problem.operators, problem.results, tuple(sorted(parameters & used)))
     if how != "ignored":
         raise CompileError(f"parameters: found {how!r}, expected one of {', '.join(PARAMETERS)}")
-    operators = [Operator(o.name, tuple(t for t in o.inputs if t not in parameters), o.outputs, o.kind, o.light) for o in problem.operators]
     kept = {t for t in range(len(problem.tensors)) if t not in parameters or t in problem.results}
-    return _renumbered(problem, operators, kept)
+    there = {t: t for t in range(len(problem.tensors)) if t not in parameters}
+    operators = [replace(o, joined=tuple(row for row in o.joined if not parameters.intersection(row))).with_tensors(there)
+                 for o in problem.operators]
+    return renumbered(problem, operators, kept)

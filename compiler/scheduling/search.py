@@ -35,7 +35,7 @@ class Limits(Struct, frozen=True):
 
 
 class Move(Struct, frozen=True):
-    """An operator runs, after these tensors (a bit set) made room."""
+    """An operator runs, after these tensors (a bit set) made room; its operands among them are overwritten by its result."""
 
     operator: int
     evicted: int
@@ -167,7 +167,7 @@ class _Run:
 
     def expand(self, cost: int, index: int) -> None:
         space, state = self.space, self.states[index]
-        done, resident, clean = state
+        done, resident, _ = state
         ready = space.ready(done, self.goal)
         if self.place is not None:
             ready = [min(ready, key=self.place.__getitem__)]
@@ -175,21 +175,31 @@ class _Run:
             safe = next((o for o in ready if self._safe(state, o)), None) if len(ready) > 1 else None
             ready = ready if safe is None else [safe]
         for operator in ready:
-            need = space.need[operator]
-            excess = space.total(resident | need) - space.rooms[operator]
+            excess = space.during(done, operator, resident) - space.rooms[operator]
             if excess <= 0:
                 self.push(cost, space.after(state, operator, 0), index, Move(operator, 0))
                 continue
-            for evicted in self._evictions(resident & ~need, excess, state, cost):
-                dearer = cost + space.total_bytes(evicted) + space.total_bytes(evicted & ~clean)
+            for evicted in self._choices(state, operator, excess, cost):
+                dearer = cost + space.price(state, operator, evicted)
                 self.push(dearer, space.after(state, operator, evicted), index, Move(operator, evicted))
+
+    def _choices(self, state: State, operator: int, excess: int, cost: int) -> Iterator[int]:
+        """What may leave before an operator, an operand among it that its result is written over and that returns later."""
+        space = self.space
+        others = state[1] & ~space.need[operator]
+        yield from self._evictions(others, excess, state, cost)
+        if space.over[operator] and not space.dying(state[0], operator):
+            excess -= space.saved[operator]
+            for t in bits(space.over[operator]):
+                rest = self._evictions(others, excess, state, cost) if excess > 0 else (0,)
+                yield from (evicted | 1 << t for evicted in rest)
 
     def _safe(self, state: State, operator: int) -> bool:
         """Running it now is never worse: all it reads is there, nothing makes room, and its results take and cost no more than
         any of the operands that die with it."""
         space = self.space
         done, resident, clean = state
-        if space.inputs[operator] & ~resident or space.total(resident | space.need[operator]) > space.rooms[operator]:
+        if space.inputs[operator] & ~resident or space.during(done, operator, resident) > space.rooms[operator]:
             return False
         living = [t for t in bits(space.outputs[operator]) if space.consumers[t]]
         if not living:

@@ -37,12 +37,36 @@ class Space:
         self.outputs = [sum(1 << t for t in o.outputs) & placed for o in problem.operators]
         self.need = [a | b for a, b in zip(self.inputs, self.outputs)]
         self.need_units = [self.total(mask) for mask in self.need]
+        self.over = [self._over(number) for number in range(len(problem.operators))]
+        self.saved = [self.units[o.outputs[0]] if over else 0 for o, over in zip(problem.operators, self.over)]
+        self.least_units = [need - saved for need, saved in zip(self.need_units, self.saved)]
+        self.aliased = any(self.over) or any(o.joined for o in problem.operators)
         self.consumers = [sum(1 << o for o in readers) for readers in problem.consumers]
         self.before = [sum(1 << p for p in {problem.producer[t] for t in o.inputs} if p >= 0) for o in problem.operators]
+        for one, other in self._twins():
+            self.before[other] |= 1 << one
         self.stored = sum(1 << t for t, x in enumerate(problem.tensors) if x.kind != VALUE) | sum(1 << t for t in problem.results)
         self.all = (1 << len(problem.operators)) - 1
         self.above, self.below = self._relations()
         self._made: dict[int, int] = {}
+
+    def _twins(self) -> Iterator[tuple[int, int]]:
+        """Operators of which one may as well run before the other: they read the same, and the same read their only results of one size."""
+        last: dict[tuple[object, ...], int] = {}
+        joined = {t for o in self.problem.operators for group in o.joined for t in group}
+        for number, o in enumerate(self.problem.operators):
+            if len(o.outputs) == 1 and o.outputs[0] not in joined:
+                t = o.outputs[0]
+                kind = (o.inputs, o.in_place, o.joined, self.problem.tensors[t].bytes, t in self.problem.results, self.problem.consumers[t],
+                        tuple(t in self.problem.operators[c].in_place for c in self.problem.consumers[t]))
+                if kind in last:
+                    yield last[kind], number
+                last[kind] = number
+
+    def _over(self, operator: int) -> int:
+        """Operands that the first result may lie over, large enough to hold it."""
+        row = self.problem.operators[operator]
+        return sum(1 << t for t in row.in_place if self.units[t] >= self.units[row.outputs[0]] > 0)
 
     def _relations(self) -> tuple[list[int], list[int]]:
         """For each operator those that every order runs before it, and those after it."""
@@ -89,15 +113,29 @@ class Space:
     def total_bytes(self, mask: int) -> int:
         return sum(self.bytes[t] for t in bits(mask))
 
+    def dying(self, done: int, operator: int) -> bool:
+        """Whether the result may lie over an operand that is not read again."""
+        return any(not self.consumers[t] & ~done & ~(1 << operator) for t in bits(self.over[operator]))
+
+    def during(self, done: int, operator: int, there: int) -> int:
+        """Units taken while an operator runs beside what is there, where its result lies over an operand if one dies."""
+        units = self.total(there | self.need[operator])
+        return units - self.saved[operator] if self.over[operator] and self.dying(done, operator) else units
+
+    def price(self, state: State, operator: int, evicted: int) -> int:
+        """Bytes for evictions before an operator: out unless it is off the chip too, and back. Operands among them are overwritten."""
+        away = self.inputs[operator] & ~state[1]  # fetched for this operator: they are off the chip
+        return self.total_bytes(evicted) + self.total_bytes(evicted & ~(state[2] | away))
+
     def ready(self, done: int, goal: int) -> list[int]:
         return [o for o in bits(goal & ~done) if not self.before[o] & ~done]
 
     def after(self, state: State, operator: int, evicted: int) -> State:
-        """The state when the operator has run."""
+        """The state when the operator has run; operands among the evicted were overwritten by its result."""
         done, resident, clean = state
         done |= 1 << operator
         fetched = self.inputs[operator] & ~resident
-        resident = resident & ~evicted | self.need[operator]
+        resident = (resident & ~evicted | self.need[operator]) & ~(evicted & self.inputs[operator])
         for t in bits(self.need[operator]):  # only these can be dead now
             if not self.consumers[t] & ~done:
                 resident &= ~(1 << t)

@@ -26,7 +26,20 @@ export TSAN_OPTIONS="die_after_fork=0 halt_on_error=1 ${TSAN_OPTIONS:-}"
 export ASAN_OPTIONS="detect_stack_use_after_return=1 strict_string_checks=1 ${ASAN_OPTIONS:-}"
 export UBSAN_OPTIONS="print_stacktrace=1 ${UBSAN_OPTIONS:-}"
 "$build/test_runtime" "$build/model.o"
+# The runtime for CUDA, on the emulated driver: it finds that one by its name.
+"$cc" -std=c99 -O1 -fPIC -shared -I"$root/backends/cuda" "$root/csrc/tests/cuda_image.c" -o "$build/cuda_image.so"
+# shellcheck disable=SC2086
+"$cxx" -std=c++17 -O1 -g -fPIC -shared -fvisibility=hidden $flags "$root/backends/cuda/emulated_driver.cpp" -Wl,-soname,libcuda.so.1 -o "$build/libcuda.so.1"
+# shellcheck disable=SC2086
+"$cxx" -std=c++17 -O1 -g -Wall -Wextra -Werror -fno-exceptions -fno-rtti $flags -c "$root/csrc/cuda_object.cpp" -o "$build/cuda.o"
+# shellcheck disable=SC2086
+"$cxx" -std=c++17 -O1 -g -Wall -Wextra -Werror $flags "$root/csrc/tests/test_cuda.cpp" "$build/cuda.o" "$build/runtime.o" -pthread -ldl -o "$build/test_cuda"
+LD_LIBRARY_PATH="$build" "$build/test_cuda" "$build/cuda_image.so"
 # shellcheck disable=SC2086
 "$cxx" -std=c++17 -O1 -g -Wall -Wextra -Werror $flags "$root/csrc/tests/test_packing.cpp" "$root"/csrc/solver/packing.cpp \
   "$root"/csrc/solver/search.cpp "$root"/csrc/solver/sections.cpp "$root"/csrc/solver/best_fit.cpp -pthread -o "$build/test_packing"
-exec "$build/test_packing"
+"$build/test_packing"
+# shellcheck disable=SC2086
+"$cxx" -std=c++17 -O1 -g -Wall -Wextra -Werror $flags "$root/csrc/tests/test_accelerator.cpp" "$root"/csrc/simulator/accelerator.cpp \
+  "$root"/csrc/simulator/memory.cpp "$root"/csrc/simulator/timing.cpp "$root"/csrc/simulator/trap.cpp -pthread -o "$build/test_accelerator"
+exec "$build/test_accelerator"

@@ -16,12 +16,13 @@ import numpy as np
 from ..dims import DimLike, bounds, ceildiv, divides, evaluate, product
 from ..errors import CompileError, IndexFailure, RuntimeFailure
 from ..graph import Array, Binding, Op, Sample
-from ..types import BOOL, F32, F64, I8, I16, I32, I64, U8, DType, TensorType, Type, dtype_of
+from ..types import BF16, BOOL, F32, F64, I8, I16, I32, I64, U8, U32, DType, TensorType, Type, dtype_of
 from .scalar import SCALARS, evaluate_scalar, result_dtype
 from .shape import check_axis, operands
 
 # the dtypes of a sample, by rule
-SAMPLED = {"bits": (BOOL, I32), "integer": (I32,), "float": (F32, F64), "test": (F32,), "words": (I32,), "widen": (I16,)}
+SAMPLED = {"bits": (BOOL, I32), "integer": (I32,), "float": (F32, F64), "test": (F32,), "words": (I32,), "widen": (I16,),
+           "bfloats": (F32,)}
 
 
 class Elementwise(Op, frozen=True):
@@ -56,6 +57,8 @@ class Elementwise(Op, frozen=True):
                 types = [TensorType(dtype, (3, 5))] * row.arity
                 if row.rule == "select":
                     types[0] = TensorType(BOOL, (3, 5))
+                if row.rule == "bfloats":
+                    types[:2] = [TensorType(U32, (3, 5))] * 2
                 found.append(Sample(cls(row.name), tuple(types)))
         return tuple(found)
 
@@ -383,6 +386,7 @@ class Dot(Op, frozen=True):
 
 # words of a packed operand: (elements of the contraction that one holds, its dtype) -> the dtypes of the left operand and of what it holds
 WORDS = {(2, I16): (I16, I8), (2, I32): (I16, I16), (4, I32): (U8, I8)}
+BFLOATS = (BF16, F32)  # left operands of words of two bfloat16, which are u32; sums are float32 then
 
 
 def packed_dtype(op: Op, lhs: DType, rhs: DType, step: int) -> DType:
@@ -391,30 +395,39 @@ def packed_dtype(op: Op, lhs: DType, rhs: DType, step: int) -> DType:
         if lhs != rhs or not lhs.is_float and not lhs.is_integer:
             raise CompileError(f"{op.spelling}: dtypes differ or are bool: {lhs} vs {rhs}")
         return lhs
+    if step == 2 and rhs == U32 and lhs in BFLOATS:
+        return F32
     if WORDS.get((step, rhs), (None,))[0] != lhs:
         known = "; ".join(f"{n} elements in {word} with {left}" for (n, word), (left, _) in WORDS.items())
+        known += f"; 2 elements in u32 with {' or '.join(map(str, BFLOATS))}"
         raise CompileError(f"{op.spelling}: words of {step} elements in {rhs} do not fit {lhs}; there are {known}")
     return I32
 
 
-def check_saturation(op: Op, step: int, saturates: bool) -> None:
+def check_saturation(op: Op, step: int, saturates: bool, narrow: int, words: DimLike) -> None:
     if saturates and step != 4:
         raise CompileError(f"{op.spelling}: only sums of the products of four bytes saturate, found words of {step}")
+    if narrow < 1 or narrow > 1 and not (saturates and divides(narrow, words)):
+        raise CompileError(f"{op.spelling}: {narrow} words are added within 16 bits of {words}, which must be a multiple and saturate")
 
 
-def saturating_sums(rows: Array, columns: Array) -> Array:
-    """[*batch, M, K] bytes times [*batch, K, N], the products of two neighbours added within 16 bits."""
+def saturating_sums(rows: Array, columns: Array, narrow: int) -> Array:
+    """[*batch, M, K] bytes times [*batch, K, N], the products of two neighbours added within 16 bits, and those of `narrow` words."""
     left = rows.astype(np.int32).reshape(*rows.shape[:-1], rows.shape[-1] // 2, 2)
     right = columns.astype(np.int32).reshape(*columns.shape[:-2], columns.shape[-2] // 2, 2, columns.shape[-1])
-    pairs = np.einsum("...mkp,...kpn->...mkn", left, right)
-    sums: Array = np.clip(pairs, -32768, 32767).sum(axis=-2, dtype=np.int32)
+    pairs = np.clip(np.einsum("...mkp,...kpn->...mkn", left, right), -32768, 32767)
+    apart = pairs.reshape(*pairs.shape[:-2], pairs.shape[-2] // (2 * narrow), narrow, 2, pairs.shape[-1])
+    sums: Array = apart.sum(axis=-3).astype(np.int16).sum(axis=(-3, -2), dtype=np.int32)
     return sums
 
 
 def unpacked_words(words: Array, step: int) -> Array:
-    """[.., steps, columns] words -> [.., steps * step, columns] in int32."""
+    """[.., steps, columns] words -> [.., steps * step, columns] in int32, or float32."""
     if step == 1:
         return words
+    if words.dtype == np.uint32:
+        halves = np.stack([words << np.uint32(16), words & np.uint32(0xFFFF0000)], axis=-2).view(np.float32)
+        return halves.reshape(*words.shape[:-2], words.shape[-2] * step, words.shape[-1])
     held = WORDS[step, dtype_of(words.dtype)][1].numpy
     parts = np.ascontiguousarray(words).view(held).reshape(*words.shape, step).astype(np.int32)
     return np.moveaxis(parts, -1, -2).reshape(*words.shape[:-2], words.shape[-2] * step, words.shape[-1])
@@ -430,8 +443,10 @@ class PackedDot(Op, frozen=True):
     transpose to the bit.
 
     `step`: how many elements along K a word of rhs holds, which is [*batch, ceil(N / tile), K / step, tile] then. Integers alone
-    are packed so (`WORDS`), and the sums are int32. `saturates`: of words of four bytes the products of two neighbours are added
-    within 16 bits, as some instructions do; passes let it only where that changes nothing.
+    are packed so (`WORDS`), and the sums are int32; or bfloat16, whose sums are float32 (a target may count subnormal numbers as zeros
+    where the left operand is bfloat16, too). `saturates`: of words of four bytes the products of two neighbours are added
+    within 16 bits, as some instructions do, and to those the ones of as many words as `narrow` says, which wrap; passes let it only
+    where that changes nothing.
     """
 
     name: ClassVar[str] = "packed_dot"
@@ -440,11 +455,12 @@ class PackedDot(Op, frozen=True):
     symmetric: bool = False
     step: int = 1
     saturates: bool = False
+    narrow: int = 1
 
     def infer(self, *types: Type) -> Type:
         lhs, rhs = operands(self, types, 2)
         dtype = packed_dtype(self, lhs.dtype, rhs.dtype, self.step)
-        check_saturation(self, self.step, self.saturates)
+        check_saturation(self, self.step, self.saturates, self.narrow, rhs.shape[-2] if rhs.rank > 1 else 0)
         tile = rhs.shape[-1] if rhs.rank else None
         if rhs.rank != self.batch + 3 or lhs.rank < self.batch + 1 or not isinstance(tile, int) or tile < 1:
             raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit {self.batch} batch axes")
@@ -457,7 +473,7 @@ class PackedDot(Op, frozen=True):
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
         lhs, rhs = inputs[0], unpacked_words(inputs[1], self.step)
-        lhs = lhs if self.step == 1 else lhs.astype(np.int32)
+        lhs = lhs if self.step == 1 else lhs.astype(rhs.dtype)
         b = self.batch
         columns = evaluate(self.columns, binding)
         dense = np.moveaxis(rhs, -3, -2).reshape(*rhs.shape[:b], rhs.shape[-2], rhs.shape[-3] * rhs.shape[-1])[..., :columns]
@@ -468,7 +484,7 @@ class PackedDot(Op, frozen=True):
             return mirrored
         rows = lhs.reshape(*lhs.shape[:b], int(np.prod(lhs.shape[b:-1])), lhs.shape[-1])
         if self.saturates:
-            return saturating_sums(rows, dense).reshape(*lhs.shape[:-1], columns)
+            return saturating_sums(rows, dense, self.narrow).reshape(*lhs.shape[:-1], columns)
         value = matmul_arrays(f"{grid}xy,{grid}yz->{grid}xz", rows, dense)
         return value.reshape(*lhs.shape[:-1], columns)
 
@@ -477,9 +493,12 @@ class PackedDot(Op, frozen=True):
         return (Sample(cls(0, 19), (TensorType(F32, (5, 7)), TensorType(F32, (2, 7, 16)))),
                 Sample(cls(1, 5), (TensorType(F32, (2, 3, 4)), TensorType(F32, (2, 1, 4, 8)))),
                 Sample(cls(0, 19, step=2), (TensorType(I16, (5, 14)), TensorType(I32, (2, 7, 16)))),
+                Sample(cls(0, 19, step=2), (TensorType(F32, (5, 14)), TensorType(U32, (2, 7, 16)))),
+                Sample(cls(1, 5, step=2), (TensorType(BF16, (2, 3, 4)), TensorType(U32, (2, 1, 2, 8)))),
                 Sample(cls(1, 5, step=2), (TensorType(I16, (2, 3, 4)), TensorType(I16, (2, 1, 2, 8)))),
                 Sample(cls(0, 19, step=4), (TensorType(U8, (5, 12)), TensorType(I32, (2, 3, 16)))),
-                Sample(cls(1, 5, step=4, saturates=True), (TensorType(U8, (2, 3, 8)), TensorType(I32, (2, 1, 2, 8)))))
+                Sample(cls(1, 5, step=4, saturates=True), (TensorType(U8, (2, 3, 8)), TensorType(I32, (2, 1, 2, 8)))),
+                Sample(cls(0, 19, False, 4, True, 2), (TensorType(U8, (5, 16)), TensorType(I32, (2, 4, 16)))))
 
 
 class Conv(Op, frozen=True):
@@ -594,8 +613,8 @@ class PackedConv(Op, frozen=True):
     """Channels-last convolution with the kernel in panels, as `pack_operands` makes it; no padding.
 
     x [N, *spatial, C], w [ceil(O / tile), taps * C, tile] (taps in C order of `kernel`) -> [N, *out, O], O = `channels`. With
-    groups w is [groups, ceil(O / groups / tile), taps * C / groups, tile]. `step` and `saturates`: as of `PackedDot`; the elements of
-    a word are channels of one tap.
+    groups w is [groups, ceil(O / groups / tile), taps * C / groups, tile]. `step`, `saturates` and `narrow`: as of `PackedDot`; the
+    elements of a word are channels of one tap, and words that are added in 16 bits channels of taps along the last axis.
     """
 
     name: ClassVar[str] = "packed_conv"
@@ -606,11 +625,19 @@ class PackedConv(Op, frozen=True):
     groups: int = 1
     step: int = 1
     saturates: bool = False
+    narrow: int = 1
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether the taps along the last axis lie beside one another, with all their channels."""
+        return self.dilation[-1] == 1 and self.groups == 1
 
     def infer(self, *types: Type) -> Type:
         x, w = operands(self, types, 2)
         grouped = self.groups != 1
-        check_saturation(self, self.step, self.saturates)
+        channels = x.shape[-1] if x.rank else 0
+        words = channels * (self.kernel[-1] if self.kernel and self.is_joined else 1) // (self.step * self.groups)
+        check_saturation(self, self.step, self.saturates, self.narrow, words)
         dtype = packed_dtype(self, x.dtype, w.dtype, self.step)
         if x.rank != len(self.kernel) + 2 or w.rank != 3 + grouped or self.step == 1 and not x.dtype.is_float:
             raise CompileError(f"packed_conv: {x} and {w} do not fit")
@@ -631,6 +658,7 @@ class PackedConv(Op, frozen=True):
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
         x, w = inputs[0], unpacked_words(inputs[1], self.step)
+        x = x.astype(w.dtype) if w.dtype == np.float32 else x
         depth, of_group = w.shape[-2], self.channels // self.groups
         panels = np.moveaxis(w.reshape(self.groups, *w.shape[-3:]), 2, 0)  # [depth, groups, panels, tile]
         dense = panels.reshape(depth, self.groups, -1)[..., :of_group]
@@ -638,7 +666,8 @@ class PackedConv(Op, frozen=True):
         rank = len(self.kernel)
         if self.saturates:
             return self._saturating(x, kernel)
-        plain = Conv(self.strides, ((0, 0),) * rank, self.dilation, (1,) * rank, self.groups, True, None if self.step == 1 else I32)
+        result = I32 if np.issubdtype(w.dtype, np.integer) and self.step != 1 else None
+        plain = Conv(self.strides, ((0, 0),) * rank, self.dilation, (1,) * rank, self.groups, True, result)
         return plain.evaluate((x, kernel), binding)
 
     def _saturating(self, x: Array, kernel: Array) -> Array:
@@ -647,7 +676,8 @@ class PackedConv(Op, frozen=True):
         rows = np.moveaxis(windows, 1, -1)
         out, depth = rows.shape[:rank + 1], int(np.prod(self.kernel)) * channels
         sums = [saturating_sums(rows[..., g * channels:(g + 1) * channels].reshape(-1, depth),
-                                kernel[..., g * of_group:(g + 1) * of_group].reshape(depth, of_group)) for g in range(self.groups)]
+                                kernel[..., g * of_group:(g + 1) * of_group].reshape(depth, of_group), self.narrow)
+                for g in range(self.groups)]
         return np.concatenate(sums, axis=-1).reshape(*out, self.channels)
 
     @classmethod
@@ -656,8 +686,10 @@ class PackedConv(Op, frozen=True):
                 Sample(cls((1, 3), (2, 1), (1, 2), 20), (TensorType(F32, (1, 5, 9, 4)), TensorType(F32, (2, 12, 16)))),
                 Sample(cls((3, 2), (1, 1), (1, 1), 30, 3), (TensorType(F32, (2, 5, 6, 6)), TensorType(F32, (3, 2, 12, 8)))),
                 Sample(cls((3, 3), (1, 1), (1, 1), 6, 1, 2), (TensorType(I16, (2, 6, 7, 4)), TensorType(I16, (1, 18, 16)))),
+                Sample(cls((3, 3), (1, 1), (1, 1), 6, 1, 2), (TensorType(F32, (2, 6, 7, 4)), TensorType(U32, (1, 18, 16)))),
                 Sample(cls((2, 3), (1, 2), (1, 1), 6, 2, 4), (TensorType(U8, (2, 6, 7, 8)), TensorType(I32, (2, 1, 6, 8)))),
-                Sample(cls((2, 3), (1, 2), (1, 1), 6, 2, 4, True), (TensorType(U8, (2, 6, 7, 8)), TensorType(I32, (2, 1, 6, 8)))))
+                Sample(cls((2, 3), (1, 2), (1, 1), 6, 2, 4, True), (TensorType(U8, (2, 6, 7, 8)), TensorType(I32, (2, 1, 6, 8)))),
+                Sample(cls((2, 2), (1, 1), (1, 1), 6, 1, 4, True, 2), (TensorType(U8, (2, 5, 6, 4)), TensorType(I32, (1, 4, 16)))))
 
 
 class ReduceWindow(Op, frozen=True):

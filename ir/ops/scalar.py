@@ -14,8 +14,12 @@ A row: name, arity, type rule, NumPy meaning, commutative, identity. Meaning, fo
 - `round` is half to even.
 - `dot_pairs(a, b, c)` takes a and b as two signed 16-bit integers each (the lower half first) and gives the sum of their
   products and c; `dot_quads` likewise four bytes each, unsigned ones of a and signed ones of b; `dot_quads_saturating` first adds
-  the products of two neighbours each, limited to 16 bits. `widen_pairs` makes two signed 16-bit integers of two signed bytes. All
-  sums wrap in 32 bits. They are what CPUs have instructions for (pmaddwd, vpdpbusd, pmaddubsw).
+  the products of two neighbours each, limited to 16 bits. `add_byte_pairs` takes c as two 16-bit integers, and adds to each the
+  products of two neighbouring bytes, limited to 16 bits; that sum wraps in 16 bits. `widen_pairs` makes two signed 16-bit
+  integers of two signed bytes. All other sums wrap in 32 bits. They are what CPUs have instructions for (pmaddwd, vpdpbusd, pmaddubsw).
+- `dot_bfloats(a, b, c)` takes a and b as words of two bfloat16 and adds to c the product of the upper halves, then that of the lower
+  ones, each as a fused multiply-add in float32, to nearest even. Subnormal operands and results count as zeros, at each step
+  (vdpbf16ps, as Intel's manual states it).
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ import numpy as np
 from msgspec import Struct
 
 from ..errors import CompileError
-from ..types import BOOL, I16, I32, DType
+from ..types import BOOL, F32, I16, I32, U32, DType
 
 
 class ScalarFunction(Struct, frozen=True):
@@ -100,6 +104,12 @@ def _rule_words(dtypes: Sequence[DType], name: str) -> DType:
     return I32
 
 
+def _rule_bfloats(dtypes: Sequence[DType], name: str) -> DType:
+    for dtype, wanted in zip(dtypes, (U32, U32, F32)):
+        _need(dtype == wanted, name, dtype, "two words of u32 and an f32")
+    return F32
+
+
 def _rule_widen(dtypes: Sequence[DType], name: str) -> DType:
     _need(dtypes[0] == I16, name, dtypes[0], "words of i16")
     return I32
@@ -108,7 +118,7 @@ def _rule_widen(dtypes: Sequence[DType], name: str) -> DType:
 RULES: dict[str, Callable[[Sequence[DType], str], DType]] = {
     "numeric": _rule_numeric, "float": _rule_float, "any": _rule_any, "bits": _rule_bits, "integer": _rule_integer,
     "compare": _rule_compare, "test": _rule_test, "select": _rule_select,
-    "words": _rule_words, "widen": _rule_widen,
+    "words": _rule_words, "widen": _rule_widen, "bfloats": _rule_bfloats,
 }
 OTHER_RESULTS = ("compare", "test", "widen")  # rules that give another dtype than the operands have
 
@@ -241,6 +251,24 @@ def _dot_quads_saturating(a: Any, b: Any, c: Any) -> Any:
     return np.clip(products[..., ::2] + products[..., 1::2], -32768, 32767).sum(axis=-1, dtype=np.int32) + c
 
 
+def _add_byte_pairs(a: Any, b: Any, c: Any) -> Any:
+    products = _parts(a, "u1") * _parts(b, "i1")
+    low, high = np.moveaxis(np.clip(products[..., ::2] + products[..., 1::2], -32768, 32767) + _parts(c, "<i2"), -1, 0)
+    return (high << 16) | (low & 0xFFFF)
+
+
+def _flushed(x: Any) -> Any:
+    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x).astype(np.float32)
+
+
+def _dot_bfloats(a: Any, b: Any, c: Any) -> Any:
+    total = _flushed(c)
+    for shift in (0, 16):  # the upper halves, then the lower ones
+        x, y = (np.asarray((word << np.uint32(shift)) & np.uint32(0xFFFF0000)).view(np.float32) for word in (a, b))
+        total = _flushed(_fma(_flushed(x), _flushed(y), total))
+    return total
+
+
 def _widen_pairs(a: Any) -> Any:
     low, high = np.moveaxis(_parts(a, "i1"), -1, 0)
     return (high << 16) | (low & 0xFFFF)
@@ -315,6 +343,8 @@ SCALARS: dict[str, ScalarFunction] = {row.name: row for row in (
     ScalarFunction("dot_pairs", 3, "words", _dot_pairs),
     ScalarFunction("dot_quads", 3, "words", _dot_quads),
     ScalarFunction("dot_quads_saturating", 3, "words", _dot_quads_saturating),
+    ScalarFunction("add_byte_pairs", 3, "words", _add_byte_pairs),
+    ScalarFunction("dot_bfloats", 3, "bfloats", _dot_bfloats),
     ScalarFunction("widen_pairs", 1, "widen", _widen_pairs),
 )}
 

@@ -1,0 +1,482 @@
+"""One kernel of the loop IR of a GPU as a CUDA C++ function.
+
+Assumes a kernel that `verify_kernel` accepts, whose outermost statements are block loops (`compiler/lowering/gpu.py` makes it so).
+A block loop is `blockIdx.x`, a thread loop `threadIdx.x`; `__syncthreads()` stands between two thread loops where what one stores to
+memory the other may touch (`barriers.py`). Loops, conditions and names are those of the loop IR, of which the
+function's comment shows the first lines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from tilewright.backends.cuda.barriers import Barriers, Touched
+from tilewright.backends.cuda.emit_collective import WARP, emit_collect, emit_copy
+from tilewright.backends.cuda.emit_matrix import RESERVED, MatrixPart, emit_elements, emit_products, fragment_registers
+from tilewright.backends.cuda.emit_names import Names, comment_of, wrapped
+from tilewright.backends.cuda.emit_scalars import (
+    ROUNDING,
+    emit_bitcast,
+    emit_cast,
+    emit_combined,
+    emit_function,
+    emit_literal,
+    loaded,
+    memory_type,
+    stored,
+    value_type,
+)
+from tilewright.backends.cuda.emit_sizes import ATOM, SUM, UNARY, Text, emit_size, is_narrow, within
+from tilewright.backends.cuda.module import STATIC_SHARED, CudaKernel
+from tilewright.ir.dims import DimLike, Symbol, dim_max, product, size_of
+from tilewright.ir.errors import InternalError
+from tilewright.ir.graph import Node
+from tilewright.ir.loop import (
+    Alloc,
+    Buffer,
+    Check,
+    Collect,
+    Commit,
+    CopyAsync,
+    For,
+    If,
+    IndexValue,
+    Kernel,
+    Let,
+    Literal,
+    Load,
+    Local,
+    MatmulTile,
+    Prefetch,
+    Stmt,
+    Store,
+    Wait,
+    While,
+    expression_nodes,
+    expressions_of,
+    walk,
+)
+from tilewright.ir.loop_gpu import block_loops, shared_bytes, threads_of
+from tilewright.ir.ops.compute import Bitcast, Cast, Elementwise
+from tilewright.ir.types import INDEX, U16
+
+DECLARED = re.compile(r" *const (?:int|long long|\w+) (\w+) = [^\[(]*;$")  # without effect
+LONGEST = 100            # characters of an expression within another
+MOST_UNROLLED = 64
+
+
+def grid_of(kernel: Kernel) -> DimLike:
+    """The number of blocks: as many as the longest block loop has iterations."""
+    extents = [loop.extent for loop in block_loops(kernel)]
+    grid: DimLike = 0
+    for extent in extents:
+        grid = extent if grid == 0 else dim_max(grid, extent)
+    return grid
+
+
+def dynamic_shared_bytes(kernel: Kernel) -> int:
+    """Shared memory that a launch has to ask for: all of it where it is more than a block has anyway."""
+    total = shared_bytes(kernel)
+    return total if total > STATIC_SHARED else 0
+
+
+def emit_kernel(kernel: Kernel, name: str, sites: dict[str, int]) -> tuple[CudaKernel, str]:
+    """How the kernel is launched, and its text. `sites`: numbers of the messages of checks, which this adds to."""
+    fails = any(isinstance(s, Check) for s in walk(kernel.body))
+    writer = _Writer(kernel, sites)
+    body = writer.body()
+    threads = threads_of(kernel)
+    parameters = [writer.parameter(b) for b in kernel.buffers]
+    parameters += ["tw_failure *failure"] if fails else []
+    parameters += [f"long long {writer.variable(s.name)}" for s in kernel.symbols]
+    head = f'extern "C" __global__ void __launch_bounds__({threads}) {name}('
+    lines = [*comment_of(kernel), *wrapped(head, parameters), *body, "}"]
+    return CudaKernel(name, kernel, grid_of(kernel), threads, dynamic_shared_bytes(kernel), fails), "\n".join(lines) + "\n"
+
+
+class _Writer:
+    """Writes the body of one kernel. Recursion follows the nesting of blocks."""
+
+    def __init__(self, kernel: Kernel, sites: dict[str, int]) -> None:
+        self.kernel = kernel
+        self.sites = sites
+        self.lines: list[str] = []
+        self.indent = 1
+        self.names = Names(RESERVED)
+        self.buffers: dict[str, Buffer] = {b.name: b for b in kernel.buffers}
+        self.private: set[str] = set()  # registers of the threads of a block
+        self.wide = {s.name for s in kernel.symbols}
+        self.count = 0
+        self.level = ""
+        self.register = ""  # of a lane, which counts those of fragments
+        self.threads = threads_of(kernel)
+        self.barriers = Barriers(kernel)
+        for buffer in kernel.buffers:
+            self.buffer_name(buffer.name)
+        for symbol in kernel.symbols:
+            self.variable(symbol.name)
+
+    def emit(self, line: str) -> None:
+        self.lines.append("  " * self.indent + line)
+
+    # --- names ---
+
+    def declare(self, name: str, is_wide: bool) -> None:
+        """Notes the type of a variable of a size; another block may have had one of that name."""
+        (self.wide.add if is_wide else self.wide.discard)(name)
+
+    def variable(self, name: str) -> str:
+        return self.names.spelled("variable", name)
+
+    def buffer_name(self, name: str) -> str:
+        return self.names.spelled("buffer", name)
+
+    def fresh(self) -> str:
+        self.count += 1
+        return self.names.spelled("part", f"v{self.count}")
+
+    def parameter(self, buffer: Buffer) -> str:
+        const = "const " if buffer.space == "in" else ""
+        return f"{const}{memory_type(buffer.dtype)} *__restrict__ {self.buffer_name(buffer.name)}"
+
+    # --- sizes ---
+
+    def symbol(self, symbol: Symbol) -> Text:
+        return Text(self.variable(symbol.name), ATOM, symbol.name in self.wide)
+
+    def size(self, size: DimLike) -> Text:
+        return emit_size(size, self.symbol)
+
+    def position(self, buffer: Buffer, index: tuple[DimLike, ...]) -> str:
+        """The place of an element in C order."""
+        shape = buffer.shape
+        if buffer.name in self.private:
+            index, shape = index[1:], shape[1:]
+        if len(index) == len(shape):
+            place: DimLike = 0
+            for i, n in zip(index, shape):
+                place = place * n + i
+        else:
+            place, = index
+        return self.size(place).text
+
+    def element(self, name: str, index: tuple[DimLike, ...]) -> str:
+        buffer = self.buffers[name]
+        if buffer.space == "fragment":
+            return f"{self.buffer_name(name)}[{self.register}]"
+        if self.is_scalar(buffer):
+            return self.buffer_name(name)
+        return f"{self.buffer_name(name)}[{self.position(buffer, index)}]"
+
+    def is_scalar(self, buffer: Buffer) -> bool:
+        """Whether a buffer is one register, a plain variable in C++."""
+        return buffer.space == "register" and not buffer.shape[1 if buffer.name in self.private else 0:]
+
+    # --- expressions ---
+
+    def expressions(self, roots: Sequence[Node]) -> list[Text]:
+        """The values of expressions; what is used more than once, or is long, gets a name before."""
+        uses: dict[Node, int] = {}
+        order: dict[Node, None] = {}
+        for root in roots:
+            for node in expression_nodes(root):
+                if node not in order:
+                    order[node] = None
+                    for operand in node.inputs:
+                        uses[operand] = uses.get(operand, 0) + 1
+        texts: dict[Node, Text] = {}
+        for node in order:
+            text = self.expression(node, [texts[i] for i in node.inputs])
+            shared = uses.get(node, 0) > 1 and node.inputs
+            if shared or uses.get(node, 0) and len(text.text) > LONGEST:
+                name = self.fresh()
+                kind = ("long long" if text.wide else "int") if node.dtype == INDEX else value_type(node.dtype)
+                self.emit(f"const {kind} {name} = {text.text};")
+                text = Text(name, ATOM, text.wide)
+            texts[node] = text
+        return [texts[root] for root in roots]
+
+    def expression(self, node: Node, operands: list[Text]) -> Text:
+        match node.op:
+            case Literal(value=value, dtype=dtype):
+                return emit_literal(value, dtype)
+            case Local(variable=name):
+                return Text(self.variable(name), ATOM, name in self.wide)
+            case IndexValue(size=size):
+                return self.size(size)
+            case Load(buffer=name, index=index, dtype=dtype):
+                return loaded(self.element(name, index), dtype)
+            case Elementwise(function=function):
+                return emit_function(function, node.inputs[-1].dtype, operands)
+            case Cast(dtype=dtype):
+                return emit_cast(operands[0], node.inputs[0].dtype, dtype)
+            case Bitcast(dtype=dtype):
+                read = node.inputs[0].op
+                if isinstance(read, Load) and read.dtype in ROUNDING:  # as they are: a float between would change a NaN
+                    return emit_bitcast(Text(f"{self.element(read.buffer, read.index)}.bits", ATOM), U16, dtype)
+                return emit_bitcast(operands[0], node.inputs[0].dtype, dtype)
+        raise InternalError(f"cuda: {node.op.spelling} is no part of a kernel's expressions")
+
+    # --- statements ---
+
+    def body(self) -> list[str]:
+        offset, dynamic = 0, dynamic_shared_bytes(self.kernel)
+        for statement in walk(self.kernel.body):
+            if isinstance(statement, Alloc) and statement.buffer.space == "shared":
+                b, count = statement.buffer, max(1, int(product(statement.buffer.shape)))
+                array = f"{memory_type(b.dtype)}, {self.buffer_name(b.name)}, {count}"
+                self.emit(f"TW_DYNAMIC_SHARED({array}, {offset});" if dynamic else f"TW_SHARED({array});")
+                offset += -(-count * b.dtype.bytes // 128) * 128
+        several = len(self.kernel.body) > 1
+        for statement in self.kernel.body:
+            if not isinstance(statement, For) or statement.kind != "block":
+                raise InternalError(f"cuda: kernel {self.kernel.name} has an outermost statement that is no block loop")
+            self.block_loop(statement, several)
+        return self.used_lines()
+
+    def used_lines(self) -> list[str]:
+        """The lines without loop variables and lets that nothing reads."""
+        words = Counter(word for line in self.lines for word in re.findall(r"\w+", line))
+        return [line for line in self.lines if not ((found := DECLARED.match(line)) and words[found[1]] == 1)]
+
+    def block(self, body: Sequence[Stmt]) -> None:
+        outer = dict(self.buffers)
+        for statement in body:
+            self.statement(statement)
+        self.buffers = outer
+
+    def inside(self, head: str, body: Sequence[Stmt]) -> None:
+        self.emit(f"{head} {{")
+        self.indent += 1
+        self.block(body)
+        self.indent -= 1
+        self.emit("}")
+
+    def block_loop(self, loop: For, several: bool) -> None:
+        self.level = "block"
+        self.barriers.since = Touched()  # block loops share no memory
+        name = self.variable(loop.symbol.name)
+        narrow = is_narrow(loop.extent)
+        kind = "int" if narrow else "long long"
+        self.declare(loop.symbol.name, not narrow)
+        if several:
+            self.emit(f"if (blockIdx.x < {self.size(loop.extent).text}) {{")
+            self.indent += 1
+        self.emit(f"const {kind} {name} = blockIdx.x;")
+        self.block(loop.body)
+        if several:
+            self.indent -= 1
+            self.emit("}")
+        self.level = ""
+
+    def statement(self, statement: Stmt) -> None:
+        match statement:
+            case For(kind="thread" | "warp"):
+                self.thread_loop(statement)
+            case For(kind="lane"):
+                self.lane_loop(statement)
+            case MatmulTile():
+                self.products(statement)
+            case For():
+                self.loop(statement)
+            case While():
+                self.while_loop(statement)
+            case If():
+                self.branch(statement)
+            case Let():
+                self.let(statement)
+            case Alloc(buffer=buffer):
+                self.alloc(buffer)
+            case Store():
+                self.store(statement)
+            case Check():
+                self.check(statement)
+            case Prefetch():
+                pass
+            case Collect() | CopyAsync() | Commit() | Wait():
+                self.collective(statement)
+            case _:
+                raise InternalError(f"cuda: no code for {type(statement).__name__}")
+
+    def shared_reads(self, roots: Sequence[Node]) -> None:
+        """A barrier before what all threads of a block evaluate, where that reads what some have stored."""
+        if self.level == "block" and self.barriers.before_reading(roots):
+            self.emit("__syncthreads();")
+
+    def branch(self, statement: If) -> None:
+        self.shared_reads([statement.condition])
+        value, = self.expressions([statement.condition])
+        before = after = self.barriers.state()
+        self.inside(f"if ({value.text})", statement.then)
+        after = self.barriers.since
+        if self.level == "block":
+            self.barriers.since = before
+        if statement.otherwise:
+            self.lines[-1] += " else {"
+            self.indent += 1
+            self.block(statement.otherwise)
+            self.indent -= 1
+            self.emit("}")
+        if self.level == "block":
+            self.barriers.since.add(after)
+
+    def thread_loop(self, loop: For) -> None:
+        if self.barriers.before(loop):
+            self.emit("__syncthreads();")
+        self.level = loop.kind
+        name = self.variable(loop.symbol.name)
+        width = WARP if loop.kind == "warp" else 1
+        assert isinstance(loop.extent, int)
+        self.emit(f"if (threadIdx.x < {loop.extent * width}) {{" if loop.extent * width != self.threads else "{")
+        self.indent += 1
+        self.emit(f"const int {name} = threadIdx.x{f' / {width}' if width > 1 else ''};")
+        self.block(loop.body)
+        self.indent -= 1
+        self.emit("}")
+        self.level = "block"
+
+    def lane_loop(self, loop: For) -> None:
+        """Each lane goes through its registers of fragments, which are all of one shape."""
+        touched = {s.buffer for s in walk(loop.body) if isinstance(s, Store)} | {
+            n.op.buffer for s in walk(loop.body) for root in expressions_of(s) for n in expression_nodes(root) if isinstance(n.op, Load)}
+        shapes = {self.buffers[name].shape[1:] for name in touched if self.buffers[name].space == "fragment"}
+        if len(shapes) != 1:
+            raise InternalError(f"cuda: lane loop {loop.symbol.name} over fragments of {len(shapes)} shapes")
+        fragment = next(self.buffers[name] for name in touched if self.buffers[name].space == "fragment")
+        columns = fragment.shape[2]
+        assert isinstance(columns, int)
+        self.level, self.register = "lane", self.fresh()
+        emit_elements(columns, fragment_registers(fragment), self.register, self.variable(loop.symbol.name),
+                      lambda: self.block(loop.body), self.emit, self.indent_by)
+        self.level, self.register = "warp", ""
+
+    def indent_by(self, steps: int) -> None:
+        self.indent += steps
+
+    def products(self, statement: MatmulTile) -> None:
+        left, right = self.part(statement.left, statement.left_index), self.part(statement.right, statement.right_index)
+        fragment = self.buffers[statement.accumulator]
+        dtype = self.buffers[statement.left].dtype
+        for line in emit_products(fragment, self.buffer_name(fragment.name), left, right, dtype, statement.depth):
+            self.emit(line)
+
+    def part(self, name: str, index: tuple[DimLike, ...]) -> MatrixPart:
+        row, column = (within(self.size(i), SUM) for i in index)
+        distance = self.buffers[name].shape[1]
+        assert isinstance(distance, int)
+        return MatrixPart(self.buffer_name(name), row, column, distance)
+
+    def loop(self, loop: For) -> None:
+        name, extent = self.variable(loop.symbol.name), self.size(loop.extent)
+        if loop.extent == 1:
+            self.emit("{")
+            self.indent += 1
+            self.emit(f"const int {name} = 0;")
+            self.block(loop.body)
+            self.indent -= 1
+            self.emit("}")
+            return
+        is_wide = extent.wide and not is_narrow(loop.extent)
+        self.declare(loop.symbol.name, is_wide)
+        unrolled = loop.kind == "unrolled" and isinstance(loop.extent, int) and loop.extent <= MOST_UNROLLED
+        if unrolled:
+            self.emit("#pragma unroll")
+        kind = "long long" if is_wide else "int"
+        before = self.barriers.enter(loop) if self.level == "block" else None
+        self.inside(f"for ({kind} {name} = 0; {name} < {extent.text}; ++{name})", loop.body)
+        if before is not None:
+            self.barriers.leave(loop, before)
+
+    def while_loop(self, statement: While) -> None:
+        before = self.barriers.enter(statement) if self.level == "block" else None
+        self.emit("while (true) {")
+        self.indent += 1
+        self.shared_reads([statement.condition])
+        value, = self.expressions([statement.condition])
+        self.emit(f"if (!{within(value, UNARY)}) break;")
+        self.block(statement.body)
+        self.indent -= 1
+        self.emit("}")
+        if before is not None:
+            self.barriers.leave(statement, before)
+
+    def let(self, statement: Let) -> None:
+        self.shared_reads([statement.value])
+        value, = self.expressions([statement.value])
+        dtype = statement.value.dtype
+        kind = value_type(dtype)
+        if dtype == INDEX:
+            narrow = not value.wide or statement.symbol is not None and is_narrow(size_of(statement.symbol))
+            kind = "int" if narrow else "long long"
+            self.declare(statement.name, not narrow)
+            if narrow and value.wide:
+                value = Text(f"(int){within(value, UNARY)}", UNARY)
+        self.emit(f"const {kind} {self.variable(statement.name)} = {value.text};")
+
+    def alloc(self, buffer: Buffer) -> None:
+        self.buffers[buffer.name] = buffer
+        if buffer.space == "shared":
+            return
+        if self.level == "block":
+            self.private.add(buffer.name)
+        if buffer.space == "fragment":
+            self.emit(f"{memory_type(buffer.dtype)} {self.buffer_name(buffer.name)}[{fragment_registers(buffer)}];")
+            return
+        name, kind = self.buffer_name(buffer.name), memory_type(buffer.dtype)
+        shape = buffer.shape[1:] if buffer.name in self.private else buffer.shape
+        size = product(shape)
+        if not isinstance(size, int):
+            raise InternalError(f"cuda: {buffer.space} buffer %{buffer.name} of kernel {self.kernel.name} has the size {size}")
+        self.emit(f"{kind} {name};" if self.is_scalar(buffer) else f"{kind} {name}[{max(1, size)}];")
+
+    def store(self, store: Store) -> None:
+        buffer = self.buffers[store.buffer]
+        element = self.element(store.buffer, store.index)
+        copied = store.value.op
+        if isinstance(copied, Load) and not store.combine and buffer.dtype in ROUNDING:
+            self.emit(f"{element} = {self.element(copied.buffer, copied.index)};")  # as it is, without a float between
+            return
+        value, = self.expressions([store.value])
+        if store.atomic:
+            self.emit(f"tw_atomic_{store.combine}(&{element}, {stored(value, buffer.dtype)});")
+            return
+        if store.combine:
+            plain = buffer.dtype.is_float and buffer.dtype.bits >= 32 and store.combine in ("add", "mul")
+            if plain:
+                self.emit(f"{element} {'+' if store.combine == 'add' else '*'}= {value.text};")
+                return
+            value = emit_combined(store.combine, buffer.dtype, loaded(element, buffer.dtype), value)
+        self.emit(f"{element} = {stored(value, buffer.dtype)};")
+
+    def check(self, check: Check) -> None:
+        site = self.sites.setdefault(check.message, len(self.sites))
+        condition, found, expected = self.expressions([check.condition, check.found, check.expected])
+        numbers = ", ".join(f"(long long){within(v, UNARY)}" for v in (found, expected))
+        self.emit(f"if (!{within(condition, UNARY)}) {{  // {_printable(check.message)}")
+        self.emit(f"  tw_fail(failure, {check.code}, {site}, {numbers});")
+        self.emit("  return;")
+        self.emit("}")
+
+    def collective(self, statement: Collect | CopyAsync | Commit | Wait) -> None:
+        """What the threads of a block do together."""
+        match statement:
+            case Collect(buffer=name):
+                buffer = self.buffers[name]
+                count = int(product(buffer.shape[1:]))
+                elements = [self.buffer_name(name)] if not buffer.shape[1:] else [f"{self.buffer_name(name)}[{i}]" for i in range(count)]
+                for line in emit_collect(statement, buffer.dtype, elements, self.threads):
+                    self.emit(line)
+            case CopyAsync(buffer=name, index=index, source=source, source_index=origin, count=count):
+                bytes_copied = count * self.buffers[name].dtype.bytes
+                self.emit(emit_copy(f"&{self.element(name, index)}", f"&{self.element(source, origin)}", bytes_copied))
+            case Commit():
+                self.emit("tw_copy_async_commit();")
+            case Wait(groups=groups):
+                self.emit(f"tw_copy_async_wait({groups});")
+                self.barriers.wait()
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() and c != "\\" else "?" for c in text)

@@ -1,0 +1,102 @@
+"""Matrix instructions: fragments, the products that are added to them, and loops over their elements, as CUDA C++.
+
+A fragment [warps, m, n] is m * n / 32 registers of each lane: tiles of 16 x 8 in C order, of each the four accumulators that the PTX
+ISA gives a lane. Operands lie in shared memory by rows, the left one [rows, steps], the right one [steps, columns], and
+come by `ldmatrix`, whose rows begin at multiples of 16 bytes: rows of shared memory are padded by whoever allocates them, so that
+eight of them below one another meet all banks. A right operand of bytes lies in words of four steps, which lanes read as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from tilewright.ir.errors import InternalError
+from tilewright.ir.loop import Buffer
+from tilewright.ir.types import BF16, F16, F32, I32, U8, DType
+
+TILE_ROWS, TILE_COLUMNS, LANES = 16, 8, 32
+# what the text of a product names by itself, so that a kernel's own names may not hide it
+RESERVED = frozenset(("lane", "step", "down", "across", "place", "from_left", "from_right", "left_words", "right_words"))
+PRODUCTS: dict[DType, tuple[str, int]] = {
+    F16: ("tw_mma_m16n8k16_f16", 16), BF16: ("tw_mma_m16n8k16_bf16", 16), U8: ("tw_mma_m16n8k32_u8s8", 32)}  # and steps
+
+
+class MatrixPart(Struct, frozen=True):
+    """Part of a matrix in shared memory: its name in C++, the first element's row and column, elements between rows."""
+
+    name: str
+    row: str
+    column: str
+    distance: int
+
+
+def fragment_registers(fragment: Buffer) -> int:
+    """Registers of a lane."""
+    _, rows, columns = fragment.shape
+    if not isinstance(rows, int) or not isinstance(columns, int) or rows % TILE_ROWS or columns % (2 * TILE_COLUMNS):
+        raise InternalError(f"cuda: fragment %{fragment.name} of {rows} x {columns}, expected multiples of 16 x 16")
+    if fragment.dtype not in (F32, I32):
+        raise InternalError(f"cuda: fragment %{fragment.name} of {fragment.dtype}, expected f32 or i32")
+    return rows * columns // LANES
+
+
+def emit_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPart, dtype: DType, depth: int) -> list[str]:
+    """`name` plus the product of two parts, `depth` steps long."""
+    if dtype not in PRODUCTS:
+        raise InternalError(f"cuda: no matrix instruction takes {dtype}")
+    function, steps = PRODUCTS[dtype]
+    _, rows, columns = fragment.shape
+    assert isinstance(rows, int) and isinstance(columns, int)
+    down, across = rows // TILE_ROWS, columns // TILE_COLUMNS
+    aligned = 16 // dtype.bytes
+    if depth % steps or left.distance % aligned or dtype.bytes == 2 and right.distance % aligned:
+        raise InternalError(f"cuda: a product {depth} deep of rows {left.distance} and {right.distance} elements apart")
+    first_right = (f"({right.row} + lane % 16) * {right.distance} + {right.column} + lane / 16 * 8" if dtype.bytes == 2
+                   else f"({right.row} + lane % 4) * {right.distance} + {right.column} + lane / 4")
+    return [
+        "{",
+        "  const int lane = threadIdx.x % 32;",
+        f"  const int from_left = ({left.row} + lane % 16) * {left.distance} + {left.column} + lane / 16 * {aligned};",
+        f"  const int from_right = {first_right};",
+        "  #pragma unroll",
+        f"  for (int step = 0; step < {depth}; step += {steps}) {{",
+        f"    unsigned left_words[{down}][4], right_words[{2 * across}];",
+        "    #pragma unroll",
+        f"    for (int down = 0; down < {down}; ++down)",
+        f"      tw_load_matrix_x4(left_words[down], &{left.name}[from_left + down * {TILE_ROWS * left.distance} + step]);",
+        *_right_words(right, across, dtype),
+        "    #pragma unroll",
+        f"    for (int place = 0; place < {down * across}; ++place)",
+        f"      {function}(&{name}[4 * place], left_words[place / {across}], &right_words[2 * (place % {across})]);",
+        "  }",
+        "}",
+    ]
+
+
+def _right_words(right: MatrixPart, across: int, dtype: DType) -> list[str]:
+    """Loads what a lane has of the right operand: of 16 bits as matrices that are transposed, of bytes as the words that they are."""
+    if dtype.bytes == 2:
+        place = f"&{right.name}[from_right + step * {right.distance} + across * 8]"
+        return ["    #pragma unroll",
+                f"    for (int across = 0; across < {across}; across += 2)",
+                f"      tw_load_matrix_x4_transposed(&right_words[2 * across], {place});"]
+    return ["    #pragma unroll",
+            f"    for (int across = 0; across < {2 * across}; ++across)",
+            f"      right_words[across] = {right.name}[from_right + (step / 4 + across % 2 * 4) * {right.distance} + across / 2 * 8];"]
+
+
+def emit_elements(columns: int, registers: int, register: str, element: str, body: Callable[[], None], emit: Callable[[str], None],
+                  indent: Callable[[int], None]) -> None:
+    """A loop over a lane's registers of fragments `columns` wide; `element` counts elements of the fragment in C order."""
+    across = columns // TILE_COLUMNS
+    emit("#pragma unroll")
+    emit(f"for (int {register} = 0; {register} < {registers}; ++{register}) {{")
+    indent(1)
+    emit(f"const int {element}_row = {register} / {4 * across} * 16 + {register} / 2 % 2 * 8 + threadIdx.x % 32 / 4;")
+    emit(f"const int {element}_column = {register} / 4 % {across} * 8 + threadIdx.x % 4 * 2 + {register} % 2;")
+    emit(f"const int {element} = {element}_row * {columns} + {element}_column;")
+    body()
+    indent(-1)
+    emit("}")

@@ -1,0 +1,239 @@
+// Hopper's own: barriers in memory, bulk copies that complete on them, and products of four warps.
+//
+// Everything asynchronous happens as late as it may: a bulk copy when no thread of the block can go on without it, a store and a
+// product when their thread waits; until then registers hold NaN and shared memory may not be touched. Layouts are those of device.h.
+
+#include "emulation_state.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+
+namespace tw {
+namespace {
+
+struct BulkLoad {
+  char *to;
+  std::vector<char> data;
+};
+
+struct MemoryBarrier {
+  unsigned arrivals = 0, pending = 0, phase = 0;
+  long expected = 0;  // bytes that were announced and have not come
+  size_t slot = 0;
+  uint32_t copies = 0;
+  std::vector<uint32_t> known;
+  std::vector<BulkLoad> loads;
+  std::vector<Fiber *> waiting;
+};
+
+std::map<unsigned long long *, MemoryBarrier> barriers;
+
+MemoryBarrier &barrier_at(unsigned long long *place) {
+  const auto found = barriers.find(place);
+  if (found == barriers.end()) fault("an mbarrier that was not initialised");
+  return found->second;
+}
+
+void end_phase(MemoryBarrier &barrier) {
+  if (barrier.pending != 0 || barrier.expected != 0) return;
+  ++barrier.phase;
+  barrier.pending = barrier.arrivals;
+  for (Fiber *fiber : barrier.waiting) {
+    learn(*fiber, barrier.known);
+    fiber->state = READY;
+  }
+  barrier.waiting.clear();
+}
+
+// --- products of four warps ---
+
+struct Group {
+  size_t arrived = 0;
+  tw_wgmma_arguments *arguments[128] = {};
+  Fiber *fibers[128] = {};
+};
+
+std::map<size_t, Group> groups;  // by the number of the first warp, in fours
+
+double element(const char *place, bool is_bfloat) {
+  uint16_t bits;
+  std::memcpy(&bits, place, 2);
+  if (is_bfloat) {
+    const uint32_t word = uint32_t(bits) << 16;
+    float value;
+    std::memcpy(&value, &word, 4);
+    return value;
+  }
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  const double sign = bits >> 15 ? -1.0 : 1.0;
+  if (exponent == 31) return fraction ? NAN : sign * INFINITY;
+  return sign * std::ldexp(exponent ? fraction + 1024 : fraction, (exponent ? exponent : 1) - 25);
+}
+
+// Rows of 16 steps of the matrix that a descriptor names, as the units find them.
+std::vector<double> operand(Fiber &fiber, unsigned long long descriptor, int rows, bool is_bfloat) {
+  const unsigned start = unsigned(descriptor & 0x3fff) << 4, stride = unsigned(descriptor >> 32 & 0x3fff) << 4;
+  if (descriptor >> 62 != 1) fault("a descriptor of another layout than rows of 128 bytes with exchanged pieces", &fiber);
+  std::vector<double> values(size_t(rows) * 16);
+  for (int row = 0; row < rows; ++row)
+    for (int piece = 0; piece < 2; ++piece) {
+      unsigned address = start + unsigned(row / 8) * stride + unsigned(row % 8) * 128 + unsigned(piece) * 16;
+      address ^= (address >> 7 & 7) << 4;
+      const char *place = shared_place(address);
+      read_by_unit(fiber, place, 16);
+      for (int i = 0; i < 8; ++i) values[size_t(row) * 16 + size_t(piece * 8 + i)] = element(place + 2 * i, is_bfloat);
+    }
+  return values;
+}
+
+void multiply(Group &group) {
+  const tw_wgmma_arguments &common = *group.arguments[0];
+  for (const tw_wgmma_arguments *one : group.arguments)
+    if (one->columns != common.columns || one->left != common.left || one->right != common.right || one->accumulates != common.accumulates)
+      fault("the threads of four warps give different operands of one product");
+  const std::vector<double> a = operand(*group.fibers[0], common.left, 64, common.is_bfloat);
+  const std::vector<double> b = operand(*group.fibers[0], common.right, common.columns, common.is_bfloat);
+  for (int thread = 0; thread < 128; ++thread) {
+    Fiber &fiber = *group.fibers[thread];
+    float *sums = group.arguments[thread]->sums;
+    const auto same = [&](const Product &product) { return product.sums == sums; };
+    auto found = std::find_if(fiber.products.begin(), fiber.products.end(), same);
+    if (found == fiber.products.end()) {
+      fiber.products.push_back({sums, std::vector<float>(sums, sums + common.columns / 2), false});
+      found = fiber.products.end() - 1;
+    }
+    found->committed = false;
+    for (int i = 0; i < common.columns / 2; ++i) {
+      const int row = thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + thread % 4 * 2 + i % 2;
+      double sum = common.accumulates ? double(found->values[size_t(i)]) : 0.0;
+      for (int k = 0; k < 16; ++k) sum += a[size_t(row) * 16 + size_t(k)] * b[size_t(column) * 16 + size_t(k)];
+      found->values[size_t(i)] = float(sum);
+      sums[i] = NAN;
+    }
+  }
+}
+
+}  // namespace
+
+void start_hopper() {
+  barriers.clear();
+  groups.clear();
+}
+
+bool advance_copies() {
+  bool moved = false;
+  for (auto &[place, barrier] : barriers) {
+    for (const BulkLoad &load : barrier.loads) {
+      std::memcpy(load.to, load.data.data(), load.data.size());
+      mark_brought(load.to, load.data.size(), barrier.slot, ++barrier.copies);
+      barrier.known[block.count + barrier.slot] = barrier.copies;
+      barrier.expected -= long(load.data.size());
+      moved = true;
+    }
+    if (barrier.loads.empty()) continue;
+    barrier.loads.clear();
+    end_phase(barrier);
+  }
+  return moved;
+}
+
+}  // namespace tw
+
+using namespace tw;
+
+extern "C" {
+
+void tw_emulated_mbarrier_init(unsigned long long *place, unsigned arrivals) {
+  Fiber &fiber = *block.running;
+  if (!is_shared(place, 8)) fault("an mbarrier outside of shared memory");
+  touch(fiber, place, 8, TW_WRITE);
+  MemoryBarrier &barrier = barriers[place];
+  barrier = MemoryBarrier();
+  barrier.arrivals = barrier.pending = arrivals;
+  barrier.slot = (barriers.size() - 1) % SLOTS;
+  barrier.known.assign(block.count + SLOTS, 0);
+}
+
+void tw_emulated_mbarrier_arrive(unsigned long long *place, unsigned bytes) {
+  Fiber &fiber = *block.running;
+  MemoryBarrier &barrier = barrier_at(place);
+  touch(fiber, place, 8, TW_READ);
+  if (barrier.pending == 0) fault("more arrivals at an mbarrier than it was initialised for");
+  for (size_t i = 0; i < barrier.known.size(); ++i) barrier.known[i] = std::max(barrier.known[i], (*fiber.clock.known)[i]);
+  barrier.known[fiber.number] = std::max(barrier.known[fiber.number], fiber.clock.own);
+  ++fiber.clock.own;
+  --barrier.pending;
+  barrier.expected += long(bytes);
+  end_phase(barrier);
+}
+
+void tw_emulated_mbarrier_wait(unsigned long long *place, unsigned parity) {
+  Fiber &fiber = *block.running;
+  touch(fiber, place, 8, TW_READ);
+  MemoryBarrier &barrier = barrier_at(place);
+  if ((barrier.phase & 1) != (parity & 1)) return learn(fiber, barrier.known);
+  barrier.waiting.push_back(&fiber);
+  wait("an mbarrier");
+}
+
+void tw_emulated_bulk_load(void *shared, const void *global, unsigned bytes, unsigned long long *place) {
+  Fiber &fiber = *block.running;
+  MemoryBarrier &barrier = barrier_at(place);
+  if (bytes % 16 || reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16)
+    fault(format("a bulk copy of %u bytes that is not in whole pieces of 16", bytes));
+  if (!is_shared(shared, bytes)) fault("a bulk copy to what is no shared memory");
+  touch(fiber, global, bytes, TW_READ);
+  mark_pending(fiber, static_cast<char *>(shared), bytes);
+  const char *from = static_cast<const char *>(global);
+  barrier.loads.push_back({static_cast<char *>(shared), std::vector<char>(from, from + bytes)});
+}
+
+void tw_emulated_bulk_store(void *global, const void *shared, unsigned bytes) {
+  Fiber &fiber = *block.running;
+  if (bytes % 16 || reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16)
+    fault(format("a bulk copy of %u bytes that is not in whole pieces of 16", bytes));
+  const char *from = static_cast<const char *>(shared);
+  read_by_unit(fiber, from, bytes);
+  touch(fiber, global, bytes, TW_WRITE);
+  fiber.stores.push_back({static_cast<char *>(global), from, std::vector<char>(from, from + bytes), false});
+}
+
+void tw_emulated_bulk_commit() {
+  for (BulkStore &store : block.running->stores) store.committed = true;
+}
+
+void tw_emulated_bulk_wait() {
+  std::vector<BulkStore> &stores = block.running->stores;
+  for (const BulkStore &store : stores) {
+    if (!store.committed) continue;
+    if (std::memcmp(store.from, store.data.data(), store.data.size())) fault("shared memory was changed while a bulk copy was reading it");
+    std::memcpy(store.to, store.data.data(), store.data.size());
+  }
+  stores.erase(std::remove_if(stores.begin(), stores.end(), [](const BulkStore &store) { return store.committed; }), stores.end());
+}
+
+void tw_emulated_wgmma(tw_wgmma_arguments *arguments) {
+  Fiber &fiber = *block.running;
+  Group &group = groups[fiber.number / 128];
+  group.arguments[fiber.number % 128] = arguments;
+  group.fibers[fiber.number % 128] = &fiber;
+  if (++group.arrived < 128) return wait("a product of four warps");
+  multiply(group);
+  for (Fiber *other : group.fibers)
+    if (other != &fiber) other->state = READY;
+  group = Group();
+}
+
+void tw_emulated_wgmma_commit() {
+  for (Product &product : block.running->products) product.committed = true;
+}
+
+void tw_emulated_wgmma_wait() {
+  std::vector<Product> &products = block.running->products;
+  for (const Product &product : products)
+    if (product.committed) std::copy(product.values.begin(), product.values.end(), product.sums);
+  products.erase(std::remove_if(products.begin(), products.end(), [](const Product &product) { return product.committed; }), products.end());
+}
+}

@@ -1,0 +1,276 @@
+"""Matrix products on a GPU's matrix units: `packed_dot` of float16, bfloat16 and bytes with an epilogue.
+
+A block computes a tile of the result: `rows` of the left operand and one panel of the right one, `depth` steps at a time. Both parts lie in
+shared memory, in several stages: while warps multiply one, the next ones are copied (`copy_async`). A warp keeps its part of the
+tile in a fragment, sums in float32 or int32, and applies the epilogue to it element by element. Rows of shared memory are longer
+than the part by 16 bytes, so that the eight rows that a warp reads at a time lie in different banks (the matrices are read 16 bytes a row).
+
+Rows past the last one are copies of it, which nothing stores; panels are full, with zeros past the last column. Steps that are no
+multiple of `depth`, or of what 16 bytes hold, are brought by ordinary loads, zeros after the last one.
+
+Blocks that run at the same time should share what they read in the second level of memory: they go down a few tiles of rows for each panel.
+
+Assumes `gpu_tile` gave a tile . Guarantees one sum an element, always in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from ..ir.caps import Caps
+from ..ir.dims import DimLike, bounds, ceildiv, dim_max, dim_min, divides, product
+from ..ir.graph import Node
+from ..ir.loop import (
+    Alloc,
+    Buffer,
+    Commit,
+    CopyAsync,
+    For,
+    If,
+    Load,
+    MatmulTile,
+    Stmt,
+    Store,
+    Wait,
+)
+from ..ir.ops.compute import PackedDot, accumulator_dtype
+from ..ir.ops.shape import Pad
+from ..ir.types import BF16, F16, I32, U8, TensorType
+from ..tiles import GPU_PANELS
+from .contraction import named_parts
+from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
+from .left_operand import row_operand
+
+# dtypes of both operands and the steps in a word of the right one, and the unit that takes them
+OPERANDS = {(F16, F16, 1): "f16", (BF16, BF16, 1): "bf16", (U8, I32, 4): "i8"}
+COPIED = 16         # bytes that are copied at a time
+ROW_BYTES = 64      # of a row of the left operand in shared memory
+STAGES = 4          # of shared memory
+GROUPED_ROWS = 8    # tiles of rows that blocks go down before the next panel
+
+
+class GpuTile(Struct, frozen=True):
+    """What a block computes: `rows` x `columns` of the result, `depth` steps at a time, by warps that lie `down` x `across`."""
+
+    rows: int
+    columns: int
+    depth: int
+    down: int
+    across: int
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.down * self.across
+
+
+def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
+    """The tile for a contraction; None for those that go another way."""
+    op = node.op
+    if not isinstance(op, PackedDot) or op.symmetric or isinstance(result.op, Pad):
+        return None
+    left, right = node.inputs
+    columns, unit = right.shape[-1], OPERANDS.get((left.dtype, right.dtype, op.step))
+    if unit not in caps.matrix_units or columns not in GPU_PANELS:
+        return None
+    depth = ROW_BYTES // left.dtype.bytes
+    assert isinstance(columns, int)
+    rows = product(node.shape[op.batch:-1])
+    most = bounds(rows)[1]
+    panels = bounds(ceildiv(node.shape[-1], columns) * product(node.shape[:op.batch]))[1]
+    if columns == 128 and most > 64 and panels * -(-most // 128) >= caps.multiprocessors:
+        return GpuTile(128, 128, depth, 2, 4)
+    if columns >= 64:
+        return GpuTile(64, columns, depth, 2, 2) if most > 32 else GpuTile(32, columns, depth, 1, 4)
+    return GpuTile(64 if most > 32 else 32, columns, depth, 2 if most > 32 else 1, 2)
+
+
+def lower_gpu_contraction(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner, tile: GpuTile) -> Stmt:
+    """The loop over blocks of `node` (packed_dot) and the epilogue that leads from it to `result`."""
+    return _Work(node, result, out, lhs, rhs, inliner, tile).lower()
+
+
+class _Work:
+    """The statements of one block."""
+
+    def __init__(self, node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner, tile: GpuTile) -> None:
+        assert isinstance(node.op, PackedDot)
+        self.node, self.result, self.out, self.lhs, self.rhs, self.inliner, self.tile = node, result, out, lhs, rhs, inliner, tile
+        self.batch_shape = node.shape[:node.op.batch]
+        self.steps = node.inputs[0].shape[-1]
+        names = inliner.names
+        left, right = (x.dtype for x in node.inputs)
+        self.step = node.op.step
+        self.right_depth = tile.depth // self.step
+        self.copied = COPIED // left.bytes, COPIED // right.bytes  # elements
+        # words of the right operand are read one by one by lanes, which 8 more than whole rows of banks keep apart
+        padding = 8 if self.step > 1 else self.copied[1]
+        self.left = Buffer(names.fresh("left"), left, (STAGES * tile.rows, tile.depth + self.copied[0]), "shared")
+        self.right = Buffer(names.fresh("right"), right, (STAGES * self.right_depth, tile.columns + padding), "shared")
+        warps = tile.down * tile.across
+        self.dtype = accumulator_dtype(node.dtype)
+        self.sums = Buffer(names.fresh("sums"), self.dtype, (warps, tile.rows // tile.down, tile.columns // tile.across), "fragment")
+        self.copies = divides(self.copied[0], self.steps)
+
+    def lower(self) -> Stmt:
+        tile, names = self.tile, self.inliner.names
+        rows = product(self.node.shape[len(self.batch_shape):-1])
+        panels, row_tiles = ceildiv(self.node.shape[-1], tile.columns), ceildiv(rows, tile.rows)
+        groups = divides(GROUPED_ROWS, row_tiles)
+        order = (row_tiles // GROUPED_ROWS, panels, GROUPED_ROWS) if groups else (1, panels, row_tiles)
+        count = product((*self.batch_shape, *order))
+        variable, at = loop_symbol(names.fresh("t"), count)
+        lets, parts = named_parts(self.inliner, [*(f"b{a}_" for a in range(len(self.batch_shape))), "group", "panel", "tile"],
+                                  unflatten_index(at, (*self.batch_shape, *order)))
+        *batch, group, self.panel, down = parts
+        self.batch = tuple(batch)
+        self.operand = row_operand(self.node, self.batch)
+        self.first_row = (group * order[2] + down) * tile.rows
+        self.rows = rows
+        memory = (Alloc(self.left), Alloc(self.right), Alloc(self.sums))
+        return For(variable, count, "block", (*lets, *memory, self._clear(), *self._contract(), self._epilogue()))
+
+    # --- the contraction ---
+
+    def _contract(self) -> tuple[Stmt, ...]:
+        depth = self.tile.depth
+        if not self.copies:
+            return (self._loaded_steps(0, ceildiv(self.steps, depth)),)
+        whole = self.steps // depth
+        inliner, names = self.inliner, self.inliner.names
+        statements: list[Stmt] = []
+        stage, s = loop_symbol(names.fresh("s"), STAGES - 1)
+        ahead = inliner.scalar("lt", inliner.index(s), inliner.index(whole))
+        statements.append(For(stage, STAGES - 1, "serial", (self._copy(s, s, ahead), Commit())))
+        variable, step = loop_symbol(names.fresh("k"), whole)
+        following = step + (STAGES - 1)
+        more = inliner.scalar("lt", inliner.index(following), inliner.index(whole))
+        body = (Wait(STAGES - 2), self._copy(following, following % STAGES, more), Commit(), self._multiply(step % STAGES))
+        statements.append(For(variable, whole, "serial", body))
+        if not divides(depth, self.steps):
+            statements.append(Wait(0))
+            statements.append(self._loaded_steps(whole, ceildiv(self.steps, depth) - whole))
+        return tuple(statements)
+
+    def _copy(self, step: DimLike, stage: DimLike, when: Node) -> Stmt:
+        """Begins to copy the operands of a step into a stage. The condition stands within the loop over threads, so that the one barrier
+        before it serves what was waited for as well."""
+        tile, inliner = self.tile, self.inliner
+        thread, t = loop_symbol(inliner.names.fresh("c"), tile.threads)
+        n, m = self.copied
+        body = [*self._pieces(t, tile.rows, tile.depth // n, lambda row, piece: CopyAsync(
+            self.left.name, (stage * tile.rows + row, piece * n), self.lhs.name,
+            (self._left(row, step * tile.depth + piece * n),), n))]
+        body += self._pieces(t, self.right_depth, tile.columns // m, lambda row, piece: CopyAsync(
+            self.right.name, (stage * self.right_depth + row, piece * m), self.rhs.name,
+            (self._right(step * self.right_depth + row) + piece * m,), m))
+        return For(thread, tile.threads, "thread", (If(when, tuple(body)),))
+
+    def _pieces(self, thread: DimLike, rows: int, pieces: int, make: object) -> list[Stmt]:
+        """What all threads do together for each piece of each row, neighbouring threads for neighbouring pieces."""
+        assert callable(make)
+        count, threads = rows * pieces, self.tile.threads
+        variable, turn = loop_symbol(self.inliner.names.fresh("i"), max(1, count // threads))
+        lets, (row, piece) = named_parts(self.inliner, ["row", "piece"], unflatten_index(turn * threads + thread, (rows, pieces)))
+        body = (*lets, *_as_statements(make(row, piece)))
+        if count < threads:
+            inside = self.inliner.scalar("lt", self.inliner.index(thread), self.inliner.index(count))
+            lets, (row, piece) = named_parts(self.inliner, ["row", "piece"], unflatten_index(dim_min(thread, count - 1), (rows, pieces)))
+            return [If(inside, (*lets, *_as_statements(make(row, piece))))]
+        assert count % threads == 0
+        return [For(variable, count // threads, "unrolled", body)]
+
+    def _left(self, row: DimLike, step: DimLike) -> DimLike:
+        """Where an element of the left operand lies; past the last row, of that one."""
+        return self.operand.base(dim_min(self.first_row + row, self.rows - 1)) + step
+
+    def _right(self, step: DimLike) -> DimLike:
+        """Where the row of the panel for a step begins."""
+        panels, depth, width = self.node.inputs[1].shape[-3:]
+        batch = flatten_index(self.batch, self.batch_shape)
+        return ((batch * panels + self.panel) * depth + step) * width
+
+    def _loaded_steps(self, first: DimLike, count: DimLike) -> Stmt:
+        """Steps whose operands are brought by ordinary loads, zeros past the last one."""
+        tile, inliner = self.tile, self.inliner
+        variable, number = loop_symbol(inliner.names.fresh("k"), count)
+        thread, t = loop_symbol(inliner.names.fresh("c"), tile.threads)
+        begin, words = (first + number) * tile.depth, (first + number) * self.right_depth
+        body = [*self._pieces(t, tile.rows, tile.depth, lambda row, step: self._load(
+            self.left, (row, step), self.lhs, (begin + step, self.steps), lambda at: self._left(row, at)))]
+        body += self._pieces(t, self.right_depth, tile.columns, lambda step, column: self._load(
+            self.right, (step, column), self.rhs, (words + step, self.node.inputs[1].shape[-2]), lambda at: self._right(at) + column))
+        return For(variable, count, "serial", (For(thread, tile.threads, "thread", tuple(body)), self._multiply(0)))
+
+    def _load(self, target: Buffer, place: tuple[DimLike, ...], source: Buffer, within: tuple[DimLike, DimLike], where: object) -> Stmt:
+        """Stores the element of a step, of so many steps in all."""
+        assert callable(where)
+        step, steps = within
+        inliner = self.inliner
+        flat = Buffer(source.name, source.dtype, (product(source.shape),), source.space)
+        inside = inliner.scalar("lt", inliner.index(step), inliner.index(steps))
+        zero = inliner.literal(0.0 if target.dtype.is_float else 0, target.dtype)
+        clamped = dim_max(dim_min(step, steps - 1), 0)
+        return If(inside, (Store(target.name, place, inliner.inner().load(flat, (where(clamped),))),), (Store(target.name, place, zero),))
+
+    def _warp_loop(self) -> tuple[tuple[For, DimLike], DimLike, DimLike]:
+        """A loop over warps, and where a warp's part of the tile begins."""
+        tile = self.tile
+        warp, w = loop_symbol(self.inliner.names.fresh("w"), tile.down * tile.across)
+        down, across = (w // tile.across, w % tile.across) if tile.across > 1 else (w, 0)
+        _, rows, columns = self.sums.shape
+        return (For(warp, tile.down * tile.across, "warp", ()), w), down * rows, across * columns
+
+    def _multiply(self, stage: DimLike) -> Stmt:
+        (loop, _), row, column = self._warp_loop()
+        tile = self.tile
+        product_of = MatmulTile(self.sums.name, self.left.name, (stage * tile.rows + row, 0), self.right.name,
+                                (stage * self.right_depth, column), tile.depth)
+        return For(loop.symbol, loop.extent, "warp", (product_of,))
+
+    # --- the fragments ---
+
+    def _clear(self) -> Stmt:
+        (loop, w), _, _ = self._warp_loop()
+        _, rows, columns = self.sums.shape
+        assert isinstance(rows, int) and isinstance(columns, int)
+        lane, e = loop_symbol(self.inliner.names.fresh("e"), rows * columns)
+        store = Store(self.sums.name, (w, e // columns, e % columns), self.inliner.literal(0.0 if self.dtype.is_float else 0, self.dtype))
+        return For(loop.symbol, loop.extent, "warp", (For(lane, rows * columns, "lane", (store,)),))
+
+    def _epilogue(self) -> Stmt:
+        """What is computed of the sums, where they belong to the result."""
+        (loop, w), first_row, first_column = self._warp_loop()
+        _, rows, columns = self.sums.shape
+        assert isinstance(rows, int) and isinstance(columns, int)
+        inliner = self.inliner
+        lane, e = loop_symbol(inliner.names.fresh("e"), rows * columns)
+        lets, (row, column) = named_parts(inliner, ["row", "column"], (
+            self.first_row + first_row + e // columns, self.panel * self.tile.columns + first_column + e % columns))
+        body: tuple[Stmt, ...] = self._store((w, e // columns, e % columns), row, column)
+        conditions = [inliner.scalar("lt", inliner.index(place), inliner.index(size))
+                      for place, size, tile in ((row, self.rows, self.tile.rows), (column, self.node.shape[-1], self.tile.columns))
+                      if not divides(tile, size)]
+        for condition in conditions:
+            body = (If(condition, body),)
+        return For(loop.symbol, loop.extent, "warp", (For(lane, rows * columns, "lane", (*lets, *body)),))
+
+    def _store(self, element: Sequence[DimLike], row: DimLike, column: DimLike) -> tuple[Stmt, ...]:
+        """The element (row, column) of the result, of the sum at `element` of the fragments."""
+        node = self.node
+        index = (*self.batch, *unflatten_index(row, node.shape[len(self.batch):-1]), column)
+        inner = self.inliner.inner()
+        sums = Node(Load(self.sums.name, tuple(element), self.dtype), (), TensorType(self.dtype, ()))
+        value = inner.cast(sums, node.dtype)
+        inner.bind(node, index, lambda: value)
+        stored = inner.value(self.result, reshape_index(index, node.shape, self.result.shape))
+        target = flatten_index((*self.batch, row), (*self.batch_shape, self.rows)) * node.shape[-1] + column
+        return (*inner.block, Store(self.out.name, (target,), stored))
+
+
+def _as_statements(made: Stmt | Sequence[Stmt]) -> tuple[Stmt, ...]:
+    return tuple(made) if isinstance(made, (list, tuple)) else (made,)  # type: ignore[return-value]
+
+
+__all__ = ["GpuTile", "gpu_tile", "lower_gpu_contraction"]

@@ -1,0 +1,261 @@
+"""Rows on a GPU: a warp or a block works on one row, its threads side by side along it.
+
+Takes the body of a parallel loop over rows whose loops along the row are vector loops (so that iterations are shown to be independent
+but for what they combine). Each becomes a thread loop with strides of as many threads as share the row; what it combines is collected
+by shuffles. What stands between such loops is cheap, and each thread computes it for itself.
+
+Guarantees: the values of the body, with combinations in another order, as vector loops allow. A body of another form is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from ..ir.dims import DimLike, bounds, ceildiv, divides, symbols_of
+from ..ir.graph import Node, Op
+from ..ir.loop import (
+    Alloc,
+    Buffer,
+    Collect,
+    For,
+    If,
+    IndexValue,
+    Let,
+    Literal,
+    Load,
+    Local,
+    Prefetch,
+    Stmt,
+    Store,
+    expression_nodes,
+    expressions_of,
+    loop_variable,
+    map_statements,
+    variable_size,
+    walk,
+)
+from ..ir.ops.compute import Elementwise
+from ..ir.types import BOOL, INDEX, TensorType
+
+THREADS = 256
+WARP = 32
+SHORT_ROW, NARROW_ROW, LONG_ROW = 8, 64, 2048  # from these many elements on 8 threads, a warp and a block take a row
+IDENTITIES: dict[str, int | float] = {"add": 0, "mul": 1}
+
+
+class Names(Struct):
+    """Names that a kernel has not used."""
+
+    taken: set[str]
+
+    def fresh(self, stem: str) -> str:
+        name, number = stem, 2
+        while name in self.taken:
+            name, number = f"{stem}{number}", number + 1
+        self.taken.add(name)
+        return name
+
+
+class _Segment(Struct):
+    """What threads do between two collections. `resets` run also where there is no row."""
+
+    resets: list[Stmt] = field(default_factory=list)
+    body: list[Stmt] = field(default_factory=list)
+
+
+def width_of_row(body: Sequence[Stmt]) -> int:
+    """The threads that share a row: 1 where rows are too short."""
+    extents = [s.extent for s in body if isinstance(s, For) and s.kind == "vector"]
+    if not extents:
+        return 1
+    most = min(bounds(extent)[1] for extent in extents)
+    least = max(bounds(extent)[0] for extent in extents)
+    if least >= LONG_ROW:
+        return THREADS
+    if most < SHORT_ROW:
+        return 1
+    return SHORT_ROW if most < NARROW_ROW else WARP
+
+
+def distribute_row(loop: For, name_of: Names) -> For | None:
+    """The parallel loop over rows as blocks of threads; None where its body has another form."""
+    width = width_of_row(loop.body)
+    if width == 1 or not _has_form(loop):
+        return None
+    return _Row(loop, width, name_of).lower()
+
+
+def _has_form(loop: For) -> bool:
+    """Whether the body is allocations of single registers, lets, stores and vector loops, and registers are each set to what changes
+    no combination, combined by one loop, and then only read."""
+    registers: dict[str, Buffer] = {}
+    given: dict[str, Node] = {}
+    combined: set[str] = set()
+    stored = {s.buffer for s in walk(loop.body) if isinstance(s, Store)}
+    for statement in loop.body:
+        read = {n.op.buffer for s in walk([statement]) for root in expressions_of(s) for n in expression_nodes(root)
+                if isinstance(n.op, Load)}
+        if any(name in registers and name not in combined or name in stored and name not in registers for name in read):
+            return False
+        match statement:
+            case Alloc(buffer=buffer) if buffer.space == "register" and not buffer.shape:
+                registers[buffer.name] = buffer
+            case Store(buffer=name, combine="") if name in registers:
+                if name in given:
+                    return False
+                given[name] = statement.value
+            case Store(buffer=name, combine=combine):
+                if combine or name in registers:
+                    return False
+            case For(kind="vector"):
+                kinds = {(s.buffer, s.combine) for s in walk(statement.body) if isinstance(s, Store) and s.buffer in registers}
+                names = {name for name, _ in kinds}
+                if len(names) != len(kinds) or names & combined or not all(
+                        name in given and _is_identity(given[name], combine) for name, combine in kinds):
+                    return False
+                if any(isinstance(s, Alloc) and s.buffer.space != "register" for s in walk(statement.body)):
+                    return False
+                combined |= names
+            case Let() | Prefetch():
+                pass
+            case _:
+                return False
+    return bool(combined)
+
+
+def _is_identity(value: Node, combine: str) -> bool:
+    """Whether combining with the literal changes nothing."""
+    if not isinstance(value.op, Literal) or not combine:
+        return False
+    dtype, number = value.op.dtype, value.op.value
+    if combine in IDENTITIES:
+        return number == IDENTITIES[combine]
+    if combine in ("max", "min"):
+        return number == (dtype.lowest if combine == "max" else dtype.highest)
+    return dtype.is_bool and number is (combine == "and")
+
+
+class _Row:
+    """One loop over rows."""
+
+    def __init__(self, loop: For, width: int, names: Names) -> None:
+        self.loop = loop
+        self.width = width
+        self.rows = THREADS // width
+        self.names = names
+        blocks = ceildiv(loop.extent, self.rows)
+        self.blocks = blocks
+        self.block = loop_variable(names.fresh("block"), blocks)
+        self.thread = loop_variable(names.fresh("thread"), THREADS)
+        self.step = names.fresh("step")
+        at = variable_size(self.thread)
+        self.lane: DimLike = at % width if width < THREADS else at
+        self.row: DimLike = variable_size(self.block) * self.rows + (at // width if width < THREADS else 0)
+        self.registers: dict[str, Buffer] = {}
+        self.lets: list[Let] = []
+        self.done: list[Stmt] = []
+        self.segment = _Segment()
+
+    def lower(self) -> For:
+        for statement in self.loop.body:
+            self.statement(statement)
+        self.flush()
+        allocated = [Alloc(buffer) for buffer in self.registers.values()]
+        return For(self.block, self.blocks, "block", (*allocated, *self.done))
+
+    def statement(self, statement: Stmt) -> None:
+        match statement:
+            case Alloc(buffer=buffer):
+                self.registers[buffer.name] = replace(buffer, shape=(THREADS,))
+            case Let():
+                self.lets.append(statement)
+            case Store(buffer=name) if name in self.registers:
+                self.segment.resets.append(statement)
+            case Store():
+                first = _compare("eq", self.lane, 0)
+                self.segment.body.append(If(first, (statement,)))
+            case For():
+                self.along(statement)
+
+    def along(self, loop: For) -> None:
+        """A loop along the row, an element a thread at a time, and the collection of what it combines."""
+        rounds = ceildiv(loop.extent, self.width)
+        step = loop_variable(self.step, rounds)
+        place = variable_size(step) * self.width + self.lane
+        inner: tuple[Stmt, ...] = (Let(loop.symbol.name, _index(place), loop.symbol), *loop.body)
+        if not divides(self.width, loop.extent):
+            inner = (If(_compare("lt", place, loop.extent), inner),)
+        self.segment.body.append(For(step, rounds, "serial", inner))
+        found = {s.buffer: s.combine for s in walk(loop.body) if isinstance(s, Store) and s.buffer in self.registers}
+        if found:
+            self.flush()
+            self.done += [Collect(name, combine, self.width) for name, combine in found.items()]
+
+    def flush(self) -> None:
+        """Ends what threads do without one another."""
+        segment, self.segment = self.segment, _Segment()
+        if not segment.body and not segment.resets:
+            return
+        body = tuple(segment.body)
+        row = Let(self.loop.symbol.name, _index(self.row), self.loop.symbol)
+        inner: tuple[Stmt, ...] = (row, *self.needed(body), *body)
+        if not divides(self.rows, self.loop.extent):
+            inner = (If(_compare("lt", self.row, self.loop.extent), inner),)
+        self.done.append(For(self.thread, THREADS, "thread", self.own((*segment.resets, *inner))))
+
+    def needed(self, body: Sequence[Stmt]) -> list[Stmt]:
+        """The lets that the statements use, each with those that it uses itself."""
+        wanted = _names_in(body)
+        found: list[Stmt] = []
+        for let in reversed(self.lets):
+            if let.name in wanted:
+                found.insert(0, let)
+                wanted |= _names_in([let])
+        return found
+
+    def own(self, body: Sequence[Stmt]) -> tuple[Stmt, ...]:
+        """The statements with each register that of the thread."""
+        place = (variable_size(self.thread),)
+
+        def change(op: Op) -> Op:
+            return Load(op.buffer, place, op.dtype) if isinstance(op, Load) and op.buffer in self.registers else op
+
+        return map_statements(body, lambda size: size, change, lambda name, index: (name, place if name in self.registers else index))
+
+
+def _names_in(body: Sequence[Stmt]) -> set[str]:
+    """Names of lets and variables in expressions and sizes."""
+    found: set[str] = set()
+    for statement in walk(body):
+        sizes: list[DimLike] = []
+        match statement:
+            case For(extent=extent):
+                sizes.append(extent)
+            case Store(index=index):
+                sizes += index
+            case _:
+                pass
+        for root in expressions_of(statement):
+            for node in expression_nodes(root):
+                match node.op:
+                    case Local(variable=name):
+                        found.add(name)
+                    case Load(index=index):
+                        sizes += index
+                    case IndexValue(size=size):
+                        sizes.append(size)
+                    case _:
+                        pass
+        found |= {s.name for s in symbols_of(*sizes)}
+    return found
+
+
+def _index(size: DimLike) -> Node:
+    return Node(IndexValue(size), (), TensorType(INDEX, ()))
+
+
+def _compare(function: str, a: DimLike, b: DimLike) -> Node:
+    return Node(Elementwise(function), (_index(a), _index(b)), TensorType(BOOL, ()))

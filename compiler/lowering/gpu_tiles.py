@@ -1,0 +1,222 @@
+"""Contractions on a GPU by plain multiply-adds: `packed_dot` and `packed_conv` with an epilogue, for dtypes without matrix units.
+
+A block computes `rows` of the result and one panel of its columns, `DEPTH` steps at a time. All threads bring that part of both operands
+into shared memory, then each adds the products to its own sums: a small tile of rows and columns, far enough apart that neighbouring
+threads read neighbouring columns. The windows of a convolution are read as rows of a matrix (`left_operand`), of which only the
+part at hand is ever there.
+
+Rows past the last one are copies of it, which nothing stores; steps past the last one are zeros on both sides. Sums have one order,
+whatever the tile.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from ..ir.caps import Caps
+from ..ir.dims import DimLike, bounds, ceildiv, dim_max, dim_min, divides, product
+from ..ir.graph import Node
+from ..ir.loop import Alloc, Buffer, For, If, Stmt, Store
+from ..ir.ops.compute import PackedConv, PackedDot, accumulator_dtype
+from ..ir.ops.shape import Pad
+from .contraction import named_parts
+from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
+from .left_operand import row_operand
+
+DEPTH = 16          # steps between two barriers
+THREADS = 256
+MOST_ROWS = 8       # of a thread's own tile
+MOST_COLUMNS = 128  # of a panel that a block takes
+
+
+class PlainTile(Struct, frozen=True):
+    """A block's tile `rows` x `columns`, by threads that lie `down` x `across`."""
+
+    rows: int
+    columns: int
+    down: int
+    across: int
+
+    @property
+    def own_rows(self) -> int:
+        return self.rows // self.down
+
+    @property
+    def own_columns(self) -> int:
+        return self.columns // self.across
+
+
+def plain_tile(node: Node, caps: Caps) -> PlainTile | None:
+    """The tile for a contraction: higher where there are rows for it and blocks for all multiprocessors; None for those that go
+    another way."""
+    op = node.op
+    if not isinstance(op, (PackedDot, PackedConv)) or op.step > 1 or isinstance(op, PackedDot) and op.symmetric:
+        return None
+    columns = node.inputs[1].shape[-1]
+    if not isinstance(columns, int) or columns > MOST_COLUMNS or columns & (columns - 1):
+        return None
+    across = min(16, columns)
+    down = THREADS // across
+    batch = op.batch if isinstance(op, PackedDot) else 0
+    rows = bounds(product(node.shape[batch:-1]))[1]
+    groups = op.groups if isinstance(op, PackedConv) else 1
+    panels = bounds(product(node.shape[:batch]) * groups * ceildiv(node.shape[-1] // groups, columns))[1]
+    own = 1
+    while own < MOST_ROWS and own * columns // across < 64 and rows > down * own and \
+            panels * -(-rows // (down * own * 2)) >= caps.multiprocessors:
+        own *= 2
+    return PlainTile(down * own, columns, down, across)
+
+
+def lower_plain_tiles(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner, tile: PlainTile) -> Stmt:
+    """The loop over blocks of a contraction and the epilogue that leads from it to `result`; of a result that is padded, all
+    but the borders."""
+    return _Work(node, result, out, lhs, rhs, inliner, tile).lower()
+
+
+class _Work:
+    """The statements of one block."""
+
+    def __init__(self, node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner, tile: PlainTile) -> None:
+        self.pad = result if isinstance(result.op, Pad) else None
+        self.result = result.inputs[0] if self.pad is not None else result
+        self.node, self.out, self.lhs, self.rhs, self.inliner, self.tile = node, out, lhs, rhs, inliner, tile
+        self.batch_shape = node.shape[:node.op.batch if isinstance(node.op, PackedDot) else 0]
+        self.groups = node.op.groups if isinstance(node.op, PackedConv) else 1
+        self.columns = node.shape[-1] // self.groups
+        self.dtype = accumulator_dtype(node.dtype)
+        names = inliner.names
+        self.left = Buffer(names.fresh("left"), node.inputs[0].dtype, (DEPTH, tile.rows + 1), "shared")
+        self.right = Buffer(names.fresh("right"), node.inputs[1].dtype, (DEPTH, tile.columns), "shared")
+        self.sums = Buffer(names.fresh("sums"), self.dtype, (THREADS, tile.own_rows, tile.own_columns), "register")
+
+    def lower(self) -> Stmt:
+        tile, names = self.tile, self.inliner.names
+        self.rows = row_operand(self.node, tuple(0 for _ in self.batch_shape)).rows
+        shape = (self.groups, *self.batch_shape, ceildiv(self.columns, tile.columns), ceildiv(self.rows, tile.rows))
+        variable, at = loop_symbol(names.fresh("t"), product(shape))
+        labels = ["group", *(f"b{a}_" for a in range(len(self.batch_shape))), "panel", "below"]
+        lets, parts = named_parts(self.inliner, labels, unflatten_index(at, shape))
+        self.group, *batch, self.panel, below = parts
+        self.batch = tuple(batch)
+        self.operand = row_operand(self.node, self.batch, self.group)
+        self.first_row = below * tile.rows
+        self.steps = product(self.operand.steps)
+        memory = (Alloc(self.left), Alloc(self.right), Alloc(self.sums))
+        rounds = ceildiv(self.steps, DEPTH)
+        step, number = loop_symbol(names.fresh("k"), rounds)
+        sum_up = For(step, rounds, "serial", (self._bring(number * DEPTH), self._multiply()))
+        return For(variable, product(shape), "block", (*lets, *memory, self._clear(), sum_up, self._epilogue()))
+
+    # --- the operands ---
+
+    def _bring(self, first: DimLike) -> Stmt:
+        """The steps from `first` on, of both operands, into shared memory."""
+        thread, t = loop_symbol(self.inliner.names.fresh("c"), THREADS)
+        left = self._pieces(t, self.tile.rows, DEPTH, ("row", "step"), lambda row, step: self._left(row, step, first + step))
+        right = self._pieces(t, DEPTH, self.tile.columns, ("step", "column"), lambda step, column: self._right(step, column, first + step))
+        return For(thread, THREADS, "thread", (left, right))
+
+    def _pieces(self, thread: DimLike, high: int, wide: int, labels: tuple[str, str], make: object) -> Stmt:
+        """What all threads do together for each place of a matrix, neighbours for neighbouring places of a row."""
+        assert callable(make)
+        turns = -(-high * wide // THREADS)
+        variable, turn = loop_symbol(self.inliner.names.fresh("i"), turns)
+        place = turn * THREADS + thread
+        lets, (row, column) = named_parts(self.inliner, labels, unflatten_index(place, (high, wide)))
+        body: tuple[Stmt, ...] = (*lets, *make(row, column))
+        if high * wide % THREADS:
+            lets, (row, column) = named_parts(self.inliner, labels, unflatten_index(dim_min(place, high * wide - 1), (high, wide)))
+            inside = self.inliner.scalar("lt", self.inliner.index(place), self.inliner.index(high * wide))
+            body = (If(inside, (*lets, *make(row, column))),)
+        return For(variable, turns, "unrolled", body)
+
+    def _left(self, row: DimLike, step: DimLike, at: DimLike) -> tuple[Stmt, ...]:
+        source = dim_max(dim_min(self.first_row + row, self.rows - 1), 0)
+        return self._element(self.left, (step, row), self.lhs, at, lambda known: self.operand.base(source) + self.operand.offset(
+            unflatten_index(known, self.operand.steps)))
+
+    def _right(self, step: DimLike, column: DimLike, at: DimLike) -> tuple[Stmt, ...]:
+        panels, depth, width = self.node.inputs[1].shape[-3:]
+        batch = flatten_index(self.batch, self.batch_shape) + self.group
+        return self._element(self.right, (step, column), self.rhs, at,
+                             lambda known: ((batch * panels + self.panel) * depth + known) * width + column)
+
+    def _element(self, target: Buffer, place: tuple[DimLike, ...], source: Buffer, at: DimLike, where: object) -> tuple[Stmt, ...]:
+        """An element of an operand at a step; zero past the last one."""
+        assert callable(where)
+        inliner = self.inliner
+        flat = Buffer(source.name, source.dtype, (product(source.shape),), source.space)
+        if divides(DEPTH, self.steps):
+            return (Store(target.name, place, inliner.inner().load(flat, (where(at),))),)
+        inside = inliner.scalar("lt", inliner.index(at), inliner.index(self.steps))
+        lets, (known,) = named_parts(inliner, ["at"], (at,))
+        zero = Store(target.name, place, inliner.literal(0.0, target.dtype))
+        return (If(inside, (*lets, Store(target.name, place, inliner.inner().load(flat, (where(known),)))), (zero,)),)
+
+    # --- the sums ---
+
+    def _own(self, body: object) -> Stmt:
+        """A thread loop around loops over the thread's own tile; `body` of the thread, the tile's place, and where that lies in the
+        block's tile."""
+        assert callable(body)
+        names, tile = self.inliner.names, self.tile
+        thread, t = loop_symbol(names.fresh("c"), THREADS)
+        (down, i), (across, j) = loop_symbol(names.fresh("r"), tile.own_rows), loop_symbol(names.fresh("j"), tile.own_columns)
+        inner = body((t, i, j), t // tile.across + i * tile.down, t % tile.across + j * tile.across)
+        return For(thread, THREADS, "thread", (For(down, tile.own_rows, "unrolled", (For(across, tile.own_columns, "unrolled", inner),)),))
+
+    def _clear(self) -> Stmt:
+        zero = self.inliner.literal(0.0, self.dtype)
+        return self._own(lambda own, row, column: (Store(self.sums.name, own, zero),))
+
+    def _multiply(self) -> Stmt:
+        """Adds the products of the steps that are in shared memory."""
+        inliner = self.inliner
+        step, k = loop_symbol(inliner.names.fresh("s"), DEPTH)
+
+        def body(own: tuple[DimLike, ...], row: DimLike, column: DimLike) -> tuple[Stmt, ...]:
+            inner = inliner.inner()
+            left, right = inner.load(self.left, (k, row)), inner.load(self.right, (k, column))
+            value = inner.multiply_add(inner.cast(left, self.dtype), inner.cast(right, self.dtype), inner.load(self.sums, own))
+            return (Store(self.sums.name, own, value),)
+
+        loop = self._own(body)
+        assert isinstance(loop, For)
+        return For(loop.symbol, loop.extent, "thread", (For(step, DEPTH, "unrolled", loop.body),))
+
+    # --- the result ---
+
+    def _epilogue(self) -> Stmt:
+        """What is computed of the sums, where they belong to the result."""
+        inliner, tile = self.inliner, self.tile
+
+        def body(own: tuple[DimLike, ...], row: DimLike, column: DimLike) -> tuple[Stmt, ...]:
+            place, across = self.first_row + row, self.panel * tile.columns + column
+            statements = self._store(own, place, across)
+            for at, size, by in ((across, self.columns, tile.columns), (place, self.rows, tile.rows)):
+                if not divides(by, size):
+                    statements = (If(inliner.scalar("lt", inliner.index(at), inliner.index(size)), statements),)
+            return statements
+
+        return self._own(body)
+
+    def _store(self, own: tuple[DimLike, ...], row: DimLike, column: DimLike) -> tuple[Stmt, ...]:
+        """The element (row, column) of the result, of one of the thread's sums."""
+        node, inliner = self.node, self.inliner
+        lets, (row, column) = named_parts(inliner, ["row", "column"], (row, self.group * self.columns + column))
+        index = (*self.batch, *unflatten_index(row, node.shape[len(self.batch):-1]), column)
+        inner = inliner.inner()
+        value = inner.cast(inner.load(self.sums, own), node.dtype)
+        inner.bind(node, index, lambda: value)
+        place = reshape_index(index, node.shape, self.result.shape)
+        stored = inner.value(self.result, place)
+        if self.pad is not None:
+            assert isinstance(self.pad.op, Pad)
+            target = flatten_index(tuple(i + low for i, low in zip(place, self.pad.op.low)), self.pad.shape)
+        else:
+            target = flatten_index((*self.batch, row), (*self.batch_shape, self.rows)) * node.shape[-1] + column
+        return (*lets, *inner.block, Store(self.out.name, (target,), stored))
+
+
+__all__ = ["PlainTile", "lower_plain_tiles", "plain_tile"]

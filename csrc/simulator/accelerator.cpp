@@ -1,0 +1,228 @@
+#include "accelerator.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "trap.h"
+
+namespace simulator {
+
+namespace {
+
+struct team {
+  tw_team head;
+  int32_t site;
+  int64_t found, expected;
+};
+
+/* The first failure counts, as in csrc/run.cpp. */
+void record_failure(tw_team *head, int32_t code, int32_t site, int64_t found, int64_t expected) {
+  team *whole = reinterpret_cast<team *>(head);
+  if (head->status != TW_OK) return;
+  head->status = code;
+  whole->site = site;
+  whole->found = found;
+  whole->expected = expected;
+}
+
+int32_t alone(tw_team *head) { return head->status; }
+
+struct call {
+  const code *generated;
+  team *members;
+  const void *thread_memory;
+  int64_t number;
+  const uint8_t *constants;
+  uint8_t *scratchpad;
+};
+
+int32_t run_launch(void *argument) {
+  const call *one = static_cast<call *>(argument);
+  const void *const inputs[] = {one->thread_memory};
+  return one->generated->thread(&one->members->head, inputs, nullptr, &one->number, one->constants, one->scratchpad, 0, 1);
+}
+
+/* Whole units of the alignment. */
+int64_t bank_bytes(const machine_facts &facts) {
+  const int64_t share = (facts.scratchpad_bytes + facts.banks - 1) / facts.banks;
+  return std::max<int64_t>(1, (share + facts.alignment - 1) / facts.alignment) * facts.alignment;
+}
+
+std::string text(int64_t number) { return std::to_string(number); }
+
+}  // namespace
+
+machine::machine(const machine_facts &facts, const code &generated, std::vector<chunk> inputs, std::vector<chunk> outputs, chunk constants)
+    : facts_(facts), generated_(generated), inputs_(std::move(inputs)), outputs_(std::move(outputs)), constants_(constants),
+      scratchpad_(facts.scratchpad_bytes), thread_memory_((generated.thread_bytes + 63) / 64 * 64),
+      workspace_(static_cast<size_t>(facts.workspace_bytes), poison),
+      timing_({bank_bytes(facts), facts.banks, facts.transfer_bytes_per_cycle, facts.transfer_latency}) {}
+
+account machine::run(const std::vector<step> &steps) {
+  for (size_t number = 0; number < steps.size(); number++) {
+    const step &one = steps[number];
+    where_ = "step " + text(static_cast<int64_t>(number)) + " (" + one.label + "): ";
+    switch (one.what) {
+      case kind::fetch: fetch(one); break;
+      case kind::spill: spill(one); break;
+      case kind::free: release(one.address); break;
+      case kind::launch: launch(one); break;
+    }
+  }
+  where_ = "at the end: ";
+  for (size_t number = 0; number < outputs_.size(); number++) {
+    const auto found = stored_.find({space::output, static_cast<int64_t>(number), 0});
+    if (outputs_[number].bytes > 0 && (found == stored_.end() || found->second != outputs_[number].bytes))
+      fail("output " + text(static_cast<int64_t>(number)) + " was not spilled");
+  }
+  account_.cycles = timing_.total();
+  account_.computing = timing_.busy_computing();
+  account_.transferring = timing_.busy_transferring();
+  return account_;
+}
+
+void machine::fail(const std::string &message, int32_t status) const { throw trap(facts_.name + ": " + where_ + message, status); }
+
+/* --- transfers --- */
+
+chunk machine::off_chip(const step &one) const {
+  chunk whole = {nullptr, 0};
+  const std::vector<chunk> &list = one.where == space::input ? inputs_ : outputs_;
+  if (one.where == space::constant)
+    whole = constants_;
+  else if (one.where == space::workspace)
+    whole = {const_cast<uint8_t *>(workspace_.data()), static_cast<int64_t>(workspace_.size())};
+  else if (one.number >= 0 && one.number < static_cast<int64_t>(list.size()))
+    whole = list[static_cast<size_t>(one.number)];
+  else
+    fail("there is no input or output " + text(one.number));
+  if (one.offset < 0 || one.bytes < 0 || one.offset > whole.bytes || one.bytes > whole.bytes - one.offset)
+    fail(text(one.bytes) + " bytes at " + text(one.offset) + " leave memory off the chip of " + text(whole.bytes) + " bytes");
+  return {whole.data + one.offset, one.bytes};
+}
+
+void machine::place(int64_t address, int64_t bytes, bool made, int64_t ready) {
+  if (bytes == 0) return;
+  const int64_t unit = facts_.alignment, end = address + (bytes + unit - 1) / unit * unit;
+  if (address % unit != 0) fail("address " + text(address) + " is no multiple of " + text(unit));
+  if (address < 0 || end > facts_.scratchpad_bytes)
+    fail("bytes " + text(address) + " to " + text(end) + " leave the scratchpad of " + text(facts_.scratchpad_bytes) + " bytes");
+  for (const auto &[begin, other] : values_)
+    if (address < other.end && begin < end)
+      fail("bytes " + text(address) + " to " + text(end) + " are taken: a value lies at " + text(begin) + " to " + text(other.end));
+  values_[address] = {bytes, end, made, false, {ready, ready}};
+  account_.peak = std::max(account_.peak, end);
+}
+
+void machine::fetch(const step &one) {
+  const chunk source = off_chip(one);
+  const place_key key = {one.where, one.number, one.offset};
+  if (one.where == space::output || one.where == space::workspace) {
+    const auto found = stored_.find(key);
+    if (found == stored_.end() || found->second != one.bytes) fail("what is fetched was not spilled there");
+  } else if (met_.insert(key).second) {
+    account_.compulsory += one.bytes;
+  }
+  const range bytes = {one.address, one.address + one.bytes};
+  place(one.address, one.bytes, false, 0);
+  if (one.bytes == 0) return;
+  std::memcpy(scratchpad_.base() + one.address, source.data, static_cast<size_t>(one.bytes));
+  values_[one.address].when.ready = timing_.transfer(one.bytes, bytes, timing_.vacant(bytes));
+  account_.read += one.bytes;
+  account_.transfers++;
+}
+
+void machine::spill(const step &one) {
+  if (one.where != space::output && one.where != space::workspace) fail("nothing can be stored to inputs and constants");
+  const auto found = values_.find(one.address);
+  if (found == values_.end() || found->second.bytes != one.bytes)
+    fail("no value of " + text(one.bytes) + " bytes lies at " + text(one.address));
+  const chunk target = off_chip(one);
+  const place_key key = {one.where, one.number, one.offset};
+  std::memcpy(target.data, scratchpad_.base() + one.address, static_cast<size_t>(one.bytes));
+  stored_[key] = one.bytes;
+  if (one.where == space::output && met_.insert(key).second) account_.compulsory += one.bytes;
+  value &here = found->second;
+  here.kept = true;
+  here.when.used = std::max(here.when.used, timing_.transfer(one.bytes, {one.address, one.address + one.bytes}, here.when.ready));
+  account_.written += one.bytes;
+  account_.transfers++;
+}
+
+void machine::release(int64_t address) {
+  const auto found = values_.find(address);
+  if (found == values_.end()) fail("nothing lies at " + text(address));
+  timing_.leave({address, found->second.end}, found->second.when);
+  std::memset(scratchpad_.base() + address, poison, static_cast<size_t>(found->second.bytes));
+  values_.erase(found);
+}
+
+/* --- launches --- */
+
+machine::value *machine::around(int64_t begin, int64_t end) {
+  auto next = values_.upper_bound(begin);
+  if (next == values_.begin()) return nullptr;
+  --next;
+  return end <= next->first + next->second.bytes ? &next->second : nullptr;
+}
+
+std::vector<machine::value *> machine::find_operands(const step &one) {
+  std::vector<value *> found;
+  for (const operand &each : one.operands) {
+    if (each.bytes == 0) continue;
+    value *there = around(each.address, each.address + each.bytes);
+    if (there == nullptr && each.stored) {
+      place(each.address, each.bytes, true, 0);
+      there = &values_[each.address];
+      there->when.ready = timing_.vacant({each.address, each.address + each.bytes});
+    } else if (there == nullptr) {
+      fail("reads bytes " + text(each.address) + " to " + text(each.address + each.bytes) + ", which hold no value");
+    } else if (each.stored && (!there->made || there->kept)) {
+      fail("stores to bytes " + text(each.address) + " to " + text(each.address + each.bytes) + ", whose value " +
+           (there->made ? "was spilled" : "was fetched"));
+    }
+    found.push_back(there);
+  }
+  return found;
+}
+
+void machine::launch(const step &one) {
+  const std::vector<value *> values = find_operands(one);
+  int64_t earliest = 0;
+  std::vector<range> places;
+  for (const operand &each : one.operands) places.push_back({each.address, each.address + each.bytes});
+  for (const value *each : values) earliest = std::max(earliest, each->when.ready);
+  execute(one);
+  const int64_t end = timing_.compute(one.cycles, places, earliest);
+  size_t next = 0;
+  for (const operand &each : one.operands) {
+    if (each.bytes == 0) continue;
+    value *there = values[next++];
+    there->when.used = std::max(there->when.used, end);
+    if (each.stored) there->when.ready = end;
+  }
+  account_.launches++;
+}
+
+void machine::execute(const step &one) {
+  team members = {{alone, record_failure, nullptr, TW_OK, 1}, -1, 0, 0};
+  call argument = {&generated_, &members, thread_memory_.base(), one.number, constants_.data, scratchpad_.base()};
+  view seen(scratchpad_, one.operands);
+  const outcome result = run_trapped(run_launch, &argument);
+  const int64_t changed = seen.end();
+  if (result.faulted) {
+    const int64_t at = static_cast<int64_t>(result.address) - static_cast<int64_t>(reinterpret_cast<uintptr_t>(scratchpad_.base()));
+    fail("touched memory that is none of its operands, at byte " + text(at) + " of the scratchpad");
+  }
+  if (changed != view::untouched) fail("stored to byte " + text(changed) + " of the scratchpad, which is none of its operands");
+  if (result.status == TW_OK && members.head.status == TW_OK) return;
+  const int32_t status = members.head.status == TW_OK ? result.status : members.head.status;
+  const std::string site = members.site >= 0 && members.site < generated_.site_count ? generated_.sites[members.site] : facts_.name;
+  if (status == TW_ERROR_INDEX || status == TW_ERROR_INDEX_UNSIGNED) {
+    const std::string found = status == TW_ERROR_INDEX ? text(members.found) : std::to_string(static_cast<uint64_t>(members.found));
+    throw trap(site + ": index " + found + " is out of bounds for axis with size " + text(members.expected), TW_ERROR_INDEX);
+  }
+  throw trap(site + ": check failed: found " + text(members.found) + ", expected " + text(members.expected), status);
+}
+
+}  // namespace simulator

@@ -1,0 +1,153 @@
+"""What kernels for a GPU may say where: the rules of blocks, threads and warps that `loop_verify` holds kernels to.
+
+Each function gives the rule that is broken, in words, or nothing. The forms and their meaning are described in `loop.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .dims import DimLike, size_of, symbols_of
+from .loop import (
+    COMBINES,
+    GPU_KINDS,
+    GPU_SPACES,
+    Alloc,
+    Buffer,
+    Check,
+    Collect,
+    Commit,
+    CopyAsync,
+    For,
+    If,
+    Kernel,
+    Let,
+    MatmulTile,
+    Prefetch,
+    Stmt,
+    Store,
+    Wait,
+    While,
+    walk,
+)
+from .types import I32, U8
+
+MOST_THREADS = 1024
+WARP = 32
+WIDTHS = (2, 4, 8, 16, 32)    # of groups of threads that shuffles combine; any more are all threads of a block
+COPIED_BYTES = (4, 8, 16)
+MOST_GROUPS = 7
+# the loops that one of a kind may stand in, innermost first among those that divide work
+INSIDE = {"block": "", "thread": "block", "warp": "block", "lane": "warp"}
+
+
+def block_rule(statement: Stmt, level: str, depth: int) -> str:
+    """The rule that the statement breaks where it stands: `level` is the kind of the innermost loop around it that divides work."""
+    match statement:
+        case For(kind=kind) if kind in GPU_KINDS:
+            return _loop_rule(statement, level, depth)
+        case For(kind=kind, symbol=symbol) if level and kind == "parallel":
+            return f"parallel loop {symbol.name} stands inside a {level} loop"
+        case Alloc(buffer=buffer) if buffer.space in GPU_SPACES and level != "block":
+            return f"{buffer.space} buffer %{buffer.name} is allocated in {_where(level)}, expected a block loop"
+        case Alloc(buffer=buffer) if buffer.space == "shared" and not all(isinstance(n, int) for n in buffer.shape):
+            return f"shared buffer %{buffer.name} has the shape {list(map(str, buffer.shape))}, expected a static one"
+        case Alloc(buffer=buffer) if buffer.space == "local" and level == "block":
+            return f"local buffer %{buffer.name} is allocated between the threads of a block, expected in a thread loop"
+        case Store(buffer=name) | Prefetch(buffer=name) if level in ("block", "warp"):
+            return f"%{name} is stored to in {_where(level)}, outside the threads of a block"
+        case Collect() | Commit() | Wait() if level != "block":
+            return f"{type(statement).__name__.lower()} stands in {_where(level)}, expected a block loop"
+        case MatmulTile() if level != "warp":
+            return f"matmul_tile stands in {_where(level)}, expected a warp loop"
+        case CopyAsync() if level != "thread":
+            return f"copy_async stands in {_where(level)}, expected a thread loop"
+        case Let() | Check() | If() | While():
+            return ""
+    return ""
+
+
+def _where(level: str) -> str:
+    return f"a {level} loop" if level else "no block"
+
+
+def _loop_rule(loop: For, level: str, depth: int) -> str:
+    name, kind = loop.symbol.name, loop.kind
+    if level != INSIDE[kind]:
+        return f"{kind} loop {name} stands in {_where(level)}, expected {_where(INSIDE[kind])}"
+    if kind == "block":
+        return "" if depth == 1 else f"block loop {name} stands inside another statement, expected the outermost level"
+    most = {"thread": MOST_THREADS, "warp": MOST_THREADS // WARP}.get(kind)
+    if not isinstance(loop.extent, int) or most is not None and not 1 <= loop.extent <= most:
+        return f"{kind} loop {name} has the extent {loop.extent}, expected a static one" + (f" of 1 to {most}" if most else "")
+    return ""
+
+
+def private_rule(buffer: Buffer, index: tuple[DimLike, ...], level: str, kinds: Mapping[str, str]) -> str:
+    """Registers of threads are indexed first by the thread's variable, fragments by the warp's; `kinds`: of loop variables."""
+    owner, inside = ("warp", "lane") if buffer.space == "fragment" else ("thread", "thread")
+    first = symbols_of(index[0]) if index else ()
+    own = len(first) == 1 and index[0] == size_of(first[0]) and kinds.get(first[0].name) == owner
+    if len(index) != len(buffer.shape) or not own or level != inside:
+        return (f"%{buffer.name} of the {owner}s of a block is indexed by [{', '.join(map(str, index))}], expected one size an "
+                f"axis, first the variable of the {owner} loop, in a {inside} loop")
+    return ""
+
+
+def collective_rule(statement: Stmt, buffers: list[Buffer]) -> str:
+    """The rule that a statement of several threads breaks; `buffers`: its operands."""
+    match statement:
+        case Collect(buffer=name, combine=combine, width=width):
+            buffer, = buffers
+            if combine not in COMBINES:
+                return f"collect combines by {combine!r}, expected one of {', '.join(COMBINES)}"
+            if buffer.space != "register" or not buffer.shape:
+                return f"collect of %{name}, expected registers of the threads of a block"
+            if width not in WIDTHS and width != buffer.shape[0] or isinstance(buffer.shape[0], int) and buffer.shape[0] % width:
+                return f"collect over {width} of {buffer.shape[0]} threads, expected {', '.join(map(str, WIDTHS))}, or all of them"
+        case MatmulTile(accumulator=name, left_index=rows, right_index=columns, depth=depth):
+            accumulator, left, right = buffers
+            if accumulator.space != "fragment" or len(accumulator.shape) != 3:
+                return f"matmul_tile adds to %{name}, expected a fragment [warps, rows, columns]"
+            if not len(left.shape) == len(right.shape) == len(rows) == len(columns) == 2 or depth < 1:
+                return "matmul_tile multiplies parts of matrices of two axes each, one element deep or more"
+            held = I32 if left.dtype == U8 else left.dtype
+            if right.dtype != held or left.dtype == U8 and (accumulator.dtype != I32 or depth % 4):
+                return f"matmul_tile adds {left.dtype} times {right.dtype} to {accumulator.dtype}, expected {held} on the right"
+        case CopyAsync(buffer=name, source=source, count=count):
+            target, origin = buffers
+            if target.space != "shared" or origin.space not in ("in", "inout") or target.dtype != origin.dtype:
+                return f"copy_async of %{source} to %{name}, expected an input and shared memory of one dtype"
+            if count * target.dtype.bytes not in COPIED_BYTES:
+                return f"copy_async of {count * target.dtype.bytes} bytes, expected {', '.join(map(str, COPIED_BYTES))}"
+        case Wait(groups=groups) if not 0 <= groups <= MOST_GROUPS:
+            return f"wait leaves {groups} groups under way, expected 0 to {MOST_GROUPS}"
+    return ""
+
+
+def block_loops(kernel: Kernel) -> tuple[For, ...]:
+    """The grid: the outermost loops over blocks."""
+    return tuple(s for s in kernel.body if isinstance(s, For) and s.kind == "block")
+
+
+def threads_of(kernel: Kernel) -> int:
+    """The threads of a block: as many as the greatest loop over threads or warps needs, at least one."""
+    most = 1
+    for statement in walk(kernel.body):
+        if isinstance(statement, For) and statement.kind in ("thread", "warp"):
+            assert isinstance(statement.extent, int)
+            most = max(most, statement.extent * (WARP if statement.kind == "warp" else 1))
+    return most
+
+
+def shared_bytes(kernel: Kernel) -> int:
+    """Bytes of shared memory that a block allocates, each buffer aligned to 128."""
+    total = 0
+    for statement in walk(kernel.body):
+        if isinstance(statement, Alloc) and statement.buffer.space == "shared":
+            size = statement.buffer.dtype.bytes
+            for n in statement.buffer.shape:
+                assert isinstance(n, int)
+                size *= n
+            total += -(-size // 128) * 128
+    return total

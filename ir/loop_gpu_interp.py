@@ -1,0 +1,81 @@
+"""What the threads of a block do together, run element by element for `loop_interp`.
+
+Memory is a pair: the elements of a buffer, and for each whether it is set (None where that is not followed). Sums of floats are
+taken in the order of the threads, which is one of those allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+# elements, which of them are set, the shape, the first element's indices, the buffer's name
+Part = tuple[Array, bytearray | None, tuple[int, int], tuple[int, int], str]
+Copy = tuple[Array, bytearray | None, int, Any]
+
+
+class Faults(Protocol):
+    """What complains of an access."""
+
+    def outside(self, buffer: str, axis: int, index: int, size: int) -> None: ...
+
+    def unset(self, buffer: str, element: int) -> None: ...
+
+
+def collect(memory: Array, known: bytearray | None, shape: tuple[int, ...], width: int, combine: Callable[[Any, Any], Any],
+            unset: Callable[[int], None]) -> None:
+    """Every thread's registers become the combination of its group's."""
+    if known is not None and 0 in known:
+        unset(known.index(0))
+    threads = memory.reshape(shape[0], -1)
+    for first in range(0, shape[0], width):
+        for position in range(threads.shape[1]):
+            total = threads[first, position]
+            for thread in range(first + 1, first + width):
+                total = combine(total, threads[thread, position])
+            threads[first:first + width, position] = total
+
+
+def add_products(accumulator: tuple[Array, bytearray | None, tuple[int, int, int], int, str], left: Part, right: Part, depth: int,
+                 faults: Faults) -> None:
+    """Adds the product of two parts to the fragment of a warp."""
+    memory, known, (warps, rows, columns), warp, name = accumulator
+    size = rows * columns
+    start = warp * size
+    if known is not None and 0 in known[start:start + size]:
+        faults.unset(name, known.index(0, start))
+    a = _part(left, (rows, depth), faults).astype(memory.dtype)
+    if left[0].dtype == np.uint8:  # words of four signed bytes each
+        words = _part(right, (depth // 4, columns), faults)
+        b = np.moveaxis(np.ascontiguousarray(words).view(np.int8).reshape(depth // 4, columns, 4), -1, 1).reshape(depth, columns)
+    else:
+        b = _part(right, (depth, columns), faults)
+    b = b.astype(memory.dtype)
+    memory.reshape(warps, rows, columns)[warp] += a @ b
+
+
+def _part(part: Part, extents: tuple[int, int], faults: Faults) -> Array:
+    memory, known, shape, first, name = part
+    for axis in range(2):
+        for index in (first[axis], first[axis] + extents[axis] - 1):
+            if not 0 <= index < shape[axis]:
+                faults.outside(name, axis, index, shape[axis])
+    area = tuple(slice(f, f + n) for f, n in zip(first, extents))
+    if known is not None:
+        flags = np.frombuffer(known, np.uint8).reshape(shape)[area]
+        if not flags.all():
+            row, column = np.argwhere(flags == 0)[0]
+            faults.unset(name, int((first[0] + row) * shape[1] + first[1] + column))
+    return memory.reshape(shape)[area]
+
+
+def finish_copies(groups: list[list[Copy]], left: int) -> None:
+    """Makes what the groups have copied visible, but for the last ones."""
+    while len(groups) > left:
+        for memory, known, element, value in groups.pop(0):
+            memory[element] = value
+            if known is not None:
+                known[element] = 1

@@ -1,0 +1,172 @@
+"""Is what every step of a scheduled program touches in the scratchpad? Plays the transfers and launches in their order.
+
+Assumes a program with a scratchpad. Guarantees, for one that it accepts: there is no control flow and no symbolic size; values
+lie at aligned addresses within the scratchpad and no two share a byte of their aligned places; a launch reads whole or parts of
+values that are there, and stores to what is free or to a value that a launch made and that was not copied off the chip; kernels
+see the scratchpad and the constants alone; a fetch copies what is off the chip; at the end every output was spilled.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from msgspec import Struct, field
+
+from .dims import evaluate, product
+from .errors import VerifyError
+from .loop import Buffer
+from .program import Fetch, Free, Launch, Place, Program, Spill, Step
+
+MOST_BYTES = 2**48  # of a scratchpad: more than a machine can address
+MOST_ALIGNMENT = 2**20
+
+
+class Value(Struct):
+    """A value in the scratchpad: its bytes, the first byte behind its aligned place, whether a launch made it, and whether it
+    was copied off the chip."""
+
+    bytes: int
+    end: int
+    made: bool
+    kept: bool = False
+
+
+def buffer_bytes(launch: Launch, buffer: Buffer) -> int:
+    """What a launch whose sizes are numbers touches of a buffer's memory, at most."""
+    sizes = {symbol.name: evaluate(size, {}) for symbol, size in zip(launch.kernel.symbols, launch.sizes)}
+    return evaluate(product(buffer.shape), sizes) * buffer.dtype.bytes
+
+
+def verify_residency(program: Program) -> None:
+    """Raises VerifyError for the first step that is not right."""
+    _Play(program).run()
+
+
+class _Play(Struct):
+    """The scratchpad while the steps are played. `values`: by address; `stored`: (space, number, offset) -> bytes that were spilled."""
+
+    program: Program
+    values: dict[int, Value] = field(default_factory=dict)
+    stored: dict[tuple[str, int, int], int] = field(default_factory=dict)
+    where: str = ""
+
+    def fail(self, message: str) -> NoReturn:
+        raise VerifyError(f"program {self.program.name}: {self.where}{message}")
+
+    def run(self) -> None:
+        self.check_memory()
+        for number, step in enumerate(self.program.steps):
+            self.where = f"step {number}: "
+            self.step(step)
+        self.where = "at the end: "
+        for number, (name, type) in enumerate(self.program.outputs):
+            size = evaluate(product(type.shape), {}) * type.dtype.bytes
+            if size and self.stored.get(("output", number, 0)) != size:
+                self.fail(f"output {name} was not spilled")
+
+    def check_memory(self) -> None:
+        program, memory = self.program, self.program.scratchpad
+        assert memory is not None
+        self.where = "the scratchpad: "
+        if not 0 <= memory.bytes <= MOST_BYTES:
+            self.fail(f"found {memory.bytes} bytes, expected 0 to {MOST_BYTES}")
+        if not 0 < memory.alignment <= MOST_ALIGNMENT or memory.alignment & memory.alignment - 1:
+            self.fail(f"found an alignment of {memory.alignment}, expected a power of two up to {MOST_ALIGNMENT}")
+        if program.symbols or not isinstance(program.workspace_bytes, int):
+            self.fail("a program with a scratchpad has no symbolic sizes")
+
+    def step(self, step: Step) -> None:
+        match step:
+            case Launch():
+                self.launch(step)
+            case Fetch():
+                self.fetch(step)
+            case Spill():
+                self.spill(step)
+            case Free(address=address):
+                if self.values.pop(address, None) is None:
+                    self.fail(f"nothing lies at {address} that could be freed")
+            case _:
+                self.fail("a program with a scratchpad has launches and transfers alone")
+
+    # --- transfers ---
+
+    def fetch(self, step: Fetch) -> None:
+        key = self.off_chip(step.source, step.bytes)
+        if step.source.space in ("output", "workspace") and self.stored.get(key) != step.bytes:
+            self.fail(f"{step.bytes} bytes at {_spelled(key)} are fetched, but were not spilled there")
+        self.place(step.address, step.bytes, made=False)
+
+    def spill(self, step: Spill) -> None:
+        if step.target.space not in ("output", "workspace"):
+            self.fail(f"a value goes to an output or to the workspace, found {step.target.space}")
+        value = self.values.get(step.address)
+        if value is None or value.bytes != step.bytes:
+            there = f"found {value.bytes}" if value is not None else "nothing is there"
+            self.fail(f"{step.bytes} bytes at {step.address} are spilled, but {there}")
+        key = self.off_chip(step.target, step.bytes)
+        for other, size in self.stored.items():
+            if other[:2] == key[:2] and other != key and other[2] < key[2] + step.bytes and key[2] < other[2] + size:
+                self.fail(f"{_spelled(key)} to {key[2] + step.bytes} overlaps what was spilled to {_spelled(other)}")
+        self.stored[key] = step.bytes
+        value.kept = True
+
+    def off_chip(self, place: Place, size: int) -> tuple[str, int, int]:
+        """The place as a key; it is known to be within its space."""
+        if place.space == "scratchpad":
+            self.fail("a transfer is between the scratchpad and a place off the chip")
+        offset = self.number(place.offset)
+        if size < 0:
+            self.fail(f"found {size} bytes")
+        return place.space, place.number, offset
+
+    def number(self, size: object) -> int:
+        if not isinstance(size, int):
+            self.fail(f"found the size {size}; a program with a scratchpad has numbers")
+        return size
+
+    def place(self, address: int, size: int, made: bool) -> None:
+        memory = self.program.scratchpad
+        assert memory is not None
+        if not size:
+            return
+        end = address + -(-size // memory.alignment) * memory.alignment
+        if address % memory.alignment:
+            self.fail(f"a value lies at {address}, which is no multiple of {memory.alignment}")
+        if address < 0 or end > memory.bytes:
+            self.fail(f"a value lies at {address} to {end}, outside of the {memory.bytes} bytes of the scratchpad")
+        for begin, other in self.values.items():
+            if address < other.end and begin < end:
+                self.fail(f"a value at {address} to {end} overlaps the one at {begin} to {other.end}")
+        self.values[address] = Value(size, end, made)
+
+    # --- launches ---
+
+    def launch(self, launch: Launch) -> None:
+        for buffer, place in zip(launch.kernel.buffers, launch.places):
+            what = f"launch {launch.kernel.name}: %{buffer.name}"
+            if place.space == "constant" and buffer.space == "in":
+                continue
+            if place.space != "scratchpad":
+                self.fail(f"{what} lies in {place.space} {place.number}, which kernels do not see")
+            for size in launch.sizes:
+                self.number(size)
+            begin, size = self.number(place.offset), buffer_bytes(launch, buffer)
+            if not size:
+                continue
+            value = self.value_around(begin, begin + size)
+            if value is None and buffer.space == "out":
+                self.place(begin, size, made=True)
+            elif value is None:
+                self.fail(f"{what} reads {begin} to {begin + size}, which are no part of one value in the scratchpad")
+            elif buffer.space != "in" and (not value.made or value.kept):
+                reason = "a launch" if not value.made else "others: it was spilled"
+                self.fail(f"{what} stores to {begin} to {begin + size}, which hold a value that is not for {reason} to change")
+
+    def value_around(self, begin: int, end: int) -> Value | None:
+        return next((value for at, value in self.values.items() if at <= begin and end <= at + value.bytes), None)
+
+
+def _spelled(key: tuple[str, int, int]) -> str:
+    space, number, offset = key
+    return f"{space} {number} at {offset}" if space in ("input", "output") else f"{space} {offset}"

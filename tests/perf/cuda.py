@@ -1,0 +1,102 @@
+"""What kernels of CUDA take of a GPU, as nvcc's assembler says: registers, shared memory, and bytes spilled, for each architecture.
+
+`cuda.csv` holds it for the version of nvcc in `NVCC`; the test fails on any change, and on any spill:
+
+    python -m tests.perf.cuda --write
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from msgspec import Struct
+
+import tilewright as tw
+from benchmarks.models import MODELS, bind_sizes
+from tests.test_cuda_kernels import convolution, matmul
+from tests.test_gpu_lowering import one
+from tilewright import library as lib
+from tilewright.backends.cuda.backend import CudaBackend
+from tilewright.backends.cuda.compile import usage_of
+from tilewright.backends.cuda.emit import emit_module
+from tilewright.ir.dims import symbol
+from tilewright.ir.graph import Graph
+from tilewright.ir.ops.compute import Sort
+from tilewright.ir.types import BF16, F16, F32
+from tilewright.lowering.lower import lower_program
+from tilewright.options import Environment, Options
+from tilewright.pipeline import run_passes
+
+QUIET = Environment(debug=0, dump=None, verify=0, backend="llvm", cache_directory=None)
+EXPECTED = Path(__file__).with_name("cuda.csv")
+NVCC = 13000
+ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
+ROWS = symbol("R")
+PROGRAMS: dict[str, Callable[[], Graph]] = {
+    "softmax": lambda: one((ROWS, 1000), lambda b, x: lib.softmax(b, x, 1)),
+    "long softmax": lambda: one((ROWS, 8192), lambda b, x: lib.softmax(b, x, 1)),
+    "matmul f32": lambda: matmul(1024, 1024, 1024),
+    "matmul f32 of open sizes": lambda: matmul(ROWS, symbol("K"), symbol("N")),
+    "matmul f16": lambda: matmul(1024, 1024, 1024, (), F16),
+    "matmul bf16 of few rows": lambda: matmul(16, 1024, 4096, (), BF16),
+    "batched matmul f16": lambda: matmul(128, 64, 128, (12,), F16),
+    "convolution": lambda: convolution((8, 64, 56, 56), 3, 1, 1, 64),
+    "sort": lambda: one((64, 1000), lambda b, x: b.add(Sort(1, False), x), F32),
+}
+
+
+class Row(Struct, frozen=True):
+    """A program on an architecture: of its kernels the most registers and bytes of shared memory, and all bytes spilled."""
+
+    program: str
+    architecture: str
+    kernels: int
+    registers: int
+    shared: int
+    spills: int
+
+
+def row_of(name: str, graph: Graph, architecture: str) -> Row:
+    """Compiles the kernels of a graph."""
+    caps = CudaBackend(architecture).capabilities
+    program = lower_program(run_passes(graph, Options(), caps, QUIET)[0], caps)[0]
+    module = emit_module(program, architecture)
+    used = usage_of(module.source, architecture)
+    dynamic = max(kernel.shared_bytes for kernel in module.kernels.values())
+    return Row(name, architecture, len(used), max(u.registers for u in used), max(dynamic, *(u.shared for u in used)), sum(u.spills for u in used))
+
+
+def rows(models: bool) -> Iterator[Row]:
+    """The table; with the real models, for the oldest architecture."""
+    for name, make in PROGRAMS.items():
+        for architecture in ARCHITECTURES:
+            yield row_of(name, make(), architecture)
+    for model in MODELS if models else ():
+        graph = tw.from_onnx(model.path(), dims=bind_sizes(model.path(), model.shapes))
+        yield row_of(model.name, graph, ARCHITECTURES[0])
+
+
+def recorded() -> list[Row]:
+    with EXPECTED.open(newline="") as file:
+        return [Row(r["program"], r["architecture"], int(r["kernels"]), int(r["registers"]), int(r["shared"]), int(r["spills"]))
+                for r in csv.DictReader(file)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="record what is found")
+    found = list(rows(models=True))
+    if parser.parse_args().write:
+        with EXPECTED.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(Row.__struct_fields__)
+            writer.writerows([getattr(row, field) for field in Row.__struct_fields__] for row in found)
+    for row in found:
+        print(*(getattr(row, field) for field in Row.__struct_fields__))
+
+
+if __name__ == "__main__":
+    main()

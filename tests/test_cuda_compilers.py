@@ -1,0 +1,53 @@
+"""CUDA source through nvcc and NVRTC, where one is installed: everything compiles for each architecture, and nothing spills."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.perf.cuda import ARCHITECTURES, NVCC, PROGRAMS, recorded, row_of
+from tests.test_cuda_kernels import matmul
+from tilewright.backends.cuda.compile import can_compile, compile_source, toolkit_version
+from tilewright.gpu.compiling import standalone_source
+from tilewright.ir.errors import InternalError
+from tilewright.options import Environment, Options
+
+QUIET = Environment(debug=0, dump=None, verify=0, backend="llvm", cache_directory=None)
+HAS_NVCC = shutil.which("nvcc") is not None
+
+pytestmark = pytest.mark.skipif(not can_compile(), reason="neither NVRTC nor nvcc is installed")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_NVCC, reason="nvcc is not installed")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_kernels_take(architecture: str) -> None:
+    found = [row_of(name, make(), architecture) for name, make in PROGRAMS.items()]
+    assert [row.program for row in found if row.spills] == []
+    if toolkit_version() == NVCC:
+        expected = [row for row in recorded() if row.architecture == architecture and row.program in PROGRAMS]
+        assert found == expected, "python -m tests.perf.cuda --write records it"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_NVCC, reason="nvcc is not installed")
+def test_a_standalone_source_compiles(tmp_path: Path) -> None:
+    made = standalone_source(matmul(5, 7, 9), "cuda:sm_80", Options(), QUIET, "model.data")
+    (tmp_path / "model.cu").write_text(made.source)
+    (tmp_path / "model.data").write_bytes(made.data)
+    finished = subprocess.run(["nvcc", "-std=c++17", "--fmad=false", "-arch=sm_80", "-o", str(tmp_path / "model"), str(tmp_path / "model.cu")],
+                              capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "warning" not in finished.stderr
+
+
+@pytest.mark.slow
+def test_an_error_of_the_source_keeps_it() -> None:
+    with pytest.raises(InternalError, match=r"refuses the emitted source, which is kept in (\S+\.cu)") as caught:
+        compile_source('#include "device.h"\nthis is no C++\n', "sm_80")
+    kept = Path(str(caught.value).partition("kept in ")[2].partition(":\n")[0])
+    assert "this is no C++" in kept.read_text()
+    kept.unlink()

@@ -1,0 +1,178 @@
+"""Matrix products on a GPU's matrix units, against the interpreter of graphs: in the loop interpreter, and as CUDA source in the emulation.
+
+All products of a test are results of one graph, so that their kernels are one source.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from tests.cuda_programs import EmulatedPrograms
+from tests.test_gpu_lowering import lowered
+from tilewright import library as lib
+from tilewright.backends.cuda.backend import capabilities_of
+from tilewright.backends.cuda.emit import emit_module
+from tilewright.ir.dims import symbol
+from tilewright.ir.errors import ArgumentError
+from tilewright.ir.graph import Builder, Graph
+from tilewright.ir.interp import evaluate_graph
+from tilewright.ir.loop import MatmulTile, walk
+from tilewright.ir.loop_interp import run_program
+from tilewright.ir.ops.compute import Dot
+from tilewright.ir.ops.control import Param
+from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType
+from tilewright.runtime import cuda_array
+from tilewright.runtime.buffer import TensorInfo
+
+HEADER = Path(__file__).parent.parent / "backends" / "cuda"
+# rows, steps, columns: whole tiles, edges on each side, one row, one step, steps that 16 bytes do not hold, several stages, few columns
+SIZES = [(64, 64, 64), (70, 72, 70), (1, 40, 33), (33, 1, 64), (5, 37, 9), (130, 200, 96), (32, 160, 2), (65, 8, 129)]
+
+
+def products(dtype: DType, sizes: list[tuple[int, int, int]]) -> tuple[Graph, list[np.ndarray]]:
+    """Products with small whole numbers, so that sums are exact in any order; with a bias and a maximum behind each."""
+    b = Builder()
+    rng = np.random.default_rng(1)
+    params, results, values = [], [], []
+    for number, (m, k, n) in enumerate(sizes):
+        shapes = ((m, k), (k, n), (n,))
+        x, w, bias = (b.add(Param(f"{name}{number}", dtype, shape)) for name, shape in zip("xwb", shapes))
+        total = lib.apply(b, "add", lib.matmul(b, x, w), bias)
+        results.append(lib.apply(b, "max", total, lib.constant(b, -2.0, dtype)))
+        params += [x, w, bias]
+        values += [rng.integers(-2, 3, shape).astype(dtype.numpy) for shape in shapes]
+    return Graph("products", params, results), values
+
+
+def check(graph: Graph, values: list[np.ndarray], count: int) -> None:
+    program = lowered(graph)
+    on_units = [k for k in program.kernels() if any(isinstance(s, MatmulTile) for s in walk(k.body))]
+    assert len(on_units) == count
+    expected = evaluate_graph(graph, values)
+    for found in (run_program(program, values), EmulatedPrograms([program]).run(0, values)):
+        for x, y in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(y, x)
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="kernels run on the host only where there is g++")
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [F16, BF16])
+def test_products_of_every_kind_of_size(dtype: DType) -> None:
+    sizes = SIZES if dtype == F16 else SIZES[1:4]
+    graph, values = products(dtype, sizes)
+    check(graph, values, len(sizes))
+
+
+def test_batches_and_open_sizes() -> None:
+    b = Builder()
+    x = b.add(Param("x", F16, (symbol("B"), symbol("M"), 24)))
+    y = b.add(Param("y", F16, (symbol("B"), 24, symbol("N", 1))))
+    graph = Graph("batched", [x, y], [lib.matmul(b, x, y)])
+    program = lowered(graph)
+    rng = np.random.default_rng(2)
+    for batch, m, n in ((2, 35, 40), (1, 1, 1), (3, 0, 5), (0, 4, 4)):
+        values = [rng.integers(-2, 3, shape).astype(np.float16) for shape in ((batch, m, 24), (batch, 24, n))]
+        np.testing.assert_array_equal(run_program(program, values)[0], evaluate_graph(graph, values)[0])
+
+
+def test_open_depth() -> None:
+    b = Builder()
+    x, y = b.add(Param("x", F16, (5, symbol("K", 1)))), b.add(Param("y", F16, (symbol("K", 1), 6)))
+    graph = Graph("deep", [x, y], [lib.matmul(b, x, y)])
+    program = lowered(graph)
+    rng = np.random.default_rng(3)
+    for depth in (1, 31, 32, 75):
+        values = [rng.integers(-2, 3, shape).astype(np.float16) for shape in ((5, depth), (depth, 6))]
+        np.testing.assert_array_equal(run_program(program, values)[0], evaluate_graph(graph, values)[0])
+
+
+@needs_compiler
+def test_what_is_not_finite_stays_in_its_rows_and_columns() -> None:
+    graph, values = products(F16, [(40, 72, 40)])
+    values[0][3, 71], values[0][39, 0], values[1][5, 39] = np.nan, np.inf, -np.inf
+    program = lowered(graph)
+    with np.errstate(invalid="ignore"):
+        expected, = evaluate_graph(graph, values)
+    for found in (run_program(program, values), EmulatedPrograms([program]).run(0, values)):
+        np.testing.assert_array_equal(found[0], expected)
+
+
+def test_sums_are_of_float32() -> None:
+    """2048 ones and one more: float16 would stop counting."""
+    b = Builder()
+    x, y = b.add(Param("x", F16, (1, 4096))), b.add(Param("y", F16, (4096, 16)))
+    graph = Graph("ones", [x, y], [lib.matmul(b, x, y)])
+    ones = [np.ones((1, 4096), np.float16), np.ones((4096, 16), np.float16)]
+    np.testing.assert_array_equal(run_program(lowered(graph), ones)[0], np.full((1, 16), 4096, np.float16))
+
+
+def test_float32_is_not_computed_with_fewer_bits() -> None:
+    b = Builder()
+    x, y = b.add(Param("x", F32, (64, 64))), b.add(Param("y", F32, (64, 64)))
+    program = lowered(Graph("plain", [x, y], [lib.matmul(b, x, y)]))
+    assert not any(isinstance(s, MatmulTile) for k in program.kernels() for s in walk(k.body))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
+def test_device_code_keeps_fragments_in_registers(architecture: str, tmp_path: Path) -> None:
+    graph, _ = products(F16, [(4096, 1024, 4096), (64, 64, 64)])
+    source = tmp_path / "products.cu"
+    source.write_text(emit_module(lowered(graph), "sm_80").source)
+    finished = subprocess.run(["nvcc", "-std=c++17", "--fmad=false", f"-arch={architecture}", "-I", str(HEADER), "-cubin", "-Xptxas", "-v",
+                               "-o", str(tmp_path / "products.cubin"), str(source)], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    frames = [line for line in finished.stderr.splitlines() if "stack frame" in line]
+    assert frames and all(line.strip() == "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" for line in frames)
+
+
+def integer_products(sizes: list[tuple[int, int, int]], left: DType, right: DType) -> tuple[Graph, list[np.ndarray]]:
+    b = Builder()
+    rng = np.random.default_rng(4)
+    params, results, values = [], [], []
+    for number, (m, k, n) in enumerate(sizes):
+        x, w = b.add(Param(f"x{number}", left, (m, k))), b.add(Param(f"w{number}", right, (k, n)))
+        results.append(b.add(Dot((1,), (0,), result=I32), x, w))
+        params += [x, w]
+        values += [rng.integers(np.iinfo(t.numpy).min, np.iinfo(t.numpy).max, shape, dtype=t.numpy, endpoint=True)
+                   for t, shape in ((left, (m, k)), (right, (k, n)))]
+    return Graph("integers", params, results), values
+
+
+@needs_compiler
+@pytest.mark.parametrize("left", [U8, I8])
+def test_products_of_bytes(left: DType) -> None:
+    sizes = [(40, 128, 70), (33, 80, 64), (1, 5, 9), (65, 67, 32)]
+    graph, values = integer_products(sizes if left == U8 else sizes[1:3], left, I8)
+    check(graph, values, len(graph.results))
+
+
+def test_high_tiles_where_there_is_work_for_all_multiprocessors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What large matrices get, at a size that the emulation runs."""
+    monkeypatch.setattr("tests.test_gpu_lowering.CAPS", replace(capabilities_of("sm_80"), multiprocessors=1))
+    graph, values = products(F16, [(130, 136, 140)])
+    program = lowered(graph)
+    assert {k.body[0].body[-1].extent for k in program.kernels() if any(isinstance(s, MatmulTile) for s in walk(k.body))} == {8}
+    check(graph, values, 1)
+
+
+def test_tensors_that_16_bytes_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of 16 bytes from elsewhere would end the process's context."""
+    class Tensor:
+        def __init__(self, address: int) -> None:
+            self.__cuda_array_interface__ = {"typestr": "<f2", "shape": (8,), "data": (address, False), "version": 3}
+
+    monkeypatch.setattr(cuda_array._cuda, "device_of", lambda address: 0)
+    info = TensorInfo("x", np.dtype(np.float16), (8,))
+    assert cuda_array.import_tensor("x", info, Tensor(4096), 0).address == 4096
+    with pytest.raises(ArgumentError, match="the tensor begins 2 bytes after a multiple of 16"):
+        cuda_array.import_tensor("x", info, Tensor(4098), 0)
