@@ -28,7 +28,7 @@ from ..tiles import panel_columns
 from .panels import pack_columns
 from .winograd import known_array
 
-LEAST_WEIGHTS = 1 << 13  # that are worth a kernel of their own
+LEAST_WEIGHTS = 1 << 17  # that are worth words: fewer lie in a cache of their core anyway
 SOME = 64                # weights that are looked at before all are
 
 
