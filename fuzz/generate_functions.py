@@ -23,7 +23,7 @@ from ..ir.ops.compute import Bitcast, Cast, Elementwise
 from ..ir.ops.control import Const, Param
 from ..ir.ops.scalar import SCALARS, result_dtype
 from ..ir.ops.shape import Broadcast
-from ..ir.types import ARRAY_DTYPES, BOOL, DType
+from ..ir.types import ARRAY_DTYPES, BOOL, U32, DType
 from .input_kinds import INPUT_KINDS, array_of_kind, random_kind
 from .rebuild import MOST_RESULTS, adapted, chosen, tensors
 
@@ -37,14 +37,17 @@ NARROWING = 0.25  # share of the values that are cast before they are a result
 COMPOSED = 0.3    # share of the functions that take what another gave
 
 
+FIXED: dict[str, tuple[DType, ...]] = {"select": (BOOL,), "bfloats": (U32, U32)}  # dtypes of the first operands that no other decides
+
+
 def functions_of(dtype: DType) -> list[str]:
-    """The scalar functions that take operands of this dtype, `select` with them."""
+    """The scalar functions that take operands of this dtype, last at least."""
     return [name for name, row in SCALARS.items() if _takes(name, row.arity, dtype)]
 
 
 def _takes(name: str, arity: int, dtype: DType) -> bool:
     try:
-        result_dtype(name, [BOOL, *[dtype] * (arity - 1)] if SCALARS[name].rule == "select" else [dtype] * arity)
+        result_dtype(name, [*FIXED.get(SCALARS[name].rule, ()), *[dtype] * arity][:arity])
     except CompileError:
         return False
     return True
@@ -101,8 +104,12 @@ def _parted(items: Sequence[str | DType]) -> list[Sequence[str | DType]]:
 
 
 def _function(b: Builder, name: str, operands: Sequence[Node]) -> Node:
-    """The function of as many of the operands as it takes; `select` takes a comparison of the first two for its condition."""
+    """The function of as many of the operands as it takes; `select` takes a comparison of the first two for its condition, words of
+    bfloat16 are their bits."""
     row = SCALARS[name]
+    if row.rule == "bfloats":
+        words = [b.add(Bitcast(U32), x) for x in operands[:2]]
+        return b.add(Elementwise(name), *words, operands[-1] if len(operands) < 3 else operands[2])
     if row.rule == "select":
         return b.add(Elementwise(name), library.scalar(b, "lt", operands[1], operands[0]), *operands[:2])
     return b.add(Elementwise(name), *operands[:row.arity])

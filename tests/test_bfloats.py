@@ -29,6 +29,12 @@ PLAIN = Caps(vector_bits=128)
 WORDS = Caps(vector_bits=256, vector_registers=32, has_bf16=True)
 
 
+@pytest.fixture(autouse=True)
+def few_weights_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that small matrices take this way."""
+    monkeypatch.setattr(pack_bfloats, "LEAST_WEIGHTS", 1 << 11)
+
+
 def rounded(array: Array) -> Array:
     return array.astype(BF16.numpy).astype(np.float32)
 

@@ -95,7 +95,7 @@ def test_damaged_constants_are_refused() -> None:
 def test_seeds_pass() -> None:
     """Few refuse their inputs: those that take from outside of an axis, and must fail after every pass too. (`make fuzz` goes through
     all of them.)"""
-    cases = list(SUBJECT.seeds())[::3]
+    cases = list(SUBJECT.seeds())[::7]
     refused = 0
     for case in cases:
         try:

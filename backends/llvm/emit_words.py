@@ -32,7 +32,7 @@ class _Words:
 
     def parts(self, word: str, bits: int) -> tuple[str, str]:
         """The type and text of a word's parts."""
-        kind = f"<{32 // bits * self.lanes} x i{bits}>"
+        kind = f"<{32 // bits * max(self.lanes, 1)} x i{bits}>"
         return kind, self.code.pure(f"bitcast {self.kind} {word} to {kind}")
 
     def part(self, word: str, place: int, bits: int, signed: bool) -> str:

@@ -636,7 +636,7 @@ class PackedConv(Op, frozen=True):
         x, w = operands(self, types, 2)
         grouped = self.groups != 1
         channels = x.shape[-1] if x.rank else 0
-        words = channels * (self.kernel[-1] if self.kernel and self.is_joined else 1) // (self.step * self.groups)
+        words = channels * (self.kernel[-1] if self.kernel and self.is_joined else 1) // max(self.step * self.groups, 1)
         check_saturation(self, self.step, self.saturates, self.narrow, words)
         dtype = packed_dtype(self, x.dtype, w.dtype, self.step)
         if x.rank != len(self.kernel) + 2 or w.rank != 3 + grouped or self.step == 1 and not x.dtype.is_float:
