@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from ..ir.graph import Binding
 from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot, unpacked_words
 from ..ir.ops.winograd import WinogradConv
+from ..ir.types import BF16
 from ..ir.winograd import MOST_POINTS, winograd
 from ..passes.winograd import MOST_AMPLIFICATION, RESULTS
 from .shadow_values import (
@@ -39,6 +40,7 @@ from .shadow_values import (
 )
 
 SAFETY = 1.0625  # for the rounding of the bounds themselves
+LEAST_PRODUCT = 2.0**-90  # sums in float32 of products that are no less are no subnormal numbers, nor are their roundings
 CONTRACTIONS = (Dot, Conv, PackedDot, PackedConv, WinogradConv)
 
 
@@ -48,7 +50,7 @@ def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding
     if not x.is_float:
         return Traced(value) if are_exact(operands) else all_tainted(value)
     if isinstance(op, (PackedDot, PackedConv)) and op.step > 1:
-        if not are_exact((w,)):
+        if not are_exact((w,)) or _may_be_flushed(x.value, unpacked_words(w.value, op.step)):
             return all_tainted(value)
         op, w = replace(op, step=1), Traced(unpacked_words(w.value, op.step), known=w.known)
         operands = (x, w)
@@ -69,6 +71,14 @@ def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding
             on_lattice.rounds = x.rounds + w.rounds + (count if x.known or w.known else 1)
         return on_lattice
     return _inexact(op, operands, value, binding, count)
+
+
+def _may_be_flushed(x: Array, w: Array) -> bool:
+    """Whether words of bfloat16 may meet subnormal numbers on the way, which their instruction takes for zeros."""
+    if x.dtype != BF16.numpy:
+        return False
+    least = [np.abs(v[(v != 0) & np.isfinite(v)]).min(initial=1.0) for v in (x.astype(np.float64), w.astype(np.float64))]
+    return bool(least[0] * least[1] < LEAST_PRODUCT or min(least) < LEAST_PRODUCT)
 
 
 def _on_lattice(op: Any, operands: Sequence[Traced], value: Array, binding: Binding, count: int) -> Traced | None:
