@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
@@ -92,7 +93,7 @@ def measure(case: Case, target: str, torch: Any) -> Result:
             return result
         tensors = [_tensor(torch, array) for array in inputs]
         peer = case.peer(torch, tensors) if case.peer is not None else None
-        ours = lambda: executable(*tensors)  # noqa: E731
+        ours = partial(executable, *tensors)
         result.checked = _compared_tensors(torch, case, inputs, ours(), peer)
         result.ours, result.peer = _in_turns(torch, [ours] if peer is None else [ours, peer])
         if peer is None and case.moved and case.operations == 0:

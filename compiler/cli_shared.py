@@ -43,7 +43,7 @@ precision_option = click.option("--precision", type=click.Choice(PRECISIONS), de
 cache_option = click.option("--no-cache", is_flag=True, help="Neither look into the compile cache nor add to it.")
 
 
-class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click alone
+class Bytes(click.ParamType):  # type: ignore[type-arg]  # the class has parameters in newer versions of click alone
     """A number of bytes: 524288, 512KiB, 1.5MB."""
 
     name = "bytes"

@@ -102,7 +102,7 @@ def parse_scratchpad(text: str) -> Scratchpad:
         if name not in SETTINGS or not equals or name in values:
             raise CompileError(f"target {text!r}: found {setting!r}, expected each of {', '.join(SETTINGS)} at most once, as in banks=8")
         values[name] = _setting(text, name, value)
-    return Scratchpad(count, **values)  # type: ignore[arg-type]  # each has the type of its default
+    return Scratchpad(count, **values)  # type: ignore[arg-type]  # each has the type of its default, which mypy cannot see
 
 
 def _setting(text: str, name: str, value: str) -> int | float | str:

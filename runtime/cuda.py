@@ -254,7 +254,7 @@ class CudaExecutable(Executable):
     results are tensors of the same library. `device`: the one for NumPy arrays."""
 
     def __init__(self, model: CudaModel, *, device: int | None = None, **rest: Any) -> None:
-        super().__init__(model, **rest)  # type: ignore[arg-type]
+        super().__init__(model, **rest)  # type: ignore[arg-type]  # a model of _cuda has the face of one of _native
         self._on_devices = model
         self.device = device
 

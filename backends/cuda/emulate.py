@@ -131,21 +131,21 @@ def explain_fault(message: str, library: Path) -> str:
     return text
 
 
-def _value(name: str, number: int, kind: str, argument: object) -> ctypes._SimpleCData[object] | ctypes.Array[ctypes.c_char]:
+def _value(name: str, number: int, kind: str, argument: object) -> ctypes.c_void_p | ctypes.c_longlong | ctypes.Array[ctypes.c_char]:
     """The memory that holds an argument."""
     if isinstance(argument, np.ndarray):
         if "*" not in kind:
             raise EmulationError(f"kernel {name}: argument {number} is an array, the parameter a {kind}")
         if not argument.flags.c_contiguous:
             raise EmulationError(f"kernel {name}: argument {number} is not contiguous")
-        return ctypes.c_void_p(argument.ctypes.data)  # type: ignore[return-value]
+        return ctypes.c_void_p(argument.ctypes.data)
     if isinstance(argument, (bytes, bytearray)):
         return ctypes.create_string_buffer(bytes(argument), len(argument))
     if argument is None and "*" in kind:
-        return ctypes.c_void_p(None)  # type: ignore[return-value]
+        return ctypes.c_void_p(None)
     if "*" in kind or not isinstance(argument, (int, np.integer)):
         raise EmulationError(f"kernel {name}: argument {number} is a {type(argument).__name__}, the parameter a {kind}")
-    return ctypes.c_longlong(int(argument))  # type: ignore[return-value]
+    return ctypes.c_longlong(int(argument))
 
 
 def _extents(sizes: int | Sequence[int]) -> ctypes.Array[ctypes.c_uint]:

@@ -1,8 +1,8 @@
 """The host side of a program for a GPU: an object like that of a CPU, in which kernels are launched instead of called.
 
-The entry points come from the LLVM backend: they check and plan sizes, and go through the program's steps. Each kernel is a stub that
-puts its arguments side by side and hands them to `launch` of the team (csrc/cuda.h); conditions in memory are read by its `read`. The
-compiled images, the source and what a launch needs lie beside as constants (`tw_cuda_program`).
+The entry points come from the LLVM backend: they check and plan sizes, and go through the program's steps. In the place of each kernel
+stands a function that puts its arguments side by side and hands them to `launch` of the team (csrc/cuda.h); conditions in memory are read
+by its `read`. The compiled images, the source and what a launch needs lie beside as constants (`tw_cuda_program`).
 
 Guarantees: equal programs, modules and images give equal bytes; the object refers to the runtime's functions alone, as one for a
 CPU does, so one loader and one linker serve both.

@@ -270,7 +270,7 @@ class _Work:
 
 
 def _as_statements(made: Stmt | Sequence[Stmt]) -> tuple[Stmt, ...]:
-    return tuple(made) if isinstance(made, (list, tuple)) else (made,)  # type: ignore[return-value]
+    return tuple(made) if isinstance(made, Sequence) else (made,)
 
 
 __all__ = ["GpuTile", "gpu_tile", "lower_gpu_contraction"]
