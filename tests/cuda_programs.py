@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tests.emulated import emulate
 from tilewright.backends.cuda.emit import emit_module
-from tilewright.backends.cuda.emulate import EmulatedModule, emulate
+from tilewright.backends.cuda.emulate import EmulatedModule
 from tilewright.backends.cuda.module import CudaModule
 from tilewright.ir.dims import evaluate
 from tilewright.ir.errors import IndexFailure, RuntimeFailure

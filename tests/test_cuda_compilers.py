@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests.perf.cuda import ARCHITECTURES, NVCC, PROGRAMS, recorded, row_of
 from tests.test_cuda_kernels import matmul
+from tilewright.backends.cuda import compile
 from tilewright.backends.cuda.compile import can_compile, compile_source, toolkit_version
 from tilewright.gpu.compiling import standalone_source
-from tilewright.ir.errors import InternalError
+from tilewright.ir.errors import InternalError, UnsupportedError
 from tilewright.options import Environment, Options
 
 QUIET = Environment(debug=0, dump=None, verify=0, backend="llvm", cache_directory=None)
@@ -51,3 +53,11 @@ def test_an_error_of_the_source_keeps_it() -> None:
     kept = Path(str(caught.value).partition("kept in ")[2].partition(":\n")[0])
     assert "this is no C++" in kept.read_text()
     kept.unlink()
+
+
+@pytest.mark.skipif(not HAS_NVCC, reason="nvcc is not installed")
+def test_a_folder_for_temporary_files_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile, "nvrtc_library", lambda: None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(UnsupportedError, match="(?s)CUDA source cannot be compiled: .*absent.*TMPDIR names"):
+        compile_source('#include "device.h"\n', "sm_80")
