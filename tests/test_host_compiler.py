@@ -67,6 +67,15 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, new_process: Callable[[
         compile_kept("emulation", "one.o", ("x",), Path.touch, None)
 
 
+def test_a_full_disk(tmp_path: Path, new_process: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\necho 'fatal error: error writing to made.s: No space left on device' >&2\nexit 1\n")
+    compiler.chmod(0o700)
+    monkeypatch.setattr(host_compiler, "host_compiler", lambda: str(compiler))
+    with pytest.raises(EmulationError, match="(?s)files of the emulation cannot be written below .*No space left on device.*TMPDIR names"):
+        compile_kept("emulation", "one.o", ("x",), lambda place: run_compiler(["-c"], place.parent), None)
+
+
 def test_a_library_that_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "kernels.so").write_bytes(b"no library")
     with pytest.raises(EmulationError, match="(?s)a library of the emulation cannot be loaded: .*kernels.so"):

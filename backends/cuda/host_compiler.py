@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import errno
 import functools
 import os
 import shutil
@@ -58,9 +59,15 @@ def compile_kept(title: str, name: str, parts: Sequence[str], write: Callable[[P
 
 
 def run_compiler(arguments: Sequence[str], folder: Path) -> None:
-    """Runs the compiler in a folder. What it makes names neither that nor where this package is."""
+    """Runs the compiler in a folder. What it makes names neither that nor where this package is.
+
+    Raises EmulationError where it refuses the source, OSError where the disk is full.
+    """
     command = [host_compiler(), f"-ffile-prefix-map={folder}=.", f"-ffile-prefix-map={FOLDER}=.", "-I", str(FOLDER), *arguments]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    full = os.strerror(errno.ENOSPC)
+    if finished.returncode and full in finished.stderr:
+        raise OSError(errno.ENOSPC, full)
     if finished.returncode:
         raise EmulationError(f"the host compiler refuses the source: {' '.join(command)}\n{finished.stderr.strip()}")
 
