@@ -6,8 +6,6 @@ All products of a test are results of one graph, so that their kernels are one s
 from __future__ import annotations
 
 import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ from tests.cuda_programs import EmulatedPrograms
 from tests.test_gpu_lowering import lowered
 from tilewright import library as lib
 from tilewright.backends.cuda.backend import capabilities_of
-from tilewright.backends.cuda.emit import emit_module
 from tilewright.ir.dims import symbol
 from tilewright.ir.errors import ArgumentError
 from tilewright.ir.graph import Builder, Graph
@@ -30,7 +27,6 @@ from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType
 from tilewright.runtime import cuda_array
 from tilewright.runtime.buffer import TensorInfo
 
-HEADER = Path(__file__).parent.parent / "backends" / "cuda"
 # rows, steps, columns: whole tiles, edges on each side, one row, one step, steps that 16 bytes do not hold, several stages, few columns
 SIZES = [(64, 64, 64), (70, 72, 70), (1, 40, 33), (33, 1, 64), (5, 37, 9), (130, 200, 96), (32, 160, 2), (65, 8, 129)]
 
@@ -119,20 +115,6 @@ def test_float32_is_not_computed_with_fewer_bits() -> None:
     x, y = b.add(Param("x", F32, (64, 64))), b.add(Param("y", F32, (64, 64)))
     program = lowered(Graph("plain", [x, y], [lib.matmul(b, x, y)]))
     assert not any(isinstance(s, MatmulTile) for k in program.kernels() for s in walk(k.body))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
-def test_device_code_keeps_fragments_in_registers(architecture: str, tmp_path: Path) -> None:
-    graph, _ = products(F16, [(4096, 1024, 4096), (64, 64, 64)])
-    source = tmp_path / "products.cu"
-    source.write_text(emit_module(lowered(graph), "sm_80").source)
-    finished = subprocess.run(["nvcc", "-std=c++17", "--fmad=false", f"-arch={architecture}", "-I", str(HEADER), "-cubin", "-Xptxas", "-v",
-                               "-o", str(tmp_path / "products.cubin"), str(source)], capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr
-    frames = [line for line in finished.stderr.splitlines() if "stack frame" in line]
-    assert frames and all(line.strip() == "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" for line in frames)
 
 
 def integer_products(sizes: list[tuple[int, int, int]], left: DType, right: DType) -> tuple[Graph, list[np.ndarray]]:

@@ -27,11 +27,13 @@ LIBRARY = re.compile(r"libnvrtc\.so\.\d+(\.\d+)*$")
 
 
 class Usage(Struct, frozen=True):
-    """What a kernel takes of a multiprocessor, as the assembler says: `spills` are bytes stored to and loaded from the stack."""
+    """What a kernel takes of a multiprocessor, as the assembler says: `stack` are bytes of a thread's arrays that are not in registers,
+    `spills` bytes stored to and loaded from the stack for lack of registers."""
 
     kernel: str
     registers: int
     shared: int
+    stack: int
     spills: int
 
 
@@ -59,7 +61,8 @@ def usage_of(source: str, architecture: str) -> tuple[Usage, ...]:
         registers = re.search(r"Used (\d+) registers", part)
         shared = re.search(r"(\d+) bytes smem", part)
         spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill", part))
-        found.append(Usage(name, int(registers[1]) if registers else 0, int(shared[1]) if shared else 0, spills))
+        stack = re.search(r"(\d+) bytes stack frame", part)
+        found.append(Usage(name, *(int(one[1]) if one else 0 for one in (registers, shared, stack)), spills))
     return tuple(found)
 
 
