@@ -7,6 +7,7 @@ compiles the emulation itself, while the others wait.
 from __future__ import annotations
 
 import fcntl
+import os
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,7 @@ DIRECTORY = read_environment().cache_directory  # before a test changes it
 def emulation_cache() -> Cache | None:
     """The cache, after which this process has the emulation itself."""
     kept = Cache(DIRECTORY) if DIRECTORY is not None else None
-    with (Path(tempfile.gettempdir()) / "tilewright-tests.lock").open("w") as lock:
+    with (Path(tempfile.gettempdir()) / f"tilewright-tests-{os.getuid()}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         emulation.runtime_objects(kept)
     return kept
