@@ -63,7 +63,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path, new_process: Callable[[], Non
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, new_process: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
-    with pytest.raises(EmulationError, match="(?s)files of the emulation cannot be written below .*absent.*TMPDIR names"):
+    with pytest.raises(EmulationError, match="(?s)files of the emulation cannot be written: .*absent.*TMPDIR names"):
         compile_kept("emulation", "one.o", ("x",), Path.touch, None)
 
 
@@ -72,7 +72,7 @@ def test_a_full_disk(tmp_path: Path, new_process: Callable[[], None], monkeypatc
     compiler.write_text("#!/bin/sh\necho 'fatal error: error writing to made.s: No space left on device' >&2\nexit 1\n")
     compiler.chmod(0o700)
     monkeypatch.setattr(host_compiler, "host_compiler", lambda: str(compiler))
-    with pytest.raises(EmulationError, match="(?s)files of the emulation cannot be written below .*No space left on device.*TMPDIR names"):
+    with pytest.raises(EmulationError, match="(?s)files of the emulation cannot be written: .*No space left on device.*TMPDIR names"):
         compile_kept("emulation", "one.o", ("x",), lambda place: run_compiler(["-c"], place.parent), None)
 
 

@@ -54,7 +54,7 @@ def compile_kept(title: str, name: str, parts: Sequence[str], write: Callable[[P
                     cache.store(key, made.read_bytes(), None, "", {})
             os.replace(made, place)
     except OSError as error:
-        raise EmulationError(f"files of the emulation cannot be written below {tempfile.gettempdir()}: {error}", hint=TEMPORARY) from error
+        raise EmulationError(f"files of the emulation cannot be written: {error}", hint=TEMPORARY) from error
     return place
 
 
