@@ -58,11 +58,9 @@ def usage_of(source: str, architecture: str) -> tuple[Usage, ...]:
                     str(Path(folder) / "kernels.cubin"), str(place)], source)
     found = []
     for name, part in re.findall(r"Compiling entry function '(\w+)'(.*?)(?=Compiling entry|\Z)", log, re.DOTALL):
-        registers = re.search(r"Used (\d+) registers", part)
-        shared = re.search(r"(\d+) bytes smem", part)
-        spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill", part))
-        stack = re.search(r"(\d+) bytes stack frame", part)
-        found.append(Usage(name, *(int(one[1]) if one else 0 for one in (registers, shared, stack)), spills))
+        registers, shared, stack = (int(number[1]) if (number := re.search(pattern, part)) else 0
+                                    for pattern in (r"Used (\d+) registers", r"(\d+) bytes smem", r"(\d+) bytes stack frame"))
+        found.append(Usage(name, registers, shared, stack, sum(int(n) for n in re.findall(r"(\d+) bytes spill", part))))
     return tuple(found)
 
 
