@@ -29,7 +29,7 @@ from tilewright.ir.ops.scalar import SCALARS, result_dtype
 from tilewright.ir.ops.shape import Pad, Take, Transpose
 from tilewright.ir.types import ARRAY_DTYPES, BF16, BOOL, F16, F32, F64, I32, I64, DType
 from tilewright.options import Environment, Options
-from tilewright.runtime.cache import sources_changed
+from tilewright.runtime.cache import Cache, sources_changed
 
 QUIET = Environment(debug=0, dump=None, verify=0, backend="llvm", cache_directory=None)
 SAMPLES = 2  # of each op
@@ -268,6 +268,7 @@ def test_a_target_that_is_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     again = tw.compile(layer, target="cuda:emulated")
     np.testing.assert_allclose(again(x, w), layer(x, w), rtol=1e-5)
     assert next(iter(again.executables)).metadata["cached"] or sources_changed()
+    assert "emulation" in {entry.name for entry in Cache(tmp_path).entries()} or sources_changed()
 
 
 def test_an_architecture_that_nobody_knows() -> None:
