@@ -56,7 +56,8 @@ CUDA_SOURCES = ["cuda_module.cpp", "cuda_driver.cpp", "cuda_device.cpp", "cuda_i
 CUDA_HEADERS = ["cuda.h", "cuda_driver.h", "cuda_device.h", "cuda_instance.h", "cuda_dlpack.h"]
 COVERAGE_SOURCES = ["edges.cpp"]
 COVERAGE_FLAGS = ["-fsanitize-coverage=trace-pc", "-g"]
-HEADERS = ["abi.h", "machine.h", "pool.h", "constants.h", "run.h", "elf_loader.h"]
+BINDING_HEADERS = ["abi.h", "elf_loader.h", "bindings.h"]
+HEADERS = [*BINDING_HEADERS, "dlpack.h", "machine.h", "pool.h", "constants.h", "run.h"]
 
 
 class BuildNative(build_ext):
@@ -159,7 +160,7 @@ def simulator_extension() -> Pybind11Extension:
         "tilewright.backends._simulator",
         [*(f"csrc/simulator/{name}" for name in SIMULATOR_SOURCES), "csrc/elf_loader.cpp"],
         include_dirs=["csrc"],
-        depends=[*(f"csrc/simulator/{name}" for name in SIMULATOR_HEADERS), "csrc/abi.h", "csrc/elf_loader.h"],
+        depends=[f"csrc/{name}" for name in [*(f"simulator/{name}" for name in SIMULATOR_HEADERS), *BINDING_HEADERS]],
         cxx_std=17,
         extra_compile_args=["-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],
         extra_link_args=["-Wl,--build-id=none", "-s"],
