@@ -5,6 +5,8 @@ All programs of a test are compiled together. Scalar functions of a dtype are on
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -204,6 +206,19 @@ def test_an_index_out_of_range_is_reported() -> None:
     np.testing.assert_array_equal(made.run(0, [data, np.array([3, 0, 1])])[0], [3, 0, 1])
     with pytest.raises(IndexFailure, match="found 4, expected"):
         made.run(0, [data, np.array([3, 4, 1])])
+
+
+def test_nothing_is_declared_that_its_block_does_not_read() -> None:
+    """A loop that fills a fragment needs no place in it; the loop that stores it does."""
+    source = emit_module(lowered(matmul(64, 64, 64, (), F16)), "sm_80").source
+    lines = source[source.index("extern"):].splitlines()
+    places = 0
+    for number, line in enumerate(lines):
+        if declared := re.match(r"( *)const \w+ (\w+) = ", line):
+            rest = itertools.takewhile(lambda x, depth=declared[1]: x.startswith(depth), lines[number + 1:])
+            assert any(re.search(rf"\b{declared[2]}\b", one) for one in rest), line
+            places += declared[2].endswith("_row")
+    assert places == 1 and "] = 0.0f;" in source
 
 
 def test_source_reads_well() -> None:
