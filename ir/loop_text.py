@@ -408,9 +408,7 @@ class _LoopParser(GraphParser):
         self.symbols, self.names = {}, _Names()
         symbols = self.symbol_list()
         buffers: list[Buffer] = []
-        lexer.expect("(")
-        while not lexer.at(")"):
-            token = lexer.token
+        for token in lexer.items("(", ")"):
             label = lexer.take("value", "a buffer such as %x")
             lexer.expect(":")
             mark = lexer.token
@@ -418,21 +416,13 @@ class _LoopParser(GraphParser):
             if access not in ACCESS:
                 self.fail(f"a parameter's access is in, out or inout, found {access!r}", mark)
             buffers.append(self.buffer(label, access, token))
-            if not lexer.accept(","):
-                break
-        lexer.expect(")")
         return Kernel(name, tuple(buffers), symbols, self.nested(self.block))
 
     def symbol_list(self) -> tuple[Symbol, ...]:
         found: list[Symbol] = []
-        if self.lexer.accept("["):
-            while not self.lexer.at("]"):
-                token = self.lexer.token
-                name = self.lexer.take("word", "the name of a size")
-                found.append(self.declare(name, self.bounds(name, Symbol(name), token), token))
-                if not self.lexer.accept(","):
-                    break
-            self.lexer.expect("]")
+        for token in self.lexer.items("[", "]") if self.lexer.at("[") else ():
+            name = self.lexer.take("word", "the name of a size")
+            found.append(self.declare(name, self.bounds(name, Symbol(name), token), token))
         return tuple(found)
 
     def bounds(self, name: str, default: Symbol, token: Token) -> Symbol:
@@ -633,14 +623,7 @@ class _LoopParser(GraphParser):
         return name, self.names.buffers[name]
 
     def index(self) -> tuple[DimLike, ...]:
-        found: list[DimLike] = []
-        self.lexer.expect("[")
-        while not self.lexer.at("]"):
-            found.append(self.size())
-            if not self.lexer.accept(","):
-                break
-        self.lexer.expect("]")
-        return tuple(found)
+        return tuple(self.size() for _ in self.lexer.items("[", "]"))
 
     # --- expressions ---
 
@@ -814,18 +797,13 @@ class _LoopParser(GraphParser):
     def tensors(self) -> tuple[tuple[str, TensorType], ...]:
         lexer = self.lexer
         found: list[tuple[str, TensorType]] = []
-        lexer.expect("(")
-        while not lexer.at(")"):
-            token = lexer.token
+        for token in lexer.items("(", ")"):
             label = lexer.take("value", "a name such as %x")
             lexer.expect(":")
             type = self.type()
             if not isinstance(type, TensorType):
                 self.fail(f"%{quote(label)} is a tuple; a program takes and gives tensors", token)
             found.append((label, type))
-            if not lexer.accept(","):
-                break
-        lexer.expect(")")
         return tuple(found)
 
     def steps(self) -> tuple[Step, ...]:
@@ -889,14 +867,8 @@ class _LoopParser(GraphParser):
         if name not in self.kernels:
             self.fail(f"no kernel @{quote(name)} stands before the program", token)
         sizes = self.index() if lexer.at("[") else ()
-        places: list[Place] = []
-        lexer.expect("(")
-        while not lexer.at(")"):
-            places.append(self.place())
-            if not lexer.accept(","):
-                break
-        lexer.expect(")")
-        return Launch(self.kernels[name], tuple(places), sizes, not lexer.accept("nobarrier"))
+        places = tuple(self.place() for _ in lexer.items("(", ")"))
+        return Launch(self.kernels[name], places, sizes, not lexer.accept("nobarrier"))
 
     def place(self) -> Place:
         lexer = self.lexer
