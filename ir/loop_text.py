@@ -86,6 +86,14 @@ def format_statements(body: Sequence[Stmt]) -> str:
     return "\n".join(_KernelWriter().block(body, ""))
 
 
+def first_line(statement: Stmt) -> str:
+    """The statement's own line, for messages; of one that is broken the name of its class."""
+    try:
+        return format_statements([statement]).split("\n", 1)[0]
+    except (CompileError, AttributeError, TypeError, ValueError):
+        return type(statement).__name__
+
+
 def format_expression(root: Node) -> str:
     """An expression on one line: for messages."""
     roots, shared = _KernelWriter().expressions((root,))

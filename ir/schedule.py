@@ -22,7 +22,7 @@ Each primitive is a function from kernel to kernel that raises ScheduleError, sa
 meaning stays: exactly the same elements are stored with the same values (up to reassociation where allowed). That what
 comes out also keeps the rules of the loop IR is checked once, by `apply_schedule`, at the end.
 
-The test of dependence (`ir/dependence.py`, and where that does not tell the prover of `loop_verify`) is conservative.
+The test of dependence (`ir/dependence.py`, and where that does not tell the prover of `loop_proofs`) is conservative.
 Memory that a loop's body allocates belongs to one iteration. Which of several failing checks ends a kernel may change,
 as may what is in outputs then.
 """
@@ -90,7 +90,8 @@ from .loop import (
     variable_size,
     walk,
 )
-from .loop_verify import Known, condition_facts, linear_factor, prove_nonnegative, verify_kernel
+from .loop_proofs import Known, condition_facts, linear_factor, prove_nonnegative
+from .loop_verify import verify_kernel
 from .ops.compute import Elementwise
 from .types import BOOL, INDEX, TensorType
 

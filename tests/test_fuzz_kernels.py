@@ -35,8 +35,9 @@ from tilewright.ir import loop_text, schedule
 from tilewright.ir.errors import CompileError, ParseError, TilewrightError
 from tilewright.ir.loop import For, Kernel, Load, Store, expression_nodes, walk
 from tilewright.ir.loop_interp import run_kernel, scalar_caller
+from tilewright.ir.loop_proofs import unproved_indices
 from tilewright.ir.loop_text import format_kernel, parse_kernel
-from tilewright.ir.loop_verify import unproved_indices, verify_kernel
+from tilewright.ir.loop_verify import verify_kernel
 from tilewright.ir.ops.scalar import evaluate_scalar
 from tilewright.ir.schedule import Step, parse_schedule
 from tilewright.ir.types import F16, F32, DType
