@@ -218,7 +218,7 @@ def test_a_wrong_primitive_is_named_and_the_case_is_made_small(monkeypatch: pyte
 
 
 def test_a_race_that_a_primitive_lets_in_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule, "_need_independent", lambda *arguments: None)
+    monkeypatch.setattr(schedule, "need_independent", lambda *arguments: None)
     text = "kernel @k(%y: inout i32[8]) { for %i in 0..7 { %y[i + 1] = load %y[i] } }"
     for steps, stage in (("parallelize(i)", "parallelize"), ("vectorize(i, 4)", "vectorize")):
         with pytest.raises(Failure, match="result in " + stage):

@@ -26,10 +26,10 @@ from tilewright.ir.schedule import (
     parse_schedule,
     reorder,
     split,
-    stage,
     unroll,
     vectorize,
 )
+from tilewright.ir.staging import stage
 
 MATMUL = parse_kernel("""kernel @matmul[M, N, K](%x: in f32[M, K], %w: in f32[K, N], %y: out f32[M, N]) {
   for %i in 0..M {
