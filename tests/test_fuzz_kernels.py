@@ -35,9 +35,10 @@ from tilewright.ir import loop_text, schedule
 from tilewright.ir.errors import CompileError, ParseError, TilewrightError
 from tilewright.ir.loop import For, Kernel, Load, Store, expression_nodes, walk
 from tilewright.ir.loop_interp import run_kernel
+from tilewright.ir.loop_parser import parse_kernel
 from tilewright.ir.loop_proofs import unproved_indices
 from tilewright.ir.loop_scalars import scalar_caller
-from tilewright.ir.loop_text import format_kernel, parse_kernel
+from tilewright.ir.loop_text import format_kernel
 from tilewright.ir.loop_verify import verify_kernel
 from tilewright.ir.ops.scalar import evaluate_scalar
 from tilewright.ir.schedule import Step, parse_schedule

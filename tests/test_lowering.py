@@ -15,7 +15,8 @@ from tilewright.ir.graph import Builder, Graph, Sample
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop import Kernel
 from tilewright.ir.loop_interp import run_program
-from tilewright.ir.loop_text import format_kernel, parse_kernel
+from tilewright.ir.loop_parser import parse_kernel
+from tilewright.ir.loop_text import format_kernel
 from tilewright.ir.loop_verify import verify_program
 from tilewright.ir.ops.compute import Conv, Cumulative, Dot, ReduceWindow, Sort
 from tilewright.ir.ops.control import Fusion, If, Param, Scan, While
