@@ -14,7 +14,8 @@ from tilewright.backends.cuda.emulate import EmulatedModule
 from tilewright.backends.cuda.module import CudaModule
 from tilewright.ir.dims import evaluate
 from tilewright.ir.errors import IndexFailure, RuntimeFailure
-from tilewright.ir.loop_interp import INDEX_ERRORS, _Run
+from tilewright.ir.loop_interp import _Run
+from tilewright.ir.loop_translate import INDEX_ERRORS
 from tilewright.ir.program import Launch, Program
 
 HEAD = '#include "device.h"\n'

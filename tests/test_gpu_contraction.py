@@ -9,12 +9,10 @@ import shutil
 
 import numpy as np
 import pytest
-from msgspec.structs import replace
 
 from tests.cuda_programs import EmulatedPrograms
-from tests.test_gpu_lowering import lowered
+from tests.lowering_checks import lowered_for_gpu as lowered
 from tilewright import library as lib
-from tilewright.backends.cuda.backend import capabilities_of
 from tilewright.ir.dims import symbol
 from tilewright.ir.errors import ArgumentError
 from tilewright.ir.graph import Builder, Graph
@@ -23,6 +21,7 @@ from tilewright.ir.loop import MatmulTile, walk
 from tilewright.ir.loop_interp import run_program
 from tilewright.ir.ops.compute import Dot
 from tilewright.ir.ops.control import Param
+from tilewright.ir.program import Program
 from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType
 from tilewright.runtime import cuda_array
 from tilewright.runtime.buffer import TensorInfo
@@ -46,14 +45,15 @@ def products(dtype: DType, sizes: list[tuple[int, int, int]]) -> tuple[Graph, li
     return Graph("products", params, results), values
 
 
-def check(graph: Graph, values: list[np.ndarray], count: int) -> None:
-    program = lowered(graph)
+def check(graph: Graph, values: list[np.ndarray], count: int, multiprocessors: int | None = None) -> Program:
+    program = lowered(graph, multiprocessors)
     on_units = [k for k in program.kernels() if any(isinstance(s, MatmulTile) for s in walk(k.body))]
     assert len(on_units) == count
     expected = evaluate_graph(graph, values)
     for found in (run_program(program, values), EmulatedPrograms([program]).run(0, values)):
         for x, y in zip(expected, found, strict=True):
             np.testing.assert_array_equal(y, x)
+    return program
 
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="kernels run on the host only where there is g++")
@@ -138,13 +138,11 @@ def test_products_of_bytes(left: DType) -> None:
     check(graph, values, len(graph.results))
 
 
-def test_high_tiles_where_there_is_work_for_all_multiprocessors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_high_tiles_where_there_is_work_for_all_multiprocessors() -> None:
     """What large matrices get, at a size that the emulation runs."""
-    monkeypatch.setattr("tests.test_gpu_lowering.CAPS", replace(capabilities_of("sm_80"), multiprocessors=1))
     graph, values = products(F16, [(130, 136, 140)])
-    program = lowered(graph)
+    program = check(graph, values, 1, multiprocessors=1)
     assert {k.body[0].body[-1].extent for k in program.kernels() if any(isinstance(s, MatmulTile) for s in walk(k.body))} == {8}
-    check(graph, values, 1)
 
 
 def test_tensors_that_16_bytes_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,8 @@ from tilewright.backends.scratchpad import ScratchpadModel, Work
 from tilewright.ir.errors import CompileError, RuntimeFailure, TilewrightError, UnsupportedError, VerifyError
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop_interp import run_program
-from tilewright.ir.loop_text import format_program, parse_program
+from tilewright.ir.loop_parser import parse_program
+from tilewright.ir.loop_text import format_program
 from tilewright.ir.loop_verify import verify_program
 from tilewright.ir.program import Fetch, Free, Launch, Program, Spill
 from tilewright.options import Options, read_environment

@@ -18,8 +18,8 @@ from msgspec import Struct
 import tilewright as tw
 from benchmarks.models import MODELS, bind_sizes
 from tests.cuda_programs import joined_source
+from tests.lowering_checks import one
 from tests.test_cuda_kernels import convolution, matmul
-from tests.test_gpu_lowering import one
 from tilewright import library as lib
 from tilewright.backends.cuda.backend import CudaBackend
 from tilewright.backends.cuda.compile import Usage, usage_of
