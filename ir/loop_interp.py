@@ -37,7 +37,7 @@ from .loop_text import format_place
 from .loop_translate import Mode, Translator
 from .loop_verify import verify_kernel, verify_program
 from .ops.control import Param
-from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Spill, Step
+from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Reserve, Spill, Step
 
 MAX_THREADS = 62  # threads are bits of a 64-bit mask
 
@@ -206,6 +206,8 @@ class _Run:
                     self.lengths[address] = size
                 case Spill(address=address, target=target, bytes=size):
                     self.copy(Place("scratchpad", 0, address), target, size)
+                case Reserve(address=address, bytes=size):
+                    self.lengths[address] = size
                 case Free(address=address):
                     self.forget(address)
 
@@ -219,8 +221,10 @@ class _Run:
         written.spans[self.stores] = (at, at + size)
 
     def forget(self, address: int) -> None:
-        """The bytes of a value that ended count as never stored to."""
-        self.scratchpad.writer[address:address + self.lengths.pop(address)] = 0
+        """The bytes of a value that ended count as never stored to; what launches gave addresses within it was a part of it."""
+        end = address + self.lengths[address]
+        self.scratchpad.writer[address:end] = 0
+        self.lengths = {at: size for at, size in self.lengths.items() if at != address and not address <= at < end}
 
     def truth(self, place: Place, binding: Mapping[str, int]) -> bool:
         """The bool at the place, which every thread reads."""

@@ -4,11 +4,13 @@ A `Program` is what backends take. Its steps run in order on every thread of the
 meet at a barrier, unless `barrier` is false. Offsets and sizes are in bytes and may be symbolic; `plan` computes them.
 
 A program with a `scratchpad` is one for an accelerator whose kernels see that memory and the constants alone: whatever they
-touch lies at an address there, and `Fetch`, `Spill` and `Free` between launches say what comes, leaves and ends
+touch lies at an address there, and `Fetch`, `Spill`, `Reserve` and `Free` between launches say what comes, leaves, begins and ends
 (`ir/residency.py`). Its sizes are numbers.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 from msgspec import Struct, field
 
@@ -81,6 +83,13 @@ class Spill(Struct, frozen=True):
     bytes: int
 
 
+class Reserve(Struct, frozen=True):
+    """Begins a value at an address, which launches store to part by part: what control flow computes, and what it needs meanwhile."""
+
+    address: int
+    bytes: int
+
+
 class Free(Struct, frozen=True):
     """Ends the value at an address: others may have its bytes."""
 
@@ -94,7 +103,7 @@ class Scratchpad(Struct, frozen=True):
     alignment: int
 
 
-Transfer = Fetch | Spill | Free
+Transfer = Fetch | Spill | Reserve | Free
 Step = Launch | Repeat | Loop | Branch | Transfer
 
 
@@ -128,3 +137,17 @@ class Program(Struct, frozen=True, eq=False):
                 case Branch(then=then, otherwise=otherwise):
                     stack.extend(reversed((*then, *otherwise)))
         return tuple(found.values())
+
+
+def nested_launches(steps: Sequence[Step], counters: tuple[Symbol, ...] = ()) -> Iterator[tuple[Launch, tuple[Symbol, ...]]]:
+    """Each launch of the steps once, in the order of the text, with the symbols of the repeats around it, outermost first."""
+    for step in steps:
+        match step:
+            case Launch():
+                yield step, counters
+            case Repeat(symbol=symbol, steps=body):
+                yield from nested_launches(body, (*counters, symbol))
+            case Loop(condition_steps=first, steps=body):
+                yield from nested_launches((*first, *body), counters)
+            case Branch(then=then, otherwise=otherwise):
+                yield from nested_launches((*then, *otherwise), counters)

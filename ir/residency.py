@@ -1,21 +1,24 @@
 """Is what every step of a scheduled program touches in the scratchpad? Plays the transfers and launches in their order.
 
-Assumes a program with a scratchpad. Guarantees, for one that it accepts: there is no control flow and no symbolic size; values
+Assumes a program with a scratchpad. Guarantees, for one that it accepts: there is no symbolic size but the counters of repeats; values
 lie at aligned addresses within the scratchpad and no two share a byte of their aligned places; a launch reads whole or parts of
-values that are there, and stores to what is free or to a value that a launch made and that was not copied off the chip; kernels
-see the scratchpad and the constants alone; a fetch copies what is off the chip; at the end every output was spilled.
+values that are there, and stores to what is free or to a value that a launch makes and that was not copied off the chip; values
+neither begin nor end within control flow, whatever its conditions are; kernels see the scratchpad and the constants alone; a fetch
+copies what is off the chip; at the end every output was spilled. That a part of a reserved value was stored to before it is read is
+for the interpreter to see.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from msgspec import Struct, field
 
-from .dims import evaluate, product
+from .dims import DimLike, Symbol, bounds, evaluate, product, size_of, substitute
 from .errors import VerifyError
 from .loop import Buffer
-from .program import Fetch, Free, Launch, Place, Program, Spill, Step
+from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Reserve, Spill, Step
 
 MOST_BYTES = 2**48  # of a scratchpad: more than a machine can address
 MOST_ALIGNMENT = 2**20
@@ -86,8 +89,45 @@ class _Play(Struct):
             case Free(address=address):
                 if self.values.pop(address, None) is None:
                     self.fail(f"nothing lies at {address} that could be freed")
+            case Reserve(address=address, bytes=size):
+                if size < 0:
+                    self.fail(f"found {size} bytes")
+                self.place(address, size, made=True)
             case _:
-                self.fail("a program with a scratchpad has launches and transfers alone")
+                self.control((step,), {})
+
+    # --- control flow ---
+
+    def control(self, steps: Sequence[Step], counters: Mapping[str, DimLike]) -> None:
+        """Steps of which nobody knows how often they run. `counters`: those of the repeats around them, with their bounds."""
+        for step in steps:
+            match step:
+                case Launch():
+                    self.launch(step, counters)
+                case Repeat(symbol=symbol, extent=extent, steps=body):
+                    last = self.number(extent) - 1
+                    if last >= 0:
+                        self.control(body, {**counters, symbol.name: size_of(Symbol(symbol.name, 0, last))})
+                case Loop(condition_steps=first, condition=condition, steps=body):
+                    self.control(first, counters)
+                    self.condition(condition, counters)
+                    self.control(body, counters)
+                case Branch(condition=condition, then=then, otherwise=otherwise):
+                    self.condition(condition, counters)
+                    self.control(then, counters)
+                    self.control(otherwise, counters)
+                case _:
+                    self.fail("there are no transfers within control flow")
+
+    def condition(self, place: Place, counters: Mapping[str, DimLike]) -> None:
+        begin, end = self.span(place, 1, counters)
+        if place.space != "constant" and (place.space != "scratchpad" or self.value_around(begin, end) is None):
+            self.fail(f"a condition is read at {place.space} {begin}, where no value is in the scratchpad")
+
+    def span(self, place: Place, size: int, counters: Mapping[str, DimLike]) -> tuple[int, int]:
+        """All bytes that are touched from the place on, whatever the counters are."""
+        low, high = bounds(substitute(place.offset, counters))
+        return self.number(low), self.number(high) + size
 
     # --- transfers ---
 
@@ -142,7 +182,8 @@ class _Play(Struct):
 
     # --- launches ---
 
-    def launch(self, launch: Launch) -> None:
+    def launch(self, launch: Launch, counters: Mapping[str, DimLike] | None = None) -> None:
+        """`counters`: of a launch within control flow, which begins no value."""
         for buffer, place in zip(launch.kernel.buffers, launch.places):
             what = f"launch {launch.kernel.name}: %{buffer.name}"
             if place.space == "constant" and buffer.space == "in":
@@ -151,17 +192,19 @@ class _Play(Struct):
                 self.fail(f"{what} lies in {place.space} {place.number}, which kernels do not see")
             for size in launch.sizes:
                 self.number(size)
-            begin, size = self.number(place.offset), buffer_bytes(launch, buffer)
+            size = buffer_bytes(launch, buffer)
+            begin, end = self.span(place, size, counters or {})
             if not size:
                 continue
-            value = self.value_around(begin, begin + size)
-            if value is None and buffer.space == "out":
+            value = self.value_around(begin, end)
+            if value is None and buffer.space == "out" and counters is None:
                 self.place(begin, size, made=True)
             elif value is None:
-                self.fail(f"{what} reads {begin} to {begin + size}, which are no part of one value in the scratchpad")
+                verb = "stores to" if buffer.space == "out" else "reads"
+                self.fail(f"{what} {verb} {begin} to {end}, which are no part of one value in the scratchpad")
             elif buffer.space != "in" and (not value.made or value.kept):
                 reason = "a launch" if not value.made else "others: it was spilled"
-                self.fail(f"{what} stores to {begin} to {begin + size}, which hold a value that is not for {reason} to change")
+                self.fail(f"{what} stores to {begin} to {end}, which hold a value that is not for {reason} to change")
 
     def value_around(self, begin: int, end: int) -> Value | None:
         return next((value for at, value in self.values.items() if at <= begin and end <= at + value.bytes), None)

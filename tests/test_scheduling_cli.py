@@ -169,3 +169,18 @@ def test_sizes_in_words() -> None:
     assert [kind.convert(text, None, None) for text in ("524288", "512KiB", "1.5MB", "2 gib", "7b")] == [524288, 524288, 1500000, 2 << 30, 7]
     with pytest.raises(click.BadParameter):
         kind.convert("1.0000000001", None, None)
+
+
+def test_bodies_of_control_flow_need_room_and_constants() -> None:
+    """A scan takes its states, twice, its slices whole, and what its body computes for itself, 64 bytes at least each."""
+    weights = np.linspace(0, 1, 32, dtype=np.float32)
+
+    def step(state: object, row: object) -> tuple[object, object]:
+        return state + np.exp(row) * weights, np.exp(row)
+
+    graph = tw.trace(lambda s, x: tw.scan(step, s, x), (tw.spec((32,), np.float32), tw.spec((5, 32), np.float32)))
+    problem = problem_of(graph)
+    scan, = problem.operators
+    assert sorted(problem.tensors[t].bytes for t in scan.inputs) == [128, 128, 640]
+    assert [problem.tensors[t].bytes for t in scan.outputs] == [128, 640, 128 + 128]  # the next state, and the product
+    assert solve(problem, 1 << 20).account.moved == problem.compulsory

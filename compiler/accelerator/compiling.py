@@ -17,7 +17,7 @@ from ..backends.scratchpad import Machine, ScratchpadModel, Work
 from ..ir.errors import CompileError, UnsupportedError
 from ..ir.graph import Graph
 from ..ir.loop_verify import verify_program
-from ..ir.program import Launch, Program
+from ..ir.program import Program, nested_launches
 from ..ir.residency import buffer_bytes
 from ..ir.verify import verify
 from ..lowering.lower import Statistics, draft_program
@@ -105,12 +105,11 @@ def summary(solution: Solution) -> dict[str, Any]:
 
 
 def _cycles(program: Program, target: Scratchpad) -> list[int]:
-    """What each launch takes, in the order of the steps."""
+    """What each launch takes when it runs, in the order of the text."""
     found = []
-    for step in program.steps:
-        if isinstance(step, Launch):
-            touched = sum(buffer_bytes(step, buffer) for buffer in step.kernel.buffers)
-            found.append(cycles_of(step, touched, target.operations_per_cycle, target.banks))
+    for launch, _ in nested_launches(program.steps):
+        touched = sum(buffer_bytes(launch, buffer) for buffer in launch.kernel.buffers)
+        found.append(cycles_of(launch, touched, target.operations_per_cycle, target.banks))
     return found
 
 

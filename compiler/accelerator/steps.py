@@ -1,4 +1,4 @@
-"""A schedule as a program: launches at addresses of the scratchpad, and the transfers between them.
+"""A schedule as a program: launches and control flow at addresses of the scratchpad, and the transfers between them.
 
 Assumes a schedule that the checker accepted. Guarantees a program that `verify_program` accepts: what was spilled has a place of its
 own off the chip, results in the outputs; tensors without bytes are nowhere.
@@ -6,13 +6,11 @@ own off the chip, results in the outputs; tensors without bytes are nowhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ..ir.errors import InternalError
-from ..ir.program import Fetch, Free, Launch, Place, Program, Scratchpad, Spill, Step
-from ..lowering.lower import Draft, Spot
+from ..ir.program import Fetch, Free, Place, Program, Reserve, Scratchpad, Spill, Step
+from ..lowering.lower import Spot, finish_drafts
 from ..scheduling import problem as scheduled
-from .operators import Key, Operators, key_of
+from .operators import Operators, has_control, key_of, offset_before
 
 ALIGNMENT = 64  # off the chip
 
@@ -46,8 +44,11 @@ class _Writer:
     def add(self, step: scheduled.Step) -> None:
         match step:
             case scheduled.Run(operator=number, addresses=addresses):
-                self.addresses.update(zip(self.operators.problem.operators[number].outputs, addresses))
-                self.steps += [self.launch(draft) for draft in self.operators.groups[number]]
+                outputs, group = self.operators.problem.operators[number].outputs, self.operators.groups[number]
+                self.addresses.update(zip(outputs, addresses))
+                if has_control(group):
+                    self.steps += [Reserve(self.addresses[t], self.tensors[t].bytes) for t in outputs if self.tensors[t].bytes]
+                self.steps += finish_drafts(group, self.place)
             case scheduled.Fetch(tensor=tensor, address=address):
                 self.addresses[tensor] = address
                 if self.tensors[tensor].bytes:
@@ -69,13 +70,10 @@ class _Writer:
             self.workspace_bytes += -(-self.tensors[tensor].bytes // ALIGNMENT) * ALIGNMENT
         return self.places[tensor]
 
-    def launch(self, draft: Draft) -> Launch:
-        places = tuple(_place(spot, self.operators.tensors, self.addresses) for spot in draft.spots)
-        return Launch(draft.kernel, places, draft.sizes, facts=draft.facts)
-
-
-def _place(spot: Spot, tensors: Mapping[Key, int], addresses: Mapping[int, int]) -> Place:
-    tensor = tensors.get(key_of(spot))
-    if tensor is None:  # constants in a memory of their own
-        return Place("constant", 0, spot.offset)
-    return Place("scratchpad", 0, addresses.get(tensor, 0))
+    def place(self, spot: Spot) -> Place:
+        tensor = self.operators.tensors.get(key_of(spot))
+        if tensor is None:  # constants in a memory of their own
+            return Place("constant", 0, spot.offset)
+        within = spot.offset - offset_before(spot) if spot.space == "constant" else spot.offset
+        before = 0 if spot.storage is None else spot.storage.offset  # in an arena
+        return Place("scratchpad", 0, self.addresses.get(tensor, 0) + before + within)
