@@ -91,6 +91,8 @@ def test_what_it_says(model: Path, granularity: str, capsys: pytest.CaptureFixtu
     data = json.loads(out)
     assert status == 0 and data["optimal"] and data["excess"] == data["excess_bound"] == data["gap"] == 0
     assert data["moved"] == data["read"] + data["written"] == data["compulsory"] == 8192
+    for row in (data, *data["baselines"]):
+        assert row["cycles_computing"] < row["cycles"] <= row["cycles_serial"]
     assert data["peak"] <= data["scratchpad"] == 12288 and {row["name"].split(", ")[1] for row in data["baselines"]} >= {"Belady"}
 
 
@@ -128,6 +130,7 @@ def test_the_page(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     text = page.read_text()
     assert status == 0 and text.count('<rect class="stay"') == 6 and "<title>x: fetched, 4096 bytes</title>" in text
     assert "<title>output0: spilled, 4096 bytes</title>" in text and "Optimal." in text and "http" not in text
+    assert "<th>cycles</th><th>serial</th>" in text
 
 
 def test_a_budget_below_every_schedule_names_the_operator(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,6 @@ import tilewright as tw
 from tilewright import cli
 from tilewright.accelerator import compiling
 from tilewright.accelerator.operators import operators_of
-from tilewright.accelerator.prefetching import overlapped
 from tilewright.backends import reference
 from tilewright.backends.scratchpad import ScratchpadModel, Work
 from tilewright.ir.errors import CompileError, RuntimeFailure, TilewrightError, VerifyError
@@ -30,6 +29,7 @@ from tilewright.ir.program import Fetch, Free, Launch, Program, Spill
 from tilewright.options import Options, read_environment
 from tilewright.scheduling.checker import check
 from tilewright.scheduling.exact import solve, working_set
+from tilewright.scheduling.prefetching import overlapped
 from tilewright.scheduling.problem import INPUT, VALUE, Operator, Run, Tensor, make_problem
 from tilewright.targets import Scratchpad, is_scratchpad, parse_scratchpad
 

@@ -27,9 +27,9 @@ from ..pipeline import run_passes
 from ..runtime.executable import Executable
 from ..scheduling.checker import check
 from ..scheduling.exact import Progress, Solution, solve
+from ..scheduling.prefetching import overlapped
 from ..targets import Scratchpad
 from .operators import Operators, cycles_of, operators_of, refuse_open_sizes
-from .prefetching import overlapped
 from .steps import program_of
 
 HOST = "cpu"

@@ -15,15 +15,17 @@ from msgspec import Struct
 
 from ..ir.dims import evaluate, is_static, product, symbols_of
 from ..ir.errors import CompileError
+from ..ir.facts import Facts
 from ..ir.graph import Graph
 from ..ir.ops.control import Param
 from ..ir.program import Launch
+from ..ir.residency import buffer_bytes
 from ..lowering.lower import Draft, DraftBlock, Drafted, Drafts, Spot
 from ..lowering.memory import Storage, assign_offsets
 from ..scheduling.problem import INPUT, PARAMETER, VALUE, Operator, Problem, Tensor, make_problem, with_parameters
+from ..scheduling.timing import computing_cycles
 
 Key = tuple[str, int]  # of a spot: its space, and the number, the offset of a constant, or which storage
-BANK_BYTES = 64        # that an operator reads and writes in a bank and cycle
 
 
 class Operators(Struct):
@@ -148,11 +150,34 @@ def _operator(number: int, group: Drafts, tensors: dict[Key, int]) -> Operator:
     inputs = tuple(t for t in dict.fromkeys(tensor for tensor, stored in places if not stored) if t not in outputs)
     last = next((draft for draft in group if isinstance(draft, DraftBlock)), group[-1])
     name, kind = (last.label, last.label) if isinstance(last, DraftBlock) else (last.kernel.name, last.facts.choice.strategy)
-    return Operator(f"{name} #{number}", inputs, outputs, kind)
+    elsewhere = {key_of(spot): size for spot, size in _constants_read(group) if key_of(spot) not in tensors}
+    operations = sum(map(operations_of, group))
+    return Operator(f"{name} #{number}", inputs, outputs, kind, operations=operations, elsewhere=sum(elsewhere.values()))
+
+
+def _constants_read(drafts: Drafts) -> Iterator[tuple[Spot, int]]:
+    for draft in drafts:
+        if isinstance(draft, DraftBlock):
+            yield from (row for part in draft.parts for row in _constants_read(part))
+            continue
+        launch = Launch(draft.kernel, (), draft.sizes)
+        pairs = zip(draft.kernel.buffers, draft.spots)
+        yield from ((spot, buffer_bytes(launch, buffer)) for buffer, spot in pairs if spot.space == "constant")
+
+
+def operations_of(draft: Draft | DraftBlock) -> int:
+    """Floating operations; of control flow those of its rounds, of the dearer side, of one round of a loop that data ends."""
+    if isinstance(draft, Draft):
+        return _operations(draft.facts)
+    parts = [sum(map(operations_of, part)) for part in draft.parts]
+    return evaluate(draft.rounds, {}) * (max(parts) if draft.label == "if" else sum(parts))
+
+
+def _operations(facts: Facts) -> int:
+    return sum(evaluate(part.operations, {}) for part in facts.work)
 
 
 def cycles_of(launch: Launch, touched: int, operations_per_cycle: int, banks: int) -> int:
-    """What a launch takes: its operations, or the bytes that it touches, whichever is more."""
-    work = launch.facts.work if launch.facts is not None else ()
-    operations = sum(evaluate(part.operations, {}) for part in work)
-    return max(1, -(-operations // operations_per_cycle), -(-touched // (BANK_BYTES * banks)))
+    """What a launch takes."""
+    operations = 0 if launch.facts is None else _operations(launch.facts)
+    return computing_cycles(operations, touched, operations_per_cycle, banks)

@@ -53,12 +53,14 @@ class Draft(Struct, eq=False):
 
 
 class DraftBlock(Struct, eq=False):
-    """Control flow before offsets are known; `make` builds the step from the finished parts. `label`: the op's."""
+    """Control flow before offsets are known; `make` builds the step from the finished parts. `label`: the op's; `rounds`: how often its
+    parts run, as far as that is known."""
 
     label: str
     parts: tuple[list[Draft | DraftBlock], ...]
     condition: Spot | None
     make: Callable[[tuple[tuple[Step, ...], ...], Place | None], Step]
+    rounds: DimLike = 1
 
 
 Drafts = list[Draft | DraftBlock]
@@ -336,7 +338,7 @@ class _Lowering:
         back = self._body(op.body, [*states, *captures], targets)
         self.clock += 1
         self._alive([condition])
-        return [*drafts, DraftBlock("while", (back, over), condition, _branch)]
+        return [*drafts, DraftBlock("while", (back, over), condition, _branch, 0)]  # the same round once more
 
     def _scan(self, op: Scan, operands: Sequence[Spot], targets: tuple[Spot, ...], drafts: Drafts, node: Node) -> None:
         types = _result_types(node)
@@ -359,7 +361,7 @@ class _Lowering:
         def make(parts: tuple[tuple[Step, ...], ...], place: Place | None) -> Step:
             return Repeat(counter, self.sizes.concrete(op.length), parts[0], op.reverse)
 
-        drafts.append(DraftBlock("scan", (steps,), None, make))
+        drafts.append(DraftBlock("scan", (steps,), None, make, self.sizes.concrete(op.length)))
 
     def _slice(self, spot: Spot, type: TensorType, at: DimLike) -> Spot:
         """Where the slice of a step lies."""

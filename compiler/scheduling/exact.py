@@ -39,7 +39,8 @@ Progress = Callable[[str, int, int], None]  # what is being done, excess bytes o
 class Solution(Struct):
     """`problem` is what the schedule is of: the one given, or what became of it by what is allowed. `account` is the checker's. `bound`:
     excess bytes that no schedule goes below. `peak`: bytes that the problem needs to be scheduled without excess, if packing is perfect,
-    and a bound for it. `proven_by` names what proved the bound that is reached."""
+    and a bound for it. `proven_by` names what proved the bound that is reached. `compared`: the schedules of the baselines, of the
+    problem `plain`."""
 
     problem: Problem
     schedule: Schedule
@@ -51,6 +52,8 @@ class Solution(Struct):
     peak: int
     peak_bound: int
     baselines: list[tuple[str, Account]]
+    compared: list[Schedule]
+    plain: Problem
     interrupted: bool = False
     seconds: float = 0.0
 
@@ -130,7 +133,7 @@ def _answer(works: list[_Work], alignment: int, interrupted: bool, seconds: floa
     baselines = [row for w in works for row in w.baselines]
     return Solution(work.problem, schedule, account, min(rich.bound, account.excess), rich.prover, method,
                     working_set(rich.problem, alignment)[0], rich.peak.units * alignment + pinned, rich.peak.bound * alignment + pinned,
-                    baselines, interrupted, seconds)
+                    baselines, [schedule for w in works for schedule in w.compared], works[0].problem, interrupted, seconds)
 
 
 class _Work:
@@ -145,6 +148,7 @@ class _Work:
         self.best: tuple[Account, Schedule, str] | None = None
         self.bound, self.prover = 0, "no bytes below the compulsory ones"
         self.baselines: list[tuple[str, Account]] = []
+        self.compared: list[Schedule] = []
         self.ways: list[End] = []  # orders with evictions, without addresses
 
     # --- keeping ---
@@ -202,6 +206,7 @@ class _Work:
 
     def keep_baseline(self, baseline: Baseline) -> None:
         self.baselines.append((baseline.name, self.keep(baseline.schedule, baseline.name)))
+        self.compared.append(baseline.schedule)
 
     def go_on(self) -> None:
         """Until the bound is reached or time is up."""

@@ -13,6 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import count
 
+from ..cost import costs
+from ..cost import count as count_work
 from ..ir.dims import DimLike, evaluate, symbols_of
 from ..ir.errors import CompileError
 from ..ir.graph import Graph, Node
@@ -80,7 +82,23 @@ class _Reading:
             leading = self.elements(types[0].shape[:op.axis]) if isinstance(op, Concat) else 1
             single = self.shared and len(operands) == len(node.inputs)  # no operand is a tuple
             allowed = permissions(node, operands, [t.bytes for t in self.tensors], outputs, leading) if single else {}
-            self.operators.append(Operator(name, operands, outputs, op.spelling, **allowed))
+            self.operators.append(Operator(name, operands, outputs, op.spelling, operations=self.operations(node), **allowed))
+
+    def operations(self, node: Node) -> int:
+        """Floating operations; of control flow those of a scan's rounds, of the dearer side, of one round of a loop that data ends."""
+        match node.op:
+            case Fusion(body=body):
+                return self.operations_of(body)
+            case If(then_body=then, else_body=other):
+                return max(self.operations_of(then), self.operations_of(other))
+            case While(condition=condition, body=body):
+                return self.operations_of(condition) + self.operations_of(body)
+            case Scan(body=body, length=length):
+                return evaluate(length, self.sizes) * self.operations_of(body)
+        return evaluate(count_work(node)[0], self.sizes) if costs(node) else 0
+
+    def operations_of(self, body: Graph) -> int:
+        return sum(map(self.operations, body.nodes()))
 
     def constant(self, digest: str, size: int) -> int:
         if digest not in self.constants:
