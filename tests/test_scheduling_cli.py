@@ -64,6 +64,23 @@ def test_constants_are_parameters() -> None:
     assert solve(problem, 192, 64).proven and solve(with_parameters(problem, "resident"), 192, 64).proven
 
 
+def test_what_parameters_alone_decide_is_a_parameter() -> None:
+    """As imported; in a fused group it is computed, since passes would have folded what is dear."""
+    graph = parse("""graph @g(%x: f32[4]) -> (y) {
+      %w: f32[4] = const [1.0, 2.0, 3.0, 4.0]
+      %v: f32[4] = exp %w
+      %i: i64[4] = iota {dtype=i64, shape=(4,), axis=0}
+      %j: f32[4] = cast %i {dtype=f32}
+      %k: f32[4] = add %v, %j
+      %y: f32[4] = add %x, %k
+      return %y
+    }""")
+    problem = problem_of(graph)
+    assert [o.kind for o in problem.operators] == ["add"]
+    assert problem.compulsory == 16 + 16 + 16
+    assert with_parameters(problem, "ignored").compulsory == 32
+
+
 def test_sizes_must_be_known() -> None:
     graph = parse(OPEN)
     with pytest.raises(CompileError, match="mlp: the size n of x is not known") as caught:

@@ -1,6 +1,7 @@
 """The problem of a graph: an operator for each node that computes, a tensor for each value.
 
-Views (`reshape`, a projection of a tuple, and what only names values) share the tensor of their operand. Constants are parameters.
+Views (`reshape`, a projection of a tuple, and what only names values) share the tensor of their operand. Constants are parameters, and so
+is what nodes as imported compute from these alone: it is known ahead (passes leave in fused groups what is cheaper to compute).
 A result that is an input or a constant moves nothing. `if`, `while` and `scan` are operators like others, with what their bodies compute
 for themselves as a result that nobody reads, and the constants of these as operands. What operators may share is noted on them where that
 is wanted (`permissions.py`); a schedule does it where it is allowed to. Sizes must be known: a symbolic one that the binding does not give
@@ -66,6 +67,8 @@ class _Reading:
             self.values[node] = (self.values[node.inputs[0]][op.index],)
         elif isinstance(op, (Reshape, MakeTuple)):
             self.values[node] = operands[:1] if isinstance(op, Reshape) else operands
+        elif not isinstance(op, Fusion) and not op.effect and all(self.tensors[t].kind == PARAMETER for t in operands):
+            self.values[node] = tuple(self.tensor(f"constant_{next(self.numbers)}", t, PARAMETER) for t in flattened(node.type))
         else:
             name = f"{op.strategy if isinstance(op, Fusion) else op.spelling}_{next(self.numbers)}"
             source = re.search(r"node '([^']+)'", node.loc.name)
