@@ -143,7 +143,16 @@ class Space:
         return self.total_bytes(evicted) + self.total_bytes(evicted & ~(state[2] | away))
 
     def ready(self, done: int, goal: int) -> list[int]:
-        return [o for o in bits(goal & ~done) if not self.before[o] & ~done]
+        """The operators that can run next; nothing behind one that did not run is looked at."""
+        found = []
+        rest = goal & ~done
+        while rest:
+            low = rest & -rest
+            o = low.bit_length() - 1
+            if not self.before[o] & ~done:
+                found.append(o)
+            rest &= ~(low | self.below[o])
+        return found
 
     def after(self, state: State, operator: int, evicted: int) -> State:
         """The state when the operator has run; operands among the evicted were overwritten by its result."""
