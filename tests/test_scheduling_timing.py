@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_scratchpad_target import skip, weights
 
 import tilewright as tw
 from tilewright.accelerator import compiling
@@ -19,16 +20,6 @@ from tilewright.scheduling.timing import Cycles, Engines, best_cycles, cycles
 from tilewright.targets import Scratchpad
 
 F32 = np.float32
-
-
-def weights(*shape: int, seed: int = 0) -> Any:
-    return np.random.default_rng(seed).standard_normal(shape).astype(F32) / 8
-
-
-def skip(x: Any) -> Any:
-    kept = np.exp(x @ weights(24, 24))
-    narrow = np.maximum(kept @ weights(24, 90, seed=1), 0) @ weights(90, 24, seed=2)
-    return tw.softmax(np.sin(narrow @ weights(24, 90, seed=3)) @ weights(90, 24, seed=4), axis=-1) * kept
 
 
 @pytest.mark.parametrize("settings", [

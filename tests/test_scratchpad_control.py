@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from comparing import assert_close, assert_identical
+from test_scratchpad_target import as_list, weights
 
 import tilewright as tw
 from tilewright.accelerator import compiling
@@ -17,7 +18,8 @@ from tilewright.backends.scratchpad import ScratchpadModel
 from tilewright.ir.errors import ParseError, RuntimeFailure, VerifyError
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop_interp import run_program
-from tilewright.ir.loop_text import format_program, parse_program
+from tilewright.ir.loop_parser import parse_program
+from tilewright.ir.loop_text import format_program
 from tilewright.ir.loop_verify import verify_program
 from tilewright.ir.program import Branch, Loop, Repeat, Reserve, nested_launches
 from tilewright.options import Options, read_environment
@@ -33,10 +35,6 @@ def quick_code() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiling.build, "generate", partial(compiling.build.generate, quick=True))
         yield
-
-
-def weights(*shape: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).standard_normal(shape).astype(F32) / 8
 
 
 def branch(x: Any) -> Any:
@@ -75,10 +73,6 @@ PROGRAMS = {"branch": branch, "few_rounds": few_rounds, "large_states": large_st
 
 def inputs() -> list[Array]:
     return [weights(33, 24, seed=1) * 8, -np.abs(weights(33, 24, seed=2))]
-
-
-def as_list(result: Any) -> list[Array]:
-    return list(result) if isinstance(result, tuple) else [result]
 
 
 def problem_of(graph: tw.Graph, **settings: Any) -> Any:
