@@ -30,7 +30,7 @@ enum class space { input, output, constant, workspace };
 /* Of a launch: where an operand lies while all counts are 0, and how far it moves with each count around the launch, outermost first. */
 struct moving_operand {
   operand first;
-  std::vector<int64_t> strides;
+  std::vector<int64_t> strides = {};
 };
 
 /* A transfer between (where, number, offset) and `address`; a launch, by its number among the launches of the program; a repeat as often
