@@ -20,7 +20,9 @@ void expect(bool good, const char *what, int line) {
 }
 #define EXPECT(condition) expect((condition), #condition, __LINE__)
 
-enum launches { ADD_ONE, READ_BEHIND, STORE_BEHIND, STORE_BEFORE, OVER_THE_END, STORE_TO_READ, FAIL, USE_OWN_MEMORY, READ_NEIGHBOUR, COUNT, COUNT_ELSEWHERE };
+enum launches {
+  ADD_ONE, READ_BEHIND, STORE_BEHIND, STORE_BEFORE, OVER_THE_END, STORE_TO_READ, FAIL, USE_OWN_MEMORY, READ_NEIGHBOUR, COUNT, COUNT_ELSEWHERE
+};
 
 const int64_t page = 4096;
 uint8_t seen_neighbour = 0;
