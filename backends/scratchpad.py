@@ -23,7 +23,7 @@ from tilewright.ir.residency import buffer_bytes
 
 FETCH, SPILL, FREE, LAUNCH = range(4)  # simulator::kind
 SPACES = ("input", "output", "constant", "workspace")  # simulator::space
-Row = tuple[int, int, int, int, int, int, int, list[tuple[int, int, bool]], str]
+Row = tuple[int, int, int, int, int, int, int, list[tuple[int, int, bool, bool]], str]
 
 
 class Machine(Struct, frozen=True):
@@ -117,7 +117,7 @@ def rows_of(steps: Sequence[Step], cycles: Sequence[int]) -> Iterator[Row]:
             case Free(address=address):
                 yield FREE, 0, 0, 0, address, 0, 0, [], "free"
             case Launch(kernel=kernel, places=places):
-                operands = [(evaluate(place.offset, {}), buffer_bytes(step, buffer), buffer.space != "in")
+                operands = [(evaluate(place.offset, {}), buffer_bytes(step, buffer), buffer.space != "out", buffer.space != "in")
                             for buffer, place in zip(kernel.buffers, places) if place.space == "scratchpad"]
                 yield LAUNCH, 0, launches, 0, 0, 0, cycles[launches], operands, kernel.name
                 launches += 1

@@ -17,11 +17,11 @@ from .driver import compile_half
 from .ir.errors import UnsupportedError
 from .options import Options
 from .runtime.artifact import write_bytes
-from .scheduling.beyond import SWITCHES, Allowed
+from .scheduling.beyond import what_is_allowed
 from .scheduling.exact import Solution, solve
 from .scheduling.importing import problem_of
 from .scheduling.problem import PARAMETERS, Problem, with_parameters
-from .targets import Scratchpad
+from .targets import MOST_SECONDS, SHARING, Scratchpad
 
 GRANULARITIES = ("fused", "imported")
 Render = Callable[[Problem, Solution, int, int], str]
@@ -48,7 +48,7 @@ Render = Callable[[Problem, Solution, int, int], str]
               help=f"Run the schedule on the simulated accelerator: on inputs by name, or `{RANDOM}` ones.")
 @click.option("--program", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.loop",
               help="Write the schedule as a program: launches at addresses, fetches, spills.")
-@click.option("--allow", "allowed", type=click.Choice([*(name.replace("_", "-") for name in SWITCHES), "all"]), multiple=True,
+@click.option("--allow", "allowed", type=click.Choice([*SHARING, "all"]), multiple=True,
               help="Beyond whole operators that share nothing: results over operands, concatenation without copies, cheap tensors "
                    "computed again where they are read, chains of operators slice by slice. May be given more than once.")
 @dims_option
@@ -75,17 +75,19 @@ def schedule_command(model: Path | None, pack: Path | None, capacity: int | None
     if execute is not None or program is not None:
         if granularity != "fused":
             raise click.UsageError("--execute and --program run fused groups: leave out --granularity", click.get_current_context())
-        if allowed:
-            raise click.UsageError("--execute and --program run whole operators: leave out --allow", click.get_current_context())
-        execution = Execution(graph, Scratchpad(scratchpad, alignment=alignment, parameters=parameters))
-        problem = execution.problem
+        target = Scratchpad(scratchpad, alignment=alignment, parameters=parameters, time_limit=min(time_limit, MOST_SECONDS),
+                            allow=tuple(allowed))
+        execution = Execution(graph, target)
     else:
         if granularity == "fused":
             graph = compile_half().enter(graph, "", "", "cpu", Options())
         problem = with_parameters(problem_of(graph, read_sizes(dims, "--dims") if in_text else None, bool(allowed)), parameters)
     line = _Line()
     try:
-        solution = solve(problem, scratchpad, alignment, time_limit, line.show, what_is_allowed(allowed))
+        if execution is not None:
+            solution = execution.solve(line.show)
+        else:
+            solution = solve(problem, scratchpad, alignment, time_limit, line.show, what_is_allowed(allowed))
     finally:
         line.clear()
     executable = None if execution is None else execution.executable(solution)
@@ -106,12 +108,6 @@ def schedule_command(model: Path | None, pack: Path | None, capacity: int | None
     answer(as_json, data, lines)
     if solution.interrupted:
         raise KeyboardInterrupt
-
-
-def what_is_allowed(names: Sequence[str]) -> Allowed:
-    """The switches by their names on the command line."""
-    chosen = SWITCHES if "all" in names else [name.replace("-", "_") for name in names]
-    return Allowed(**dict.fromkeys(chosen, True))
 
 
 def load_report() -> Render:

@@ -1,12 +1,15 @@
 """A schedule as a program: launches at addresses of the scratchpad, and the transfers between them.
 
 Assumes a schedule that the checker accepted. Guarantees a program that `verify_program` accepts: what was spilled has a place of its
-own off the chip, results in the outputs; tensors without bytes are nowhere.
+own off the chip, results in the outputs; tensors without bytes are nowhere; a result that begins where an operand lies is stored
+over it by a kernel made for that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from msgspec.structs import replace
 
 from ..ir.errors import InternalError
 from ..ir.program import Fetch, Free, Launch, Place, Program, Scratchpad, Spill, Step
@@ -46,8 +49,12 @@ class _Writer:
     def add(self, step: scheduled.Step) -> None:
         match step:
             case scheduled.Run(operator=number, addresses=addresses):
-                self.addresses.update(zip(self.operators.problem.operators[number].outputs, addresses))
-                self.steps += [self.launch(draft) for draft in self.operators.groups[number]]
+                operator, places = self.operators.problem.operators[number], self.operators.places[number]
+                over = self.overwritten(operator, addresses)
+                self.addresses.update(zip(operator.outputs, addresses))
+                self.steps += [self.launch(draft, places) if over < 0 else self.launch_over(draft, places, over)
+                               for draft in self.operators.groups[number]]
+                self.addresses.pop(over, None)
             case scheduled.Fetch(tensor=tensor, address=address):
                 self.addresses[tensor] = address
                 if self.tensors[tensor].bytes:
@@ -69,9 +76,21 @@ class _Writer:
             self.workspace_bytes += -(-self.tensors[tensor].bytes // ALIGNMENT) * ALIGNMENT
         return self.places[tensor]
 
-    def launch(self, draft: Draft) -> Launch:
-        places = tuple(_place(spot, self.operators.tensors, self.addresses) for spot in draft.spots)
+    def overwritten(self, operator: scheduled.Operator, addresses: Sequence[int]) -> int:
+        """The operand that the first result takes the place of; -1 where there is none."""
+        return next((t for t in operator.in_place if self.tensors[t].bytes and self.addresses.get(t) == addresses[0]), -1)
+
+    def launch(self, draft: Draft, tensors: Mapping[Key, int]) -> Launch:
+        places = tuple(_place(spot, tensors, self.addresses) for spot in draft.spots)
         return Launch(draft.kernel, places, draft.sizes, facts=draft.facts)
+
+    def launch_over(self, draft: Draft, tensors: Mapping[Key, int], over: int) -> Launch:
+        """The launch whose result takes the place of an operand."""
+        whole = self.launch(draft, tensors)
+        position = next(n for n, spot in enumerate(draft.spots) if tensors.get(key_of(spot)) == over)
+        kernel = self.operators.over[draft.kernel.name, position]
+        facts = replace(draft.facts, choice=replace(draft.facts.choice, in_place=True))
+        return replace(whole, kernel=kernel, places=(*whole.places[:position], *whole.places[position + 1:]), facts=facts)
 
 
 def _place(spot: Spot, tensors: Mapping[Key, int], addresses: Mapping[int, int]) -> Place:

@@ -44,12 +44,13 @@ class Spot(Struct, frozen=True):
 
 
 class Draft(Struct, eq=False):
-    """A launch before offsets are known."""
+    """A launch before offsets are known, and the node that it computes or prepares for."""
 
     kernel: Kernel
     spots: tuple[Spot, ...]
     sizes: tuple[DimLike, ...]
     facts: Facts
+    node: Node
 
 
 class DraftBlock(Struct, eq=False):
@@ -258,7 +259,7 @@ class _Lowering:
         sizes = self._kernel_sizes(kernel, values)
         choice, spaces = self.kernels.choices[kernel.name], [spot.space for spot in around]
         facts = self.facts.facts_of(node, kernel, choice, spaces, sizes, main)
-        return Draft(kernel, tuple(spots), sizes, facts)
+        return Draft(kernel, tuple(spots), sizes, facts, node)
 
     def _kernel_sizes(self, kernel: Kernel, values: dict[str, DimLike]) -> tuple[DimLike, ...]:
         """What a launch passes for the kernel's symbols, in the program's own: `values` of the kernel's private ones."""
