@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .ir.errors import UnsupportedError
 from .options import Options
 from .runtime.artifact import write_bytes
 from .scheduling.beyond import what_is_allowed
-from .scheduling.exact import Solution, solve
+from .scheduling.exact import Progress, Solution, solve
 from .scheduling.importing import problem_of
 from .scheduling.problem import PARAMETERS, Problem, with_parameters
 from .targets import MOST_SECONDS, SHARING, Scratchpad
@@ -72,22 +73,22 @@ def schedule_command(model: Path | None, pack: Path | None, capacity: int | None
     in_text = model.suffix != ".onnx"  # text of the IR declares its sizes: they are bound here
     graph = load_graph(model, () if in_text else dims)
     execution = None
+    search: Callable[[Progress], Solution]
     if execute is not None or program is not None:
         if granularity != "fused":
             raise click.UsageError("--execute and --program run fused groups: leave out --granularity", click.get_current_context())
         target = Scratchpad(scratchpad, alignment=alignment, parameters=parameters, time_limit=min(time_limit, MOST_SECONDS),
                             allow=tuple(allowed))
         execution = Execution(graph, target)
+        search = execution.solve
     else:
         if granularity == "fused":
             graph = compile_half().enter(graph, "", "", "cpu", Options())
-        problem = with_parameters(problem_of(graph, read_sizes(dims, "--dims") if in_text else None, bool(allowed)), parameters)
+        given = with_parameters(problem_of(graph, read_sizes(dims, "--dims") if in_text else None, bool(allowed)), parameters)
+        search = partial(solve, given, scratchpad, alignment, time_limit, allowed=what_is_allowed(allowed))
     line = _Line()
     try:
-        if execution is not None:
-            solution = execution.solve(line.show)
-        else:
-            solution = solve(problem, scratchpad, alignment, time_limit, line.show, what_is_allowed(allowed))
+        solution = search(line.show)
     finally:
         line.clear()
     executable = None if execution is None else execution.executable(solution)

@@ -105,6 +105,14 @@ def test_a_failed_packing_takes_room_from_operators() -> None:
 # --- concatenation without copies -----------------------------------------------------------------------------------------------
 
 
+def test_a_part_is_not_overwritten_while_the_whole_is_read() -> None:
+    tensors = [Tensor("x", 64, INPUT), Tensor("a", 64), Tensor("b", 64), Tensor("ab", 128), Tensor("y", 64)]
+    rows = [Operator("f", (0,), (1,)), Operator("g", (0,), (2,)), Operator("join", (1, 2), (3,), concat=True),
+            Operator("h", (1, 3), (4,), in_place=(1,))]
+    problem = without_copies(make_problem("part", tensors, rows, [4]), 64)
+    assert problem.operators[-1].joined == ((1, 2),) and problem.operators[-1].in_place == ()
+
+
 def test_what_reads_a_concatenation_reads_its_parts() -> None:
     problem = without_copies(dense_block(), 64)
     assert [o.name for o in problem.operators] == ["f", "g", "h"]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from comparing import assert_close, assert_identical
 from msgspec.structs import replace
+from scratchpads import as_list, check_promise, compiled, operators, weights
 
 import tilewright as tw
 from tilewright import cli
@@ -19,21 +20,20 @@ from tilewright.accelerator import compiling
 from tilewright.accelerator.operators import operators_of
 from tilewright.accelerator.prefetching import overlapped
 from tilewright.backends import reference
-from tilewright.backends.scratchpad import ScratchpadModel, Work
+from tilewright.backends.scratchpad import ScratchpadModel
 from tilewright.ir.errors import CompileError, RuntimeFailure, TilewrightError, UnsupportedError, VerifyError
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop_interp import run_program
 from tilewright.ir.loop_text import format_program, parse_program
 from tilewright.ir.loop_verify import verify_program
 from tilewright.ir.program import Fetch, Free, Launch, Program, Spill
-from tilewright.options import Options, read_environment
+from tilewright.options import Options
 from tilewright.scheduling.checker import check
 from tilewright.scheduling.exact import solve, working_set
 from tilewright.scheduling.problem import INPUT, VALUE, Operator, Run, Tensor, make_problem
 from tilewright.targets import Scratchpad, is_scratchpad, parse_scratchpad
 
 F32 = np.float32
-Array = np.ndarray[Any, Any]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -42,10 +42,6 @@ def quick_code() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiling.build, "generate", partial(compiling.build.generate, quick=True))
         yield
-
-
-def weights(*shape: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).standard_normal(shape).astype(F32) / 8
 
 
 def block(x: Any) -> Any:
@@ -72,28 +68,6 @@ def skip(x: Any) -> Any:
 
 
 PROGRAMS = {"block": (block, (20, 32)), "cells": (cells, (33, 24)), "skip": (skip, (33, 24))}
-
-
-def compiled(graph: tw.Graph, budget: int, **settings: Any) -> compiling.ScheduledExecutable:
-    executable = tw.compile(graph, target=Scratchpad(budget, time_limit=0.1, **settings))
-    assert isinstance(executable, compiling.ScheduledExecutable)
-    return executable
-
-
-def operators(graph: tw.Graph, **settings: Any) -> Any:
-    return compiling.prepare(graph, Scratchpad(1 << 20, **settings), Options(), read_environment())
-
-
-def as_list(result: Any) -> list[Array]:
-    return list(result) if isinstance(result, tuple) else [result]
-
-
-def check_promise(executable: compiling.ScheduledExecutable, work: Work) -> None:
-    """What was counted is what the schedule said."""
-    account = executable.solution.account
-    assert (work.read, work.written, work.compulsory, work.peak) == (account.read, account.written, account.compulsory, account.peak)
-    assert work.computing <= work.cycles <= work.computing + work.transferring
-    assert work.launches == sum(isinstance(step, Launch) for step in executable.program.steps)
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,42 @@
+"""What the tests of the target with a scratchpad share: compiling for it, its operators, and what a run must have counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import tilewright as tw
+from tilewright.accelerator import compiling
+from tilewright.backends.scratchpad import Work
+from tilewright.ir.program import Launch
+from tilewright.options import Options, read_environment
+from tilewright.targets import Scratchpad
+
+Array = np.ndarray[Any, Any]
+
+
+def weights(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32) / 8
+
+
+def compiled(graph: tw.Graph, budget: int, **settings: Any) -> compiling.ScheduledExecutable:
+    executable = tw.compile(graph, target=Scratchpad(budget, **{"time_limit": 0.1, **settings}))
+    assert isinstance(executable, compiling.ScheduledExecutable)
+    return executable
+
+
+def operators(graph: tw.Graph, **settings: Any) -> Any:
+    return compiling.prepare(graph, Scratchpad(1 << 20, **settings), Options(), read_environment())
+
+
+def as_list(result: Any) -> list[Array]:
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+def check_promise(executable: compiling.ScheduledExecutable, work: Work) -> None:
+    """What was counted is what the schedule said."""
+    account = executable.solution.account
+    assert (work.read, work.written, work.compulsory, work.peak) == (account.read, account.written, account.compulsory, account.peak)
+    assert work.computing <= work.cycles <= work.computing + work.transferring
+    assert work.launches == sum(isinstance(step, Launch) for step in executable.program.steps)
