@@ -65,7 +65,7 @@ from .loop_verify import verify_kernel, verify_program
 from .ops.compute import Bitcast, Cast, Elementwise
 from .ops.control import Param
 from .ops.scalar import SCALARS, evaluate_scalar
-from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Spill, Step
+from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Reserve, Spill, Step
 from .types import DTYPES, INDEX, DType
 
 INDEX_ERRORS = (-1, -9)  # TW_ERROR_INDEX and TW_ERROR_INDEX_UNSIGNED of csrc/abi.h
@@ -869,6 +869,8 @@ class _Run:
                     self.lengths[address] = size
                 case Spill(address=address, target=target, bytes=size):
                     self.copy(Place("scratchpad", 0, address), target, size)
+                case Reserve(address=address, bytes=size):
+                    self.lengths[address] = size
                 case Free(address=address):
                     self.forget(address)
 

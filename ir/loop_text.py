@@ -8,7 +8,8 @@
                | "repeat" "%"variable "in" "0.."size "reverse"? "{" step* "}"
                | "loop" "{" step* "}" "while" place "{" step* "}"
                | "branch" place "{" step* "}" ("else" "{" step* "}")?
-               | "fetch" place "to" address "bytes" bytes | "spill" address "to" place "bytes" bytes | "free" address
+               | "fetch" place "to" address "bytes" bytes | "spill" address "to" place "bytes" bytes
+               | "reserve" address "bytes" bytes | "free" address
     place     := ("input" | "output") number ("at" size)? | ("constant" | "workspace" | "scratchpad") size
     kernel    := as in `ir/loop.py`, with these spellings:
                  `for %i in 0..B parallel {`, `for %j: 0..63 in 0..N vector(8) {` (bounds where the extent does not give
@@ -70,7 +71,7 @@ from .ops.compute import Bitcast, Cast, Elementwise
 from .ops.scalar import SCALARS
 from .parser import GraphParser
 from .printer import format_elements, format_float, quote
-from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Scratchpad, Spill, Step
+from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Reserve, Scratchpad, Spill, Step
 from .types import DTYPES, INDEX, DType, TensorType
 
 # --- printing --------------------------------------------------------------------------------------------------------
@@ -340,6 +341,8 @@ def _step_lines(steps: Sequence[Step], indent: str) -> list[str]:
                 lines.append(f"{indent}fetch {format_place(source)} to {address} bytes {size}")
             case Spill(address=address, target=target, bytes=size):
                 lines.append(f"{indent}spill {address} to {format_place(target)} bytes {size}")
+            case Reserve(address=address, bytes=size):
+                lines.append(f"{indent}reserve {address} bytes {size}")
             case Free(address=address):
                 lines.append(f"{indent}free {address}")
     return lines
@@ -861,14 +864,18 @@ class _LoopParser(GraphParser):
             condition = self.place()
             then = self.step_block()
             return Branch(condition, then, self.step_block() if lexer.accept("else") else ())
-        if lexer.at("fetch") or lexer.at("spill") or lexer.at("free"):
+        if lexer.at("fetch") or lexer.at("reserve") or lexer.at("spill") or lexer.at("free"):
             return self.transfer()
-        self.fail(f"expected launch, repeat, loop, branch, fetch, spill or free, found {lexer.describe()}")
+        self.fail(f"expected launch, repeat, loop, branch, fetch, reserve, spill or free, found {lexer.describe()}")
 
     def transfer(self) -> Step:
         lexer = self.lexer
         if lexer.accept("free"):
             return Free(lexer.integer("an address"))
+        if lexer.accept("reserve"):
+            address = lexer.integer("an address")
+            lexer.expect("bytes")
+            return Reserve(address, lexer.integer("a number of bytes"))
         if lexer.accept("fetch"):
             source = self.place()
             lexer.expect("to")

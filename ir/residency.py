@@ -17,7 +17,7 @@ from msgspec import Struct, field
 from .dims import evaluate, product
 from .errors import VerifyError
 from .loop import Buffer
-from .program import Fetch, Free, Launch, Place, Program, Spill, Step
+from .program import Fetch, Free, Launch, Place, Program, Reserve, Spill, Step
 
 MOST_BYTES = 2**48  # of a scratchpad: more than a machine can address
 MOST_ALIGNMENT = 2**20
@@ -85,6 +85,8 @@ class _Play(Struct):
                 self.fetch(step)
             case Spill():
                 self.spill(step)
+            case Reserve(address=address, bytes=size):
+                self.reserve(address, size)
             case Free(address=address):
                 if self.values.pop(address, None) is None:
                     self.fail(f"nothing lies at {address} that could be freed")
@@ -112,6 +114,11 @@ class _Play(Struct):
                 self.fail(f"{_spelled(key)} to {key[2] + step.bytes} overlaps what was spilled to {_spelled(other)}")
         self.stored[key] = step.bytes
         value.kept = True
+
+    def reserve(self, address: int, size: int) -> None:
+        if size <= 0:
+            self.fail(f"{size} bytes are reserved, expected one or more")
+        self.place(address, size, made=True)
 
     def off_chip(self, place: Place, size: int) -> tuple[str, int, int]:
         """The place as a key; it is known to be within its space."""

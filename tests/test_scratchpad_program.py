@@ -124,6 +124,42 @@ program @main(%a: f32[16], %b: f32[16]) -> (%c: f32[16], %d: f32[32]) {
 }
 """
 
+# A value whose halves two launches store.
+HALVES = """\
+kernel @double(%x: in f32[8], %y: out f32[8]) {
+  for %i in 0..8 {
+    %y[i] = mul(load %x[i], f32 2.0)
+  }
+}
+
+program @main(%a: f32[16]) -> (%b: f32[16]) {
+  constants 0
+  workspace 0
+  scratchpad 128 alignment 64
+  fetch input 0 to 0 bytes 64
+  reserve 64 bytes 64
+  launch @double(scratchpad 0, scratchpad 64)
+  launch @double(scratchpad 32, scratchpad 96)
+  spill 64 to output 0 bytes 64
+}
+"""
+
+
+def test_a_value_that_several_launches_store() -> None:
+    program = parse_program(HALVES)
+    verify_program(program)
+    assert format_program(program) == HALVES
+    a = np.arange(16, dtype=np.float32)
+    np.testing.assert_array_equal(run_program(program, [a])[0], 2 * a)
+    for old, new, words in (("reserve 64 bytes 64", "reserve 0 bytes 64", "overlaps the one at 0 to 64"),
+                            ("reserve 64 bytes 64", "reserve 64 bytes 0", "0 bytes are reserved, expected one or more"),
+                            ("  reserve 64 bytes 64\n", "", "a value lies at 96, which is no multiple of 64"),
+                            ("scratchpad 32, scratchpad 96", "scratchpad 32, scratchpad 32", "overlaps")):
+        with pytest.raises(VerifyError, match=words):
+            verify_program(parse_program(HALVES.replace(old, new)))
+    with pytest.raises(VerifyError, match="is not stored to"):  # the interpreter knows bytes
+        run_program(parse_program(HALVES.replace("  launch @double(scratchpad 32, scratchpad 96)\n", "")), [a])
+
 
 def test_values_that_are_replaced_and_values_side_by_side() -> None:
     program = parse_program(SHARED)

@@ -75,7 +75,7 @@ def schedule_of(operators: Operators, target: Scratchpad, progress: Progress | N
     allowed = what_is_allowed(target.allow)
     if allowed == NOTHING:
         return operators, solve(operators.problem, target.bytes, target.alignment, target.time_limit, progress)
-    rich = shared(operators, allowed, target.alignment)
+    rich = shared(operators, allowed, target.bytes, target.alignment)
     solution = solve(rich.problem, target.bytes, target.alignment, target.time_limit, progress, allowed, operators.problem,
                      lambda problem, *_: problem)
     return rich if solution.problem is rich.problem else operators, solution

@@ -25,10 +25,27 @@ Key = tuple[str, int]  # of a spot: its space, and the number, the offset of a c
 BANK_BYTES = 64        # that an operator reads and writes in a bank and cycle
 
 
+class Part(Struct, frozen=True):
+    """A launch for a slice of rows, of which `first` is the first."""
+
+    first: int
+    draft: Draft
+
+
+class Member(Struct, frozen=True):
+    """What an operator of a chain launches, slice by slice. `places`: for each spot the tensor at whose address it begins; `steps`: for
+    each buffer the bytes of a row, 0 for one that is needed whole; `local`: tensors that hold a slice alone."""
+
+    places: dict[Key, int]
+    parts: tuple[Part, ...]
+    steps: tuple[int, ...]
+    local: frozenset[int]
+
+
 class Operators(Struct):
     """`groups`: the launches of each of the problem's operators. `tensors`: the number of each spot that is scheduled; `places`: for each
     operator the tensor at whose address a spot begins. `over`: kernels that store over an operand, by the name of the one that does
-    not and the operand's position among its buffers."""
+    not and the operand's position among its buffers. `chains`: what operators launch that run slice by slice."""
 
     drafted: Drafted
     problem: Problem
@@ -36,6 +53,7 @@ class Operators(Struct):
     tensors: dict[Key, int]
     places: list[dict[Key, int]]
     over: dict[tuple[str, int], Kernel] = {}
+    chains: dict[int, list[Member]] = {}
 
 
 def refuse_open_sizes(graph: Graph) -> None:

@@ -2,14 +2,16 @@
 
 A result lies over an operand where the kernel can be made to store each element where it read it (`lowering.in_place`); a
 concatenation of neighbours is no launch, and who reads it reads its parts side by side; a cheap value is launched again before each
-that reads it. Assumes a problem of `operators_of`, whose operators and tensors have names of their own. Guarantees: every operator of the
-new problem launches what an operator of the old one did, on values of the same bytes, in `places`.
+that reads it; a chain of operators runs slice by slice (`slices.py`), whose result then lies over no operand. Assumes a problem of
+`operators_of`, whose operators and tensors have names of their own. Guarantees: every operator of the new problem launches what
+operators of the old one did, on values of the same bytes or slices of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ..ir.loop import Kernel
@@ -20,10 +22,12 @@ from ..scheduling.beyond import Allowed
 from ..scheduling.permissions import concatenated, is_light
 from ..scheduling.problem import Operator, Problem
 from ..scheduling.recomputing import repeated
-from .operators import Key, Operators, key_of
+from ..scheduling.slicing import sliced
+from .operators import Key, Member, Operators, key_of
+from .slices import PREFIX, Parts, parts_of, permitted_slices, without_slices
 
 
-def shared(operators: Operators, allowed: Allowed, alignment: int) -> Operators:
+def shared(operators: Operators, allowed: Allowed, budget: int, alignment: int) -> Operators:
     """The operators with what is allowed."""
     over: dict[tuple[str, int], Kernel] = {}
     names = {draft.kernel.name for group in operators.groups for draft in group}
@@ -32,10 +36,13 @@ def shared(operators: Operators, allowed: Allowed, alignment: int) -> Operators:
     whole = operators.problem
     permitted = Problem(whole.name, whole.tensors, tuple(rows), whole.results, whole.pinned)
     problem = without_copies(permitted, alignment) if allowed.concat else permitted
-    added = repeated(problem) if allowed.recompute else None
-    if added is not None:
-        problem = added.problem
-    return _traced(operators, permitted, problem, added.operators if added else {}, added.tensors if added else {}, over)
+    trace = _Trace(operators, permitted)
+    if allowed.recompute:
+        added = repeated(problem)
+        problem, trace.operator_origins, trace.tensor_origins = added.problem, added.operators, added.tensors
+    if allowed.slices:
+        problem = trace.sliced(problem, budget, alignment)
+    return trace.operators_of(problem, over)
 
 
 # --- permissions -----------------------------------------------------------------------------------------------------
@@ -58,7 +65,8 @@ def _permitted(operator: Operator, group: list[Draft], operators: Operators, all
         in_place.append(tensor)
     order = [operators.tensors.get(key_of(draft.spots[position]), -1) for position in concatenated(draft.node)]
     joins = sorted(order) == sorted(operator.inputs)
-    return replace(operator, in_place=tuple(in_place), concat=joins, light=is_light(draft.node),
+    slices = permitted_slices(operators, draft) if allowed.slices else ()
+    return replace(operator, in_place=tuple(in_place), concat=joins, light=is_light(draft.node), slices=slices,
                    inputs=tuple(order) if joins else operator.inputs)
 
 
@@ -93,32 +101,77 @@ def _stored_over(kernel: Kernel, position: int, names: set[str]) -> Kernel | Non
 # --- what operators launch -------------------------------------------------------------------------------------------
 
 
-def _traced(operators: Operators, permitted: Problem, problem: Problem, repeats: Mapping[str, str], copies: Mapping[str, str],
-            over: dict[tuple[str, int], Kernel]) -> Operators:
-    """What each operator of the new problem launches, and on which tensors, by the names of both."""
-    numbers = {operator.name: number for number, operator in enumerate(operators.problem.operators)}
-    groups: list[list[Draft]] = []
-    places: list[dict[Key, int]] = []
-    for operator in problem.operators:
-        number = numbers[repeats.get(operator.name, operator.name)]
-        groups.append(operators.groups[number])
-        there = {_origin(problem, copies, t): t for t in (*operator.inputs, *operator.outputs)}
-        before = permitted.operators[number]
+class _Trace(Struct):
+    """From operators and tensors of a rewritten problem to those of the one that was `permitted`, by their names. The origins: of what
+    was added, the name of what it repeats. `parts`: what operators launch for slices, by name."""
+
+    operators: Operators
+    permitted: Problem
+    operator_origins: dict[str, str] = {}
+    tensor_origins: dict[str, str] = {}
+    parts: dict[str, Parts] = {}
+
+    def sliced(self, problem: Problem, budget: int, alignment: int) -> Problem:
+        """Chains slice by slice, of operators that have kernels for slices."""
+        while True:
+            found = sliced(problem, budget, alignment)
+            chained = [name for operator in found.operators for name in _members(operator) if len(_members(operator)) > 1]
+            missing = [name for name in chained if not self.has_parts(name)]
+            if not missing:
+                rows = [replace(o, in_place=()) if len(_members(o)) > 1 else o for o in found.operators]
+                return Problem(found.name, found.tensors, tuple(rows), found.results, found.pinned)
+            problem = without_slices(problem, missing)
+
+    def has_parts(self, name: str) -> bool:
+        if name not in self.parts:
+            draft, = self.operators.groups[self.number(name)]
+            made = parts_of(self.operators.drafted, draft)
+            if made is None:
+                return False
+            self.parts[name] = made
+        return True
+
+    def number(self, name: str) -> int:
+        origin = self.operator_origins.get(name, name)
+        return next(n for n, operator in enumerate(self.permitted.operators) if operator.name == origin)
+
+    def operators_of(self, problem: Problem, over: dict[tuple[str, int], Kernel]) -> Operators:
+        """What each operator of the problem launches."""
+        groups: list[list[Draft]] = []
+        places: list[dict[Key, int]] = []
+        chains: dict[int, list[Member]] = {}
+        for number, operator in enumerate(problem.operators):
+            names = _members(operator)
+            numbers = [self.number(name) for name in names]
+            found = [self.places(problem, operator, n) for n in numbers]
+            groups.append([draft for n in numbers for draft in self.operators.groups[n]])
+            places.append(found[0])
+            if len(names) > 1:
+                chains[number] = [Member(there, self.parts[name].parts, self.parts[name].steps, frozenset(operator.outputs[1:]))
+                                  for name, there in zip(names, found)]
+        left = {tensor.name: t for t, tensor in enumerate(problem.tensors)}
+        tensors = {key: left[name] for key, t in self.operators.tensors.items() if (name := self.permitted.tensors[t].name) in left}
+        return Operators(self.operators.drafted, problem, groups, tensors, places, over, chains)
+
+    def places(self, problem: Problem, operator: Operator, number: int) -> dict[Key, int]:
+        """Where the spots of an operator that was permitted lie, among the operands and results of one that it is now, or is in."""
+        there = {self.origin(problem.tensors[t].name): t for t in (*operator.inputs, *operator.outputs)}
+        before = self.permitted.operators[number]
         touched = {*before.inputs, *before.outputs}
-        places.append({key: _stand_in(permitted, t, there) for key, t in operators.places[number].items() if t in touched})
-    left = {_origin(problem, {}, t): t for t in range(len(problem.tensors))}
-    tensors = {key: left[name] for key, t in operators.tensors.items() if (name := permitted.tensors[t].name) in left}
-    return Operators(operators.drafted, problem, groups, tensors, places, over)
+        return {key: self.stand_in(t, there) for key, t in self.operators.tensors.items() if t in touched}
+
+    def origin(self, name: str) -> str:
+        if name.startswith(PREFIX):
+            return self.origin(name.removeprefix(PREFIX))
+        return self.tensor_origins.get(name, name)
+
+    def stand_in(self, tensor: int, there: Mapping[str, int]) -> int:
+        """The tensor at whose address a tensor begins: of one that is not there any more, the first of its parts."""
+        while self.permitted.tensors[tensor].name not in there:
+            operands = self.permitted.operators[self.permitted.producer[tensor]].inputs
+            tensor = next(t for t in operands if self.permitted.tensors[t].bytes)
+        return there[self.permitted.tensors[tensor].name]
 
 
-def _origin(problem: Problem, copies: Mapping[str, str], tensor: int) -> str:
-    name = problem.tensors[tensor].name
-    return copies.get(name, name)
-
-
-def _stand_in(permitted: Problem, tensor: int, there: Mapping[str, int]) -> int:
-    """The tensor at whose address a tensor begins: of one that is not there any more, the first of its parts."""
-    while permitted.tensors[tensor].name not in there:
-        operands = permitted.operators[permitted.producer[tensor]].inputs
-        tensor = next(t for t in operands if permitted.tensors[t].bytes)
-    return there[permitted.tensors[tensor].name]
+def _members(operator: Operator) -> list[str]:
+    return operator.name.split(", ")

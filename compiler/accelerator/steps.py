@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from msgspec.structs import replace
 
 from ..ir.errors import InternalError
-from ..ir.program import Fetch, Free, Launch, Place, Program, Scratchpad, Spill, Step
+from ..ir.program import Fetch, Free, Launch, Place, Program, Reserve, Scratchpad, Spill, Step
 from ..lowering.lower import Draft, Spot
 from ..scheduling import problem as scheduled
-from .operators import Key, Operators, key_of
+from .operators import Key, Member, Operators, Part, key_of
 
 ALIGNMENT = 64  # off the chip
 
@@ -52,6 +52,9 @@ class _Writer:
                 operator, places = self.operators.problem.operators[number], self.operators.places[number]
                 over = self.overwritten(operator, addresses)
                 self.addresses.update(zip(operator.outputs, addresses))
+                if number in self.operators.chains:
+                    self.run_in_slices(operator, self.operators.chains[number])
+                    return
                 self.steps += [self.launch(draft, places) if over < 0 else self.launch_over(draft, places, over)
                                for draft in self.operators.groups[number]]
                 self.addresses.pop(over, None)
@@ -83,6 +86,20 @@ class _Writer:
     def launch(self, draft: Draft, tensors: Mapping[Key, int]) -> Launch:
         places = tuple(_place(spot, tensors, self.addresses) for spot in draft.spots)
         return Launch(draft.kernel, places, draft.sizes, facts=draft.facts)
+
+    def run_in_slices(self, operator: scheduled.Operator, chain: Sequence[Member]) -> None:
+        """All members for a slice, then for the next one."""
+        result = operator.outputs[0]
+        self.steps.append(Reserve(self.addresses[result], self.tensors[result].bytes))
+        for number in range(len(chain[0].parts)):
+            self.steps += [self.launch_part(member, member.parts[number]) for member in chain]
+
+    def launch_part(self, member: Member, part: Part) -> Launch:
+        """A launch on a slice of its rows; what holds a slice alone begins with it."""
+        whole = self.launch(part.draft, member.places)
+        steps = [0 if member.places.get(key_of(spot)) in member.local else step for spot, step in zip(part.draft.spots, member.steps)]
+        return replace(whole, places=tuple(replace(place, offset=place.offset + part.first * step)
+                                           for place, step in zip(whole.places, steps)))
 
     def launch_over(self, draft: Draft, tensors: Mapping[Key, int], over: int) -> Launch:
         """The launch whose result takes the place of an operand."""

@@ -74,7 +74,8 @@ class Statistics(Struct):
 
 
 class Drafted(Struct):
-    """A lowered graph before its values have places; `storages` are those of the workspace."""
+    """A lowered graph before its values have places; `storages` are those of the workspace. `launches`: what computes one node more, given
+    the spots of its operands and of its results."""
 
     name: str
     inputs: tuple[tuple[str, TensorType], ...]
@@ -83,6 +84,7 @@ class Drafted(Struct):
     constants_bytes: int
     storages: list[Storage]
     drafts: Drafts
+    launches: Callable[[Node, Sequence[Spot], Sequence[Spot]], Drafts]
 
 
 class Placement(Struct):
@@ -140,7 +142,13 @@ class _Lowering:
         inputs = tuple((p.op.label, p.tensor) for p in self.original.params if isinstance(p.op, Param))
         outputs = tuple((name, r.tensor) for name, r in zip(graph.result_names, self.original.results))
         constants = tuple(sorted(self.constants.values(), key=lambda row: row[0]))
-        return Drafted(graph.name, inputs, outputs, constants, self.constants_bytes, self.storages, drafts)
+        return Drafted(graph.name, inputs, outputs, constants, self.constants_bytes, self.storages, drafts, self.launches)
+
+    def launches(self, node: Node, operands: Sequence[Spot], targets: Sequence[Spot]) -> Drafts:
+        """What computes a node that is not of the graph."""
+        drafts: Drafts = []
+        self._launch(node, operands, targets, drafts)
+        return drafts
 
     def _output_spots(self) -> list[Spot]:
         return [Spot("output", number) for number in range(len(self.graph.results))]

@@ -67,6 +67,7 @@ account machine::run(const std::vector<step> &steps) {
       case kind::spill: spill(one); break;
       case kind::free: release(one.address); break;
       case kind::launch: launch(one); break;
+      case kind::reserve: reserve(one.address, one.bytes); break;
     }
   }
   where_ = "at the end: ";
@@ -157,6 +158,11 @@ void machine::release(int64_t address) {
   values_.erase(found);
 }
 
+void machine::reserve(int64_t address, int64_t bytes) {
+  if (bytes <= 0) fail(text(bytes) + " bytes are reserved");
+  place(address, bytes, true, timing_.vacant({address, address + bytes}));
+}
+
 /* --- launches --- */
 
 machine::value *machine::around(int64_t begin, int64_t end) {
@@ -182,9 +188,8 @@ void machine::find_stored(const operand &each, std::vector<use> &found) {
   value *there = around(each.address, end);
   if (there == nullptr && each.read) fail("reads bytes " + text(each.address) + " to " + text(end) + ", which hold no value");
   if (there == nullptr) {
-    place(each.address, each.bytes, true, 0);
+    reserve(each.address, each.bytes);
     there = &values_[each.address];
-    there->when.ready = timing_.vacant({each.address, end});
   }
   const auto begins = values_.find(each.address);
   const bool over = each.read && begins != values_.end() && begins->second.bytes == each.bytes;

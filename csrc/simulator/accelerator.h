@@ -23,10 +23,10 @@
 
 namespace simulator {
 
-enum class kind { fetch, spill, free, launch };
+enum class kind { fetch, spill, free, launch, reserve };
 enum class space { input, output, constant, workspace };
 
-/* A transfer between (where, number, offset) and `address`; or a launch, by its number among the launches of the program. */
+/* A transfer between (where, number, offset) and `address`; `bytes` that begin there, for launches to store to; or a launch, by its number among the launches of the program. */
 struct step {
   kind what;
   space where;
@@ -88,6 +88,7 @@ class machine {
   void fetch(const step &one);
   void spill(const step &one);
   void release(int64_t address);
+  void reserve(int64_t address, int64_t bytes);
   void launch(const step &one);
   std::vector<use> find_operands(const step &one);
   void find_read(const operand &each, std::vector<use> &found);
