@@ -206,7 +206,7 @@ def test_slices_through_views_and_of_many_axes() -> None:
     (lambda x: (x.T * 2).T[:, ::-1], (True,)),
     (lambda x: np.pad(x[:, 1:], ((0, 0), (2, 1))) + 1, (True,)),
     (lambda x: x * x[2:3], None),                # a row of all rows
-    (lambda x: x - x.max(axis=0), (True,)),  # the largest are a group of their own, which all rows need
+    (lambda x: x - x.max(axis=0), (True,)),    # the largest are a group of their own, which all rows need
     (lambda x: x[::-1] * 2, None),
     (lambda x: x.T * 2, None),
     (lambda x: np.pad(x * 2, ((1, 0), (0, 0))), None),

@@ -24,7 +24,7 @@ from ..scheduling.problem import Operator, Problem
 from ..scheduling.recomputing import repeated
 from ..scheduling.slicing import sliced
 from .operators import Key, Member, Operators, key_of
-from .slices import PREFIX, Parts, parts_of, permitted_slices, without_slices
+from .slices import PREFIX, Parts, parts_of, permitted_slices, with_counts
 
 
 def shared(operators: Operators, allowed: Allowed, budget: int, alignment: int) -> Operators:
@@ -110,26 +110,36 @@ class _Trace(Struct):
     operator_origins: dict[str, str] = {}
     tensor_origins: dict[str, str] = {}
     parts: dict[str, Parts] = {}
+    tried: dict[tuple[str, int], Parts | None] = {}  # for so many slices
 
     def sliced(self, problem: Problem, budget: int, alignment: int) -> Problem:
-        """Chains slice by slice, of operators that have kernels for slices."""
+        """Chains slice by slice, of operators that have kernels for slices: where one has none, fewer along all that axis are tried, and
+        it is whole where it has none for two."""
+        counts: dict[str, int] = {}
+        whole = set[str]()
         while True:
-            found = sliced(problem, budget, alignment)
-            chained = [name for operator in found.operators for name in _members(operator) if len(_members(operator)) > 1]
-            missing = [name for name in chained if not self.has_parts(name)]
-            if not missing:
-                rows = [replace(o, in_place=()) if len(_members(o)) > 1 else o for o in found.operators]
+            found = sliced(with_counts(problem, counts, whole), budget, alignment)
+            chained = [(name, operator.slices[0]) for operator in found.operators for name in _members(operator) if _is_chain(operator)]
+            missing = next(((name, how) for name, how in chained if not self.has_parts(name, how.count)), None)
+            if missing is None:
+                rows = [replace(o, in_place=()) if _is_chain(o) else o for o in found.operators]
                 return Problem(found.name, found.tensors, tuple(rows), found.results, found.pinned)
-            problem = without_slices(problem, missing)
+            name, how = missing
+            if how.count > 2:
+                counts[how.axis] = how.count // 2
+            else:
+                whole.add(name)
+                counts.pop(how.axis, None)
 
-    def has_parts(self, name: str) -> bool:
-        if name not in self.parts:
+    def has_parts(self, name: str, count: int) -> bool:
+        """Whether there are kernels; `parts` has them then."""
+        if (name, count) not in self.tried:
             draft, = self.operators.groups[self.number(name)]
-            made = parts_of(self.operators.drafted, draft)
-            if made is None:
-                return False
+            self.tried[name, count] = parts_of(self.operators.drafted, draft, count)
+        made = self.tried[name, count]
+        if made is not None:
             self.parts[name] = made
-        return True
+        return made is not None
 
     def number(self, name: str) -> int:
         origin = self.operator_origins.get(name, name)
@@ -146,7 +156,7 @@ class _Trace(Struct):
             found = [self.places(problem, operator, n) for n in numbers]
             groups.append([draft for n in numbers for draft in self.operators.groups[n]])
             places.append(found[0])
-            if len(names) > 1:
+            if _is_chain(operator):
                 chains[number] = [Member(there, self.parts[name].parts, self.parts[name].steps, frozenset(operator.outputs[1:]))
                                   for name, there in zip(names, found)]
         left = {tensor.name: t for t, tensor in enumerate(problem.tensors)}
@@ -171,6 +181,10 @@ class _Trace(Struct):
             operands = self.permitted.operators[self.permitted.producer[tensor]].inputs
             tensor = next(t for t in operands if self.permitted.tensors[t].bytes)
         return there[self.permitted.tensors[tensor].name]
+
+
+def _is_chain(operator: Operator) -> bool:
+    return len(_members(operator)) > 1
 
 
 def _members(operator: Operator) -> list[str]:

@@ -6,7 +6,7 @@ each row in one of them; what one member hands to the next lies in a place of it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -42,18 +42,18 @@ def permitted_slices(operators: Operators, draft: Draft) -> tuple[Sliced, ...]:
     return (Sliced(f"{rows.extent} rows", min(rows.extent, SLICES), tuple(operands.values())),)
 
 
-def parts_of(drafted: Drafted, draft: Draft) -> Parts | None:
-    """The launches for all slices; None where lowering makes more than one kernel for a slice, or others than of whole operands."""
+def parts_of(drafted: Drafted, draft: Draft, count: int) -> Parts | None:
+    """The launches for all of up to so many slices; None where lowering makes more than one of a slice, as it may of few rows."""
     rows = rows_of(draft.node)
     assert rows is not None
-    height = -(-rows.extent // min(rows.extent, SLICES))
+    height = -(-rows.extent // count)
     made: dict[int, Draft | None] = {}
     parts = []
     for first in range(0, rows.extent, height):
-        count = min(height, rows.extent - first)
-        if count not in made:
-            made[count] = _lowered(drafted, draft, rows, count)
-        one = made[count]
+        some = min(height, rows.extent - first)
+        if some not in made:
+            made[some] = _lowered(drafted, draft, rows, some)
+        one = made[some]
         if one is None:
             return None
         parts.append(Part(first, one))
@@ -67,7 +67,8 @@ def _lowered(drafted: Drafted, draft: Draft, rows: Rows, count: int) -> Draft | 
     return one if len(made) == 1 and isinstance(one, Draft) and one.spots == draft.spots else None
 
 
-def without_slices(problem: Problem, names: Sequence[str]) -> Problem:
-    """The problem in which these operators are whole."""
-    rows = tuple(replace(o, slices=()) if o.name in names else o for o in problem.operators)
+def with_counts(problem: Problem, counts: Mapping[str, int], whole: Collection[str]) -> Problem:
+    """The problem with so many slices along each axis (`SLICES` where none are given); operators that are named stay `whole`."""
+    rows = tuple(replace(o, slices=() if o.name in whole else tuple(replace(s, count=min(s.count, counts.get(s.axis, SLICES)))
+                                                                    for s in o.slices)) for o in problem.operators)
     return Problem(problem.name, problem.tensors, rows, problem.results, problem.pinned)
