@@ -51,7 +51,8 @@ Render = Callable[[Problem, Solution, int, int], str]
               help="Write the schedule as a program: launches at addresses, fetches, spills.")
 @click.option("--allow", "allowed", type=click.Choice([*SHARING, "all"]), multiple=True,
               help="Beyond whole operators that share nothing: results over operands, concatenation without copies, cheap tensors "
-                   "computed again where they are read, chains of operators slice by slice. May be given more than once.")
+                   "computed again where they are read, chains of operators slice by slice. May be given more than once; with "
+                   "--execute and --program, what the launches of the model can do of it.")
 @dims_option
 @json_option
 def schedule_command(model: Path | None, pack: Path | None, capacity: int | None, output: Path | None, scratchpad: int | None,

@@ -197,7 +197,7 @@ def test_transfers_beside_computing() -> None:
     x = weights(33, 24)
     works = []
     for settings in ({"prefetch": False}, {}, {"banks": 1}):
-        executable = compiled(graph, 36 * 1024, parameters="streamed", operations_per_cycle=32, **settings)
+        executable = compiled(graph, 64 * 1024, parameters="streamed", operations_per_cycle=32, **settings)
         result, work = executable.measure(x)
         check_promise(executable, work)
         works.append((work, as_list(result)))
