@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 import tilewright as tw
 from tilewright.accelerator import compiling
@@ -40,3 +41,19 @@ def check_promise(executable: compiling.ScheduledExecutable, work: Work) -> None
     assert (work.read, work.written, work.compulsory, work.peak) == (account.read, account.written, account.compulsory, account.peak)
     assert work.computing <= work.cycles <= work.computing + work.transferring
     assert work.launches == sum(isinstance(step, Launch) for step in executable.program.steps)
+
+
+def changed_at_random(steps: list[Any], rng: np.random.Generator) -> list[Any]:
+    """A step gone, twice, in the place of its neighbour, or at another address."""
+    number = int(rng.integers(len(steps)))
+    step = steps[number]
+    match int(rng.integers(4)):
+        case 0:
+            return steps[:number] + steps[number + 1:]
+        case 1:
+            return [*steps[:number], step, *steps[number:]]
+        case 2 if number:
+            return [*steps[:number - 1], step, steps[number - 1], *steps[number + 1:]]
+    if isinstance(step, Launch):
+        return steps
+    return [*steps[:number], replace(step, address=step.address + 64 * int(rng.integers(-3, 4))), *steps[number + 1:]]

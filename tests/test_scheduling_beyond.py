@@ -77,6 +77,16 @@ def test_a_chain_of_results_over_operands_needs_one_tensor_less() -> None:
         solve(problem, 64, 32, 0)
 
 
+def test_what_is_allowed_never_refuses_what_fits_without() -> None:
+    """A rewriting may need more at once than whole operators do."""
+    tensors = [Tensor("x", 64, INPUT), Tensor("y", 64), Tensor("slice", 64)]
+    whole = make_problem("one", tensors[:2], [Operator("f", (0,), (1,))], [1])
+    larger = make_problem("one", tensors, [Operator("f", (0,), (1, 2))], [1])
+    assert solve(whole, 128, 64, 0, allowed=Allowed(slices=True), change=lambda *_: larger).problem.operators == whole.operators
+    with pytest.raises(CompileError, match="operator f needs 192 bytes at once"):
+        solve(whole, 64, 64, 0, allowed=Allowed(slices=True), change=lambda *_: larger)
+
+
 def test_an_operand_that_is_read_again_is_written_away_before_it_is_overwritten() -> None:
     """The room holds one tensor: x is overwritten by a, returns for b, and both results leave."""
     tensors = [Tensor("x", 64, INPUT), Tensor("t", 64), Tensor("a", 64), Tensor("b", 64)]

@@ -10,7 +10,7 @@ from comparing import assert_close, assert_identical
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from scratchpads import Array, as_list, check_promise, compiled, operators, weights
+from scratchpads import Array, as_list, changed_at_random, check_promise, compiled, operators, weights
 
 import tilewright as tw
 from tilewright.accelerator import compiling
@@ -23,8 +23,9 @@ from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop_interp import run_program
 from tilewright.ir.loop_verify import verify_program
 from tilewright.ir.program import Free, Launch, Program, Reserve
+from tilewright.options import Options, read_environment
 from tilewright.scheduling.beyond import SWITCHES, what_is_allowed
-from tilewright.scheduling.exact import working_set
+from tilewright.scheduling.exact import solve, working_set
 from tilewright.scheduling.problem import Operator, Tensor, make_problem
 from tilewright.scheduling.recomputing import repeated
 from tilewright.targets import SHARING, Scratchpad, parse_scratchpad
@@ -37,9 +38,9 @@ def kernels(program: Program) -> list[str]:
     return [step.kernel.name for step in program.steps if isinstance(step, Launch)]
 
 
-def least(graph: tw.Graph, *allow: str, parameters: str = "ignored") -> int:
+def least(graph: tw.Graph, *allow: str) -> int:
     """Bytes of the largest operator with what is allowed, or of less room where that makes slices of it."""
-    whole = operators(graph, parameters=parameters)
+    whole = operators(graph)
     room = working_set(shared(whole, what_is_allowed(allow), 1 << 20, 64).problem, 64)[0]
     tried = ((part, working_set(shared(whole, what_is_allowed(allow), part, 64).problem, 64)[0]) for part in (room // 2, room * 3 // 4))
     return next((needed for part, needed in tried if needed <= part), room) if "slices" in allow else room
@@ -48,6 +49,22 @@ def least(graph: tw.Graph, *allow: str, parameters: str = "ignored") -> int:
 def executed(graph: tw.Graph, budget: int, x: Array, **given: Any) -> compiling.ScheduledExecutable:
     """The executable, whose result was compared with that of the same kernels unscheduled, and whose bytes with the checker's."""
     executable = compiled(graph, budget, **given)
+    found, work = executable.measure(x)
+    assert_identical(as_list(found), as_list(tw.compile(graph)(x)))
+    check_promise(executable, work)
+    return executable
+
+
+def executed_as_shared(graph: tw.Graph, x: Array, target: Scratchpad) -> compiling.ScheduledExecutable:
+    """As `executed`, of a schedule that shares all it may, even where nothing is gained."""
+    whole = operators(graph, parameters=target.parameters)
+    allowed = what_is_allowed(target.allow)
+    rich = shared(whole, allowed, target.bytes, target.alignment)
+    room = max(target.bytes, working_set(rich.problem, target.alignment)[0])
+    vast = replace(rich.problem, tensors=tuple(replace(t, bytes=t.bytes << 20) for t in rich.problem.tensors))  # is never the answer
+    solution = solve(rich.problem, room, target.alignment, 0, allowed=allowed, compared=vast, change=lambda problem, *_: problem)
+    given = replace(target, bytes=room)
+    executable = compiling.executable_of(graph, rich, solution, given, Options(), read_environment())
     found, work = executable.measure(x)
     assert_identical(as_list(found), as_list(tw.compile(graph)(x)))
     check_promise(executable, work)
@@ -238,8 +255,10 @@ def random_graph(rng: np.random.Generator) -> tuple[tw.Graph, tuple[int, int]]:
         for number in range(int(rng.integers(4, 9))):
             left, right = (values[int(rng.integers(max(0, len(values) - 4), len(values)))] for _ in range(2))
             match int(rng.integers(0, 6)):
-                case 0 | 1:
+                case 0:
                     values.append(left @ weights(width, width, seed=number))
+                case 1:
+                    values.append(tw.gelu(left @ weights(width, 5 * width, seed=number)) @ weights(5 * width, width))
                 case 2:
                     values.append(np.concatenate([left, np.maximum(right @ weights(width, width, seed=number), 0)], axis=0)[::-1][:rows])
                 case 3 if left.shape == right.shape:
@@ -255,18 +274,19 @@ def random_graph(rng: np.random.Generator) -> tuple[tw.Graph, tuple[int, int]]:
 
 
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, 2**16), st.sets(st.sampled_from(SHARING), min_size=1), st.sampled_from(["ignored", "streamed", "resident"]))
-def test_random_graphs(seed: int, allow: set[str], parameters: str) -> None:
+@given(st.integers(0, 2**16), st.sets(st.sampled_from(SHARING), min_size=1), st.sampled_from(["ignored", "streamed", "resident"]),
+       st.floats(0.3, 1))
+def test_random_graphs(seed: int, allow: set[str], parameters: str, part: float) -> None:
     graph, shape = random_graph(np.random.default_rng(seed))
-    chosen = tuple(sorted(allow))
     x = weights(*shape, seed=1)
-    executable = executed(graph, least(graph, *chosen, parameters=parameters), x, allow=chosen, parameters=parameters)
+    room = int(least(graph, "in-place") * part)
+    executable = executed_as_shared(graph, x, Scratchpad(room, parameters=parameters, allow=tuple(sorted(allow))))
     assert_close(as_list(executable(x)), evaluate_graph(graph, [x]))
 
 
-def model_of(program: Program) -> ScratchpadModel:
+def model_of(program: Program, generated: Any = None) -> ScratchpadModel:
     """The simulator of a program that nobody verified."""
-    code = compiling.build.generate(program, compiling.build.resolved("cpu"), "", prefix="")
+    code = generated or compiling.build.generate(program, compiling.build.resolved("cpu"), "", prefix="")
     return ScratchpadModel(program, code.object_code, code.symbol, compiling.build.fill_segment(program), Machine(1, 16, 0),
                            [1] * len(kernels(program)), "scratchpad")
 
@@ -311,6 +331,40 @@ def test_neighbours_that_are_not_there_trap(monkeypatch: pytest.MonkeyPatch) -> 
     reading = max(n for n, step in enumerate(steps) if isinstance(step, Launch) and "packed_dot" in step.kernel.name)
     steps.insert(reading, steps.pop(next(n for n in range(reading, len(steps)) if isinstance(steps[n], Free))))
     refused(replace(program, steps=tuple(steps)), weights(32, 16), "which hold no value", monkeypatch)
+
+
+def test_verifier_and_accelerator_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On steps that are gone, twice, swapped or elsewhere, in a schedule that shares; what both accept gives the same bits."""
+    def function(x: Any) -> Any:
+        wide = tw.gelu(joined(x) @ weights(16, 64, seed=3)) @ weights(64, 16, seed=4)
+        return wide, np.tanh(np.sort(x, axis=0))
+
+    graph = tw.trace(function, (tw.spec((32, 16), F32),))
+    rng, x, refusals = np.random.default_rng(1), weights(32, 16), 0
+    program = executed_as_shared(graph, x, Scratchpad(least(graph) // 2, allow=("all",))).program
+    assert any(isinstance(step, Reserve) for step in program.steps) and any("_over_" in name for name in kernels(program))
+    code = compiling.build.generate(program, compiling.build.resolved("cpu"), "", prefix="")
+    expected = as_list(model_of(program, code).run([x], None, 1))
+    launches = [step for step in program.steps if isinstance(step, Launch)]
+    monkeypatch.setattr(reference, "verify_program", lambda program: None)
+    for _ in range(120):
+        other = replace(program, steps=tuple(changed_at_random(list(program.steps), rng)))
+        if [step for step in other.steps if isinstance(step, Launch)] != launches:
+            continue
+        accepted = True
+        try:
+            verify_program(other)
+        except VerifyError:
+            accepted = False
+        try:
+            found = as_list(model_of(other, code).run([x], None, 1))
+        except RuntimeFailure:
+            refusals += 1
+            assert not accepted
+        else:
+            assert accepted
+            assert_identical(found, expected)
+    assert refusals > 10
 
 
 # --- the target and bad input ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from comparing import assert_close, assert_identical
 from msgspec.structs import replace
-from scratchpads import as_list, check_promise, compiled, operators, weights
+from scratchpads import as_list, changed_at_random, check_promise, compiled, operators, weights
 
 import tilewright as tw
 from tilewright import cli
@@ -297,22 +297,6 @@ def test_corrupted_schedules(how: str, spilling: Spilling, monkeypatch: pytest.M
     with pytest.raises(RuntimeFailure, match=r"(step \d+ \(\w+\)|at the end): "):
         spilling.model(program).run([weights(33, 24)], None, 1)
     spilling.model(spilling.program).run([weights(33, 24)], None, 1)
-
-
-def changed_at_random(steps: list[Any], rng: np.random.Generator) -> list[Any]:
-    """A step gone, twice, in the place of its neighbour, or at another address."""
-    number = int(rng.integers(len(steps)))
-    step = steps[number]
-    match int(rng.integers(4)):
-        case 0:
-            return steps[:number] + steps[number + 1:]
-        case 1:
-            return [*steps[:number], step, *steps[number:]]
-        case 2 if number:
-            return [*steps[:number - 1], step, steps[number - 1], *steps[number + 1:]]
-    if isinstance(step, Launch):
-        return steps
-    return [*steps[:number], replace(step, address=step.address + 64 * int(rng.integers(-3, 4))), *steps[number + 1:]]
 
 
 def test_verifier_and_accelerator_agree(spilling: Spilling, monkeypatch: pytest.MonkeyPatch) -> None:

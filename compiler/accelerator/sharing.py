@@ -118,12 +118,11 @@ class _Trace(Struct):
         counts: dict[str, int] = {}
         whole = set[str]()
         while True:
-            found = sliced(with_counts(problem, counts, whole), budget, alignment)
+            found = sliced(with_counts(problem, counts, whole), budget, alignment, over=False)
             chained = [(name, operator.slices[0]) for operator in found.operators for name in _members(operator) if _is_chain(operator)]
             missing = next(((name, how) for name, how in chained if not self.has_parts(name, how.count)), None)
             if missing is None:
-                rows = [replace(o, in_place=()) if _is_chain(o) else o for o in found.operators]
-                return Problem(found.name, found.tensors, tuple(rows), found.results, found.pinned)
+                return found
             name, how = missing
             if how.count > 2:
                 counts[how.axis] = how.count // 2

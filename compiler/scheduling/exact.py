@@ -104,8 +104,9 @@ def solve(problem: Problem, budget: int, alignment: int = 64, seconds: float = 1
     works = [] if budget < working_set(plain, alignment)[0] else [_Work(plain, budget, alignment, began + seconds, progress, True)]
     if allowed != NOTHING:
         rich = change(problem, budget, alignment, allowed)
-        check_budget(rich, budget, alignment)
-        works.append(_Work(rich, budget, alignment, began + seconds, progress, False))
+        if not works or working_set(rich, alignment)[0] <= budget:
+            check_budget(rich, budget, alignment)
+            works.append(_Work(rich, budget, alignment, began + seconds, progress, False))
     interrupted = False
     try:
         for work in works:
