@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from comparing import assert_identical
 from msgspec.structs import replace
 
 import tilewright as tw
 from tilewright.accelerator import compiling
 from tilewright.backends.scratchpad import Work
-from tilewright.ir.program import Launch
+from tilewright.ir.errors import RuntimeFailure, VerifyError
+from tilewright.ir.loop_verify import verify_program
+from tilewright.ir.program import Launch, Program
 from tilewright.options import Options, read_environment
 from tilewright.targets import Scratchpad
 
@@ -57,3 +61,28 @@ def changed_at_random(steps: list[Any], rng: np.random.Generator) -> list[Any]:
     if isinstance(step, Launch):
         return steps
     return [*steps[:number], replace(step, address=step.address + 64 * int(rng.integers(-3, 4))), *steps[number + 1:]]
+
+
+def refusals(program: Program, run: Callable[[Program], list[Array]], rounds: int) -> int:
+    """How often verifier and accelerator refuse a program with changed steps, which they do alike; what both accept gives the same bits. (A
+    launch is where it was, so that its code is its own.)"""
+    rng, refused, expected = np.random.default_rng(0), 0, run(program)
+    launches = [step for step in program.steps if isinstance(step, Launch)]
+    for _ in range(rounds):
+        other = replace(program, steps=tuple(changed_at_random(list(program.steps), rng)))
+        if [step for step in other.steps if isinstance(step, Launch)] != launches:
+            continue
+        accepted = True
+        try:
+            verify_program(other)
+        except VerifyError:
+            accepted = False
+        try:
+            found = run(other)
+        except RuntimeFailure:
+            refused += 1
+            assert not accepted
+        else:
+            assert accepted
+            assert_identical(found, expected)
+    return refused
