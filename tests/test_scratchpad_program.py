@@ -202,6 +202,8 @@ def test_open_sizes_are_refused() -> None:
     ("  free 64\n  fetch input", "  free\n  fetch input", "expected an address"),
     ("bytes 64\n  launch @double", "bytes many\n  launch @double", "expected a number of bytes"),
     ("scratchpad 192 alignment 64", "scratchpad 192", "'alignment'"),
+    ("  free 64\n  fetch input", "  reserve 64\n  fetch input", "'bytes'"),
+    ("  free 64\n  fetch input", "  reserve 64 bytes\n  fetch input", "expected a number of bytes"),
     ("fetch constant 0", "fetch heap 0", "a place is an input, output, constant, workspace or scratchpad, found 'heap'"),
 ])
 def test_parser(old: str, new: str, words: str) -> None:
