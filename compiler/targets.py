@@ -68,7 +68,8 @@ class Scratchpad(Struct, frozen=True):
             raise CompileError(f"target scratchpad: time_limit must be seconds from 0 to {MOST_SECONDS:.0f}, found {limit!r}")
         allowed: object = self.allow
         if not isinstance(allowed, tuple) or not all(name in (*SHARING, "all") for name in allowed):
-            raise CompileError(f"target scratchpad: allow must be a tuple of {', '.join(SHARING)} or all, found {allowed!r}")
+            raise CompileError(f"target scratchpad: allow must be a tuple of names (in text as in allow=in-place+slices), each of "
+                               f"{', '.join(SHARING)} or all, found {allowed!r}")
 
     def __str__(self) -> str:
         values = [(name, getattr(self, name), default) for name, default in zip(SETTINGS, self.__struct_defaults__)]

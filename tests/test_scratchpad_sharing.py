@@ -357,5 +357,5 @@ def test_target_text() -> None:
     assert str(target) == "scratchpad:4096:allow=in-place+concat" and parse_scratchpad(str(target)) == target
     assert parse_scratchpad("scratchpad:4KiB:allow=all") == Scratchpad(4096, allow=("all",))
     for text in ("scratchpad:4KiB:allow=", "scratchpad:4KiB:allow=in-place,concat", "scratchpad:4KiB:allow=copies"):
-        with pytest.raises(CompileError, match="allow must be a tuple of in-place, concat, recompute, slices or all, found"):
+        with pytest.raises(CompileError, match="allow must be a tuple of names .*, each of in-place, concat, recompute, slices or all, found"):
             parse_scratchpad(text)
