@@ -23,7 +23,7 @@ from tilewright.ir.residency import buffer_bytes
 
 FETCH, SPILL, FREE, LAUNCH, RESERVE, REPEAT, NEXT, UNLESS, JUMP = range(9)  # simulator::kind
 SPACES = ("input", "output", "constant", "workspace")  # simulator::space
-Moving = tuple[int, int, bool, list[int]]  # an operand of a launch: simulator::moving_operand
+Moving = tuple[int, int, bool, bool, list[int]]  # an operand of a launch: simulator::moving_operand
 Row = tuple[int, int, int, int, int, int, int, list[Moving], str]
 
 
@@ -168,17 +168,19 @@ class _Rows:
         self.plain(kind, label, place.number, evaluate(place.offset, {}), address, size, SPACES.index(place.space))
 
     def unless(self, condition: Place, counters: tuple[Symbol, ...], label: str) -> int:
-        return self.plain(UNLESS, label, int(condition.space == "constant"), operands=[_moving(condition, 1, False, counters)])
+        return self.plain(UNLESS, label, int(condition.space == "constant"), operands=[_moving(condition, 1, (True, False), counters)])
 
     def launch(self, launch: Launch, counters: tuple[Symbol, ...]) -> None:
-        operands = [_moving(place, buffer_bytes(launch, buffer), buffer.space != "in", counters)
+        operands = [_moving(place, buffer_bytes(launch, buffer), (buffer.space != "out", buffer.space != "in"), counters)
                     for buffer, place in zip(launch.kernel.buffers, launch.places) if place.space == "scratchpad"]
         self.rows.append((LAUNCH, 0, self.launches, 0, 0, 0, self.cycles[self.launches], operands, launch.kernel.name))
         self.launches += 1
 
 
-def _moving(place: Place, size: int, stored: bool, counters: tuple[Symbol, ...]) -> Moving:
-    """Where an operand lies, and how far it moves with each of the counters, in which offsets of places are linear."""
+def _moving(place: Place, size: int, used: tuple[bool, bool], counters: tuple[Symbol, ...]) -> Moving:
+    """Where an operand lies, whether it is read and stored to (`used`), and how far it moves with each of the counters: offsets of places
+    are linear in them."""
     start = {symbol.name: 0 for symbol in counters}
     first = evaluate(place.offset, start)
-    return first, size, stored, [evaluate(place.offset, {**start, symbol.name: 1}) - first for symbol in counters]
+    strides = [evaluate(place.offset, {**start, symbol.name: 1}) - first for symbol in counters]
+    return first, size, *used, strides

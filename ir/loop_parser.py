@@ -535,9 +535,9 @@ class _LoopParser(GraphParser):
             condition = self.place()
             then = self.step_block()
             return Branch(condition, then, self.step_block() if lexer.accept("else") else ())
-        if any(map(lexer.at, ("fetch", "spill", "reserve", "free"))):
+        if lexer.at("fetch") or lexer.at("reserve") or lexer.at("spill") or lexer.at("free"):
             return self.transfer()
-        self.fail(f"expected launch, repeat, loop, branch, fetch, spill, reserve or free, found {lexer.describe()}")
+        self.fail(f"expected launch, repeat, loop, branch, fetch, reserve, spill or free, found {lexer.describe()}")
 
     def transfer(self) -> Step:
         lexer = self.lexer

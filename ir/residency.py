@@ -2,10 +2,11 @@
 
 Assumes a program with a scratchpad. Guarantees, for one that it accepts: there is no symbolic size but the counters of repeats; values
 lie at aligned addresses within the scratchpad and no two share a byte of their aligned places; a launch reads whole or parts of
-values that are there, and stores to what is free or to a value that a launch makes and that was not copied off the chip; values
-neither begin nor end within control flow, whatever its conditions are; kernels see the scratchpad and the constants alone; a fetch
-copies what is off the chip; at the end every output was spilled. That a part of a reserved value was stored to before it is read is
-for the interpreter to see.
+values that are there, or several that lie side by side as one; it stores to what is free, to a value that a launch makes and that was
+not copied off the chip, or over a whole value that it reads too, which is another value from then on; what it stores to is no other
+operand of it; values neither begin nor end within control flow, whatever its conditions are, and none is replaced; kernels see the
+scratchpad and the constants alone; a fetch copies what is off the chip; at the end every output was spilled. That a part of a reserved
+value was stored to before it is read is for the interpreter to see.
 """
 
 from __future__ import annotations
@@ -86,13 +87,11 @@ class _Play(Struct):
                 self.fetch(step)
             case Spill():
                 self.spill(step)
+            case Reserve(address=address, bytes=size):
+                self.reserve(address, size)
             case Free(address=address):
                 if self.values.pop(address, None) is None:
                     self.fail(f"nothing lies at {address} that could be freed")
-            case Reserve(address=address, bytes=size):
-                if size < 0:
-                    self.fail(f"found {size} bytes")
-                self.place(address, size, made=True)
             case _:
                 self.control((step,), {})
 
@@ -151,6 +150,11 @@ class _Play(Struct):
         self.stored[key] = step.bytes
         value.kept = True
 
+    def reserve(self, address: int, size: int) -> None:
+        if size <= 0:
+            self.fail(f"{size} bytes are reserved, expected one or more")
+        self.place(address, size, made=True)
+
     def off_chip(self, place: Place, size: int) -> tuple[str, int, int]:
         """The place as a key; it is known to be within its space."""
         if place.space == "scratchpad":
@@ -184,6 +188,7 @@ class _Play(Struct):
 
     def launch(self, launch: Launch, counters: Mapping[str, DimLike] | None = None) -> None:
         """`counters`: of a launch within control flow, which begins no value."""
+        touched: list[tuple[Buffer, int, int]] = []
         for buffer, place in zip(launch.kernel.buffers, launch.places):
             what = f"launch {launch.kernel.name}: %{buffer.name}"
             if place.space == "constant" and buffer.space == "in":
@@ -196,18 +201,40 @@ class _Play(Struct):
             begin, end = self.span(place, size, counters or {})
             if not size:
                 continue
-            value = self.value_around(begin, end)
-            if value is None and buffer.space == "out" and counters is None:
-                self.place(begin, size, made=True)
-            elif value is None:
-                verb = "stores to" if buffer.space == "out" else "reads"
-                self.fail(f"{what} {verb} {begin} to {end}, which are no part of one value in the scratchpad")
-            elif buffer.space != "in" and (not value.made or value.kept):
-                reason = "a launch" if not value.made else "others: it was spilled"
-                self.fail(f"{what} stores to {begin} to {end}, which hold a value that is not for {reason} to change")
+            for other, low, high in touched:
+                if begin < high and low < end and not buffer.space == other.space == "in":
+                    self.fail(f"{what} lies at {begin} to {end}, which %{other.name} overlaps, and one of them is stored to")
+            touched.append((buffer, begin, end))
+            if buffer.space != "in":
+                self.store(what, buffer, begin, end, counters is not None)
+            elif not self.holds(begin, end):
+                self.fail(f"{what} reads {begin} to {end}, which are no part of one value there, or of some side by side")
+
+    def store(self, what: str, buffer: Buffer, begin: int, end: int, controlled: bool) -> None:
+        """`controlled`: within control flow."""
+        value = self.value_around(begin, end)
+        if value is None and buffer.space == "out" and not controlled:
+            self.place(begin, end - begin, made=True)
+        elif value is None:
+            verb = "stores to" if buffer.space == "out" else "reads"
+            self.fail(f"{what} {verb} {begin} to {end}, which are no part of one value in the scratchpad")
+        elif buffer.space == "inout" and not controlled and self.values.get(begin) is value and value.bytes == end - begin:
+            value.made, value.kept = True, False
+        elif not value.made or value.kept:
+            reason = "a launch" if not value.made else "others: it was spilled"
+            self.fail(f"{what} stores to {begin} to {end}, which hold a value that is not for {reason} to change")
 
     def value_around(self, begin: int, end: int) -> Value | None:
         return next((value for at, value in self.values.items() if at <= begin and end <= at + value.bytes), None)
+
+    def holds(self, begin: int, end: int) -> bool:
+        """Whether the bytes are those of a value, or of values with none between them."""
+        while begin < end:
+            following = next((at + value.bytes for at, value in self.values.items() if at <= begin < at + value.bytes), None)
+            if following is None:
+                return False
+            begin = following
+        return True
 
 
 def _spelled(key: tuple[str, int, int]) -> str:

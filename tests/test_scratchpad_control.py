@@ -194,11 +194,11 @@ REFUSED = [
 
 @pytest.mark.parametrize("old, new, words", [
     *REFUSED,
-    ("in 0..3 reverse", "in 0..4 reverse", "reads 0 to 256, which are no part of one value"),
+    ("in 0..3 reverse", "in 0..4 reverse", "%y lies at 192 to 448, which %x overlaps"),
     ("  reserve 448 bytes 1\n", "", "stores to 448 to 449, which are no part"),
     ("reserve 384 bytes 64", "reserve 384 bytes -64", "bytes"),
     ("    launch @double(scratchpad 384)\n", "    launch @double(scratchpad 384)\n    free 384\n", "no transfers within control flow"),
-    ("64*t, scratchpad 384", "64*t, scratchpad 0", "which hold a value that is not for a launch to change"),
+    ("64*t, scratchpad 384", "64*t, scratchpad 0", "which %x overlaps, and one of them is stored to"),
 ])
 def test_verifier(old: str, new: str, words: str) -> None:
     assert old in TEXT

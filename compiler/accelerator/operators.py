@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..ir.dims import evaluate, is_static, product, symbols_of
 from ..ir.errors import CompileError
 from ..ir.facts import Facts
 from ..ir.graph import Graph
+from ..ir.loop import Kernel
 from ..ir.ops.control import Param
 from ..ir.program import Launch
 from ..ir.residency import buffer_bytes
@@ -28,13 +30,35 @@ from ..scheduling.timing import computing_cycles
 Key = tuple[str, int]  # of a spot: its space, and the number, the offset of a constant, or which storage
 
 
+class Part(Struct, frozen=True):
+    """A launch for a slice of rows, of which `first` is the first."""
+
+    first: int
+    draft: Draft
+
+
+class Member(Struct, frozen=True):
+    """What an operator of a chain launches, slice by slice. `places`: for each spot the tensor at whose address it begins; `steps`: for
+    each buffer the bytes of a row, 0 for one that is needed whole; `local`: tensors that hold a slice alone."""
+
+    places: dict[Key, int]
+    parts: tuple[Part, ...]
+    steps: tuple[int, ...]
+    local: frozenset[int]
+
+
 class Operators(Struct):
-    """`groups`: the launches and control flow of each of the problem's operators. `tensors`: the number of each spot that is scheduled."""
+    """`groups`: the launches and control flow of each of the problem's operators. `tensors`: the number of each spot that is scheduled;
+    `places`: for each operator the tensor at whose address a spot begins. `over`: kernels that store over an operand, by the name of the
+    one that does not and the operand's position among its buffers. `chains`: what operators launch that run slice by slice."""
 
     drafted: Drafted
     problem: Problem
     groups: list[Drafts]
     tensors: dict[Key, int]
+    places: list[dict[Key, int]]
+    over: dict[tuple[str, int], Kernel] = {}
+    chains: dict[int, list[Member]] = {}
 
 
 def refuse_open_sizes(graph: Graph) -> None:
@@ -61,6 +85,16 @@ def has_control(group: Drafts) -> bool:
     return any(isinstance(draft, DraftBlock) for draft in group)
 
 
+def launches_of(drafts: Drafts) -> Iterator[Draft]:
+    """All launches, those of bodies too."""
+    for draft in drafts:
+        if isinstance(draft, Draft):
+            yield draft
+        else:
+            for part in draft.parts:
+                yield from launches_of(part)
+
+
 def touched(drafts: Drafts) -> Iterator[tuple[Spot, bool]]:
     """Every spot that is read or stored to, and whether it is stored to."""
     for draft in drafts:
@@ -82,10 +116,12 @@ def operators_of(drafted: Drafted, parameters: str) -> Operators:
         arena = evaluate(assign_offsets(storages).size, {})
         tensors.update(dict.fromkeys((("workspace", id(storage)) for storage in storages), len(rows)))
         rows.append(Tensor(f"{storages[0].label}@{storages[0].first} and others", arena, VALUE))
+    names = {row.name for row in rows}
     for key, tensor in _tensors(drafted, parameters != "ignored"):
         if key not in tensors:
             tensors[key] = len(rows)
-            rows.append(tensor)
+            rows.append(replace(tensor, name=tensor.name if tensor.name not in names else f"{tensor.name} {len(rows)}"))
+            names.add(rows[-1].name)
     operators = [_operator(number, group, tensors) for number, group in enumerate(groups)]
     made = {t for operator in operators for t in operator.outputs}
     results = [tensors["output", n] for n in range(len(drafted.outputs)) if ("output", n) in tensors]
@@ -93,7 +129,7 @@ def operators_of(drafted: Drafted, parameters: str) -> Operators:
     if parameters == "resident":
         problem = with_parameters(problem, parameters)
     order = [int(operator.name.rpartition("#")[2]) for operator in problem.operators]
-    return Operators(drafted, problem, [groups[number] for number in order], tensors)
+    return Operators(drafted, problem, [groups[number] for number in order], tensors, [tensors] * len(order))
 
 
 def _groups(drafts: Drafts) -> list[range]:
@@ -156,10 +192,7 @@ def _operator(number: int, group: Drafts, tensors: dict[Key, int]) -> Operator:
 
 
 def _constants_read(drafts: Drafts) -> Iterator[tuple[Spot, int]]:
-    for draft in drafts:
-        if isinstance(draft, DraftBlock):
-            yield from (row for part in draft.parts for row in _constants_read(part))
-            continue
+    for draft in launches_of(drafts):
         launch = Launch(draft.kernel, (), draft.sizes)
         pairs = zip(draft.kernel.buffers, draft.spots)
         yield from ((spot, buffer_bytes(launch, buffer)) for buffer, spot in pairs if spot.space == "constant")

@@ -1,16 +1,21 @@
 """A schedule as a program: launches and control flow at addresses of the scratchpad, and the transfers between them.
 
 Assumes a schedule that the checker accepted. Guarantees a program that `verify_program` accepts: what was spilled has a place of its
-own off the chip, results in the outputs; tensors without bytes are nowhere.
+own off the chip, results in the outputs; tensors without bytes are nowhere; a result that begins where an operand lies is stored
+over it by a kernel made for that.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from msgspec.structs import replace
+
 from ..ir.errors import InternalError
-from ..ir.program import Fetch, Free, Place, Program, Reserve, Scratchpad, Spill, Step
-from ..lowering.lower import Spot, finish_drafts
+from ..ir.program import Fetch, Free, Launch, Place, Program, Reserve, Scratchpad, Spill, Step
+from ..lowering.lower import Draft, Spot, finish_drafts
 from ..scheduling import problem as scheduled
-from .operators import Operators, has_control, key_of, offset_before
+from .operators import Key, Member, Operators, Part, has_control, key_of, offset_before
 
 ALIGNMENT = 64  # off the chip
 
@@ -44,11 +49,19 @@ class _Writer:
     def add(self, step: scheduled.Step) -> None:
         match step:
             case scheduled.Run(operator=number, addresses=addresses):
-                outputs, group = self.operators.problem.operators[number].outputs, self.operators.groups[number]
-                self.addresses.update(zip(outputs, addresses))
+                operator, places = self.operators.problem.operators[number], self.operators.places[number]
+                group, over = self.operators.groups[number], self.overwritten(operator, addresses)
+                self.addresses.update(zip(operator.outputs, addresses))
+                if number in self.operators.chains:
+                    self.run_in_slices(operator, self.operators.chains[number])
+                    return
                 if has_control(group):
-                    self.steps += [Reserve(self.addresses[t], self.tensors[t].bytes) for t in outputs if self.tensors[t].bytes]
-                self.steps += finish_drafts(group, self.place)
+                    self.steps += [Reserve(self.addresses[t], self.tensors[t].bytes) for t in operator.outputs if self.tensors[t].bytes]
+                if over < 0:
+                    self.steps += finish_drafts(group, lambda spot: self.place(spot, places))
+                else:  # a launch alone (`sharing.py`)
+                    self.steps += [self.launch_over(draft, places, over) for draft in group if isinstance(draft, Draft)]
+                self.addresses.pop(over, None)
             case scheduled.Fetch(tensor=tensor, address=address):
                 self.addresses[tensor] = address
                 if self.tensors[tensor].bytes:
@@ -70,10 +83,39 @@ class _Writer:
             self.workspace_bytes += -(-self.tensors[tensor].bytes // ALIGNMENT) * ALIGNMENT
         return self.places[tensor]
 
-    def place(self, spot: Spot) -> Place:
-        tensor = self.operators.tensors.get(key_of(spot))
+    def overwritten(self, operator: scheduled.Operator, addresses: Sequence[int]) -> int:
+        """The operand that the first result takes the place of; -1 where there is none."""
+        return next((t for t in operator.in_place if self.tensors[t].bytes and self.addresses.get(t) == addresses[0]), -1)
+
+    def launch(self, draft: Draft, tensors: Mapping[Key, int]) -> Launch:
+        return Launch(draft.kernel, tuple(self.place(spot, tensors) for spot in draft.spots), draft.sizes, facts=draft.facts)
+
+    def place(self, spot: Spot, tensors: Mapping[Key, int]) -> Place:
+        tensor = tensors.get(key_of(spot))
         if tensor is None:  # constants in a memory of their own
             return Place("constant", 0, spot.offset)
         within = spot.offset - offset_before(spot) if spot.space == "constant" else spot.offset
         before = 0 if spot.storage is None else spot.storage.offset  # in an arena
         return Place("scratchpad", 0, self.addresses.get(tensor, 0) + before + within)
+
+    def run_in_slices(self, operator: scheduled.Operator, chain: Sequence[Member]) -> None:
+        """All members for a slice, then for the next one."""
+        result = operator.outputs[0]
+        self.steps.append(Reserve(self.addresses[result], self.tensors[result].bytes))
+        for number in range(len(chain[0].parts)):
+            self.steps += [self.launch_part(member, member.parts[number]) for member in chain]
+
+    def launch_part(self, member: Member, part: Part) -> Launch:
+        """A launch on a slice of its rows; what holds a slice alone begins with it."""
+        whole = self.launch(part.draft, member.places)
+        steps = [0 if member.places.get(key_of(spot)) in member.local else step for spot, step in zip(part.draft.spots, member.steps)]
+        return replace(whole, places=tuple(replace(place, offset=place.offset + part.first * step)
+                                           for place, step in zip(whole.places, steps)))
+
+    def launch_over(self, draft: Draft, tensors: Mapping[Key, int], over: int) -> Launch:
+        """The launch whose result takes the place of an operand."""
+        whole = self.launch(draft, tensors)
+        position = next(n for n, spot in enumerate(draft.spots) if tensors.get(key_of(spot)) == over)
+        kernel = self.operators.over[draft.kernel.name, position]
+        facts = replace(draft.facts, choice=replace(draft.facts.choice, in_place=True))
+        return replace(whole, kernel=kernel, places=(*whole.places[:position], *whole.places[position + 1:]), facts=facts)

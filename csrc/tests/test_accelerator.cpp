@@ -21,7 +21,8 @@ void expect(bool good, const char *what, int line) {
 #define EXPECT(condition) expect((condition), #condition, __LINE__)
 
 enum launches {
-  ADD_ONE, READ_BEHIND, STORE_BEHIND, STORE_BEFORE, OVER_THE_END, STORE_TO_READ, FAIL, USE_OWN_MEMORY, READ_NEIGHBOUR, COUNT, COUNT_ELSEWHERE
+  ADD_ONE, READ_BEHIND, STORE_BEHIND, STORE_BEFORE, OVER_THE_END, STORE_TO_READ, FAIL, USE_OWN_MEMORY, READ_NEIGHBOUR, DOUBLE, REVERSE, COUNT,
+  COUNT_ELSEWHERE
 };
 
 const int64_t page = 4096;
@@ -45,6 +46,12 @@ int32_t run(tw_team *team, const void *const *inputs, void *const *, const int64
       std::memset(const_cast<void *>(inputs[0]), 3, 200);
       for (int at = 0; at < 64; at++) bytes[128 + at] = static_cast<const uint8_t *>(inputs[0])[at];
       break;
+    case DOUBLE: /* over the 64 bytes at 0 */
+      for (int at = 0; at < 64; at++) bytes[at] = static_cast<uint8_t>(2 * bytes[at]);
+      break;
+    case REVERSE: /* of 128 bytes at 0 the last 64 */
+      for (int at = 0; at < 64; at++) bytes[128 + at] = bytes[127 - at];
+      break;
     case READ_NEIGHBOUR: seen_neighbour = bytes[256]; bytes[128] = 0; break; /* another value on the same page */
     case COUNT: bytes[128 + 16 * shapes[1]] = static_cast<uint8_t>(10 + shapes[1]); break;
     case COUNT_ELSEWHERE: bytes[128 + 16 * (shapes[1] + 1)] = 1; break;
@@ -63,7 +70,13 @@ step fetch_back(int64_t offset, int64_t address, int64_t bytes) {
   return {kind::fetch, space::workspace, 0, offset, address, bytes, 0, {}, "fetch"};
 }
 step release(int64_t address) { return {kind::free, space::input, 0, 0, address, 0, 0, {}, "free"}; }
-step launch(int64_t number) { return {kind::launch, space::input, number, 0, 0, 0, 10, {{0, 64, false}, {128, 64, true}}, "launch"}; }
+step reserve(int64_t address, int64_t bytes) { return {kind::reserve, space::input, 0, 0, address, bytes, 0, {}, "reserve"}; }
+step launch_on(int64_t number, const std::vector<operand> &operands) {
+  step made = {kind::launch, space::input, number, 0, 0, 0, 10, {}, "launch"};
+  for (const operand &each : operands) made.operands.push_back({each});
+  return made;
+}
+step launch(int64_t number) { return launch_on(number, {{0, 64, true, false}, {128, 64, false, true}}); }
 
 struct result {
   account counted;
@@ -151,7 +164,7 @@ void test_wrong_schedules() {
 
 /* A launch stores to a byte that moves with the count around it, downwards. */
 std::vector<step> repeated(int64_t times, int64_t number) {
-  const moving_operand moving = {{128, 1, true}, {16}};
+  const moving_operand moving = {{128, 1, false, true}, {16}};
   return {{kind::reserve, space::input, 0, 0, 128, 64, 0, {}, "reserve"},
           {kind::repeat, space::input, times, 1, 4, 0, 0, {}, "repeat"},
           {kind::launch, space::input, number, 0, 0, 0, 10, {moving}, "launch"},
@@ -168,12 +181,32 @@ void test_control_flow() {
   EXPECT(traps(repeated(4, COUNT_ELSEWHERE), "stored to byte 192"));
   /* byte 0 of the input is 0, byte 1 is not */
   for (int64_t at = 0; at < 2; at++) {
-    const step unless = {kind::unless, space::input, 0, 0, 4, 0, 0, {{{at, 1, false}}}, "branch"};
+    const step unless = {kind::unless, space::input, 0, 0, 4, 0, 0, {{{at, 1, true, false}}}, "branch"};
     const result chosen = play({fetch(0, 0, 64), launch(ADD_ONE), unless, launch(ADD_ONE), spill(128, space::output, 0, 64)});
     EXPECT(chosen.status == TW_OK && chosen.counted.launches == 1 + at);
   }
-  EXPECT(traps({{kind::unless, space::input, 0, 0, 1, 0, 0, {{{0, 1, false}}}, "branch"}}, "a condition is read at byte 0"));
-  EXPECT(traps({{kind::unless, space::input, 1, 0, 1, 0, 0, {{{0, 1, false}}}, "branch"}}, "a condition leaves the constants"));
+  EXPECT(traps({{kind::unless, space::input, 0, 0, 1, 0, 0, {{{0, 1, true, false}}}, "branch"}}, "a condition is read at byte 0"));
+  EXPECT(traps({{kind::unless, space::input, 1, 0, 1, 0, 0, {{{0, 1, true, false}}}, "branch"}}, "a condition leaves the constants"));
+}
+
+void test_what_is_shared() {
+  const step over = launch_on(DOUBLE, {{0, 64, true, true}}), reverse = launch_on(REVERSE, {{0, 128, true, false}, {128, 64, false, true}});
+  /* a value that was fetched is replaced as a whole, one that was spilled too, and is another one then */
+  const result twice = play({fetch(0, 0, 64), over, spill(0, space::workspace, 0, 64), over, spill(0, space::output, 0, 64)});
+  EXPECT(twice.status == TW_OK && twice.output[5] == 20);
+  EXPECT(twice.counted.read == 64 && twice.counted.written == 128 && twice.counted.compulsory == 128);
+  EXPECT(traps({fetch(0, 0, 64), launch_on(DOUBLE, {{0, 32, true, true}})}, "stores to bytes 0 to 32, whose value was fetched"));
+  EXPECT(traps({over}, "reads bytes 0 to 64, which hold no value"));
+  EXPECT(traps({fetch(0, 0, 64), launch_on(DOUBLE, {{0, 64, true, false}, {0, 64, true, true}})}, "stores to bytes 0 on, which are of two"));
+  /* values side by side are read as one */
+  const result one = play({fetch(0, 0, 64), fetch(0, 64, 64), reverse, spill(128, space::output, 0, 64)});
+  EXPECT(one.status == TW_OK && one.output[0] == 63);
+  EXPECT(traps({fetch(0, 0, 64), fetch(0, 192, 64), reverse}, "reads bytes 0 to 128, which hold no value"));
+  EXPECT(traps({fetch(0, 0, 60), fetch(0, 64, 64), reverse}, "reads bytes 0 to 128, which hold no value"));
+  /* what is reserved is a value of its own */
+  EXPECT(play({fetch(0, 0, 64), reserve(128, 64), launch(ADD_ONE), spill(128, space::output, 0, 64)}).output[5] == 6);
+  EXPECT(traps({fetch(0, 0, 64), reserve(0, 64)}, "are taken"));
+  EXPECT(traps({reserve(0, 0)}, "0 bytes are reserved"));
 }
 
 void test_failures_of_launches() {
@@ -190,6 +223,7 @@ int main() {
   test_own_memory();
   test_launches_see_their_operands();
   test_wrong_schedules();
+  test_what_is_shared();
   test_failures_of_launches();
   test_control_flow();
   if (failures == 0) std::puts("accelerator: all tests passed");
