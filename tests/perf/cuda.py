@@ -42,6 +42,8 @@ PROGRAMS: dict[str, Callable[[], Graph]] = {
     "matmul f32 of open sizes": lambda: matmul(ROWS, symbol("K"), symbol("N")),
     "matmul f16": lambda: matmul(1024, 1024, 1024, (), F16),
     "matmul bf16 of few rows": lambda: matmul(16, 1024, 4096, (), BF16),
+    "deep matmul bf16 of few tiles": lambda: matmul(64, 8192, 256, (), BF16),
+    "deep matmul f32 of few tiles": lambda: matmul(64, 8192, 256),
     "batched matmul f16": lambda: matmul(128, 64, 128, (12,), F16),
     "convolution": lambda: convolution((8, 64, 56, 56), 3, 1, 1, 64),
     "sort": lambda: one((64, 1000), lambda b, x: b.add(Sort(1, False), x), F32),
