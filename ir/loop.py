@@ -47,7 +47,8 @@ that fill lines of memory in order.
 Kernels for a GPU say how work is divided by loops, not by the number of a thread. Outermost stand `block` loops, whose iterations
 depend on one another as little as those of a parallel loop; one block loop after another likewise. In them `thread` loops, of static
 extent, are the threads of a block: iterations of one are independent, and all of one ends before the next begins (a barrier). What
-stands between the two levels every thread runs alike: loops, `if`, `while`, `let`, but no store. `shared` memory belongs to a
+stands between the two levels every thread runs alike: loops, `if`, `while`, `let`, but no store. A vector loop in a thread loop is
+for memory that a thread accesses 16 bytes at a time: parameters of a kernel that has one begin at multiples of that. `shared` memory belongs to a
 block and has a static shape. A `register` buffer of a block belongs to its threads: its first axis counts them and is indexed by a
 thread's own variable, and what a thread keeps there lives on in the next thread loop. `collect max %x over 32` makes each of
 32 neighbouring threads' registers the greatest of all of theirs, in any order of combination; likewise for the other

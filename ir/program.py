@@ -10,6 +10,8 @@ touch lies at an address there, and `Fetch`, `Spill` and `Free` between launches
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from msgspec import Struct, field
 
 from .dims import DimLike, Symbol
@@ -115,16 +117,21 @@ class Program(Struct, frozen=True, eq=False):
     def kernels(self) -> tuple[Kernel, ...]:
         """Each kernel once, in the order of first launch."""
         found: dict[int, Kernel] = {}
+        for launch in self.launches():
+            found.setdefault(id(launch.kernel), launch.kernel)
+        return tuple(found.values())
+
+    def launches(self) -> Iterator[Launch]:
+        """Every launch, in order."""
         stack: list[Step] = list(reversed(self.steps))
         while stack:
             step = stack.pop()
             match step:
-                case Launch(kernel=kernel):
-                    found.setdefault(id(kernel), kernel)
+                case Launch():
+                    yield step
                 case Repeat(steps=steps):
                     stack.extend(reversed(steps))
                 case Loop(condition_steps=first, steps=steps):
                     stack.extend(reversed((*first, *steps)))
                 case Branch(then=then, otherwise=otherwise):
                     stack.extend(reversed((*then, *otherwise)))
-        return tuple(found.values())

@@ -127,22 +127,22 @@ TW_FUNCTION float tw_to_float(tw_float8_e5m2 x) {
 
 // --- memory ---
 
-TW_FUNCTION float4 tw_load_4(const float *place) { return *(const float4 *)place; }
-TW_FUNCTION void tw_store_4(float *place, float4 value) { *(float4 *)place = value; }
-TW_FUNCTION uint4 tw_load_16(const void *place) { return *(const uint4 *)place; }
-TW_FUNCTION void tw_store_16(void *place, uint4 value) { *(uint4 *)place = value; }
-
-// For what is read once and what nothing reads soon: it goes past the first level, and leaves the second one first.
-TW_FUNCTION uint4 tw_load_16_once(const void *place) {
-  uint4 value;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "l"(__cvta_generic_to_global(place)));
-  return value;
+// Neighbouring elements of global memory to and from an array of the thread's own, which is aligned to 16: of 2, 4, 8 or a multiple of 16
+// bytes in all, 16 at a time. They begin at a multiple of as many bytes as are moved at a time.
+template <int bytes> TW_FUNCTION void tw_move(void *to, const void *from) {
+  if (bytes % 16 == 0) {
+    #pragma unroll
+    for (int i = 0; i < bytes / 16; ++i) ((uint4 *)to)[i] = ((const uint4 *)from)[i];
+  } else if (bytes == 8) {
+    *(uint2 *)to = *(const uint2 *)from;
+  } else if (bytes == 4) {
+    *(unsigned *)to = *(const unsigned *)from;
+  } else {
+    *(unsigned short *)to = *(const unsigned short *)from;
+  }
 }
-TW_FUNCTION void tw_store_16_past(void *place, uint4 value) {
-  asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};"
-               :: "l"(__cvta_generic_to_global(place)), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w) : "memory");
-}
+template <typename T, int n> TW_FUNCTION void tw_load_vector(T (&own)[n], const T *place) { tw_move<n * sizeof(T)>(own, place); }
+template <typename T, int n> TW_FUNCTION void tw_store_vector(T *place, const T (&own)[n]) { tw_move<n * sizeof(T)>(place, own); }
 
 TW_FUNCTION void tw_prefetch(const void *place) {
   asm volatile("prefetch.global.L2 [%0];" :: "l"(__cvta_generic_to_global(place)));

@@ -59,6 +59,7 @@ from tilewright.ir.loop import (
     walk,
 )
 from tilewright.ir.loop_gpu import block_loops, shared_bytes, threads_of
+from tilewright.ir.loop_vectors import first_neighbour
 from tilewright.ir.ops.compute import Bitcast, Cast, Elementwise
 from tilewright.ir.types import INDEX, U16
 
@@ -111,6 +112,7 @@ class _Writer:
         self.count = 0
         self.level = ""
         self.register = ""  # of a lane, which counts those of fragments
+        self.vectors: dict[tuple[str, tuple[DimLike, ...]], str] = {}  # elements that a vector loop has in arrays of the thread
         self.threads = threads_of(kernel)
         self.barriers = Barriers(kernel)
         for buffer in kernel.buffers:
@@ -133,9 +135,9 @@ class _Writer:
     def buffer_name(self, name: str) -> str:
         return self.names.spelled("buffer", name)
 
-    def fresh(self) -> str:
+    def fresh(self, stem: str = "v") -> str:
         self.count += 1
-        return self.names.spelled("part", f"v{self.count}")
+        return self.names.spelled("part", f"{stem}{'' if stem == 'v' else '_'}{self.count}")
 
     def parameter(self, buffer: Buffer) -> str:
         const = "const " if buffer.space == "in" else ""
@@ -164,6 +166,8 @@ class _Writer:
 
     def element(self, name: str, index: tuple[DimLike, ...]) -> str:
         buffer = self.buffers[name]
+        if (name, index) in self.vectors:
+            return self.vectors[name, index]
         if buffer.space == "fragment":
             return f"{self.buffer_name(name)}[{self.register}]"
         if self.is_scalar(buffer):
@@ -277,6 +281,8 @@ class _Writer:
                 self.thread_loop(statement)
             case For(kind="lane"):
                 self.lane_loop(statement)
+            case For(kind="vector"):
+                self.vector_loop(statement)
             case MatmulTile():
                 self.products(statement)
             case For():
@@ -388,6 +394,31 @@ class _Writer:
         self.inside(f"for ({kind} {name} = 0; {name} < {extent.text}; ++{name})", loop.body)
         if before is not None:
             self.barriers.leave(loop, before)
+
+    def vector_loop(self, loop: For) -> None:
+        """What lies beside one another is loaded before the iterations, and stored after them, together."""
+        parameters = {b.name: b.space for b in self.kernel.buffers}
+        loads = [(n.op.buffer, n.op.index) for s in loop.body for root in expressions_of(s) for n in expression_nodes(root)
+                 if isinstance(n.op, Load) and parameters.get(n.op.buffer) == "in"]
+        stores = [(s.buffer, s.index) for s in loop.body if isinstance(s, Store) and s.buffer in parameters and not s.combine]
+        first = {place: begin for place in dict.fromkeys((*loads, *stores)) if (begin := first_neighbour(place[1], loop)) is not None}
+        parts = {place: self.fresh(place[0]) for place in first}
+        name = self.variable(loop.symbol.name)
+        self.emit("{")
+        self.indent += 1
+        for (buffer, index), part in parts.items():
+            self.emit(f"__align__(16) {memory_type(self.buffers[buffer].dtype)} {part}[{loop.lanes}];")
+            if (buffer, index) in loads:
+                self.emit(f"tw_load_vector({part}, &{self.buffer_name(buffer)}[{self.size(first[buffer, index]).text}]);")
+        self.vectors = {place: f"{part}[{name}]" for place, part in parts.items()}
+        self.emit("#pragma unroll")
+        self.inside(f"for (int {name} = 0; {name} < {loop.lanes}; ++{name})", loop.body)
+        self.vectors = {}
+        for buffer, index in stores:
+            if (buffer, index) in parts:
+                self.emit(f"tw_store_vector(&{self.buffer_name(buffer)}[{self.size(first[buffer, index]).text}], {parts[buffer, index]});")
+        self.indent -= 1
+        self.emit("}")
 
     def while_loop(self, statement: While) -> None:
         before = self.barriers.enter(statement) if self.level == "block" else None

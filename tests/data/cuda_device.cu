@@ -2,6 +2,23 @@
 
 #include "device.h"
 
+template <int n> TW_FUNCTION void reversed(const unsigned char *source, unsigned char *result) {
+  __align__(16) unsigned char own[n];
+  __align__(16) unsigned char other[n];
+  tw_load_vector(own, source + threadIdx.x * n);
+#pragma unroll
+  for (int i = 0; i < n; ++i) other[i] = own[n - 1 - i];
+  tw_store_vector(result + threadIdx.x * n, other);
+}
+
+extern "C" __global__ void vectors(const unsigned char *source, unsigned char *result) {
+  reversed<2>(source, result);
+  reversed<4>(source + 1024, result + 1024);
+  reversed<8>(source + 2048, result + 2048);
+  reversed<16>(source + 3072, result + 3072);
+  reversed<32>(source + 4096, result + 4096);
+}
+
 extern "C" __global__ void mma_f16(const unsigned *left, const unsigned *right, float *sums) {
   tw_mma_m16n8k16_f16(sums + 4 * threadIdx.x, left + 4 * threadIdx.x, right + 2 * threadIdx.x);
 }

@@ -100,6 +100,17 @@ extern "C" __global__ void unaligned_copy(float *memory, const float *fixed) {
   tw_copy_async_wait(0);
 }
 
+extern "C" __global__ void unaligned_vector(float *memory, const float *fixed) {
+  __align__(16) float own[4];
+  tw_load_vector(own, fixed + 2);
+  memory[threadIdx.x] = own[0];
+}
+
+extern "C" __global__ void vector_beyond_array(float *memory, const float *fixed) {
+  __align__(16) float own[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  tw_store_vector(memory + 4 * threadIdx.x, own);
+}
+
 extern "C" __global__ void divergent_barrier(float *memory, const float *fixed) {
   if (threadIdx.x < 32) {
     __syncthreads();
