@@ -184,9 +184,9 @@ class _KernelWriter:
         match statement:
             case Collect(buffer=name, combine=combine, width=width):
                 return f"collect {combine} {self.buffer_name(name)} over {width}"
-            case MatmulTile(accumulator=name, left=left, left_index=rows, right=right, right_index=columns, depth=depth):
+            case MatmulTile(accumulator=name, left=left, left_index=rows, right=right, right_index=columns, depth=depth, grouped=grouped):
                 operands = f"{self.buffer_name(left)}{self.sizes(rows)}, {self.buffer_name(right)}{self.sizes(columns)}"
-                return f"matmul_tile {self.buffer_name(name)}, {operands}, {depth}"
+                return f"matmul_{'group' if grouped else 'tile'} {self.buffer_name(name)}, {operands}, {depth}"
             case CopyAsync(buffer=name, index=index, source=source, source_index=place, count=count):
                 target = f"{self.buffer_name(name)}{self.sizes(index)}"
                 return f"copy_async {target} = {self.buffer_name(source)}{self.sizes(place)}, {count}"
@@ -482,6 +482,7 @@ class _LoopParser(GraphParser):
                                                   "let": self.let, "alloc": self.alloc, "check": self.check,
                                                   "prefetch": self.prefetch, "stream": self.stream, "atomic": self.atomic,
                                                   "collect": self.collect, "matmul_tile": self.matmul_tile,
+                                                  "matmul_group": lambda: self.matmul_tile(True),
                                                   "copy_async": self.copy_async, "commit": Commit, "wait": self.wait}
         if token.kind != "word" or token.text not in readers:
             self.fail(f"expected a statement ({', '.join(readers)} or a store), found {self.lexer.describe()}")
@@ -601,14 +602,14 @@ class _LoopParser(GraphParser):
         self.lexer.expect("over")
         return Collect(name, combine, self.lexer.integer("the number of threads"))
 
-    def matmul_tile(self) -> MatmulTile:
+    def matmul_tile(self, grouped: bool = False) -> MatmulTile:
         name, _ = self.buffer_reference()
         self.lexer.expect(",")
         left = self.element()
         self.lexer.expect(",")
         right = self.element()
         self.lexer.expect(",")
-        return MatmulTile(name, *left, *right, self.lexer.integer("the depth"))
+        return MatmulTile(name, *left, *right, self.lexer.integer("the depth"), grouped)
 
     def copy_async(self) -> CopyAsync:
         target = self.element()

@@ -333,11 +333,17 @@ TW_FUNCTION void tw_async_proxy_fence() { asm volatile("fence.proxy.async.shared
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
-// A matrix of 16-bit elements in shared memory for the instructions below, steps of the contraction side by side: rows of 128 bytes (64
-// steps), 8 rows one below the other and then `stride` bytes further, where the 16-byte piece c of row r lies in the place of c ^ (r % 8);
-// the array is aligned to 1024 bytes. A part begins at step 0, 16, 32 or 48 of row 0.
-TW_FUNCTION unsigned long long tw_wgmma_descriptor(const void *shared, unsigned stride) {
-  return (unsigned long long)((tw_shared_address(shared) & 0x3ffff) >> 4) | 1ull << 16 | (unsigned long long)(stride >> 4) << 32 | 1ull << 62;
+// Operands of the instructions below: matrices of 16-bit elements in shared memory, in rows of 128 bytes whose 16-byte piece c lies in the place
+// of c ^ (r % 8) in row r (`tw_swizzled`); the array is aligned to 1024 bytes. (PTX ISA, asynchronous warpgroup level matrix shared memory
+// layout: 128-byte swizzling, of the left matrix K-major, of the right one MN-major.)
+//
+// Left: a row of the matrix is a row, 64 steps of the contraction side by side; from step 0, 16, 32 or 48 of a row that 8 divides.
+TW_FUNCTION unsigned long long tw_wgmma_left(const void *shared) {
+  return (unsigned long long)((tw_shared_address(shared) & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+// Right: a step is a row, 64 columns side by side; the next 64 columns lie `distance` bytes further; from a step that 8 divides.
+TW_FUNCTION unsigned long long tw_wgmma_right(const void *shared, unsigned distance) {
+  return (unsigned long long)((tw_shared_address(shared) & 0x3ffff) >> 4) | (unsigned long long)(distance >> 4) << 16 | 64ull << 32 | 1ull << 62;
 }
 // Before the first product, and whenever registers that one uses were written by other means.
 TW_FUNCTION void tw_wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -351,7 +357,7 @@ TW_FUNCTION void tw_wgmma_m64n64k16_f16(float sums[32], unsigned long long left,
   asm volatile(
       "{ .reg .pred p; setp.ne.b32 p, %34, 0; "
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, "
-      "%15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, p, 1, 1, 0, 0; }"
+      "%15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, p, 1, 1, 0, 1; }"
       : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
         "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]),
         "+f"(sums[15]), "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]),
@@ -365,7 +371,7 @@ TW_FUNCTION void tw_wgmma_m64n128k16_f16(float sums[64], unsigned long long left
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, "
       "%14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, "
       "%37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, "
-      "%60, %61, %62, %63}, %64, %65, p, 1, 1, 0, 0; }"
+      "%60, %61, %62, %63}, %64, %65, p, 1, 1, 0, 1; }"
       : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
         "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]),
         "+f"(sums[15]), "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]),
@@ -386,7 +392,7 @@ TW_FUNCTION void tw_wgmma_m64n256k16_f16(float sums[128], unsigned long long lef
       "%60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, "
       "%83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, "
       "%105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, "
-      "%124, %125, %126, %127}, %128, %129, p, 1, 1, 0, 0; }"
+      "%124, %125, %126, %127}, %128, %129, p, 1, 1, 0, 1; }"
       : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
         "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]),
         "+f"(sums[15]), "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]),
@@ -412,7 +418,7 @@ TW_FUNCTION void tw_wgmma_m64n64k16_bf16(float sums[32], unsigned long long left
   asm volatile(
       "{ .reg .pred p; setp.ne.b32 p, %34, 0; "
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, "
-      "%14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, p, 1, 1, 0, 0; }"
+      "%14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, p, 1, 1, 0, 1; }"
       : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
         "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]),
         "+f"(sums[15]), "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]),
@@ -426,7 +432,7 @@ TW_FUNCTION void tw_wgmma_m64n128k16_bf16(float sums[64], unsigned long long lef
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, "
       "%14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, "
       "%37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, "
-      "%60, %61, %62, %63}, %64, %65, p, 1, 1, 0, 0; }"
+      "%60, %61, %62, %63}, %64, %65, p, 1, 1, 0, 1; }"
       : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
         "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]),
         "+f"(sums[15]), "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]),
@@ -447,7 +453,7 @@ TW_FUNCTION void tw_wgmma_m64n256k16_bf16(float sums[128], unsigned long long le
       "%60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, "
       "%83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, "
       "%105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, "
-      "%124, %125, %126, %127}, %128, %129, p, 1, 1, 0, 0; }"
+      "%124, %125, %126, %127}, %128, %129, p, 1, 1, 0, 1; }"
       : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
         "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]),
         "+f"(sums[15]), "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]),
@@ -500,6 +506,11 @@ template <typename T, typename Combine> TW_FUNCTION void tw_atomic_combine(T *pl
 #include "device_scalars.h"
 
 // --- what both sides share: rounding, warps, atomics, failures ---
+
+// The element of a matrix of so many rows that lies as the products of four warps want it: 64 columns after 64 columns, each with all rows.
+TW_FUNCTION int tw_swizzled(int row, int column, int rows) {
+  return (column / 64 * rows + row) * 64 + ((column / 8 ^ row) & 7) * 8 + column % 8;
+}
 
 // A float that holds the nearest value of a 16-bit type, and the bits of such a value.
 TW_FUNCTION float tw_round_float16(float x) { return tw_to_float(tw_to_float16(x)); }

@@ -14,7 +14,16 @@ from collections.abc import Sequence
 
 from tilewright.backends.cuda.barriers import Barriers, Touched
 from tilewright.backends.cuda.emit_collective import WARP, emit_collect, emit_copy
-from tilewright.backends.cuda.emit_matrix import RESERVED, MatrixPart, emit_elements, emit_products, fragment_registers
+from tilewright.backends.cuda.emit_launch import dynamic_shared_bytes, grid_of, swizzled_buffers
+from tilewright.backends.cuda.emit_matrix import (
+    RESERVED,
+    MatrixPart,
+    emit_elements,
+    emit_group_products,
+    emit_products,
+    first_row,
+    fragment_registers,
+)
 from tilewright.backends.cuda.emit_names import Names, comment_of, wrapped
 from tilewright.backends.cuda.emit_scalars import (
     ROUNDING,
@@ -29,8 +38,9 @@ from tilewright.backends.cuda.emit_scalars import (
     value_type,
 )
 from tilewright.backends.cuda.emit_sizes import ATOM, SUM, UNARY, Text, emit_size, is_narrow, within
-from tilewright.backends.cuda.module import STATIC_SHARED, CudaKernel
-from tilewright.ir.dims import DimLike, Symbol, dim_max, product, size_of
+from tilewright.backends.cuda.emit_vectors import Place, vector_parts
+from tilewright.backends.cuda.module import CudaKernel
+from tilewright.ir.dims import DimLike, Symbol, product, size_of
 from tilewright.ir.errors import InternalError
 from tilewright.ir.graph import Node
 from tilewright.ir.loop import (
@@ -58,29 +68,14 @@ from tilewright.ir.loop import (
     expressions_of,
     walk,
 )
-from tilewright.ir.loop_gpu import block_loops, shared_bytes, threads_of
-from tilewright.ir.loop_vectors import first_neighbour
+from tilewright.ir.loop_gpu import threads_of
 from tilewright.ir.ops.compute import Bitcast, Cast, Elementwise
 from tilewright.ir.types import INDEX, U16
 
 DECLARED = re.compile(r" *const (?:int|long long|\w+) (\w+) = [^\[(]*;$")  # without effect
 LONGEST = 100            # characters of an expression within another
 MOST_UNROLLED = 64
-
-
-def grid_of(kernel: Kernel) -> DimLike:
-    """The number of blocks: as many as the longest block loop has iterations."""
-    extents = [loop.extent for loop in block_loops(kernel)]
-    grid: DimLike = 0
-    for extent in extents:
-        grid = extent if grid == 0 else dim_max(grid, extent)
-    return grid
-
-
-def dynamic_shared_bytes(kernel: Kernel) -> int:
-    """Shared memory that a launch has to ask for: all of it where it is more than a block has anyway."""
-    total = shared_bytes(kernel)
-    return total if total > STATIC_SHARED else 0
+SWIZZLED_ALIGNMENT = 1024
 
 
 def emit_kernel(kernel: Kernel, name: str, sites: dict[str, int]) -> tuple[CudaKernel, str]:
@@ -111,9 +106,11 @@ class _Writer:
         self.wide = {s.name for s in kernel.symbols}
         self.count = 0
         self.level = ""
+        self.warp_loop: For | None = None
         self.register = ""  # of a lane, which counts those of fragments
-        self.vectors: dict[tuple[str, tuple[DimLike, ...]], str] = {}  # elements that a vector loop has in arrays of the thread
+        self.vectors: dict[Place, str] = {}  # elements that a vector loop has in arrays of the thread
         self.threads = threads_of(kernel)
+        self.swizzled = swizzled_buffers(kernel)
         self.barriers = Barriers(kernel)
         for buffer in kernel.buffers:
             self.buffer_name(buffer.name)
@@ -172,6 +169,9 @@ class _Writer:
             return f"{self.buffer_name(name)}[{self.register}]"
         if self.is_scalar(buffer):
             return self.buffer_name(name)
+        if name in self.swizzled:
+            row, column = (self.size(i).text for i in index)
+            return f"{self.buffer_name(name)}[tw_swizzled({row}, {column}, {buffer.shape[0]})]"
         return f"{self.buffer_name(name)}[{self.position(buffer, index)}]"
 
     def is_scalar(self, buffer: Buffer) -> bool:
@@ -230,6 +230,8 @@ class _Writer:
         for statement in walk(self.kernel.body):
             if isinstance(statement, Alloc) and statement.buffer.space == "shared":
                 b, count = statement.buffer, max(1, int(product(statement.buffer.shape)))
+                if b.name in self.swizzled and offset % SWIZZLED_ALIGNMENT:
+                    raise InternalError(f"cuda: %{b.name} of kernel {self.kernel.name} begins at byte {offset} of shared memory")
                 array = f"{memory_type(b.dtype)}, {self.buffer_name(b.name)}, {count}"
                 self.emit(f"TW_DYNAMIC_SHARED({array}, {offset});" if dynamic else f"TW_SHARED({array});")
                 offset += -(-count * b.dtype.bytes // 128) * 128
@@ -309,7 +311,13 @@ class _Writer:
     def shared_reads(self, roots: Sequence[Node]) -> None:
         """A barrier before what all threads of a block evaluate, where that reads what some have stored."""
         if self.level == "block" and self.barriers.before_reading(roots):
-            self.emit("__syncthreads();")
+            self.barrier()
+
+    def barrier(self) -> None:
+        """The threads of the block wait for one another; what they stored is known to the units that read memory by themselves."""
+        if self.swizzled:
+            self.emit("tw_async_proxy_fence();")
+        self.emit("__syncthreads();")
 
     def branch(self, statement: If) -> None:
         self.shared_reads([statement.condition])
@@ -330,8 +338,9 @@ class _Writer:
 
     def thread_loop(self, loop: For) -> None:
         if self.barriers.before(loop):
-            self.emit("__syncthreads();")
+            self.barrier()
         self.level = loop.kind
+        self.warp_loop = loop
         name = self.variable(loop.symbol.name)
         width = WARP if loop.kind == "warp" else 1
         assert isinstance(loop.extent, int)
@@ -362,10 +371,15 @@ class _Writer:
         self.indent += steps
 
     def products(self, statement: MatmulTile) -> None:
-        left, right = self.part(statement.left, statement.left_index), self.part(statement.right, statement.right_index)
-        fragment = self.buffers[statement.accumulator]
+        fragment, rows = self.buffers[statement.accumulator], statement.left_index
         dtype = self.buffers[statement.left].dtype
-        for line in emit_products(fragment, self.buffer_name(fragment.name), left, right, dtype, statement.depth):
+        if statement.grouped:
+            assert self.warp_loop is not None
+            rows = (first_row(rows[0], self.warp_loop.symbol), rows[1])
+        left, right = self.part(statement.left, rows), self.part(statement.right, statement.right_index)
+        made = (emit_group_products(fragment, self.buffer_name(fragment.name), left, right, self.buffers[statement.right], statement.depth)
+                if statement.grouped else emit_products(fragment, self.buffer_name(fragment.name), left, right, dtype, statement.depth))
+        for line in made:
             self.emit(line)
 
     def part(self, name: str, index: tuple[DimLike, ...]) -> MatrixPart:
@@ -397,26 +411,21 @@ class _Writer:
 
     def vector_loop(self, loop: For) -> None:
         """What lies beside one another is loaded before the iterations, and stored after them, together."""
-        parameters = {b.name: b.space for b in self.kernel.buffers}
-        loads = [(n.op.buffer, n.op.index) for s in loop.body for root in expressions_of(s) for n in expression_nodes(root)
-                 if isinstance(n.op, Load) and parameters.get(n.op.buffer) == "in"]
-        stores = [(s.buffer, s.index) for s in loop.body if isinstance(s, Store) and s.buffer in parameters and not s.combine]
-        first = {place: begin for place in dict.fromkeys((*loads, *stores)) if (begin := first_neighbour(place[1], loop)) is not None}
-        parts = {place: self.fresh(place[0]) for place in first}
+        parts = vector_parts(loop, {b.name: b.space for b in self.kernel.buffers}, self.fresh)
         name = self.variable(loop.symbol.name)
         self.emit("{")
         self.indent += 1
-        for (buffer, index), part in parts.items():
-            self.emit(f"__align__(16) {memory_type(self.buffers[buffer].dtype)} {part}[{loop.lanes}];")
-            if (buffer, index) in loads:
-                self.emit(f"tw_load_vector({part}, &{self.buffer_name(buffer)}[{self.size(first[buffer, index]).text}]);")
-        self.vectors = {place: f"{part}[{name}]" for place, part in parts.items()}
+        for (buffer, _), part in parts.items():
+            self.emit(f"__align__(16) {memory_type(self.buffers[buffer].dtype)} {part.name}[{loop.lanes}];")
+            if part.is_loaded:
+                self.emit(f"tw_load_vector({part.name}, &{self.buffer_name(buffer)}[{self.size(part.first).text}]);")
+        self.vectors = {place: f"{part.name}[{name}]" for place, part in parts.items()}
         self.emit("#pragma unroll")
         self.inside(f"for (int {name} = 0; {name} < {loop.lanes}; ++{name})", loop.body)
         self.vectors = {}
-        for buffer, index in stores:
-            if (buffer, index) in parts:
-                self.emit(f"tw_store_vector(&{self.buffer_name(buffer)}[{self.size(first[buffer, index]).text}], {parts[buffer, index]});")
+        for (buffer, _), part in parts.items():
+            if not part.is_loaded:
+                self.emit(f"tw_store_vector(&{self.buffer_name(buffer)}[{self.size(part.first).text}], {part.name});")
         self.indent -= 1
         self.emit("}")
 

@@ -259,8 +259,11 @@ TW_HOST void tw_bulk_commit() { tw_emulated_bulk_commit(); }
 TW_HOST void tw_bulk_wait_all() { tw_emulated_bulk_wait(); }
 TW_HOST void tw_async_proxy_fence() { tw_emulated_proxy_fence(); }
 
-TW_HOST unsigned long long tw_wgmma_descriptor(const void *shared, unsigned stride) {
-  return (unsigned long long)((tw_emulated_shared_address(shared) & 0x3ffff) >> 4) | 1ull << 16 | (unsigned long long)(stride >> 4) << 32 |
+TW_HOST unsigned long long tw_wgmma_left(const void *shared) {
+  return (unsigned long long)((tw_emulated_shared_address(shared) & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+TW_HOST unsigned long long tw_wgmma_right(const void *shared, unsigned distance) {
+  return (unsigned long long)((tw_emulated_shared_address(shared) & 0x3ffff) >> 4) | (unsigned long long)(distance >> 4) << 16 | 64ull << 32 |
          1ull << 62;
 }
 TW_HOST void tw_wgmma_fence() {}

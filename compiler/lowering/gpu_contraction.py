@@ -9,6 +9,9 @@ Rows past the last one are copies of it, which nothing stores; panels are full, 
 multiple of `depth`, or of what 16 bytes hold, are brought by ordinary loads, zeros after the last one. Where tiles are few and deep, the
 steps are cut into parts (`gpu_split.py`).
 
+Where the target multiplies matrices in shared memory by four warps at once (`Caps.has_group_products`), large products go that way: a
+warp has 16 rows and all columns of the tile, and the backend lays both operands out as these instructions want them, without padding.
+
 Blocks that run at the same time should share what they read in the second level of memory: they go down a few tiles of rows for each panel.
 
 Assumes `gpu_tile` gave a tile. Guarantees one sum an element, always in the same order.
@@ -51,6 +54,7 @@ OPERANDS = {(F16, F16, 1): "f16", (BF16, BF16, 1): "bf16", (U8, I32, 4): "i8"}
 COPIED = 16         # bytes that are copied at a time
 ROW_BYTES = 64      # of a row of the left operand in shared memory
 STAGES = 4          # of shared memory
+GROUP_ROW_BYTES, GROUP_STAGES = 128, 3  # where four warps multiply together: two blocks of that have room in a multiprocessor
 GROUPED_ROWS = 8    # tiles of rows that blocks go down before the next panel
 # of `depth` steps in microseconds: what three stages wait for memory, and elements of 64 bytes of steps that units take (A100, its figures)
 ROUND_TIME, ELEMENTS_A_MICROSECOND = 0.2, 45000
@@ -58,7 +62,7 @@ ROUND_TIME, ELEMENTS_A_MICROSECOND = 0.2, 45000
 
 class GpuTile(Struct, frozen=True):
     """What a block computes: `rows` x `columns` of the result, `depth` steps at a time, by warps that lie `down` x `across`; of the steps
-    one of `parts`."""
+    one of `parts`. `grouped`: each four warps multiply together."""
 
     rows: int
     columns: int
@@ -66,6 +70,11 @@ class GpuTile(Struct, frozen=True):
     down: int
     across: int
     parts: int = 1
+    grouped: bool = False
+
+    @property
+    def stages(self) -> int:
+        return GROUP_STAGES if self.grouped else STAGES
 
     @property
     def threads(self) -> int:
@@ -87,7 +96,8 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     most = bounds(rows)[1]
     panels = bounds(ceildiv(node.shape[-1], columns) * product(node.shape[:op.batch]))[1]
     if columns == 128 and most > 64 and panels * -(-most // 128) >= caps.multiprocessors:
-        return GpuTile(128, 128, depth, 2, 4)
+        grouped = caps.has_group_products and left.dtype in (F16, BF16)
+        return GpuTile(128, 128, GROUP_ROW_BYTES // left.dtype.bytes, 8, 1, grouped=True) if grouped else GpuTile(128, 128, depth, 2, 4)
     if columns >= 64:
         tile = GpuTile(64, columns, depth, 2, 2) if most > 32 else GpuTile(32, columns, depth, 1, 4)
     else:
@@ -119,9 +129,9 @@ class _Work:
         self.right_depth = tile.depth // self.step
         self.copied = COPIED // left.bytes, COPIED // right.bytes  # elements
         # words of the right operand are read one by one by lanes, which 8 more than whole rows of banks keep apart
-        padding = 8 if self.step > 1 else self.copied[1]
-        self.left = Buffer(names.fresh("left"), left, (STAGES * tile.rows, tile.depth + self.copied[0]), "shared")
-        self.right = Buffer(names.fresh("right"), right, (STAGES * self.right_depth, tile.columns + padding), "shared")
+        padding = (0, 0) if tile.grouped else (self.copied[0], 8 if self.step > 1 else self.copied[1])
+        self.left = Buffer(names.fresh("left"), left, (tile.stages * tile.rows, tile.depth + padding[0]), "shared")
+        self.right = Buffer(names.fresh("right"), right, (tile.stages * self.right_depth, tile.columns + padding[1]), "shared")
         warps = tile.down * tile.across
         self.dtype = accumulator_dtype(node.dtype)
         self.sums = Buffer(names.fresh("sums"), self.dtype, (warps, tile.rows // tile.down, tile.columns // tile.across), "fragment")
@@ -158,13 +168,14 @@ class _Work:
         whole = self.steps // depth - first if parts == 1 else end - first - ((self.part + 1) // parts if rest else 0)
         inliner, names = self.inliner, self.inliner.names
         statements: list[Stmt] = []
-        stage, s = loop_symbol(names.fresh("s"), STAGES - 1)
+        ahead_of, stages = self.tile.stages - 1, self.tile.stages
+        stage, s = loop_symbol(names.fresh("s"), ahead_of)
         ahead = inliner.scalar("lt", inliner.index(s), inliner.index(whole))
-        statements.append(For(stage, STAGES - 1, "serial", (self._copy(first + s, s, ahead), Commit())))
+        statements.append(For(stage, ahead_of, "serial", (self._copy(first + s, s, ahead), Commit())))
         variable, step = loop_symbol(names.fresh("k"), whole)
-        following = step + (STAGES - 1)
+        following = step + ahead_of
         more = inliner.scalar("lt", inliner.index(following), inliner.index(whole))
-        body = (Wait(STAGES - 2), self._copy(first + following, following % STAGES, more), Commit(), self._multiply(step % STAGES))
+        body = (Wait(stages - 2), self._copy(first + following, following % stages, more), Commit(), self._multiply(step % stages))
         statements.append(For(variable, whole, "serial", body))
         if rest:
             statements.append(Wait(0))
@@ -244,7 +255,7 @@ class _Work:
         (loop, _), row, column = self._warp_loop()
         tile = self.tile
         product_of = MatmulTile(self.sums.name, self.left.name, (stage * tile.rows + row, 0), self.right.name,
-                                (stage * self.right_depth, column), tile.depth)
+                                (stage * self.right_depth, column), tile.depth, tile.grouped)
         return For(loop.symbol, loop.extent, "warp", (product_of,))
 
     # --- the fragments ---

@@ -41,6 +41,7 @@ PROGRAMS: dict[str, Callable[[], Graph]] = {
     "matmul f32": lambda: matmul(1024, 1024, 1024),
     "matmul f32 of open sizes": lambda: matmul(ROWS, symbol("K"), symbol("N")),
     "matmul f16": lambda: matmul(1024, 1024, 1024, (), F16),
+    "large matmul bf16": lambda: matmul(4096, 4096, 4096, (), BF16),
     "matmul bf16 of few rows": lambda: matmul(16, 1024, 4096, (), BF16),
     "deep matmul bf16 of few tiles": lambda: matmul(64, 8192, 256, (), BF16),
     "deep matmul f32 of few tiles": lambda: matmul(64, 8192, 256),
