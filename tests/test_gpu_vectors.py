@@ -18,7 +18,7 @@ from tilewright.backends.cuda.backend import capabilities_of
 from tilewright.ir.dims import symbol
 from tilewright.ir.graph import Builder, Graph, Node
 from tilewright.ir.interp import evaluate_graph
-from tilewright.ir.loop import For, walk
+from tilewright.ir.loop import For, MatmulTile, walk
 from tilewright.ir.loop_interp import run_program
 from tilewright.ir.ops.compute import Cast
 from tilewright.ir.ops.control import Param, Scan
@@ -114,3 +114,33 @@ def rounds(width: int) -> Graph:
 def test_rows_of_a_scan_begin_where_they_lie() -> None:
     """Vectors are for places that are multiples of 16 bytes in every round alone."""
     check([(rounds(1032), {}, [4, 4, 4]), (rounds(1030), {}, [2, 2])])
+
+
+def test_results_of_products_go_in_pairs() -> None:
+    """Where rows have an even number of columns; what is read with them may lie side by side too, or not."""
+    def product(columns: int) -> Graph:
+        b = Builder()
+        x, w, row, column = (b.add(Param(name, F16, shape)) for name, shape in zip("xwrc", ((70, 40), (40, columns), (columns,), (70, 1))))
+        return Graph("product", [x, w, row, column], [lib.apply(b, "mul", lib.apply(b, "add", lib.matmul(b, x, w), row), column)])
+
+    check([(product(70), {}, [8, 2]), (product(71), {}, [8])])
+
+
+def test_pairs_are_for_parameters_that_begin_at_multiples_of_16_bytes() -> None:
+    """The rows of a scan that are added to products begin anywhere."""
+    b = Builder()
+    state, row, w = (b.add(Param(name, F16, shape)) for name, shape in (("state", (8, 64)), ("row", (71,)), ("w", (64, 70))))
+    added = lib.apply(b, "add", lib.matmul(b, state, w), b.add(Slice((0,), (70,), (1,)), row))
+    body = Graph("body", [state, row, w], [lib.apply(b, "add", state, state), added])
+    b = Builder()
+    params = [b.add(Param(name, F16, shape)) for name, shape in (("start", (8, 64)), ("rows", (3, 71)), ("w", (64, 70)))]
+    graph = Graph("rounds", params, lib.results_of(b, b.add(Scan(body, 1, 1, 3), *params)))
+    program = lowered(graph)
+    kernel, = (k for k in program.kernels() if any(isinstance(s, MatmulTile) for s in walk(k.body)))
+    assert not any(isinstance(s, For) and s.kind == "vector" for s in walk(kernel.body))
+    assert any(isinstance(s, For) and s.symbol.name == "pair" and s.kind == "unrolled" for s in walk(kernel.body))
+    rng = np.random.default_rng(4)
+    given = [rng.integers(-2, 3, p.shape).astype(np.float16) for p in params]
+    for found in (run_program(program, given), EmulatedPrograms([program]).run(0, given)):
+        for x, y in zip(evaluate_graph(graph, given), found, strict=True):
+            np.testing.assert_array_equal(y, x)

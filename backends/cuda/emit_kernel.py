@@ -107,6 +107,7 @@ class _Writer:
         self.count = 0
         self.level = ""
         self.warp_loop: For | None = None
+        self.in_pairs, self.pair = False, ""  # whether a lane loop counts pairs of elements, and the variable of the loop over one
         self.register = ""  # of a lane, which counts those of fragments
         self.vectors: dict[Place, str] = {}  # elements that a vector loop has in arrays of the thread
         self.threads = threads_of(kernel)
@@ -166,7 +167,8 @@ class _Writer:
         if (name, index) in self.vectors:
             return self.vectors[name, index]
         if buffer.space == "fragment":
-            return f"{self.buffer_name(name)}[{self.register}]"
+            within_pair = f" + {self.variable(self.pair)}" if self.in_pairs else ""
+            return f"{self.buffer_name(name)}[{self.register}{within_pair}]"
         if self.is_scalar(buffer):
             return self.buffer_name(name)
         if name in self.swizzled:
@@ -363,9 +365,10 @@ class _Writer:
         columns = fragment.shape[2]
         assert isinstance(columns, int)
         self.level, self.register = "lane", self.fresh()
+        self.in_pairs = loop.extent == product(fragment.shape[1:]) // 2
         emit_elements(columns, fragment_registers(fragment), self.register, self.variable(loop.symbol.name),
-                      lambda: self.block(loop.body), self.emit, self.indent_by)
-        self.level, self.register = "warp", ""
+                      lambda: self.block(loop.body), self.emit, self.indent_by, self.in_pairs)
+        self.level, self.register, self.in_pairs = "warp", "", False
 
     def indent_by(self, steps: int) -> None:
         self.indent += steps
@@ -389,6 +392,7 @@ class _Writer:
         return MatrixPart(self.buffer_name(name), row, column, distance)
 
     def loop(self, loop: For) -> None:
+        self.pair = loop.symbol.name if self.in_pairs else ""
         name, extent = self.variable(loop.symbol.name), self.size(loop.extent)
         if loop.extent == 1:
             self.emit("{")
@@ -411,6 +415,7 @@ class _Writer:
 
     def vector_loop(self, loop: For) -> None:
         """What lies beside one another is loaded before the iterations, and stored after them, together."""
+        self.pair = loop.symbol.name
         parts = vector_parts(loop, {b.name: b.space for b in self.kernel.buffers}, self.fresh)
         name = self.variable(loop.symbol.name)
         self.emit("{")

@@ -123,15 +123,19 @@ def _right_words(right: MatrixPart, across: int, dtype: DType) -> list[str]:
 
 
 def emit_elements(columns: int, registers: int, register: str, element: str, body: Callable[[], None], emit: Callable[[str], None],
-                  indent: Callable[[int], None]) -> None:
-    """A loop over a lane's registers of fragments `columns` wide; `element` counts elements of the fragment in C order."""
+                  indent: Callable[[int], None], in_pairs: bool) -> None:
+    """A loop over a lane's registers of fragments `columns` wide; `element` counts elements of the fragment in C order, or pairs of
+    neighbours, which a lane has in neighbouring registers."""
     across = columns // TILE_COLUMNS
     emit("#pragma unroll")
-    emit(f"for (int {register} = 0; {register} < {registers}; ++{register}) {{")
+    emit(f"for (int {register} = 0; {register} < {registers}; {f'{register} += 2' if in_pairs else f'++{register}'}) {{")
     indent(1)
     emit(f"const int {element}_row = {register} / {4 * across} * 16 + {register} / 2 % 2 * 8 + threadIdx.x % 32 / 4;")
-    emit(f"const int {element}_column = {register} / 4 % {across} * 8 + threadIdx.x % 4 * 2 + {register} % 2;")
-    emit(f"const int {element} = {element}_row * {columns} + {element}_column;")
+    if in_pairs:
+        emit(f"const int {element}_column = {register} / 4 % {across} * 4 + threadIdx.x % 4;")
+    else:
+        emit(f"const int {element}_column = {register} / 4 % {across} * 8 + threadIdx.x % 4 * 2 + {register} % 2;")
+    emit(f"const int {element} = {element}_row * {columns // 2 if in_pairs else columns} + {element}_column;")
     body()
     indent(-1)
     emit("}")

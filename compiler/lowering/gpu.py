@@ -162,7 +162,7 @@ class _Grid:
         for statement in self.old.body:
             match statement:
                 case For(kind="block"):
-                    body.append(statement)
+                    body.append(statement if len(self.aligned) == len(self.old.buffers) else _by_elements(statement))
                 case For(kind="parallel"):
                     body.append(self._divided(statement, tuple(before)))
                 case Alloc() | Let():
@@ -251,6 +251,18 @@ class _Grid:
         inner = self._iteration(loop, at, _moved(body, renamed, place), loop.extent)
         turns = For(turn, rounds, "serial", inner)
         return For(block, threads // width, "block", (For(thread, width, "thread", (turns,)),))
+
+
+def _by_elements(statement: Stmt) -> Stmt:
+    """The statement without vector loops, for parameters that begin anywhere."""
+    match statement:
+        case For(kind="vector", body=body):
+            return replace(statement, kind="unrolled", lanes=0, body=tuple(map(_by_elements, body)))
+        case For(body=body) | While(body=body):
+            return replace(statement, body=tuple(map(_by_elements, body)))
+        case If(then=then, otherwise=otherwise):
+            return replace(statement, then=tuple(map(_by_elements, then)), otherwise=tuple(map(_by_elements, otherwise)))
+    return statement
 
 
 def _is_large(buffer: Buffer) -> bool:

@@ -2,7 +2,8 @@
 
 A block computes a tile of the result: `rows` of the left operand and one panel of the right one, `depth` steps at a time. Both parts lie in
 shared memory, in several stages: while warps multiply one, the next ones are copied (`copy_async`). A warp keeps its part of the
-tile in a fragment, sums in float32 or int32, and applies the epilogue to it element by element. Rows of shared memory are longer
+tile in a fragment, sums in float32 or int32, and applies the epilogue to it, to pairs of elements that lie
+side by side where it can. Rows of shared memory are longer
 than the part by 16 bytes, so that the eight rows that a warp reads at a time lie in different banks (the matrices are read 16 bytes a row).
 
 Rows past the last one are copies of it, which nothing stores; panels are full, with zeros past the last column. Steps that are no
@@ -25,7 +26,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..ir.caps import Caps
-from ..ir.dims import DimLike, bounds, ceildiv, dim_max, dim_min, divides, product
+from ..ir.dims import DimLike, bounds, ceildiv, dim_max, dim_min, divides, product, substitute
 from ..ir.graph import Node
 from ..ir.loop import (
     Alloc,
@@ -34,18 +35,22 @@ from ..ir.loop import (
     CopyAsync,
     For,
     If,
+    Let,
     Load,
     MatmulTile,
     Stmt,
     Store,
     Wait,
+    variable_size,
 )
+from ..ir.loop_vectors import first_neighbour
 from ..ir.ops.compute import PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
 from ..ir.types import BF16, F16, I32, U8, TensorType
 from ..tiles import GPU_PANELS
 from .contraction import named_parts
 from .gpu_split import Round, choose_parts, part_rounds
+from .gpu_vectors import vector_loop
 from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
 from .left_operand import row_operand
 
@@ -275,15 +280,27 @@ class _Work:
         assert isinstance(rows, int) and isinstance(columns, int)
         inliner = self.inliner
         lane, e = loop_symbol(inliner.names.fresh("e"), rows * columns)
-        lets, (row, column) = named_parts(inliner, ["row", "column"], (
-            self.first_row + first_row + e // columns, self.panel * self.tile.columns + first_column + e % columns))
+        at = (self.first_row + first_row + e // columns, self.panel * self.tile.columns + first_column + e % columns)
+        lets, (row, column) = named_parts(inliner, ["row", "column"], at)
         body: tuple[Stmt, ...] = self._store((w, e // columns, e % columns), row, column)
-        conditions = [inliner.scalar("lt", inliner.index(place), inliner.index(size))
-                      for place, size, tile in ((row, self.rows, self.tile.rows), (column, self.node.shape[-1], self.tile.columns))
-                      if not divides(tile, size)]
-        for condition in conditions:
-            body = (If(condition, body),)
-        return For(loop.symbol, loop.extent, "warp", (For(lane, rows * columns, "lane", (*lets, *body)),))
+        element = For(lane, rows * columns, "lane", (*lets, *body))
+        pair = self._pair(element)
+        if pair is not None:
+            lets, body, (row, column) = [], (pair,), (substitute(size, {lane.name: e * 2}) for size in at)
+            element = For(lane, rows * columns // 2, "lane", ())
+        for place, size, tile in ((row, self.rows, self.tile.rows), (column, self.node.shape[-1], self.tile.columns)):
+            if not divides(tile, size):
+                body = (If(inliner.scalar("lt", inliner.index(place), inliner.index(size)), body),)
+        return For(loop.symbol, loop.extent, "warp", (replace(element, body=(*lets, *body)),))
+
+    def _pair(self, element: For) -> For | None:
+        """Two neighbouring elements, which a lane has both, as a vector loop over what is done for one; None where they are not stored
+        beside one another."""
+        if not divides(2, self.node.shape[-1]) or not all(isinstance(s, (Let, Store)) for s in element.body):
+            return None
+        name = self.inliner.names.fresh("pair")
+        pair = vector_loop(element, 2, variable_size(element.symbol), name)
+        return pair if all(first_neighbour(s.index, pair) is not None for s in pair.body if isinstance(s, Store)) else None
 
     def _store(self, element: Sequence[DimLike], row: DimLike, column: DimLike) -> tuple[Stmt, ...]:
         """The element (row, column) of the result, of the sum at `element` of the fragments."""
