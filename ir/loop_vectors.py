@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .dims import DimLike, divides, size_of, symbols_of
 from .loop import For, Let, walk
-from .loop_verify import linear_factor
+from .loop_proofs import linear_factor
 
 
 def first_neighbour(index: tuple[DimLike, ...], loop: For) -> DimLike | None:

@@ -4,14 +4,14 @@ which reads operands as descriptors say and faults where a wait or a fence is mi
 from __future__ import annotations
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
-from msgspec.structs import replace
 
 from tests.cuda_programs import EmulatedPrograms
+from tests.lowering_checks import lowered_for_gpu
 from tests.test_gpu_contraction import integer_products, products
-from tests.test_gpu_lowering import lowered
 from tilewright import library as lib
 from tilewright.backends.cuda.backend import CudaBackend, capabilities_of
 from tilewright.backends.cuda.emit import emit_module
@@ -21,7 +21,8 @@ from tilewright.ir.graph import Builder, Graph
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop import MatmulTile, walk
 from tilewright.ir.loop_interp import run_program
-from tilewright.ir.loop_text import format_kernel, parse_kernel
+from tilewright.ir.loop_parser import parse_kernel
+from tilewright.ir.loop_text import format_kernel
 from tilewright.ir.loop_verify import verify_kernel
 from tilewright.ir.ops.control import Param
 from tilewright.ir.program import Program
@@ -30,10 +31,8 @@ from tilewright.ir.types import BF16, F16, F32, I8, U8, DType
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="kernels run on the host only where there is g++")
 
 
-@pytest.fixture(autouse=True)
-def small_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One multiprocessor, so that one tile is work enough."""
-    monkeypatch.setattr("tests.test_gpu_lowering.CAPS", replace(capabilities_of("sm_90a"), multiprocessors=1))
+# one multiprocessor, so that one tile is work enough
+lowered = partial(lowered_for_gpu, multiprocessors=1, architecture="sm_90a")
 
 
 def grouped(program: Program) -> list[bool]:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tests.cuda_programs import EmulatedPrograms
+from tests.lowering_checks import GPU as CAPS
+from tests.lowering_checks import lowered_for_gpu as lowered
 from tests.test_cuda_kernels import convolution
 from tests.test_gpu_contraction import integer_products, products
-from tests.test_gpu_lowering import CAPS, lowered
 from tilewright import library as lib
 from tilewright.ir.dims import symbol
 from tilewright.ir.graph import Builder, Graph

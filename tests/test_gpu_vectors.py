@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
-from msgspec.structs import replace
 
 from tests.cuda_programs import EmulatedPrograms
-from tests.test_gpu_lowering import lowered, one
-from tests.test_lowering import values
+from tests.lowering_checks import lowered_for_gpu, one, values
 from tilewright import library as lib
-from tilewright.backends.cuda.backend import capabilities_of
 from tilewright.ir.dims import symbol
 from tilewright.ir.graph import Builder, Graph, Node
 from tilewright.ir.interp import evaluate_graph
@@ -30,10 +28,8 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="kernels run
 ROWS, BATCH = symbol("R"), symbol("B")
 
 
-@pytest.fixture(autouse=True)
-def small_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One multiprocessor, so that small tensors have elements enough for all threads."""
-    monkeypatch.setattr("tests.test_gpu_lowering.CAPS", replace(capabilities_of("sm_80"), multiprocessors=1))
+# one multiprocessor, so that small tensors have elements enough for all threads
+lowered = partial(lowered_for_gpu, multiprocessors=1)
 
 
 def lanes(program: Program) -> list[int]:

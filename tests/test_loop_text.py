@@ -13,7 +13,8 @@ from tilewright.ir.dims import symbol
 from tilewright.ir.errors import CompileError, Loc, ParseError
 from tilewright.ir.graph import Builder, Constant, Node
 from tilewright.ir.loop import Buffer, IndexValue, Kernel, Literal, Load, Local, Store
-from tilewright.ir.loop_text import format_expression, format_kernel, format_program, kernel_key, parse_kernel, parse_program
+from tilewright.ir.loop_parser import parse_kernel, parse_program
+from tilewright.ir.loop_text import format_expression, format_kernel, format_program, kernel_key
 from tilewright.ir.loop_verify import verify_kernel
 from tilewright.ir.ops.compute import Bitcast, Cast, Elementwise
 from tilewright.ir.types import ARRAY_DTYPES, BF16, BOOL, F32, I32, I64, INDEX, DType

@@ -8,7 +8,8 @@ import pytest
 from tilewright.ir import loop_interp
 from tilewright.ir.errors import ParseError, VerifyError
 from tilewright.ir.loop_interp import run_program
-from tilewright.ir.loop_text import format_program, parse_program
+from tilewright.ir.loop_parser import parse_program
+from tilewright.ir.loop_text import format_program
 from tilewright.ir.loop_verify import verify_program
 from tilewright.ir.program import Fetch, Free, Place, Program, Spill
 

@@ -23,7 +23,8 @@ from tilewright.backends.scratchpad import ScratchpadModel, Work
 from tilewright.ir.errors import CompileError, RuntimeFailure, TilewrightError, UnsupportedError, VerifyError
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop_interp import run_program
-from tilewright.ir.loop_text import format_program, parse_program
+from tilewright.ir.loop_parser import parse_program
+from tilewright.ir.loop_text import format_program
 from tilewright.ir.loop_verify import verify_program
 from tilewright.ir.program import Fetch, Free, Launch, Program, Spill
 from tilewright.options import Options, read_environment
@@ -223,7 +224,7 @@ def test_transfers_beside_computing() -> None:
     x = weights(33, 24)
     works = []
     for settings in ({"prefetch": False}, {}, {"banks": 1}):
-        executable = compiled(graph, 36 * 1024, parameters="streamed", operations_per_cycle=32, **settings)
+        executable = compiled(graph, 48 * 1024, parameters="streamed", operations_per_cycle=32, **settings)
         result, work = executable.measure(x)
         check_promise(executable, work)
         works.append((work, as_list(result)))

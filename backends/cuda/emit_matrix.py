@@ -18,7 +18,7 @@ from tilewright.ir.dims import DimLike, Symbol, divides, size_of
 from tilewright.ir.errors import InternalError
 from tilewright.ir.loop import Buffer
 from tilewright.ir.loop_gpu import GROUP_ROWS, GROUP_STEPS
-from tilewright.ir.loop_verify import linear_factor
+from tilewright.ir.loop_proofs import linear_factor
 from tilewright.ir.types import BF16, F16, F32, I32, U8, DType
 
 TILE_ROWS, TILE_COLUMNS, LANES = 16, 8, 32

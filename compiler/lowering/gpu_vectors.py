@@ -27,8 +27,8 @@ from ..ir.loop import (
     map_statements,
     variable_size,
 )
+from ..ir.loop_proofs import linear_factor
 from ..ir.loop_vectors import first_neighbour
-from ..ir.loop_verify import linear_factor
 
 BYTES = 16     # of an access
 MOST_LANES = 8
