@@ -37,7 +37,7 @@ from .loop_text import format_place
 from .loop_translate import Mode, Translator
 from .loop_verify import verify_kernel, verify_program
 from .ops.control import Param
-from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Spill, Step
+from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Reserve, Spill, Step
 
 MAX_THREADS = 62  # threads are bits of a 64-bit mask
 
@@ -206,6 +206,8 @@ class _Run:
                     self.lengths[address] = size
                 case Spill(address=address, target=target, bytes=size):
                     self.copy(Place("scratchpad", 0, address), target, size)
+                case Reserve(address=address, bytes=size):
+                    self.lengths[address] = size
                 case Free(address=address):
                     self.forget(address)
 

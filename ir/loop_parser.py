@@ -47,7 +47,7 @@ from .ops.compute import Bitcast, Cast, Elementwise
 from .ops.scalar import SCALARS
 from .parser import GraphParser
 from .printer import quote
-from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Scratchpad, Spill, Step
+from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Reserve, Scratchpad, Spill, Step
 from .types import DTYPES, INDEX, DType, TensorType
 
 
@@ -536,14 +536,18 @@ class _LoopParser(GraphParser):
             condition = self.place()
             then = self.step_block()
             return Branch(condition, then, self.step_block() if lexer.accept("else") else ())
-        if lexer.at("fetch") or lexer.at("spill") or lexer.at("free"):
+        if lexer.at("fetch") or lexer.at("reserve") or lexer.at("spill") or lexer.at("free"):
             return self.transfer()
-        self.fail(f"expected launch, repeat, loop, branch, fetch, spill or free, found {lexer.describe()}")
+        self.fail(f"expected launch, repeat, loop, branch, fetch, reserve, spill or free, found {lexer.describe()}")
 
     def transfer(self) -> Step:
         lexer = self.lexer
         if lexer.accept("free"):
             return Free(lexer.integer("an address"))
+        if lexer.accept("reserve"):
+            address = lexer.integer("an address")
+            lexer.expect("bytes")
+            return Reserve(address, lexer.integer("a number of bytes"))
         if lexer.accept("fetch"):
             source = self.place()
             lexer.expect("to")

@@ -8,7 +8,8 @@
                | "repeat" "%"variable "in" "0.."size "reverse"? "{" step* "}"
                | "loop" "{" step* "}" "while" place "{" step* "}"
                | "branch" place "{" step* "}" ("else" "{" step* "}")?
-               | "fetch" place "to" address "bytes" bytes | "spill" address "to" place "bytes" bytes | "free" address
+               | "fetch" place "to" address "bytes" bytes | "spill" address "to" place "bytes" bytes
+               | "reserve" address "bytes" bytes | "free" address
     place     := ("input" | "output") number ("at" size)? | ("constant" | "workspace" | "scratchpad") size
     kernel    := as in `ir/loop.py`, with these spellings:
                  `for %i in 0..B parallel {`, `for %j: 0..63 in 0..N vector(8) {` (bounds where the extent does not give
@@ -59,7 +60,7 @@ from .loop import (
 )
 from .ops.compute import Bitcast, Cast, Elementwise
 from .printer import format_elements, format_float, quote
-from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Spill, Step
+from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Reserve, Spill, Step
 from .types import DType, TensorType
 
 
@@ -335,6 +336,8 @@ def _step_lines(steps: Sequence[Step], indent: str) -> list[str]:
                 lines.append(f"{indent}fetch {format_place(source)} to {address} bytes {size}")
             case Spill(address=address, target=target, bytes=size):
                 lines.append(f"{indent}spill {address} to {format_place(target)} bytes {size}")
+            case Reserve(address=address, bytes=size):
+                lines.append(f"{indent}reserve {address} bytes {size}")
             case Free(address=address):
                 lines.append(f"{indent}free {address}")
     return lines

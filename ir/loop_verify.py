@@ -62,7 +62,7 @@ from .loop_gpu import block_rule, collective_rule, private_rule
 from .loop_text import first_line, format_place
 from .ops.compute import Bitcast, Cast, Elementwise
 from .ops.scalar import result_dtype
-from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Spill, Step
+from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Reserve, Spill, Step
 from .residency import verify_residency
 from .types import INDEX, TensorType
 
@@ -518,7 +518,7 @@ class _ProgramVerifier(Struct):
                 case Fetch(source=place, bytes=size) | Spill(target=place, bytes=size):
                     self.transfer(step)
                     self.place(place, size, isinstance(step, Spill), type(step).__name__.lower(), symbols)
-                case Free():
+                case Free() | Reserve():
                     self.transfer(step)
                 case _:
                     self.fail(f"{type(step).__name__} is no step")

@@ -170,7 +170,7 @@ def test_errors_have_a_place(before: str, after: str, words: str | None, place: 
 @pytest.mark.parametrize(("before", "after", "words"), [
     ("launch @copy[2]", "launch @kopy[2]", "no kernel @kopy stands before the program"),
     ("output 1 at 4", "heap 1", "a place is an input, output, constant, workspace or scratchpad, found 'heap'"),
-    ("branch", "fork", "expected launch, repeat, loop, branch, fetch, spill or free, found 'fork'"),
+    ("branch", "fork", "expected launch, repeat, loop, branch, fetch, reserve, spill or free, found 'fork'"),
     ("16*t + 64", "16*u + 64", "unknown size 'u'"),
     ("program @main", "kernel @copy() { }\nprogram @main", "kernel @copy is defined twice"),
 ])
