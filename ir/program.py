@@ -124,19 +124,24 @@ class Program(Struct, frozen=True, eq=False):
     def kernels(self) -> tuple[Kernel, ...]:
         """Each kernel once, in the order of first launch."""
         found: dict[int, Kernel] = {}
+        for launch in self.launches():
+            found.setdefault(id(launch.kernel), launch.kernel)
+        return tuple(found.values())
+
+    def launches(self) -> Iterator[Launch]:
+        """Every launch, in order."""
         stack: list[Step] = list(reversed(self.steps))
         while stack:
             step = stack.pop()
             match step:
-                case Launch(kernel=kernel):
-                    found.setdefault(id(kernel), kernel)
+                case Launch():
+                    yield step
                 case Repeat(steps=steps):
                     stack.extend(reversed(steps))
                 case Loop(condition_steps=first, steps=steps):
                     stack.extend(reversed((*first, *steps)))
                 case Branch(then=then, otherwise=otherwise):
                     stack.extend(reversed((*then, *otherwise)))
-        return tuple(found.values())
 
 
 def nested_launches(steps: Sequence[Step], counters: tuple[Symbol, ...] = ()) -> Iterator[tuple[Launch, tuple[Symbol, ...]]]:
