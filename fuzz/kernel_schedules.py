@@ -17,7 +17,7 @@ from .subject import Failure
 MOST_STEPS = 5
 TRIES = 4               # steps that are drawn before a place of a schedule is left out
 FACTORS = (1, 2, 3, 4, 8)
-LANES = (1, 2, 4, 8, 16)
+LANES = (1, 2, 4, 8, 12, 16)
 
 
 def scheduled(kernel: Kernel, schedule: Schedule) -> tuple[Kernel, Schedule]:

@@ -6,7 +6,7 @@ What holds for a kernel that passes:
 - Every expression is made of scalar functions, casts, literals, loads, lets and sizes; each type is the one that its op
   infers; what is stored, loaded and combined has the buffer's dtype; an index has one size an axis, or a single one.
 - Loops have a legal kind at a legal place (`ir/loop.py`): parallel only outermost, no vector loop in another, static
-  unrolled extents, lanes a power of two, nothing in a vector loop branches or loops by its variable.
+  unrolled extents, lanes a power of two or three times one, nothing in a vector loop branches or loops by its variable.
 - Register buffers have static shapes and are indexed by constants, unrolled and vector variables only; those of a block first by
   the variable of a thread, or of a warp for fragments.
 - Blocks hold threads and warps at legal places (`loop_gpu.py`); between these nothing stores.
@@ -269,8 +269,9 @@ class _KernelVerifier:
         if loop.kind == "vector":
             if scope.vector:
                 self.fail(f"vector loop {name} stands inside the vector loop {scope.vector}")
-            if not 1 <= loop.lanes <= MAX_LANES or loop.lanes & (loop.lanes - 1):
-                self.fail(f"vector loop {name} has {loop.lanes} lanes, expected a power of two up to {MAX_LANES}")
+            whole = loop.lanes // 3 if loop.lanes % 3 == 0 else loop.lanes
+            if not 1 <= loop.lanes <= MAX_LANES or whole & (whole - 1):
+                self.fail(f"vector loop {name} has {loop.lanes} lanes, expected a power of two, or three times one, up to {MAX_LANES}")
         elif loop.lanes:
             self.fail(f"{loop.kind} loop {name} has {loop.lanes} lanes, expected none")
         self.size(scope, loop.extent)

@@ -165,7 +165,7 @@ def add_kernel(lanes: int = 8) -> Kernel:
     return kernel([vector("a"), vector("b"), vector("c", access="out")], [N], body)
 
 
-@pytest.mark.parametrize("lanes", [1, 4, 8, 16])
+@pytest.mark.parametrize("lanes", [1, 4, 8, 12, 16])
 def test_elementwise_with_every_tail(lanes: int) -> None:
     run = executable(add_kernel(lanes))
     for size in range(41):
@@ -308,7 +308,7 @@ def test_scalar_functions(dtype: DType, lanes: int, target: Any) -> None:
 
 
 @pytest.mark.parametrize("target", [HOST, BASELINE], ids=["host", "baseline"])
-@pytest.mark.parametrize("lanes", [0, 8])
+@pytest.mark.parametrize("lanes", [0, 8, 12])
 @pytest.mark.parametrize("source", ARRAY_DTYPES, ids=str)
 def test_casts(source: DType, lanes: int, target: Any) -> None:
     count = 203

@@ -61,7 +61,7 @@ def test_a_good_kernel_passes() -> None:
     (kernel(loop(loop(STORE, kind="vector", lanes=8), kind="vector", lanes=8, variable=Symbol("o", 0, 7))),
      "vector loop i stands inside the vector loop o"),
     (kernel(loop(STORE, kind="vector", lanes=0)), "has 0 lanes, expected a power of two"),
-    (kernel(loop(STORE, kind="vector", lanes=12)), "has 12 lanes, expected a power of two"),
+    (kernel(loop(STORE, kind="vector", lanes=20)), "has 20 lanes, expected a power of two"),
     (kernel(loop(STORE, lanes=4)), "serial loop i has 4 lanes, expected none"),
     (kernel(loop(STORE, kind="unrolled", extent=symbol("N", 0, 8)), symbols=(Symbol("N", 0, 8),)),
      "unrolled loop i has the extent N"),

@@ -149,7 +149,7 @@ SHIFT = "for %i in 0..63 { %y[i + 1] = load %y[i] }"
     ("for %i in 0..N { %y[0] add= load %x[i] }", "vectorize(i, 8)", "would change the order in which add %y"),
     ("for %i in 0..N { %y[0] add= load %x[i] }", "parallelize(i)", "iterations may depend on one another"),
     ("for %i in 0..N { %y[i] = f32 0.0 }", "unroll(i)", "unrolled loop i has the extent N, expected a static one"),
-    ("for %i in 0..8 { %y[i] = f32 0.0 }", "vectorize(i, 6)", "has 6 lanes, expected a power of two"),
+    ("for %i in 0..8 { %y[i] = f32 0.0 }", "vectorize(i, 10)", "has 10 lanes, expected a power of two"),
     ("for %i in 0..8 vector(8) { %y[i] = f32 0.0 }", "split(i, 4)", "it is a vector loop"),
     ("for %i in 0..8 unrolled { %y[i] = f32 0.0 }", "split(i, 3)", "is no multiple of 3"),
     ("for %i in 0..8 { for %j in 0..8 { %y[8*i + j] = f32 0.0 } }", "parallelize(j)", "stands inside another statement"),

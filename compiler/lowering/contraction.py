@@ -440,8 +440,9 @@ class TileWork:
         within = r + (self.first_row - self.begins) if guarded and self.begins is not None else r
         target, body = self._store_place(source, r, within, j)
         count, width = self._room() if guarded else (self.tile.rows, self.tile.columns)
-        # long chains of operations run for two vectors side by side
-        beside = 2 if self.is_long and self.tile.columns % (2 * self.tile.lanes) == 0 else 1
+        # long chains of operations run for two or three vectors side by side
+        vectors = self.tile.columns // self.tile.lanes
+        beside = next((n for n in (2, 3) if vectors % n == 0), 1) if self.is_long else 1
         columns = For(lane, width, "vector", body, self.tile.lanes * beside)
         return For(row, count, "serial", (*target.enter, columns, *target.leave))
 
