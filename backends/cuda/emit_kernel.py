@@ -29,6 +29,7 @@ from tilewright.backends.cuda.emit_scalars import (
     value_type,
 )
 from tilewright.backends.cuda.emit_sizes import ATOM, SUM, UNARY, Text, emit_size, is_narrow, within
+from tilewright.backends.cuda.emit_wide import WORDS, wide_load
 from tilewright.backends.cuda.module import STATIC_SHARED, CudaKernel
 from tilewright.ir.dims import DimLike, Symbol, dim_max, product, size_of
 from tilewright.ir.errors import InternalError
@@ -377,6 +378,12 @@ class _Writer:
             self.block(loop.body)
             self.indent -= 1
             self.emit("}")
+            return
+        at_once = wide_load(loop, self.buffers)
+        if at_once is not None:
+            targets = [self.element(at_once.target.name, at_once.target_at(number)) for number in range(WORDS)]
+            for line in at_once.lines(self.fresh(), self.element(at_once.source.name, (at_once.place,)), targets):
+                self.emit(line)
             return
         is_wide = extent.wide and not is_narrow(loop.extent)
         self.declare(loop.symbol.name, is_wide)

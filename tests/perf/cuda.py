@@ -22,10 +22,12 @@ from tilewright import library as lib
 from tilewright.backends.cuda.backend import CudaBackend
 from tilewright.backends.cuda.compile import usage_of
 from tilewright.backends.cuda.emit import emit_module
-from tilewright.ir.dims import symbol
-from tilewright.ir.graph import Graph
+from tilewright.ir.dims import DimLike, symbol
+from tilewright.ir.graph import Builder, Graph
 from tilewright.ir.ops.compute import Sort
-from tilewright.ir.types import BF16, F16, F32
+from tilewright.ir.ops.control import Param
+from tilewright.ir.ops.weight_only import WeightOnlyDot
+from tilewright.ir.types import BF16, F16, F32, I32, DType
 from tilewright.lowering.lower import lower_program
 from tilewright.options import Environment, Options
 from tilewright.pipeline import run_passes
@@ -35,6 +37,17 @@ EXPECTED = Path(__file__).with_name("cuda.csv")
 NVCC = 13000
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 ROWS = symbol("R")
+
+
+def coded(rows: DimLike, bits: int, group: int, dtype: DType = F16) -> Graph:
+    """A product with weights 4096 x 4096 of so many bits, in groups of so many steps."""
+    b, panels = Builder(), 256
+    x = b.add(Param("x", dtype, (rows, 4096)))
+    words = b.add(Param("words", I32, (panels, 4096 * bits // 32, 4096 // panels)))
+    scales = b.add(Param("scales", F16, (panels, 4096 // group, 4096 // panels)))
+    return Graph("coded", [x, words, scales], [b.add(WeightOnlyDot(4096, bits, group, 1 << bits - 1), x, words, scales)])
+
+
 PROGRAMS: dict[str, Callable[[], Graph]] = {
     "softmax": lambda: one((ROWS, 1000), lambda b, x: lib.softmax(b, x, 1)),
     "long softmax": lambda: one((ROWS, 8192), lambda b, x: lib.softmax(b, x, 1)),
@@ -43,6 +56,11 @@ PROGRAMS: dict[str, Callable[[], Graph]] = {
     "matmul f16": lambda: matmul(1024, 1024, 1024, (), F16),
     "matmul bf16 of few rows": lambda: matmul(16, 1024, 4096, (), BF16),
     "batched matmul f16": lambda: matmul(128, 64, 128, (12,), F16),
+    "int4 weights, one row": lambda: coded(1, 4, 128),
+    "int4 weights, 8 rows of f32": lambda: coded(8, 4, 32, F32),
+    "int4 weights, 16 rows": lambda: coded(16, 4, 32),
+    "int8 weights, 64 rows": lambda: coded(64, 8, 4096),
+    "int4 weights, any rows": lambda: coded(ROWS, 4, 32),
     "convolution": lambda: convolution((8, 64, 56, 56), 3, 1, 1, 64),
     "sort": lambda: one((64, 1000), lambda b, x: b.add(Sort(1, False), x), F32),
 }
