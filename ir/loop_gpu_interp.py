@@ -48,7 +48,7 @@ def add_products(accumulator: tuple[Array, bytearray | None, tuple[int, int, int
     if known is not None and 0 in known[start:start + size]:
         faults.unset(name, known.index(0, start))
     a = _part(left, (rows, depth), faults).astype(memory.dtype)
-    if left[0].dtype == np.uint8:  # words of four signed bytes each
+    if left[0].dtype in (np.uint8, np.int8):  # words of four signed bytes each
         words = _part(right, (depth // 4, columns), faults)
         b = np.moveaxis(np.ascontiguousarray(words).view(np.int8).reshape(depth // 4, columns, 4), -1, 1).reshape(depth, columns)
     else:

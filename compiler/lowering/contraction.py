@@ -38,7 +38,7 @@ from ..ir.loop import Alloc, Buffer, For, If, Let, Prefetch, Stmt, Store, loop_v
 from ..ir.ops.compute import Elementwise, PackedConv, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
 from ..ir.rewrite import COSTS
-from ..ir.types import F32, I16, I32, INDEX, U32, dtype_of
+from ..ir.types import F32, I8, I16, I32, INDEX, U32, dtype_of
 from ..tiles import Blocks, Tile
 from .inline import Index, Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
 from .left_operand import row_operand
@@ -377,7 +377,12 @@ class TileWork:
         if weights.dtype == U32:
             return inner.scalar("dot_bfloats", word, weights, old)
         function = "dot_pairs" if self.operand.step == 2 else "dot_quads_saturating" if self.node.op.saturates else "dot_quads"
-        return inner.scalar(function, inner.bitcast(word, I32), weights, old)
+        if self.node.inputs[0].dtype != I8:
+            return inner.scalar(function, inner.bitcast(word, I32), weights, old)
+        # the instruction takes unsigned bytes: each plus 128, and 128 times the weights are subtracted
+        surplus = inner.literal(0x80808080, U32)
+        total = inner.scalar(function, inner.bitcast(inner.scalar("xor", word, surplus), I32), weights, old)
+        return inner.scalar("sub", total, inner.scalar(function, inner.bitcast(surplus, I32), weights, inner.literal(0, I32)))
 
     def _word(self, inner: Inliner, left: DimLike) -> Node:
         """Elements of the left operand that lie side by side: one load for the backend."""

@@ -37,14 +37,14 @@ from ..ir.loop import (
 )
 from ..ir.ops.compute import PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
-from ..ir.types import BF16, F16, I32, U8, TensorType
+from ..ir.types import BF16, F16, I8, I32, U8, TensorType
 from ..tiles import GPU_PANELS
 from .contraction import named_parts
 from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
 from .left_operand import row_operand
 
 # dtypes of both operands and the steps in a word of the right one, and the unit that takes them
-OPERANDS = {(F16, F16, 1): "f16", (BF16, BF16, 1): "bf16", (U8, I32, 4): "i8"}
+OPERANDS = {(F16, F16, 1): "f16", (BF16, BF16, 1): "bf16", (U8, I32, 4): "i8", (I8, I32, 4): "i8"}
 COPIED = 16         # bytes that are copied at a time
 ROW_BYTES = 64      # of a row of the left operand in shared memory
 STAGES = 4          # of shared memory

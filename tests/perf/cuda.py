@@ -18,6 +18,7 @@ import tilewright as tw
 from benchmarks.models import MODELS, bind_sizes
 from tests.test_cuda_kernels import convolution, matmul
 from tests.test_gpu_lowering import one
+from tests.test_gpu_quantized import layer
 from tilewright import library as lib
 from tilewright.backends.cuda.backend import CudaBackend
 from tilewright.backends.cuda.compile import usage_of
@@ -27,7 +28,7 @@ from tilewright.ir.graph import Builder, Graph
 from tilewright.ir.ops.compute import Sort
 from tilewright.ir.ops.control import Param
 from tilewright.ir.ops.weight_only import WeightOnlyDot
-from tilewright.ir.types import BF16, F16, F32, I32, DType
+from tilewright.ir.types import BF16, F16, F32, I8, I32, DType
 from tilewright.lowering.lower import lower_program
 from tilewright.options import Environment, Options
 from tilewright.pipeline import run_passes
@@ -61,6 +62,7 @@ PROGRAMS: dict[str, Callable[[], Graph]] = {
     "int4 weights, 16 rows": lambda: coded(16, 4, 32),
     "int8 weights, 64 rows": lambda: coded(64, 8, 4096),
     "int4 weights, any rows": lambda: coded(ROWS, 4, 32),
+    "int8 layer": lambda: layer(I8, I8, 1024, 1024, 1024, True),
     "convolution": lambda: convolution((8, 64, 56, 56), 3, 1, 1, 64),
     "sort": lambda: one((64, 1000), lambda b, x: b.add(Sort(1, False), x), F32),
 }
