@@ -17,6 +17,7 @@ from msgspec import Struct
 import tilewright as tw
 from benchmarks.models import MODELS, bind_sizes
 from tests.test_cuda_kernels import convolution, matmul
+from tests.test_gpu_attention import MASKS, masked_graph
 from tests.test_gpu_lowering import one
 from tests.test_gpu_quantized import layer
 from tilewright import library as lib
@@ -40,6 +41,10 @@ ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 ROWS = symbol("R")
 
 
+def attention(dtype: DType, heads: int, key_heads: int, tokens: int, size: int) -> Graph:
+    return masked_graph(MASKS[0][0], (1, heads, tokens, size), (1, key_heads, tokens, size), dtype)
+
+
 def coded(rows: DimLike, bits: int, group: int, dtype: DType = F16) -> Graph:
     """A product with weights 4096 x 4096 of so many bits, in groups of so many steps."""
     b, panels = Builder(), 256
@@ -57,6 +62,8 @@ PROGRAMS: dict[str, Callable[[], Graph]] = {
     "matmul f16": lambda: matmul(1024, 1024, 1024, (), F16),
     "matmul bf16 of few rows": lambda: matmul(16, 1024, 4096, (), BF16),
     "batched matmul f16": lambda: matmul(128, 64, 128, (12,), F16),
+    "attention f16, causal": lambda: attention(F16, 4, 4, 2048, 128),
+    "attention bf16, shared heads": lambda: attention(BF16, 8, 2, 1024, 64),
     "int4 weights, one row": lambda: coded(1, 4, 128),
     "int4 weights, 8 rows of f32": lambda: coded(8, 4, 32, F32),
     "int4 weights, 16 rows": lambda: coded(16, 4, 32),
