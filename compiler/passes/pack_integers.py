@@ -57,11 +57,11 @@ def packed_integers(b: Builder, left: Node, right: Node, batch: int, caps: Caps)
     operand = _left_operand(b, left, right, batch, caps, str(I8) in caps.matrix_units)
     step, depth, width = operand.step, right.shape[batch], right.shape[batch + 1]
     missing = ceildiv(depth, step) * step - depth
-    x = _lengthened(b, operand.value, left.rank - 1, missing)
+    x = lengthened(b, operand.value, left.rank - 1, missing)
     rows = product(left.shape[batch:-1])
     tile = gpu_panel_columns(width, rows, I8, caps) if caps.is_gpu and step == 4 else None
-    longer = _lengthened(b, right, batch, missing)
-    packed = _packed_words(b, longer, batch, rows, step, caps, tile)
+    longer = lengthened(b, right, batch, missing)
+    packed = packed_words(b, longer, batch, rows, step, caps, tile)
     saturates = step == 4 and not caps.has_quads
     narrow = _words_in_16_bits(longer, batch, longer.shape[batch] // step) if saturates else 1
     total = b.add(PackedDot(batch, width, step=step, saturates=saturates, narrow=narrow), x, packed)
@@ -80,11 +80,11 @@ def packed_integer_conv(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> N
     step, groups = operand.step, op.groups
     missing = ceildiv(channels, step) * step - channels
     value = reshape(b, operand.value, (*x.shape[:-1], groups, channels))
-    value = reshape(b, _lengthened(b, value, x.rank, missing), (*x.shape[:-1], groups * (channels + missing)))
+    value = reshape(b, lengthened(b, value, x.rank, missing), (*x.shape[:-1], groups * (channels + missing)))
     depth, of_group = product((*kernel, channels + missing)), out // groups
-    matrices = reshape(b, _lengthened(b, w, w.rank - 2, missing), (depth, groups, of_group))
+    matrices = reshape(b, lengthened(b, w, w.rank - 2, missing), (depth, groups, of_group))
     matrices = transpose(b, matrices, [1, 0, 2]) if groups != 1 else reshape(b, matrices, (depth, of_group))
-    packed = _packed_words(b, matrices, int(groups != 1), product(x.shape[:-1]), step, caps)
+    packed = packed_words(b, matrices, int(groups != 1), product(x.shape[:-1]), step, caps)
     sizes, saturates = tuple(int(k) for k in kernel), step == 4 and not caps.has_quads
     made = PackedConv(sizes, op.strides, op.dilation, out, groups, step, saturates)
     if saturates:
@@ -119,7 +119,7 @@ def _less_zero_point(b: Builder, total: Node, zero_point: Node, sums: Node) -> N
     return apply(b, "sub", total, broadcast(b, surplus, total.shape))
 
 
-def _lengthened(b: Builder, x: Node, axis: int, by: DimLike) -> Node:
+def lengthened(b: Builder, x: Node, axis: int, by: DimLike) -> Node:
     """Zeros at the end of an axis."""
     array = known_array(x) if by != 0 else None
     if array is not None and isinstance(by, int):
@@ -127,7 +127,7 @@ def _lengthened(b: Builder, x: Node, axis: int, by: DimLike) -> Node:
     return pad(b, x, [0] * x.rank, [by if a == axis else 0 for a in range(x.rank)]) if by != 0 else x
 
 
-def _packed_words(b: Builder, right: Node, batch: int, rows: DimLike, step: int, caps: Caps, tile: int | None = None) -> Node:
+def packed_words(b: Builder, right: Node, batch: int, rows: DimLike, step: int, caps: Caps, tile: int | None = None) -> Node:
     """[*batch, K, N] of integers in panels [*batch, ceil(N / tile), K / step, tile] of words."""
     held = I8 if right.dtype == I8 else I16
     word, bits = (I32, 8) if step == 4 else (I16, 8) if held == I8 else (I32, 16)

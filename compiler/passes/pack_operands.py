@@ -37,6 +37,7 @@ from ..library import apply, broadcast, cast, constant, full, pad, reduce, resha
 from ..options import Options
 from ..tiles import PLAIN_GPU_PANELS, gpu_panel_columns, panel_columns
 from .pack_bfloats import packed_bfloat_conv, packed_bfloats, widened
+from .pack_floats8 import packed_floats8
 from .pack_integers import largest, packed_integer_conv, packed_integers
 from .pack_repeated import pack_repeated
 from .panels import pack_columns
@@ -93,6 +94,9 @@ def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps, only: bool 
     right = reshape(b, transpose(b, rhs, [*op.rhs_batch, *op.rhs_contract, *free_right]), (*batch, depth, width))
     if width == 1:
         return _sum_of_products(b, left, right, len(batch), rows, columns, op.result)
+    in_bytes = packed_floats8(b, op, lhs, rhs, caps)
+    if in_bytes is not None:
+        return in_bytes
     if op.result is not None:
         value = packed_integers(b, left, right, len(batch), caps)
         return reshape(b, value, (*batch, *rows, *columns))

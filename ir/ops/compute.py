@@ -16,7 +16,7 @@ import numpy as np
 from ..dims import DimLike, bounds, ceildiv, divides, evaluate, product
 from ..errors import CompileError, IndexFailure, RuntimeFailure
 from ..graph import Array, Binding, Op, Sample
-from ..types import BF16, BOOL, F32, F64, I8, I16, I32, I64, U8, U32, DType, TensorType, Type, dtype_of
+from ..types import BF16, BOOL, F32, F64, I8, I16, I32, I64, U8, U32, DType, TensorType, Type, dtype_named, dtype_of
 from .scalar import SCALARS, evaluate_scalar, result_dtype
 from .shape import check_axis, operands
 
@@ -386,6 +386,7 @@ class Dot(Op, frozen=True):
 
 # words of a packed operand: (elements of the contraction that one holds, its dtype) -> the dtypes of the left operand and of what it holds
 WORDS = {(2, I16): ((I16,), I8), (2, I32): ((I16,), I16), (4, I32): ((U8, I8), I8)}
+FLOATS8 = tuple(dtype_named(name) for name in ("f8e4m3fn", "f8e5m2"))  # left operands of words of four of them in i32; sums are float32
 BFLOATS = (BF16, F32)  # left operands of words of two bfloat16, which are u32; sums are float32 then
 
 
@@ -397,15 +398,18 @@ def packed_dtype(op: Op, lhs: DType, rhs: DType, step: int) -> DType:
         return lhs
     if step == 2 and rhs == U32 and lhs in BFLOATS:
         return F32
+    if step == 4 and rhs == I32 and lhs in FLOATS8:
+        return F32
     if (step, rhs) not in WORDS or lhs not in WORDS[step, rhs][0]:
         known = "; ".join(f"{n} elements in {word} with {' or '.join(map(str, left))}" for (n, word), (left, _) in WORDS.items())
+        known += f"; 4 elements in i32 with {' or '.join(map(str, FLOATS8))}"
         known += f"; 2 elements in u32 with {' or '.join(map(str, BFLOATS))}"
         raise CompileError(f"{op.spelling}: words of {step} elements in {rhs} do not fit {lhs}; there are {known}")
     return I32
 
 
 def check_saturation(op: Op, lhs: DType, step: int, saturates: bool, narrow: int, words: DimLike) -> None:
-    if saturates and (step != 4 or lhs == I8):
+    if saturates and (step != 4 or lhs != U8):
         raise CompileError(f"{op.spelling}: only sums of the products of four unsigned bytes saturate, found words of {step} with {lhs}")
     if narrow < 1 or narrow > 1 and not (saturates and divides(narrow, words)):
         raise CompileError(f"{op.spelling}: {narrow} words are added within 16 bits of {words}, which must be a multiple and saturate")
@@ -443,13 +447,14 @@ class PackedDot(Op, frozen=True):
     transpose to the bit.
 
     `step`: how many elements along K a word of rhs holds, which is [*batch, ceil(N / tile), K / step, tile] then. Integers alone
-    are packed so (`WORDS`), and the sums are int32; or bfloat16, whose sums are float32 (a target may count subnormal numbers as zeros
-    where the left operand is bfloat16, too). `saturates`: of words of four bytes the products of two neighbours are added
-    within 16 bits, as some instructions do, and to those the ones of as many words as `narrow` says, which wrap; passes let it only
-    where that changes nothing.
+    are packed so (`WORDS`), and the sums are int32; or float8 of one format on both sides (`FLOATS8`), whose sums are float32; or
+    bfloat16, whose sums are float32 (a target may count subnormal numbers as zeros where the left operand is bfloat16, too).
+    `saturates`: of words of four bytes the products of two neighbours are added within 16 bits, as some instructions do, and to
+    those the ones of as many words as `narrow` says, which wrap; passes let it only where that changes nothing.
     """
 
     name: ClassVar[str] = "packed_dot"
+    stores: ClassVar[bool] = True
     batch: int
     columns: DimLike
     symmetric: bool = False
@@ -473,6 +478,9 @@ class PackedDot(Op, frozen=True):
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
         lhs, rhs = inputs[0], unpacked_words(inputs[1], self.step)
+        if dtype_of(lhs.dtype) in FLOATS8:
+            with np.errstate(all="ignore"):
+                lhs, rhs = lhs.astype(np.float32), rhs.astype(np.int8).view(lhs.dtype).astype(np.float32)
         lhs = lhs if self.step == 1 else lhs.astype(rhs.dtype)
         b = self.batch
         columns = evaluate(self.columns, binding)

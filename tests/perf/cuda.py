@@ -18,6 +18,7 @@ import tilewright as tw
 from benchmarks.models import MODELS, bind_sizes
 from tests.test_cuda_kernels import convolution, matmul
 from tests.test_gpu_attention import MASKS, masked_graph
+from tests.test_gpu_floats8 import product_of
 from tests.test_gpu_lowering import one
 from tests.test_gpu_quantized import layer
 from tilewright import library as lib
@@ -26,7 +27,7 @@ from tilewright.backends.cuda.compile import usage_of
 from tilewright.backends.cuda.emit import emit_module
 from tilewright.ir.dims import DimLike, symbol
 from tilewright.ir.graph import Builder, Graph
-from tilewright.ir.ops.compute import Sort
+from tilewright.ir.ops.compute import FLOATS8, Sort
 from tilewright.ir.ops.control import Param
 from tilewright.ir.ops.weight_only import WeightOnlyDot
 from tilewright.ir.types import BF16, F16, F32, I8, I32, DType
@@ -69,6 +70,8 @@ PROGRAMS: dict[str, Callable[[], Graph]] = {
     "int4 weights, 16 rows": lambda: coded(16, 4, 32),
     "int8 weights, 64 rows": lambda: coded(64, 8, 4096),
     "int4 weights, any rows": lambda: coded(ROWS, 4, 32),
+    "matmul f8e4m3": lambda: product_of(*[FLOATS8[0]] * 2, 1024, 1024, 1024, BF16),
+    "matmul f8e5m2": lambda: product_of(*[FLOATS8[1]] * 2, 1024, 1024, 1024, BF16),
     "int8 layer": lambda: layer(I8, I8, 1024, 1024, 1024, True),
     "convolution": lambda: convolution((8, 64, 56, 56), 3, 1, 1, 64),
     "sort": lambda: one((64, 1000), lambda b, x: b.add(Sort(1, False), x), F32),
