@@ -27,11 +27,13 @@ from .contraction import is_at_most, named_parts
 from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
 
 UNIT_STEPS = 16           # that matrix units take at a time
+LONGEST_RUN = 128
 HIGHEST = 64              # rows of a tile
 WIDEST, NARROWEST = 64, 32  # columns
 WARPS = 4
 STAGES = 4
-HIGH_STEPS, LOW_STEPS = 64, 128  # of a stage, of the highest tiles and of lower ones
+STAGE_STEPS = {16: 256, 32: 128, HIGHEST: 64}  # by a tile's rows: where these are few, more of the weights must be under way
+BLOCK_THREADS = {16: 256, 32: 128, HIGHEST: 128}  # that copy and decode, of which some have warps of the tile
 COPIED = 16               # bytes
 MOST_EXACT_ZERO = 256     # codes less a zero up to that are numbers of bfloat16
 MAGIC, MAGIC_BITS = 2.0**23, 0x4B000000  # a float that counts its last bit by ones
@@ -51,7 +53,7 @@ class CodeTile(Struct, frozen=True):
 
     @property
     def threads(self) -> int:
-        return 32 * self.down * self.across
+        return BLOCK_THREADS[self.rows]
 
     @property
     def steps(self) -> int:
@@ -70,8 +72,8 @@ def choose_code_tile(node: Node, caps: Caps) -> CodeTile | None:
         return None
     most = bounds(product(node.shape[:-1]))[1]
     rows = next((n for n in (16, 32) if most <= n), HIGHEST)
-    steps = HIGH_STEPS if rows == HIGHEST else LOW_STEPS
-    run = max((n for n in range(UNIT_STEPS, steps + 1, UNIT_STEPS) if op.group % n == 0), default=0)
+    steps = STAGE_STEPS[rows]
+    run = max((n for n in range(UNIT_STEPS, min(steps, LONGEST_RUN) + 1, UNIT_STEPS) if op.group % n == 0), default=0)
     if run == 0:
         return None
     columns = WIDEST if -(-op.columns // WIDEST) * -(-most // rows) >= caps.multiprocessors else NARROWEST
