@@ -14,14 +14,17 @@ from tests.cuda_programs import EmulatedPrograms
 from tests.test_gpu_lowering import CAPS, QUIET, lowered
 from tests.test_weight_only import Weights, activations, assert_near, dequantized_product, product_graph, quantized
 from tilewright.backends.cuda.emit import emit_module
+from tilewright.backends.cuda.emit_wide import wide_load
 from tilewright.ir.dims import symbol
+from tilewright.ir.graph import Node
 from tilewright.ir.interp import evaluate_graph
-from tilewright.ir.loop import MatmulTile, walk
+from tilewright.ir.loop import Buffer, For, Load, MatmulTile, Store, walk
 from tilewright.ir.loop_interp import run_program
 from tilewright.ir.ops.control import Fusion
 from tilewright.ir.ops.weight_only import WeightOnlyDot
 from tilewright.ir.program import Program
-from tilewright.ir.types import BF16, F16, F32, I8, U8, DType
+from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType, TensorType
+from tilewright.lowering.inline import loop_symbol
 from tilewright.options import Options
 from tilewright.pipeline import run_passes
 
@@ -105,6 +108,16 @@ def test_the_pass_keeps_codes_where_units_do_not_limit_the_product(rows: int, na
         y, = run_program(lowered(graph), [x])
         dense = (integers * scales.astype(np.float64)).reshape(64, 40)
         np.testing.assert_allclose(y.astype(np.float64), x.astype(np.float64) @ dense, rtol=2e-3, atol=2e-2)
+
+
+@pytest.mark.parametrize("size, factor, last, at_once", [(64, 4, 1, True), (62, 4, 1, False), (64, 2, 1, False), (64, 4, 2, False)])
+def test_four_words_are_one_access_where_they_begin_at_16_bytes(size: int, factor: int, last: int, at_once: bool) -> None:
+    """Whole 16 bytes in all, since a scan takes arrays one after the other; a place that is a multiple of four; neighbours."""
+    (_, b), (variable, j) = loop_symbol("b", 8), loop_symbol("j", 4)
+    source, target = Buffer("x", I32, (size,), "in"), Buffer("r", I32, (4,), "register")
+    value = Node(Load("x", (b * factor + j * last,), I32), (), TensorType(I32, ()))
+    loop = For(variable, 4, "unrolled", (Store("r", (j,), value),))
+    assert (wide_load(loop, {"x": source, "r": target}) is not None) == at_once
 
 
 def test_words_at_odd_places_are_read_one_by_one() -> None:

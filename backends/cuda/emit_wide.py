@@ -1,7 +1,8 @@
 """Loops that read four neighbouring words of a parameter into registers, as one access of 16 bytes.
 
-Assumes that parameters begin at multiples of 16 bytes, as the runtime sees to. Words at places that are not provably multiples of four are
-read one by one.
+Assumes that parameters begin at multiples of 16 bytes, as the runtime sees to, or at multiples of their own size (what a scan takes one
+after the other). So of those that do not consist of whole 16 bytes, and at places that are not provably multiples of four, words are read
+one by one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from tilewright.ir.dims import DimLike, divides, size_of, substitute
+from tilewright.ir.dims import DimLike, divides, product, size_of, substitute
 from tilewright.ir.loop import Buffer, For, Load, Store
 from tilewright.ir.types import F32, I32
 
@@ -52,5 +53,6 @@ def wide_load(loop: For, buffers: Mapping[str, Buffer]) -> WideLoad | None:
     start: dict[str, DimLike] = {loop.symbol.name: 0}
     place, index = substitute(read.index[0], start), tuple(substitute(i, start) for i in store.index)
     step = size_of(loop.symbol)
+    aligned = divides(WORDS, place) and divides(WORDS, product(source.shape))
     follows = read.index[0] - place == step and store.index[-1] - index[-1] == step and store.index[:-1] == index[:-1]
-    return WideLoad(source, place, target, index) if follows and divides(WORDS, place) else None
+    return WideLoad(source, place, target, index) if follows and aligned else None
