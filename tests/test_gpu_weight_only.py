@@ -13,18 +13,21 @@ import pytest
 from tests.cuda_programs import EmulatedPrograms
 from tests.test_gpu_lowering import CAPS, QUIET, lowered
 from tests.test_weight_only import Weights, activations, assert_near, dequantized_product, product_graph, quantized
+from tilewright.backends.cuda.backend import capabilities_of
 from tilewright.backends.cuda.emit import emit_module
 from tilewright.backends.cuda.emit_wide import wide_load
 from tilewright.ir.dims import symbol
-from tilewright.ir.graph import Node
+from tilewright.ir.graph import Builder, Graph, Node
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop import Buffer, For, Load, MatmulTile, Store, walk
+from tilewright.ir.loop_gpu import shared_bytes
 from tilewright.ir.loop_interp import run_program
-from tilewright.ir.ops.control import Fusion
+from tilewright.ir.ops.control import Fusion, Param
 from tilewright.ir.ops.weight_only import WeightOnlyDot
 from tilewright.ir.program import Program
 from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType, TensorType
 from tilewright.lowering.inline import loop_symbol
+from tilewright.lowering.lower import lower_program
 from tilewright.options import Options
 from tilewright.pipeline import run_passes
 
@@ -108,6 +111,19 @@ def test_the_pass_keeps_codes_where_units_do_not_limit_the_product(rows: int, na
         y, = run_program(lowered(graph), [x])
         dense = (integers * scales.astype(np.float64)).reshape(64, 40)
         np.testing.assert_allclose(y.astype(np.float64), x.astype(np.float64) @ dense, rtol=2e-3, atol=2e-2)
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_86", "sm_90a"])
+def test_tiles_fit_into_shared_memory(architecture: str) -> None:
+    """Many columns, so that tiles are wide, codes of most bits, long groups."""
+    caps = capabilities_of(architecture)
+    for rows, bits in ((16, 8), (16, 4), (32, 8), (64, 8)):
+        b = Builder()
+        x, n = b.add(Param("x", F16, (rows, 512))), 16384
+        words, scales = b.add(Param("words", I32, (n // 32, 512 * bits // 32, 32))), b.add(Param("scales", F16, (n // 32, 1, 32)))
+        graph = Graph("wide", [x, words, scales], [b.add(WeightOnlyDot(n, bits, 512, 8), x, words, scales)])
+        kernel, = lower_program(run_passes(graph, Options(), caps, QUIET)[0], caps)[0].kernels()
+        assert 0 < shared_bytes(kernel) <= caps.shared_bytes
 
 
 @pytest.mark.parametrize("size, factor, last, at_once", [(64, 4, 1, True), (62, 4, 1, False), (64, 2, 1, False), (64, 4, 2, False)])

@@ -32,6 +32,7 @@ HIGHEST = 64              # rows of a tile
 WIDEST, NARROWEST = 64, 32  # columns
 WARPS = 4
 STAGES = 4
+BLOCKS_BESIDE = 2         # of a multiprocessor, which its shared memory has room for
 STAGE_STEPS = {16: 256, 32: 128, HIGHEST: 64}  # by a tile's rows: where these are few, more of the weights must be under way
 BLOCK_THREADS = {16: 256, 32: 128, HIGHEST: 128}  # that copy and decode, of which some have warps of the tile
 COPIED = 16               # bytes
@@ -60,6 +61,10 @@ class CodeTile(Struct, frozen=True):
         """Of a stage."""
         return self.run * self.runs
 
+    def shared_bytes(self, bits: int) -> int:
+        """What the stages of a block take: activations and what is decoded, of 16 bits, and codes."""
+        return STAGES * (self.rows * self.steps * 2 + self.steps * bits // 8 * self.columns) + self.steps * self.columns * 2
+
     def after(self, least: int) -> CodeTile:
         return replace(self, least=least)
 
@@ -78,7 +83,10 @@ def choose_code_tile(node: Node, caps: Caps) -> CodeTile | None:
         return None
     columns = WIDEST if -(-op.columns // WIDEST) * -(-most // rows) >= caps.multiprocessors else NARROWEST
     down = min(2, rows // UNIT_STEPS)
-    return CodeTile(rows, columns, down, min(WARPS // down, columns // 16), run, max(1, steps // run))
+    tile = CodeTile(rows, columns, down, min(WARPS // down, columns // 16), run, max(1, steps // run))
+    while tile.runs > 1 and tile.shared_bytes(op.bits) * BLOCKS_BESIDE > caps.shared_bytes:
+        tile = replace(tile, runs=tile.runs // 2)
+    return tile
 
 
 class CodeTiles(Nest):
