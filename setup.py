@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension, build_ext
@@ -46,17 +47,19 @@ EXTENSION_SOURCES = [
     "selftest.cpp",
     "elf_loader.cpp",
 ]
-SOLVER_SOURCES = ["module.cpp", "packing.cpp", "search.cpp", "sections.cpp", "best_fit.cpp"]
-SOLVER_HEADERS = ["packing.h", "search.h", "sections.h"]
-SIMULATOR_SOURCES = ["module.cpp", "accelerator.cpp", "memory.cpp", "timing.cpp", "trap.cpp"]
-SIMULATOR_HEADERS = ["accelerator.h", "memory.h", "timing.h", "trap.h"]
+SOLVER_SOURCES = ["solver/module.cpp", "solver/packing.cpp", "solver/search.cpp", "solver/sections.cpp", "solver/best_fit.cpp"]
+SOLVER_HEADERS = ["solver/packing.h", "solver/search.h", "solver/sections.h"]
+SIMULATOR_SOURCES = ["simulator/module.cpp", "simulator/accelerator.cpp", "simulator/memory.cpp",
+                     "simulator/timing.cpp", "simulator/trap.cpp", "elf_loader.cpp"]
+SIMULATOR_HEADERS = ["simulator/accelerator.h", "simulator/memory.h", "simulator/timing.h", "simulator/trap.h"]
 # The ELF loader and the planning of calls are compiled into both extensions: they are small and share no state.
 CUDA_SOURCES = ["cuda_module.cpp", "cuda_driver.cpp", "cuda_device.cpp", "cuda_instance.cpp", "cuda_run.cpp", "cuda_dlpack.cpp",
                 *EXTENSION_SOURCES[1:]]
 CUDA_HEADERS = ["cuda.h", "cuda_driver.h", "cuda_device.h", "cuda_instance.h", "cuda_dlpack.h"]
-COVERAGE_SOURCES = ["edges.cpp"]
+EXTENSION_FLAGS = ["-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"]
 COVERAGE_FLAGS = ["-fsanitize-coverage=trace-pc", "-g"]
-HEADERS = ["abi.h", "machine.h", "pool.h", "constants.h", "run.h", "elf_loader.h"]
+BINDING_HEADERS = ["abi.h", "elf_loader.h", "bindings.h"]
+HEADERS = [*BINDING_HEADERS, "dlpack.h", "machine.h", "pool.h", "constants.h", "run.h"]
 
 
 class BuildNative(build_ext):
@@ -116,69 +119,33 @@ class BuildNative(build_ext):
         return mapping
 
 
-def runtime_extension() -> Pybind11Extension:
-    counts = os.environ.get("RUNTIME_COVERAGE") == "1"
+def extension(name: str, sources: list[str], headers: list[str], flags: Sequence[str] = ()) -> Pybind11Extension:
+    """An extension of files in csrc/; one with `flags` of its own keeps its symbols."""
     return Pybind11Extension(
-        RUNTIME,
-        [f"csrc/{name}" for name in EXTENSION_SOURCES + (COVERAGE_SOURCES if counts else [])],
+        name,
+        [f"csrc/{source}" for source in sources],
         include_dirs=["csrc"],
-        depends=[f"csrc/{name}" for name in HEADERS],
+        depends=[f"csrc/{header}" for header in headers],
         cxx_std=17,
-        extra_compile_args=["-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", *(COVERAGE_FLAGS if counts else [])],
-        extra_link_args=["-Wl,--build-id=none", *([] if counts else ["-s"])],
+        extra_compile_args=[*EXTENSION_FLAGS, *flags],
+        extra_link_args=["-Wl,--build-id=none", *([] if flags else ["-s"])],
     )
 
 
-def cuda_extension() -> Pybind11Extension:
-    """No CUDA is needed to build it: the driver is opened when a model is first put on a device."""
-    return Pybind11Extension(
-        CUDA,
-        [f"csrc/{name}" for name in CUDA_SOURCES],
-        include_dirs=["csrc"],
-        depends=[f"csrc/{name}" for name in HEADERS + CUDA_HEADERS],
-        cxx_std=17,
-        extra_compile_args=["-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],
-        extra_link_args=["-Wl,--build-id=none", "-s"],
-    )
+def extensions() -> list[Extension]:
+    if os.environ.get("RUNTIME_COVERAGE") == "1":
+        return [extension(RUNTIME, [*EXTENSION_SOURCES, "edges.cpp"], HEADERS, COVERAGE_FLAGS)]
+    made: list[Extension] = [
+        extension(RUNTIME, EXTENSION_SOURCES, HEADERS),
+        # no CUDA is needed to build it: the driver is opened when a model is first put on a device
+        extension(CUDA, CUDA_SOURCES, HEADERS + CUDA_HEADERS),
+        extension("tilewright.packing._solver", SOLVER_SOURCES, SOLVER_HEADERS),
+        extension("tilewright.backends._simulator", SIMULATOR_SOURCES, SIMULATOR_HEADERS + BINDING_HEADERS),
+    ]
+    if sys.version_info < (3, 12):
+        made.append(Extension("tilewright.fuzz._coverage", ["csrc/coverage.cpp"], language="c++",
+                              extra_compile_args=["-std=c++17", *EXTENSION_FLAGS], extra_link_args=["-Wl,--build-id=none", "-s"]))
+    return made
 
 
-def solver_extension() -> Pybind11Extension:
-    return Pybind11Extension(
-        "tilewright.packing._solver",
-        [f"csrc/solver/{name}" for name in SOLVER_SOURCES],
-        include_dirs=["csrc/solver"],
-        depends=[f"csrc/solver/{name}" for name in SOLVER_HEADERS],
-        cxx_std=17,
-        extra_compile_args=["-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],
-        extra_link_args=["-Wl,--build-id=none", "-s"],
-    )
-
-
-def simulator_extension() -> Pybind11Extension:
-    return Pybind11Extension(
-        "tilewright.backends._simulator",
-        [*(f"csrc/simulator/{name}" for name in SIMULATOR_SOURCES), "csrc/elf_loader.cpp"],
-        include_dirs=["csrc"],
-        depends=[*(f"csrc/simulator/{name}" for name in SIMULATOR_HEADERS), "csrc/abi.h", "csrc/elf_loader.h"],
-        cxx_std=17,
-        extra_compile_args=["-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],
-        extra_link_args=["-Wl,--build-id=none", "-s"],
-    )
-
-
-def coverage_extension() -> Extension:
-    return Extension(
-        "tilewright.fuzz._coverage",
-        ["csrc/coverage.cpp"],
-        language="c++",
-        extra_compile_args=["-std=c++17", "-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],
-        extra_link_args=["-Wl,--build-id=none", "-s"],
-    )
-
-
-setup(
-    ext_modules=[runtime_extension()] if os.environ.get("RUNTIME_COVERAGE") == "1" else [
-        runtime_extension(), cuda_extension(), solver_extension(), simulator_extension(),
-        *([coverage_extension()] if sys.version_info < (3, 12) else [])],
-    cmdclass={"build_ext": BuildNative},
-)
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildNative})

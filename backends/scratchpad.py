@@ -18,12 +18,12 @@ from tilewright.backends._simulator import Simulator
 from tilewright.backends.reference import Array, ReferenceModel
 from tilewright.ir.dims import evaluate
 from tilewright.ir.errors import InternalError
-from tilewright.ir.program import Fetch, Free, Launch, Place, Program, Spill, Step
+from tilewright.ir.program import Fetch, Free, Launch, Place, Program, Reserve, Spill, Step
 from tilewright.ir.residency import buffer_bytes
 
-FETCH, SPILL, FREE, LAUNCH = range(4)  # simulator::kind
+FETCH, SPILL, FREE, LAUNCH, RESERVE = range(5)  # simulator::kind
 SPACES = ("input", "output", "constant", "workspace")  # simulator::space
-Row = tuple[int, int, int, int, int, int, int, list[tuple[int, int, bool]], str]
+Row = tuple[int, int, int, int, int, int, int, list[tuple[int, int, bool, bool]], str]
 
 
 class Machine(Struct, frozen=True):
@@ -114,10 +114,12 @@ def rows_of(steps: Sequence[Step], cycles: Sequence[int]) -> Iterator[Row]:
                 yield _transfer(FETCH, source, address, size, "fetch")
             case Spill(address=address, target=target, bytes=size):
                 yield _transfer(SPILL, target, address, size, "spill")
+            case Reserve(address=address, bytes=size):
+                yield RESERVE, 0, 0, 0, address, size, 0, [], "reserve"
             case Free(address=address):
                 yield FREE, 0, 0, 0, address, 0, 0, [], "free"
             case Launch(kernel=kernel, places=places):
-                operands = [(evaluate(place.offset, {}), buffer_bytes(step, buffer), buffer.space != "in")
+                operands = [(evaluate(place.offset, {}), buffer_bytes(step, buffer), buffer.space != "out", buffer.space != "in")
                             for buffer, place in zip(kernel.buffers, places) if place.space == "scratchpad"]
                 yield LAUNCH, 0, launches, 0, 0, 0, cycles[launches], operands, kernel.name
                 launches += 1

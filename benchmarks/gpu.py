@@ -40,10 +40,11 @@ from benchmarks.gpu_wrappers import check_wrappers
 from tilewright.backends.cuda.backend import capabilities_of
 from tilewright.backends.cuda.emit import emit_module
 from tilewright.backends.cuda.emulated_driver import driver_library
+from tilewright.driver import open_cache
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop_gpu import shared_bytes
 from tilewright.lowering.lower import lower_program
-from tilewright.options import Environment
+from tilewright.options import Environment, read_environment
 from tilewright.pipeline import run_passes
 from tilewright.runtime.cuda import device_architecture
 
@@ -221,12 +222,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.predict:
         print(_predictions(chosen_cases(False, only), given.architecture))
         return 0
+    cache = open_cache(read_environment(), tw.Options())
     if given.emulate:
-        os.environ["TILEWRIGHT_CUDA_DRIVER"] = str(driver_library())
+        os.environ["TILEWRIGHT_CUDA_DRIVER"] = str(driver_library(cache))
     try:
         device = Device()
         architecture = "emulated" if given.emulate else device_architecture()
-        faulty = [(name, text) for name, text in check_wrappers(device, architecture) if text]
+        faulty = [(name, text) for name, text in check_wrappers(device, architecture, cache) if text]
     except (OSError, DriverError) as error:
         print(f"no GPU to measure: {error}; --emulate needs none", file=sys.stderr)
         return 2

@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks.gpu_driver import Device
 from tilewright.backends.cuda.compile import compile_source
 from tilewright.backends.cuda.emulate import emulate, shared_library
+from tilewright.runtime.cache import Cache
 
 Array = np.ndarray
 SOURCE = Path(__file__).parent.parent / "tests" / "data" / "cuda_device.cu"
@@ -84,11 +85,11 @@ def wrappers() -> list[Wrapper]:
     return found
 
 
-def check_wrappers(device: Device, architecture: str) -> list[tuple[str, str]]:
-    """For each kernel its name and what is wrong with it on the device, if anything."""
+def check_wrappers(device: Device, architecture: str, cache: Cache | None) -> list[tuple[str, str]]:
+    """For each kernel its name and what is wrong with it on the device, if anything. `cache`: where the emulation is kept."""
     text = SOURCE.read_text()
-    emulated = emulate(text)
-    image = shared_library(text).read_bytes() if architecture == "emulated" else compile_source(text, architecture)
+    emulated = emulate(text, cache=cache)
+    image = shared_library(text, cache=cache).read_bytes() if architecture == "emulated" else compile_source(text, architecture)
     module = device.load(image)
     known = set(emulated.kernels)
     results = []

@@ -105,9 +105,11 @@ class Limits:
         peak, lanes = getattr(self.code, f"tw_peak_{dtype}"), self.vector_bytes // np.dtype(dtype).itemsize
         return 2 * lanes * PEAK_VECTORS * PEAK_ROUNDS / self.best(peak, PEAK_ROUNDS, 0.5)
 
-    def read(self) -> float:
-        """Bytes a second read from memory, by as many streams as are fastest."""
-        return max(self.bytes / self.best(self.code.tw_read, self.place, self.bytes, streams) for streams in (1, 2, 4, 6, 8))
+    def read(self, arrays: int = 1) -> float:
+        """Bytes a second read from memory, by as many streams as are fastest: of one array again and again, part of which the last
+        cache may still hold, or of several."""
+        size = arrays * self.bytes
+        return max(size / self.best(self.code.tw_read, self.place, size, streams) for streams in (1, 2, 4, 6, 8))
 
     def mix(self, sources: int) -> float:
         """Bytes a second read and written, with so many arrays read for one written."""

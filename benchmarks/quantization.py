@@ -52,6 +52,7 @@ CONTENDERS: dict[str, Contender] = {
     "ours-static": Contender("tilewright", "static int8.ir"),
     "ours-dynamic": Contender("tilewright", "dynamic int8.ir"),
     "ours-bf16": Contender("tilewright", "bf16.ir"),
+    "ours-mixed": Contender("tilewright", "mixed.ir"),
     "ort": Contender("onnxruntime", "float"),
     "ort-static": Contender("onnxruntime", "ort static"),
     "ort-static-all": Contender("onnxruntime", "ort static all"),
@@ -66,12 +67,14 @@ CONTENDERS: dict[str, Contender] = {
 REFERENCE = "ort"
 LEAST_AGREEMENT = 0.5  # below it a peer's results are worth nothing, nor is its time
 # what is compared: (ours, the peers of which the fastest counts)
+STATIC = ("ort-static", "ort-static-all", "ort-our-file", "openvino-static", "openvino-static-all", "openvino-our-file")
 RATIOS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "static int8 against the best peer": ("ours-static", ("ort-static", "ort-static-all", "ort-our-file", "openvino-static",
-                                                          "openvino-static-all", "openvino-our-file")),
+    "static int8 against the best peer": ("ours-static", STATIC),
+    "mixed precisions against the best static int8 of a peer": ("ours-mixed", STATIC),
     "dynamic int8 against ONNX Runtime": ("ours-dynamic", ("ort-dynamic",)),
     "bfloat16 against OpenVINO": ("ours-bf16", ("openvino-bf16",)),
     "static int8 against our float": ("ours-static", ("ours",)),
+    "mixed precisions against our float": ("ours-mixed", ("ours",)),
 }
 
 

@@ -1,14 +1,13 @@
-"""Integer and weight-only products on one pinned core, as shares of what the core can do at most.
+"""Products of bytes on one pinned core, as shares of what the core can do at most.
 
-What it does: products of bytes (uint8 times constant int8, into int32) of square sizes, against the limit for exact sums of such
-products (`limits_int8.c`: VNNI, or pairs of 16 bits without it); and products of few float rows with a large matrix of 8, 4 and 2 bits, or
-of 4 bits with activations of 8, against the limit of reading memory (`kernels.py`), by the bytes of weights and scales. The same product
-in float32 stands beside each. Limits are measured again before each group.
+What it does: products of uint8 with constant int8 into int32, of square sizes, against the limit for exact sums of such products
+(`limits_int8.c`: VNNI, or pairs of 16 bits without it). The same product in float32 stands beside each. `weight_only.py` has products with
+weights of few bits.
 
 Assumes a C compiler (`cc`). `--clock thread` counts the time of this thread alone, for a machine whose other cores are busy.
 
     python -m benchmarks.quantization_kernels --output kernels.json
-    python -m benchmarks.quantization_kernels --only int8 --seconds 0.5 --clock thread
+    python -m benchmarks.quantization_kernels --seconds 0.5 --clock thread
 """
 
 from __future__ import annotations
@@ -32,20 +31,14 @@ import numpy as np
 import tilewright as tw
 from benchmarks.compare import print_row
 from benchmarks.kernel_peers import CLOCKS, seconds_of
-from benchmarks.kernels import Limits
 from benchmarks.numpy_functions import machine
-from tilewright.backends.llvm.targets import resolve_target
 from tilewright.ir.graph import Builder, Constant, Graph
 from tilewright.ir.ops.compute import Dot
 from tilewright.ir.ops.control import Const, Param
 from tilewright.ir.types import I8, I32, U8
-from tilewright.quantizing import RECIPES, quantize
 
 OPTIONS = tw.Options(threads=1, cache=False)
 SQUARES = (256, 384, 512, 768, 1024, 1536, 2048)
-SIDE = 4096  # of a matrix beyond the caches
-ROWS = (1, 4, 8)
-RECIPES_OF_WEIGHTS = ("weight-only int8", "weight-only int4", "weight-only int2", "w4a8")
 ROUNDS = 4_000_000
 LIMIT_CALLS = 5
 
@@ -54,7 +47,6 @@ LIMIT_CALLS = 5
 class Row:
     """One kernel: its time and that of the same product in float32, what it did a second, and the limit for that."""
 
-    group: str
     name: str
     seconds: float
     float_seconds: float
@@ -103,55 +95,30 @@ def timed(graph: Graph, x: np.ndarray, clock: Callable[[], float], seconds: floa
     return median(seconds_of(partial(program, x), clock, seconds))
 
 
-def int8_rows(folder: Path, clock: Callable[[], float], seconds: float) -> Iterator[Row]:
+def products(folder: Path, clock: Callable[[], float], seconds: float) -> Iterator[Row]:
     limit = int8_limit(folder, clock)
     for size in SQUARES:
         taken = timed(*product_of_bytes(size), clock, seconds)
         plain = timed(*product_of_floats(size, size, size), clock, seconds)
-        yield Row("int8", f"{size}x{size}x{size}", taken, plain, 2.0 * size**3 / taken, limit)
-
-
-def weight_rows(folder: Path, clock: Callable[[], float], seconds: float) -> Iterator[Row]:
-    """By bytes of weights a second; several rows read them once, too."""
-    target = resolve_target("cpu")
-    limits = Limits(folder, target.vector_bits // 8, clock, target.level3_bytes)
-    for rows in ROWS:
-        graph, x = product_of_floats(rows, SIDE, SIDE)
-        plain = timed(graph, x, clock, seconds)
-        for recipe in RECIPES_OF_WEIGHTS:
-            if recipe not in RECIPES:
-                continue
-            found = quantize(graph, recipe=recipe, goal="size", data_free=True)
-            size = sum(layer.bytes_after for layer in found.report.layers)
-            taken = timed(found.graph, x, clock, seconds)
-            yield Row("weights", f"{recipe} {rows}x{SIDE}x{SIDE}", taken, plain, size / taken, limits.read())
-
-
-GROUPS = {"int8": int8_rows, "weights": weight_rows}
+        yield Row(f"{size}x{size}x{size}", taken, plain, 2.0 * size**3 / taken, limit)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(GROUPS), help=f"of {','.join(GROUPS)} (default: all)")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each kernel (default: %(default)s)")
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="default: %(default)s")
     parser.add_argument("--output", type=Path, help="write everything as JSON to this file")
     arguments = parser.parse_args()
-    for name in arguments.only:
-        if name not in GROUPS:
-            parser.error(f"--only: no group {name!r}; there are {', '.join(GROUPS)}")
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     found: list[dict[str, Any]] = []
-    print_row(["product", "ms", "float32 ms", "faster", "rate", "of the limit"])
+    print_row(["product", "ms", "float32 ms", "faster", "Gop/s", "of the limit"])
     print_row(["---"] * 6)
     with tempfile.TemporaryDirectory(prefix="tilewright-quantization-kernels-") as folder:
-        for name in arguments.only:
-            for row in GROUPS[name](Path(folder), CLOCKS[arguments.clock], arguments.seconds):
-                unit = "Gop/s" if row.group == "int8" else "GB/s"
-                print_row([f"{row.group} {row.name}", f"{row.seconds * 1e3:.3f}", f"{row.float_seconds * 1e3:.3f}",
-                           f"{row.float_seconds / row.seconds:.2f}", f"{row.rate / 1e9:.1f} {unit}", f"{row.share:.0%}"])
-                sys.stdout.flush()
-                found.append(asdict(row) | {"share": row.share})
+        for row in products(Path(folder), CLOCKS[arguments.clock], arguments.seconds):
+            print_row([row.name, f"{row.seconds * 1e3:.3f}", f"{row.float_seconds * 1e3:.3f}", f"{row.float_seconds / row.seconds:.2f}",
+                       f"{row.rate / 1e9:.1f}", f"{row.share:.0%}"])
+            sys.stdout.flush()
+            found.append(asdict(row) | {"share": row.share})
     if arguments.output:
         arguments.output.write_text(json.dumps({"machine": machine(), "clock": arguments.clock, "kernels": found}, indent=1) + "\n")
         print(f"\nwrote {arguments.output}")

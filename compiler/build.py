@@ -33,7 +33,8 @@ from .ir.caps import Caps, TunedTile
 from .ir.dims import evaluate
 from .ir.errors import CompileError, InternalError, Loc, TilewrightError
 from .ir.graph import Constant, Graph
-from .ir.loop_text import format_kernel, format_program, parse_program
+from .ir.loop_parser import parse_program
+from .ir.loop_text import format_kernel, format_program
 from .ir.loop_verify import verify_program
 from .ir.parser import load_constants
 from .ir.printer import SPELLED_ELEMENTS, constants_of, save_constants, sidecar_path

@@ -15,7 +15,7 @@ import numpy as np
 
 from .build import OBJECT_PREFIX, capabilities, generate, resolved, segment_digest
 from .cost import Level, Rates
-from .ir.loop_text import parse_program
+from .ir.loop_parser import parse_program
 from .ir.types import F32
 from .runtime.executable import Executable
 

@@ -27,9 +27,10 @@ class Execution:
         self.options, self.environment = Options(threads=1), read_environment()
         self.operators = accelerator().prepare(graph, target, self.options, self.environment)
 
-    @property
-    def problem(self) -> Any:
-        return self.operators.problem
+    def solve(self, progress: Any) -> Any:
+        """The best schedule with what the target allows."""
+        self.operators, solution = accelerator().schedule_of(self.operators, self.target, progress)
+        return solution
 
     def executable(self, solution: Any) -> Any:
         return accelerator().executable_of(self.graph, self.operators, solution, self.target, self.options, self.environment)

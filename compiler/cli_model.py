@@ -14,6 +14,8 @@ import numpy as np
 
 from .cli_accelerator import measure_work, work_data, work_lines
 from .cli_shared import (
+    DROPPED_CALLS,
+    MODEL,
     Bytes,
     answer,
     byte_text,
@@ -36,8 +38,6 @@ from .runtime.artifact import replacing
 from .runtime.cache import DEFAULT_LIMIT
 from .saving import check_library_path
 
-MODEL = click.Path(dir_okay=True, path_type=Path)
-DROPPED_CALLS = 3
 LONGEST_SIZE = 100
 
 

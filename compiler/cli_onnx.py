@@ -11,6 +11,7 @@ import click
 
 from .cli_model import sizes_of_given
 from .cli_shared import (
+    MODEL,
     answer,
     cache_option,
     dims_option,
@@ -28,7 +29,6 @@ from .ir.errors import ArgumentError, CompileError, UnsupportedError
 from .onnx_peers import PEERS, find_peer
 from .options import Options
 
-MODEL = click.Path(dir_okay=True, path_type=Path)
 size_option = click.option("--size", "sizes", multiple=True, metavar="NAME=SIZE", help="A symbolic size; may be repeated.")
 
 

@@ -12,6 +12,8 @@ import click
 from msgspec import to_builtins
 
 from .cli_shared import (
+    DROPPED_CALLS,
+    MODEL,
     answer,
     compile_options,
     is_library,
@@ -28,8 +30,6 @@ from .runtime.artifact import write_bytes
 from .runtime.executable import Executable
 from .runtime.profile import GROUPINGS, Profile
 
-MODEL = click.Path(dir_okay=True, path_type=Path)
-DROPPED_CALLS = 3
 MOST_CALLS = 10_000  # what each thread did is kept of all of them
 DEFAULT_ROWS = 40
 

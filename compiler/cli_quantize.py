@@ -15,6 +15,7 @@ import msgspec
 from .cli_model import check_writable
 from .cli_onnx import Verdict
 from .cli_shared import (
+    MODEL,
     answer,
     byte_text,
     cache_option,
@@ -33,7 +34,6 @@ from .options import Options
 from .runtime.artifact import write_bytes
 from .saving import check_library_path
 
-MODEL = click.Path(dir_okay=True, path_type=Path)
 DATA = click.Path(path_type=Path)
 OUTPUTS = (".onnx", ".ir", ".so", ".a")
 REPORTS = (".html", ".json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from .driver import compile_half
 from .ir.errors import UnsupportedError
 from .options import Options
 from .runtime.artifact import write_bytes
-from .scheduling.beyond import SWITCHES, Allowed
-from .scheduling.exact import Solution, solve
+from .scheduling.beyond import what_is_allowed
+from .scheduling.exact import Progress, Solution, solve
 from .scheduling.importing import problem_of
 from .scheduling.problem import PARAMETERS, Problem, with_parameters
-from .targets import Scratchpad
+from .targets import MOST_SECONDS, SHARING, Scratchpad
 
 GRANULARITIES = ("fused", "imported")
 Render = Callable[[Problem, Solution, int, int], str]
@@ -48,9 +49,10 @@ Render = Callable[[Problem, Solution, int, int], str]
               help=f"Run the schedule on the simulated accelerator: on inputs by name, or `{RANDOM}` ones.")
 @click.option("--program", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.loop",
               help="Write the schedule as a program: launches at addresses, fetches, spills.")
-@click.option("--allow", "allowed", type=click.Choice([*(name.replace("_", "-") for name in SWITCHES), "all"]), multiple=True,
+@click.option("--allow", "allowed", type=click.Choice([*SHARING, "all"]), multiple=True,
               help="Beyond whole operators that share nothing: results over operands, concatenation without copies, cheap tensors "
-                   "computed again where they are read, chains of operators slice by slice. May be given more than once.")
+                   "computed again where they are read, chains of operators slice by slice. May be given more than once; with "
+                   "--execute and --program, what the launches of the model can do of it.")
 @dims_option
 @json_option
 def schedule_command(model: Path | None, pack: Path | None, capacity: int | None, output: Path | None, scratchpad: int | None,
@@ -72,20 +74,22 @@ def schedule_command(model: Path | None, pack: Path | None, capacity: int | None
     in_text = model.suffix != ".onnx"  # text of the IR declares its sizes: they are bound here
     graph = load_graph(model, () if in_text else dims)
     execution = None
+    search: Callable[[Progress], Solution]
     if execute is not None or program is not None:
         if granularity != "fused":
             raise click.UsageError("--execute and --program run fused groups: leave out --granularity", click.get_current_context())
-        if allowed:
-            raise click.UsageError("--execute and --program run whole operators: leave out --allow", click.get_current_context())
-        execution = Execution(graph, Scratchpad(scratchpad, alignment=alignment, parameters=parameters))
-        problem = execution.problem
+        target = Scratchpad(scratchpad, alignment=alignment, parameters=parameters, time_limit=min(time_limit, MOST_SECONDS),
+                            allow=tuple(allowed))
+        execution = Execution(graph, target)
+        search = execution.solve
     else:
         if granularity == "fused":
             graph = compile_half().enter(graph, "", "", "cpu", Options())
-        problem = with_parameters(problem_of(graph, read_sizes(dims, "--dims") if in_text else None, bool(allowed)), parameters)
+        given = with_parameters(problem_of(graph, read_sizes(dims, "--dims") if in_text else None, bool(allowed)), parameters)
+        search = partial(solve, given, scratchpad, alignment, time_limit, allowed=what_is_allowed(allowed))
     line = _Line()
     try:
-        solution = solve(problem, scratchpad, alignment, time_limit, line.show, what_is_allowed(allowed))
+        solution = search(line.show)
     finally:
         line.clear()
     executable = None if execution is None else execution.executable(solution)
@@ -106,12 +110,6 @@ def schedule_command(model: Path | None, pack: Path | None, capacity: int | None
     answer(as_json, data, lines)
     if solution.interrupted:
         raise KeyboardInterrupt
-
-
-def what_is_allowed(names: Sequence[str]) -> Allowed:
-    """The switches by their names on the command line."""
-    chosen = SWITCHES if "all" in names else [name.replace("-", "_") for name in names]
-    return Allowed(**dict.fromkeys(chosen, True))
 
 
 def load_report() -> Render:

@@ -24,6 +24,8 @@ from .runtime.buffer import TensorInfo
 from .targets import parse_bytes
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+MODEL = click.Path(dir_okay=True, path_type=Path)
+DROPPED_CALLS = 3  # before any is timed
 LARGEST_SIZE = 2**48  # of an axis; more bytes than a machine can address
 SIZES_TO_TRY = (1, 2, 4, 8, 16, 32, 64, 128, 224, 256, 320)
 

@@ -157,6 +157,16 @@ def slice_axis(b: Builder, x: Node, axis: int, start: DimLike, size: DimLike, st
     return x if whole else b.add(Slice(tuple(starts), tuple(sizes), tuple(steps)), x)
 
 
+def slice_parts(b: Builder, x: Node, axis: int, sizes: Sequence[DimLike]) -> tuple[Node, ...]:
+    """Parts of these sizes one after the other, from the beginning of the axis."""
+    parts: list[Node] = []
+    start: DimLike = 0
+    for n in sizes:
+        parts.append(slice_axis(b, x, axis, start, n))
+        start = start + n
+    return tuple(parts)
+
+
 def pad(b: Builder, x: Node, low: Sequence[DimLike], high: Sequence[DimLike], value: float | int | bool = 0) -> Node:
     if all(n == 0 for n in (*low, *high)):
         return x

@@ -11,13 +11,17 @@ from functools import lru_cache
 
 import numpy as np
 
+from .ir.dims import bounds, product
 from .ir.graph import Builder, Node
+from .ir.ops.compute import Conv
 from .ir.ops.control import Composite, Param
 from .ir.types import F32, I8, I16, I32, U8, DType, TensorType, Type
 from .library import apply, cast, composite, like, scalar
 
 BYTES = (I8, U8)
 QUANTIZED = (*BYTES, I16)  # what a composite takes or gives
+LEAST_CHANNELS = 64  # of a convolution that are worth a product of their own for each tap of the kernel
+MOST_TAPS = 16
 
 
 def _quantize(b: Builder, x: Node, scale: Node, *zero_point: Node, dtype: DType) -> Node:
@@ -80,3 +84,10 @@ def is_dequantize(node: Node) -> bool:
 def difference(b: Builder, q: Node, zero_point: Node | None) -> Node:
     """Bytes less their zero point, which broadcasts against them: narrow integers that are multiplied exactly."""
     return q if zero_point is None else apply(b, "sub", cast(b, q, I16), cast(b, zero_point, I16))
+
+
+def may_scale_by_place(op: Conv, x: TensorType, w: TensorType) -> bool:
+    """Whether a convolution of bytes may have a scale for each place of its input: one that is worth a product for each tap."""
+    _, kernel, channels, _, _ = op.parts(x, w)
+    few = bounds(channels)[0] < LEAST_CHANNELS or bounds(product(kernel))[1] > MOST_TAPS
+    return op.groups == 1 and all(n == 1 for n in op.input_dilation) and not few

@@ -20,6 +20,7 @@ LEAST_ALIGNMENT, MOST_ALIGNMENT = 8, 2**20  # kernels load whole elements
 MOST_SECONDS = 24 * 3600.0
 PREFIX = "scratchpad:"
 PARAMETERS = ("ignored", "streamed", "resident")
+SHARING = ("in-place", "concat", "recompute", "slices")
 
 
 class Scratchpad(Struct, frozen=True):
@@ -35,6 +36,7 @@ class Scratchpad(Struct, frozen=True):
     prefetch               whether what is fetched may come a kernel earlier, and what is spilled may leave beside the next kernel, where
                            there is room: the same bytes in fewer cycles
     time_limit             seconds to search for a better schedule, after what is instant
+    allow                  what schedules may do beyond whole operators that share nothing: names of SHARING, or 'all'
     """
 
     bytes: int
@@ -46,6 +48,7 @@ class Scratchpad(Struct, frozen=True):
     parameters: str = "ignored"
     prefetch: bool = True
     time_limit: float = 10.0
+    allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least, most in (("bytes", 1, MOST_BYTES), ("banks", 1, MOST_BANKS), ("dma_bytes_per_cycle", 1, MOST_CYCLES),
@@ -63,10 +66,14 @@ class Scratchpad(Struct, frozen=True):
         limit: object = self.time_limit
         if not isinstance(limit, (int, float)) or isinstance(limit, bool) or not 0 <= limit <= MOST_SECONDS:
             raise CompileError(f"target scratchpad: time_limit must be seconds from 0 to {MOST_SECONDS:.0f}, found {limit!r}")
+        allowed: object = self.allow
+        if not isinstance(allowed, tuple) or not all(name in (*SHARING, "all") for name in allowed):
+            raise CompileError(f"target scratchpad: allow must be a tuple of names (in text as in allow=in-place+slices), each of "
+                               f"{', '.join(SHARING)} or all, found {allowed!r}")
 
     def __str__(self) -> str:
-        settings = [f":{name}={getattr(self, name)}" for name, default in zip(SETTINGS, self.__struct_defaults__)
-                    if getattr(self, name) != default]
+        values = [(name, getattr(self, name), default) for name, default in zip(SETTINGS, self.__struct_defaults__)]
+        settings = [f":{name}={'+'.join(value) if name == 'allow' else value}" for name, value, default in values if value != default]
         return f"{PREFIX}{self.bytes}{''.join(settings)}"
 
 
@@ -96,7 +103,7 @@ def parse_scratchpad(text: str) -> Scratchpad:
         count = parse_bytes(size)
     except ValueError as error:
         raise CompileError(f"target {text!r}: {error}") from None
-    values: dict[str, int | float | str] = {}
+    values: dict[str, int | float | str | tuple[str, ...]] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if name not in SETTINGS or not equals or name in values:
@@ -105,9 +112,11 @@ def parse_scratchpad(text: str) -> Scratchpad:
     return Scratchpad(count, **values)  # type: ignore[arg-type]  # each has the type of its default, which mypy cannot see
 
 
-def _setting(text: str, name: str, value: str) -> int | float | str:
+def _setting(text: str, name: str, value: str) -> int | float | str | tuple[str, ...]:
     if name == "parameters":
         return value
+    if name == "allow":
+        return tuple(value.split("+"))
     if name == "prefetch":
         if value not in ("True", "False", "true", "false"):
             raise CompileError(f"target {text!r}: {name}: found {value!r}, expected true or false")

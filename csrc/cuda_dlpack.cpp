@@ -7,40 +7,20 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <vector>
+
+#include "dlpack.h"
 
 namespace py = pybind11;
 
 namespace {
 
-/* DLPack as of version 0.8, which versions 1 extend. */
-struct dlpack_tensor {
-  void *data;
-  int32_t device_type, device_id, rank;
-  uint8_t code, bits;
-  uint16_t lanes;
-  int64_t *shape, *strides;
-  uint64_t byte_offset;
-};
-struct dlpack_managed {
-  dlpack_tensor tensor;
-  void *context;
-  void (*deleter)(dlpack_managed *);
-};
-
 /* (address, (device type, number), shape, strides in elements or None, (code, bits, lanes), keeper) of a capsule. */
 py::tuple open_dlpack(py::capsule capsule) {
-  const char *name = PyCapsule_GetName(capsule.ptr());
-  if (name == nullptr || std::strcmp(name, "dltensor") != 0) throw py::value_error("the DLPack capsule was used before, or is of another version");
-  auto *managed = static_cast<dlpack_managed *>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
-  const dlpack_tensor &tensor = managed->tensor;
-  PyCapsule_SetName(capsule.ptr(), "used_dltensor"); /* from here on the memory is ours to release */
-  py::capsule keeper(managed, [](void *pointer) {
-    auto *held = static_cast<dlpack_managed *>(pointer);
-    if (held->deleter != nullptr) held->deleter(held);
-  });
+  dlpack::managed_tensor *managed = dlpack::find_tensor(capsule);
+  const dlpack::tensor &tensor = managed->tensor;
+  const py::capsule keeper = dlpack::keep_tensor(capsule, managed);
   py::tuple shape(tensor.rank);
   py::object strides = py::none();
   for (int32_t axis = 0; axis < tensor.rank; axis++) shape[axis] = py::int_(tensor.shape[axis]);
@@ -55,12 +35,12 @@ py::tuple open_dlpack(py::capsule capsule) {
 
 /* What stands behind a capsule of ours. */
 struct exported_tensor {
-  dlpack_managed managed;
+  dlpack::managed_tensor managed;
   std::vector<int64_t> shape;
   PyObject *owner;
 };
 
-void release_exported(dlpack_managed *managed) {
+void release_exported(dlpack::managed_tensor *managed) {
   auto *exported = static_cast<exported_tensor *>(managed->context);
   PyGILState_STATE state = PyGILState_Ensure();
   Py_DECREF(exported->owner);
@@ -74,13 +54,13 @@ py::object make_dlpack(uint64_t address, int32_t device, const std::vector<int64
   exported->shape = shape;
   exported->shape.push_back(0); /* never empty */
   exported->owner = owner.inc_ref().ptr();
-  exported->managed.tensor = {reinterpret_cast<void *>(static_cast<uintptr_t>(address)), 2, device, static_cast<int32_t>(shape.size()),
+  exported->managed.tensor = {reinterpret_cast<void *>(static_cast<uintptr_t>(address)), dlpack::cuda, device, static_cast<int32_t>(shape.size()),
                               static_cast<uint8_t>(code), static_cast<uint8_t>(bits), 1, exported->shape.data(), nullptr, 0};
   exported->managed.context = exported.get();
   exported->managed.deleter = release_exported;
   PyObject *capsule = PyCapsule_New(&exported->managed, "dltensor", [](PyObject *self) {
     if (PyCapsule_IsValid(self, "dltensor") == 0) return; /* taken over */
-    auto *managed = static_cast<dlpack_managed *>(PyCapsule_GetPointer(self, "dltensor"));
+    auto *managed = static_cast<dlpack::managed_tensor *>(PyCapsule_GetPointer(self, "dltensor"));
     managed->deleter(managed);
   });
   if (capsule == nullptr) {

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings.h"
 #include "cuda.h"
 #include "cuda_dlpack.h"
 #include "cuda_text.h"
@@ -20,20 +21,13 @@
 #include "run.h"
 
 namespace py = pybind11;
+using bindings::address;
+using bindings::raise;
 
 namespace {
 
 const size_t message_bytes = 2048;
 const int64_t kept_launches = 1 << 16;
-
-[[noreturn]] void raise(const char *kind, const std::string &message) {
-  py::object type = py::module_::import("tilewright.ir.errors").attr(kind);
-  PyObject *text = PyUnicode_DecodeUTF8(message.data(), static_cast<Py_ssize_t>(message.size()), "backslashreplace");
-  if (text == nullptr) throw py::error_already_set();
-  PyErr_SetObject(type.ptr(), text);
-  Py_DECREF(text);
-  throw py::error_already_set();
-}
 
 /* A context with room for a message, which `check` raises. */
 class Reported {
@@ -52,12 +46,8 @@ class Reported {
   void check(int32_t status) const {
     switch (status) {
       case TW_OK: return;
-      case TW_ERROR_SHAPE: case TW_ERROR_ARGUMENT: raise("ArgumentError", text_);
-      case TW_ERROR_VERSION: case TW_ERROR_CPU: case TW_ERROR_FILE: raise("ArtifactError", text_);
-      case TW_ERROR_INDEX: raise("IndexFailure", text_);
-      case TW_ERROR_DRIVER: raise("DeviceError", text_);
-      case TW_ERROR_DEVICE_LOST: raise("DeviceError", text_);
-      default: raise("RuntimeFailure", text_);
+      case TW_ERROR_DRIVER: case TW_ERROR_DEVICE_LOST: raise("DeviceError", text_);
+      default: bindings::raise_status(status, text_);
     }
   }
 
@@ -74,39 +64,6 @@ std::vector<void *> pointers_of(const std::vector<uint64_t> &addresses) {
   return result;
 }
 
-py::object dtype_object(int32_t code) {
-  static const char *const names[] = {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "bfloat16", "float32",
-                                      "float64", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu",
-                                      "float4_e2m1fn", "int4", "uint4", "int2", "uint2"};
-  if (code < 0 || tw_dtype_bytes(code) == 0) raise("ArtifactError", "the model's description is damaged: bad tensor descriptor");
-  if (code == TW_BFLOAT16 || code > TW_FLOAT64) /* what NumPy itself does not have */
-    return py::dtype::from_args(py::module_::import("ml_dtypes").attr(names[code]));
-  return py::dtype(std::string(names[code]));
-}
-
-py::list describe_tensors(const tw_tensor_descriptor *tensors, int32_t count) {
-  py::list result;
-  for (int32_t index = 0; index < count; index++) {
-    const tw_tensor_descriptor &tensor = tensors[index];
-    py::tuple shape(tensor.rank);
-    for (int32_t axis = 0; axis < tensor.rank; axis++) {
-      const char *name = tensor.dim_names == nullptr ? nullptr : tensor.dim_names[axis];
-      shape[axis] = tensor.dims[axis] >= 0 ? py::object(py::int_(tensor.dims[axis])) : py::object(py::str(name == nullptr ? "?" : name));
-    }
-    result.append(py::make_tuple(tensor.name, dtype_object(tensor.dtype), shape));
-  }
-  return result;
-}
-
-py::list describe_strings(const char *const *strings, int32_t count) {
-  py::list result;
-  for (int32_t index = 0; index < count; index++) result.append(strings[index]);
-  return result;
-}
-
-template <typename Function>
-const void *address(Function *function) { return reinterpret_cast<const void *>(function); }
-
 /* A model's code in this process: an object that was compiled, or a library. On no device yet. */
 class Model {
  public:
@@ -114,28 +71,19 @@ class Model {
   Model(const Model &) = delete;
   Model &operator=(const Model &) = delete;
   ~Model() {
-    if (code_ != nullptr) tw_code_free(code_);
     if (library_ != nullptr) dlclose(library_);
   }
 
   static std::shared_ptr<Model> from_object(py::buffer object_code, const std::string &prefix) {
-    static const tw_external externals[] = {
-        {"memcpy", address(static_cast<void *(*)(void *, const void *, size_t)>(std::memcpy))},
-        {"memmove", address(static_cast<void *(*)(void *, const void *, size_t)>(std::memmove))},
-        {"memset", address(static_cast<void *(*)(void *, int, size_t)>(std::memset))},
+    auto result = std::make_shared<Model>();
+    result->code_ = bindings::load_code(object_code, {
         {"tw_describe_model", address(tw_describe_model)}, {"tw_plan_model", address(tw_plan_model)},
         {"tw_open_model", address(tw_open_model)}, {"tw_close_model", address(tw_close_model)},
         {"tw_cuda_load", address(tw_cuda_load)}, {"tw_cuda_unload", address(tw_cuda_unload)}, {"tw_cuda_run", address(tw_cuda_run)},
         {"tw_cuda_run_host", address(tw_cuda_run_host)}, {"tw_cuda_wait", address(tw_cuda_wait)},
-    };
-    auto result = std::make_shared<Model>();
-    py::buffer_info bytes = object_code.request();
-    char error[1024] = "";
-    result->code_ = tw_code_load(static_cast<const uint8_t *>(bytes.ptr), static_cast<size_t>(bytes.size * bytes.itemsize), externals,
-                                 sizeof externals / sizeof externals[0], error, sizeof error);
-    if (result->code_ == nullptr) raise("ArtifactError", error);
+    });
     size_t size = 0;
-    const void *place = tw_code_symbol(result->code_, (prefix + "_cuda").c_str(), &size);
+    const void *place = tw_code_symbol(result->code_.get(), (prefix + "_cuda").c_str(), &size);
     if (place == nullptr || size < sizeof(tw_cuda_program)) raise("ArtifactError", "object code: it does not define '" + prefix + "_cuda'");
     result->adopt(static_cast<const tw_cuda_program *>(place));
     return result;
@@ -154,7 +102,7 @@ class Model {
 
   const tw_cuda_program *program() const { return program_; }
   const tw_model *model() const { return program_->model; }
-  size_t code_bytes() const { return code_ == nullptr ? 0 : tw_code_bytes(code_); }
+  size_t code_bytes() const { return code_ == nullptr ? 0 : tw_code_bytes(code_.get()); }
   size_t input_dims() const { return input_dims_; }
 
   py::list architectures() const {
@@ -197,7 +145,7 @@ class Model {
     for (int32_t index = 0; index < model()->output_count; index++) output_dims_ += static_cast<size_t>(model()->outputs[index].rank);
   }
 
-  tw_code *code_ = nullptr;
+  bindings::loaded_code code_;
   void *library_ = nullptr;
   const tw_cuda_program *program_ = nullptr;
   size_t input_dims_ = 0, output_dims_ = 0;
@@ -358,27 +306,16 @@ int32_t device_of(uint64_t memory) {
 }
 
 void bind_model(py::module_ &module) {
-  py::class_<Model, std::shared_ptr<Model>>(module, "Model", "A model's code and description, on no device yet.")
-      .def_static("from_object", &Model::from_object, py::arg("object_code"), py::arg("prefix"))
+  py::class_<Model, std::shared_ptr<Model>> model(module, "Model", "A model's code and description, on no device yet.");
+  model.def_static("from_object", &Model::from_object, py::arg("object_code"), py::arg("prefix"))
       .def_static("from_library", &Model::from_library, py::arg("path"), py::arg("symbol"))
       .def("plan", &Model::plan, py::arg("dims"))
       .def("image", &Model::image, py::arg("architecture"))
       .def_property_readonly("architectures", &Model::architectures)
       .def_property_readonly("code_bytes", &Model::code_bytes)
-      .def_property_readonly("name", [](const Model &self) { return self.model()->name; })
-      .def_property_readonly("target", [](const Model &self) { return self.model()->target; })
-      .def_property_readonly("version", [](const Model &self) { return self.model()->version; })
-      .def_property_readonly("abi_version", [](const Model &self) { return self.model()->abi_version; })
       .def_property_readonly("source", [](const Model &self) { return self.program()->source; })
-      .def_property_readonly("reads_conditions", [](const Model &self) { return (self.program()->flags & TW_CUDA_READS_CONDITIONS) != 0; })
-      .def_property_readonly("constants_bytes", [](const Model &self) { return self.model()->constants_bytes; })
-      .def_property_readonly("constants_digest", [](const Model &self) { return self.model()->constants_digest; })
-      .def_property_readonly("constants_embedded", [](const Model &self) { return self.model()->constants != nullptr; })
-      .def_property_readonly("static_workspace", [](const Model &self) { return self.model()->static_workspace; })
-      .def_property_readonly("inputs", [](const Model &self) { return describe_tensors(self.model()->inputs, self.model()->input_count); })
-      .def_property_readonly("outputs", [](const Model &self) { return describe_tensors(self.model()->outputs, self.model()->output_count); })
-      .def_property_readonly("kernels", [](const Model &self) { return describe_strings(self.model()->kernel_names, self.model()->kernel_count); })
-      .def_property_readonly("sites", [](const Model &self) { return describe_strings(self.model()->sites, self.model()->site_count); });
+      .def_property_readonly("reads_conditions", [](const Model &self) { return (self.program()->flags & TW_CUDA_READS_CONDITIONS) != 0; });
+  bindings::bind_description(model, [](const Model &self) { return self.model(); });
 }
 
 }  // namespace

@@ -20,13 +20,20 @@
 
 #include "abi.h"
 #include "abi_text.h"
+#include "bindings.h"
 #include "constants.h"
+#include "dlpack.h"
 #include "elf_loader.h"
 #include "machine.h"
 #include "pool.h"
 #include "run.h"
 
 namespace py = pybind11;
+using bindings::address;
+using bindings::dtype_names;
+using bindings::dtype_object;
+using bindings::raise;
+using bindings::raise_status;
 
 namespace {
 
@@ -36,36 +43,6 @@ const int flag_writeable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
 const int most_dims = 64; /* NumPy's limit */
 const int64_t large_bytes = int64_t(64) << 20;
 const size_t kept_workspaces = 8;
-const char *const dtype_names[] = {"bool",   "int8",   "int16",  "int32",   "int64",    "uint8",   "uint16",
-                                   "uint32", "uint64", "float16", "bfloat16", "float32", "float64",
-                                   "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu",
-                                   "float4_e2m1fn", "int4", "uint4", "int2", "uint2"};
-
-[[noreturn]] void raise(const char *kind, const std::string &message) {
-  py::object type = py::module_::import("tilewright.ir.errors").attr(kind);
-  /* a damaged file may have any bytes in the names that messages quote */
-  PyObject *text = PyUnicode_DecodeUTF8(message.data(), static_cast<Py_ssize_t>(message.size()), "backslashreplace");
-  if (text == nullptr) throw py::error_already_set();
-  PyErr_SetObject(type.ptr(), text);
-  Py_DECREF(text);
-  throw py::error_already_set();
-}
-
-[[noreturn]] void raise_status(int32_t status, const std::string &message) {
-  switch (status) {
-    case TW_ERROR_SHAPE: case TW_ERROR_ARGUMENT: raise("ArgumentError", message);
-    case TW_ERROR_VERSION: case TW_ERROR_CPU: case TW_ERROR_FILE: raise("ArtifactError", message);
-    case TW_ERROR_INDEX: raise("IndexFailure", message);
-    default: raise("RuntimeFailure", message);
-  }
-}
-
-py::object dtype_object(int32_t code) {
-  if (code == TW_BFLOAT16 || code > TW_FLOAT64) /* what NumPy itself does not have */
-    return py::dtype::from_args(py::module_::import("ml_dtypes").attr(dtype_names[code]));
-  return py::dtype(std::string(dtype_names[code]));
-}
-
 std::string describe_tensor(const tw_tensor_descriptor &tensor) {
   std::string text = std::string(dtype_names[tensor.dtype]) + "[";
   for (int32_t axis = 0; axis < tensor.rank; axis++) {
@@ -147,22 +124,14 @@ class Model {
 
   static std::unique_ptr<Model> from_object(py::buffer object_code, const std::string &symbol, py::object constants, py::object converter) {
     auto result = std::make_unique<Model>(std::move(converter), std::move(constants));
-    py::buffer_info bytes = object_code.request();
-    static const tw_external externals[] = {
-        {"memcpy", address(static_cast<void *(*)(void *, const void *, size_t)>(std::memcpy))},
-        {"memmove", address(static_cast<void *(*)(void *, const void *, size_t)>(std::memmove))},
-        {"memset", address(static_cast<void *(*)(void *, int, size_t)>(std::memset))},
+    result->code_ = bindings::load_code(object_code, {
         {"tw_plan_model", address(tw_plan_model)}, {"tw_run_model", address(tw_run_model)},
         {"tw_profile_model", address(tw_profile_model)}, {"tw_open_model", address(tw_open_model)},
         {"tw_close_model", address(tw_close_model)}, {"tw_selftest_model", address(tw_selftest_model)},
         {"tw_describe_model", address(tw_describe_model)},
-    };
-    char error[1024] = "";
-    result->code_ = tw_code_load(static_cast<const uint8_t *>(bytes.ptr), static_cast<size_t>(bytes.size * bytes.itemsize), externals,
-                                 sizeof externals / sizeof externals[0], error, sizeof error);
-    if (result->code_ == nullptr) raise("ArtifactError", error);
+    });
     size_t size = 0;
-    const void *place = tw_code_symbol(result->code_, symbol.c_str(), &size);
+    const void *place = tw_code_symbol(result->code_.get(), symbol.c_str(), &size);
     if (place == nullptr) raise("ArtifactError", "object code: it does not define '" + symbol + "'");
     result->adopt(static_cast<const tw_model *>(place), size);
     return result;
@@ -185,7 +154,6 @@ class Model {
 
   ~Model() {
     for (workspace_block &block : free_blocks_) munmap(block.memory, block.bytes);
-    if (code_ != nullptr) tw_code_free(code_);
     if (library_ != nullptr) dlclose(library_);
   }
 
@@ -198,7 +166,7 @@ class Model {
       found.append(py::make_tuple(next->target, next->features));
     return found;
   }
-  size_t code_bytes() const { return code_ == nullptr ? 0 : tw_code_bytes(code_); }
+  size_t code_bytes() const { return code_ == nullptr ? 0 : tw_code_bytes(code_.get()); }
   py::object constants() const { return constants_; }
 
   /* Gives the model the constants it was loaded without (a library says which ones only once it is loaded). */
@@ -267,9 +235,6 @@ class Model {
   }
 
  private:
-  template <typename Function>
-  static const void *address(Function *function) { return reinterpret_cast<const void *>(function); }
-
   static const tw_model *first_variant(const tw_model *model) { return model->first_variant == nullptr ? model : model->first_variant; }
 
   static const tw_model *find_variant(const tw_model *model, const std::string &target) {
@@ -331,8 +296,8 @@ class Model {
       return "null pointer";
     if (model.input_count < 0 || model.output_count < 0 || model.kernel_count < 0 || model.site_count < 0) return "negative count";
     if (model.constants_bytes < 0) return "negative size of constants";
-    if (code_ != nullptr && !(tw_code_contains(code_, reinterpret_cast<const void *>(model.plan), 1) &&
-                              tw_code_contains(code_, reinterpret_cast<const void *>(model.thread), 1)))
+    if (code_ != nullptr && !(tw_code_contains(code_.get(), reinterpret_cast<const void *>(model.plan), 1) &&
+                              tw_code_contains(code_.get(), reinterpret_cast<const void *>(model.thread), 1)))
       return "entry point outside the code";
     if ((model.input_count > 0 && model.inputs == nullptr) || (model.output_count > 0 && model.outputs == nullptr)) return "no descriptors";
     for (int32_t index = 0; index < model.input_count + model.output_count; index++) {
@@ -592,7 +557,7 @@ class Model {
   }
 
   py::object converter_, constants_;
-  tw_code *code_ = nullptr;
+  bindings::loaded_code code_;
   void *library_ = nullptr;
   const tw_model *model_ = nullptr;
   const uint8_t *constants_data_ = nullptr;
@@ -601,56 +566,16 @@ class Model {
   std::vector<workspace_block> free_blocks_;
 };
 
-py::list describe_tensors(const tw_tensor_descriptor *tensors, int32_t count) {
-  py::list result;
-  for (int32_t index = 0; index < count; index++) {
-    const tw_tensor_descriptor &tensor = tensors[index];
-    py::tuple shape(tensor.rank);
-    for (int32_t axis = 0; axis < tensor.rank; axis++) {
-      const char *name = tensor.dim_names == nullptr ? nullptr : tensor.dim_names[axis];
-      shape[axis] = tensor.dims[axis] >= 0 ? py::object(py::int_(tensor.dims[axis])) : py::object(py::str(name == nullptr ? "?" : name));
-    }
-    result.append(py::make_tuple(tensor.name, dtype_object(tensor.dtype), shape));
-  }
-  return result;
-}
-
-py::list describe_strings(const char *const *strings, int32_t count) {
-  py::list result;
-  for (int32_t index = 0; index < count; index++) result.append(strings[index]);
-  return result;
-}
-
-/* The part of DLPack (versions 0 and 1) that an import needs. */
-struct dlpack_tensor {
-  void *data;
-  int32_t device_type, device_id, rank;
-  uint8_t code, bits;
-  uint16_t lanes;
-  int64_t *shape, *strides;
-  uint64_t byte_offset;
-};
-struct dlpack_managed {
-  dlpack_tensor tensor;
-  void *context;
-  void (*deleter)(dlpack_managed *);
-};
-
 /* An array over the memory of a "dltensor" capsule whose element type NumPy's own importer does not know: bfloat16. */
 py::object import_dlpack_bfloat16(py::capsule capsule) {
-  if (std::strcmp(PyCapsule_GetName(capsule.ptr()), "dltensor") != 0) raise("ArgumentError", "DLPack: the capsule was used before or is of another version");
-  auto *managed = static_cast<dlpack_managed *>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
-  const dlpack_tensor &tensor = managed->tensor;
-  if (tensor.code != 4 || tensor.bits != 16 || tensor.lanes != 1) raise("ArgumentError", "DLPack: the element type is not bfloat16");
-  if (tensor.device_type != 1) raise("ArgumentError", "DLPack: the tensor is not in CPU memory");
+  dlpack::managed_tensor *managed = dlpack::find_tensor(capsule);
+  const dlpack::tensor &tensor = managed->tensor;
+  if (tensor.code != dlpack::bfloat || tensor.bits != 16 || tensor.lanes != 1) throw py::value_error("the element type is not bfloat16");
+  if (tensor.device_type != dlpack::cpu) throw py::value_error("the tensor is not in CPU memory");
   std::vector<py::ssize_t> shape(tensor.shape, tensor.shape + tensor.rank), strides(shape.size());
   py::ssize_t stride = 2;
   for (size_t axis = shape.size(); axis-- > 0; stride *= shape[axis]) strides[axis] = tensor.strides == nullptr ? stride : tensor.strides[axis] * 2;
-  PyCapsule_SetName(capsule.ptr(), "used_dltensor"); /* from here on the memory is ours to release */
-  py::capsule owner(managed, [](void *pointer) {
-    auto *held = static_cast<dlpack_managed *>(pointer);
-    if (held->deleter != nullptr) held->deleter(held);
-  });
+  const py::capsule owner = dlpack::keep_tensor(capsule, managed);
   return py::array(py::reinterpret_borrow<py::dtype>(dtype_object(TW_BFLOAT16)), shape, strides, static_cast<char *>(tensor.data) + tensor.byte_offset, owner);
 }
 
@@ -680,8 +605,8 @@ void bind_constants(py::module_ &module) {
 }
 
 void bind_model(py::module_ &module) {
-  py::class_<Model>(module, "Model", "A loaded model: its description and its entry points.")
-      .def_static("from_object", &Model::from_object, py::arg("object_code"), py::arg("symbol"), py::arg("constants"), py::arg("converter"))
+  py::class_<Model> model(module, "Model", "A loaded model: its description and its entry points.");
+  model.def_static("from_object", &Model::from_object, py::arg("object_code"), py::arg("symbol"), py::arg("constants"), py::arg("converter"))
       .def_static("from_library", &Model::from_library, py::arg("path"), py::arg("symbol"), py::arg("constants"), py::arg("converter"),
                   py::arg("variant") = "")
       .def("run", &Model::run, py::arg("arguments"), py::arg("out"), py::arg("threads"))
@@ -691,21 +616,10 @@ void bind_model(py::module_ &module) {
       .def("set_constants", &Model::set_constants, py::arg("constants"))
       .def_property_readonly("constants", &Model::constants)
       .def_property_readonly("code_bytes", &Model::code_bytes)
-      .def_property_readonly("name", [](const Model &self) { return self.get()->name; })
-      .def_property_readonly("target", [](const Model &self) { return self.get()->target; })
       .def_property_readonly("features", [](const Model &self) { return self.get()->features; })
       .def_property_readonly("variants", &Model::variants)
-      .def_property_readonly("version", [](const Model &self) { return self.get()->version; })
-      .def_property_readonly("abi_version", [](const Model &self) { return self.get()->abi_version; })
-      .def_property_readonly("constants_bytes", [](const Model &self) { return self.get()->constants_bytes; })
-      .def_property_readonly("constants_digest", [](const Model &self) { return self.get()->constants_digest; })
-      .def_property_readonly("constants_embedded", [](const Model &self) { return self.get()->constants != nullptr; })
-      .def_property_readonly("static_workspace", [](const Model &self) { return self.get()->static_workspace; })
-      .def_property_readonly("golden_bytes", [](const Model &self) { return self.get()->golden_bytes; })
-      .def_property_readonly("inputs", [](const Model &self) { return describe_tensors(self.get()->inputs, self.get()->input_count); })
-      .def_property_readonly("outputs", [](const Model &self) { return describe_tensors(self.get()->outputs, self.get()->output_count); })
-      .def_property_readonly("kernels", [](const Model &self) { return describe_strings(self.get()->kernel_names, self.get()->kernel_count); })
-      .def_property_readonly("sites", [](const Model &self) { return describe_strings(self.get()->sites, self.get()->site_count); });
+      .def_property_readonly("golden_bytes", [](const Model &self) { return self.get()->golden_bytes; });
+  bindings::bind_description(model, [](const Model &self) { return self.get(); });
 }
 
 }  // namespace

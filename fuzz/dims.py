@@ -40,7 +40,7 @@ from ..ir.dims import (
     symbol,
 )
 from ..ir.errors import CompileError, ParseError
-from ..ir.loop_verify import linear_factor, prove_nonnegative
+from ..ir.loop_proofs import linear_factor, prove_nonnegative
 from .subject import Failure, Refused, Verdict
 
 STAGE = "dims"

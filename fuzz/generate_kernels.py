@@ -40,7 +40,7 @@ from ..ir.loop import (
     loop_variable,
     variable_size,
 )
-from ..ir.loop_verify import Known
+from ..ir.loop_proofs import Known
 from ..ir.ops.compute import Cast, Elementwise, reduction_identity
 from ..ir.ops.scalar import result_dtype
 from ..ir.types import ARRAY_DTYPES, I32, I64, INDEX, DType

@@ -41,7 +41,7 @@ from ..ir.loop import (
     variable_size,
     walk,
 )
-from ..ir.loop_verify import Known, condition_facts, prove_nonnegative
+from ..ir.loop_proofs import Known, condition_facts, prove_nonnegative
 from ..ir.ops.compute import Elementwise
 from ..ir.types import I32, DType
 

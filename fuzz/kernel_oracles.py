@@ -37,8 +37,10 @@ from ..ir.loop import (
     walk,
 )
 from ..ir.loop_interp import run_kernel
-from ..ir.loop_text import format_kernel, parse_kernel
-from ..ir.loop_verify import unproved_indices, verify_kernel
+from ..ir.loop_parser import parse_kernel
+from ..ir.loop_proofs import unproved_indices
+from ..ir.loop_text import format_kernel
+from ..ir.loop_verify import verify_kernel
 from ..ir.ops.compute import Cast, Elementwise
 from ..ir.schedule import PRIMITIVES, Schedule, Step, apply_schedule, format_schedule, parse_schedule
 from ..ir.types import F64, I32, INDEX, DType

@@ -19,7 +19,8 @@ from ..ir.dims import evaluate
 from ..ir.errors import CompileError, ParseError, TilewrightError
 from ..ir.graph import Graph
 from ..ir.loop import Alloc, For, Kernel, Stmt, blocks_of
-from ..ir.loop_text import format_kernel, parse_kernel
+from ..ir.loop_parser import parse_kernel
+from ..ir.loop_text import format_kernel
 from ..ir.loop_verify import verify_kernel
 from ..ir.ops.table import ALL_OPS
 from ..ir.schedule import Schedule, Step, parse_schedule

@@ -28,7 +28,7 @@ from ..ir.loop import (
     variable_size,
     walk,
 )
-from ..ir.loop_verify import linear_factor
+from ..ir.loop_proofs import linear_factor
 from ..ir.ops.compute import Bitcast, Cast, Elementwise
 from ..ir.types import INDEX
 from .generate_kernels import LANES

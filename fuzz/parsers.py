@@ -19,7 +19,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..ir.errors import InternalError, ParseError, TilewrightError
-from ..ir.loop_text import format_program, parse_program
+from ..ir.loop_parser import parse_program
+from ..ir.loop_text import format_program
 from ..ir.loop_verify import verify_program
 from ..ir.ops.table import ALL_OPS
 from ..ir.parser import parse

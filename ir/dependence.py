@@ -35,7 +35,7 @@ from .dims import (
 )
 from .graph import Node
 from .loop import Alloc, For, If, Let, Load, Stmt, Store, While, blocks_of, expression_nodes, expressions_of
-from .loop_verify import Known, linear_factor, prove_nonnegative
+from .loop_proofs import Known, linear_factor, prove_nonnegative
 
 MOST_VALUES = 64  # of a symbol that are tried
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
+from collections.abc import Iterator
 
 from msgspec import Struct
 
@@ -86,6 +87,15 @@ class Lexer:
         if token.kind != "end":
             self.position += 1
         return token
+
+    def items(self, opening: str, closing: str) -> Iterator[Token]:
+        """The first token of each item of a list with commas between these signs; whoever iterates reads the item."""
+        self.expect(opening)
+        while not self.at(closing):
+            yield self.token
+            if not self.accept(","):
+                break
+        self.expect(closing)
 
     def integer(self, what: str) -> int:
         return int(self.take("int", what))

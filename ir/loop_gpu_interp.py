@@ -1,4 +1,4 @@
-"""What the threads of a block do together, run element by element for `loop_interp`.
+"""What the threads of a block do together, run element by element for `loop_translate`.
 
 Memory is a pair: the elements of a buffer, and for each whether it is set (None where that is not followed). Sums of floats are
 taken in the order of the threads, which is one of those allowed.

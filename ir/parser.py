@@ -131,9 +131,7 @@ class GraphParser:
 
     def _declarations(self) -> None:
         lexer = self.lexer
-        lexer.expect("[")
-        while not lexer.at("]"):
-            token = lexer.token
+        for token in lexer.items("[", "]"):
             name = lexer.take("word", "the name of a size")
             lower, upper, multiple = 0, None, 1
             if lexer.accept(":"):
@@ -144,16 +142,11 @@ class GraphParser:
             if name in self.symbols:
                 self.fail(f"size {name} is declared twice", token)
             self.symbols[name] = self._guard(partial(symbol, name, lower, upper, multiple), token)
-            if not lexer.accept(","):
-                break
-        lexer.expect("]")
 
     def _params(self, nodes: dict[str, Node]) -> list[Node]:
         lexer = self.lexer
         params: list[Node] = []
-        lexer.expect("(")
-        while not lexer.at(")"):
-            token = lexer.token
+        for token in lexer.items("(", ")"):
             label = lexer.take("value", "a parameter such as %x")
             lexer.expect(":")
             type = self.type()
@@ -164,9 +157,6 @@ class GraphParser:
             node = Node(Param(label, type.dtype, type.shape), (), type, self._loc(token))
             nodes[_key(token)] = node
             params.append(node)
-            if not lexer.accept(","):
-                break
-        lexer.expect(")")
         return params
 
     def _result_names(self) -> list[str]:
@@ -247,17 +237,12 @@ class GraphParser:
     def _attributes(self) -> dict[str, Any]:
         lexer = self.lexer
         given: dict[str, Any] = {}
-        lexer.expect("{")
-        while not lexer.at("}"):
-            token = lexer.token
+        for token in lexer.items("{", "}"):
             name = lexer.take("word", "an attribute's name")
             if name in given:
                 self.fail(f"attribute {name} is given twice", token)
             lexer.expect("=")
             given[name] = self.nested(self.value)
-            if not lexer.accept(","):
-                break
-        lexer.expect("}")
         return given
 
     def _guard(self, make: Callable[[], Any], token: Token, inputs: list[Node] | None = None) -> Any:
@@ -287,27 +272,14 @@ class GraphParser:
         return self._tensor(DTYPES[name])
 
     def _types(self) -> tuple[Type, ...]:
-        items: list[Type] = []
-        self.lexer.expect("(")
-        while not self.lexer.at(")"):
-            items.append(self.type())
-            if not self.lexer.accept(","):
-                break
-        self.lexer.expect(")")
-        return tuple(items)
+        return tuple(self.type() for _ in self.lexer.items("(", ")"))
 
     def _tensor(self, dtype: DType) -> TensorType:
-        lexer = self.lexer
         shape: list[DimLike] = []
-        lexer.expect("[")
-        while not lexer.at("]"):
-            token = lexer.token
+        for token in self.lexer.items("[", "]"):
             shape.append(self.size())
             if bounds(shape[-1])[1] < 0:
                 self.fail(f"a size is negative: {shape[-1]}", token)
-            if not lexer.accept(","):
-                break
-        lexer.expect("]")
         return TensorType(dtype, tuple(shape))
 
     def size(self) -> DimLike:
@@ -495,14 +467,7 @@ class GraphParser:
         return array
 
     def _elements(self, type: TensorType) -> list[bytes]:
-        elements: list[bytes] = []
-        self.lexer.expect("[")
-        while not self.lexer.at("]"):
-            elements.append(self._element(type.dtype))
-            if not self.lexer.accept(","):
-                break
-        self.lexer.expect("]")
-        return elements
+        return [self._element(type.dtype) for _ in self.lexer.items("[", "]")]
 
     def _element(self, dtype: DType) -> bytes:
         """The bytes of one element; a number that the dtype cannot hold is an error, not a wrap."""

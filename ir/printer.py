@@ -27,7 +27,7 @@ import numpy as np
 from .dims import Dim, Symbol, symbols_of
 from .errors import UNKNOWN, ArtifactError, CompileError, cannot_write
 from .graph import Constant, Graph, Node, Op, attribute_defaults, attribute_names, encode
-from .types import DTYPES, DType, TensorType, TupleType
+from .types import DTYPES, DType, TensorType, TupleType, Type
 
 SPELLED_ELEMENTS = 16
 DIGEST_DIGITS = 16
@@ -84,14 +84,14 @@ def constants_of(graph: Graph) -> dict[str, Constant]:
             if isinstance(v, Constant) and v.array.size > SPELLED_ELEMENTS}
 
 
-def attribute_values(graph: Graph) -> Iterator[Any]:
-    """Every elementary value in the types and attributes of the graph and of the bodies within it."""
-    stack: list[Any] = [graph]
+def attribute_values(*roots: Graph | Type | Op, bodies: bool = True) -> Iterator[Any]:
+    """Every elementary value in the types and attributes of these; `bodies`: of the graphs within them too, which else are elementary."""
+    stack: list[Any] = list(roots)
     seen: set[int] = set()
     while stack:
         value = stack.pop()
         match value:
-            case Graph():
+            case Graph() if bodies:
                 if id(value) not in seen:
                     seen.add(id(value))
                     for node in value.nodes():

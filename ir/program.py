@@ -4,7 +4,7 @@ A `Program` is what backends take. Its steps run in order on every thread of the
 meet at a barrier, unless `barrier` is false. Offsets and sizes are in bytes and may be symbolic; `plan` computes them.
 
 A program with a `scratchpad` is one for an accelerator whose kernels see that memory and the constants alone: whatever they
-touch lies at an address there, and `Fetch`, `Spill` and `Free` between launches say what comes, leaves and ends
+touch lies at an address there, and `Fetch`, `Reserve`, `Spill` and `Free` between launches say what comes, begins, leaves and ends
 (`ir/residency.py`). Its sizes are numbers.
 """
 
@@ -73,6 +73,13 @@ class Fetch(Struct, frozen=True):
     bytes: int
 
 
+class Reserve(Struct, frozen=True):
+    """Begins a value at an address that several launches store to, a part each. Nothing moves."""
+
+    address: int
+    bytes: int
+
+
 class Spill(Struct, frozen=True):
     """Copies the value at an address off the chip; it stays where it is too."""
 
@@ -94,7 +101,7 @@ class Scratchpad(Struct, frozen=True):
     alignment: int
 
 
-Transfer = Fetch | Spill | Free
+Transfer = Fetch | Reserve | Spill | Free
 Step = Launch | Repeat | Loop | Branch | Transfer
 
 

@@ -2,8 +2,10 @@
 
 Assumes a program with a scratchpad. Guarantees, for one that it accepts: there is no control flow and no symbolic size; values
 lie at aligned addresses within the scratchpad and no two share a byte of their aligned places; a launch reads whole or parts of
-values that are there, and stores to what is free or to a value that a launch made and that was not copied off the chip; kernels
-see the scratchpad and the constants alone; a fetch copies what is off the chip; at the end every output was spilled.
+values that are there, or several that lie side by side as one; it stores to what is free, to a value that a launch made and that was
+not copied off the chip, or over a whole value that it reads too, which is another value from then on; what it stores to is no other
+operand of it; kernels see the scratchpad and the constants alone; a fetch copies what is off the chip; at the end every output was
+spilled.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from msgspec import Struct, field
 from .dims import evaluate, product
 from .errors import VerifyError
 from .loop import Buffer
-from .program import Fetch, Free, Launch, Place, Program, Spill, Step
+from .program import Fetch, Free, Launch, Place, Program, Reserve, Spill, Step
 
 MOST_BYTES = 2**48  # of a scratchpad: more than a machine can address
 MOST_ALIGNMENT = 2**20
@@ -83,6 +85,8 @@ class _Play(Struct):
                 self.fetch(step)
             case Spill():
                 self.spill(step)
+            case Reserve(address=address, bytes=size):
+                self.reserve(address, size)
             case Free(address=address):
                 if self.values.pop(address, None) is None:
                     self.fail(f"nothing lies at {address} that could be freed")
@@ -110,6 +114,11 @@ class _Play(Struct):
                 self.fail(f"{_spelled(key)} to {key[2] + step.bytes} overlaps what was spilled to {_spelled(other)}")
         self.stored[key] = step.bytes
         value.kept = True
+
+    def reserve(self, address: int, size: int) -> None:
+        if size <= 0:
+            self.fail(f"{size} bytes are reserved, expected one or more")
+        self.place(address, size, made=True)
 
     def off_chip(self, place: Place, size: int) -> tuple[str, int, int]:
         """The place as a key; it is known to be within its space."""
@@ -143,6 +152,7 @@ class _Play(Struct):
     # --- launches ---
 
     def launch(self, launch: Launch) -> None:
+        touched: list[tuple[Buffer, int, int]] = []
         for buffer, place in zip(launch.kernel.buffers, launch.places):
             what = f"launch {launch.kernel.name}: %{buffer.name}"
             if place.space == "constant" and buffer.space == "in":
@@ -154,17 +164,38 @@ class _Play(Struct):
             begin, size = self.number(place.offset), buffer_bytes(launch, buffer)
             if not size:
                 continue
-            value = self.value_around(begin, begin + size)
-            if value is None and buffer.space == "out":
-                self.place(begin, size, made=True)
-            elif value is None:
-                self.fail(f"{what} reads {begin} to {begin + size}, which are no part of one value in the scratchpad")
-            elif buffer.space != "in" and (not value.made or value.kept):
-                reason = "a launch" if not value.made else "others: it was spilled"
-                self.fail(f"{what} stores to {begin} to {begin + size}, which hold a value that is not for {reason} to change")
+            for other, low, high in touched:
+                if begin < high and low < begin + size and not buffer.space == other.space == "in":
+                    self.fail(f"{what} lies at {begin} to {begin + size}, which %{other.name} overlaps, and one of them is stored to")
+            touched.append((buffer, begin, begin + size))
+            if buffer.space != "in":
+                self.store(what, buffer, begin, begin + size)
+            elif not self.holds(begin, begin + size):
+                self.fail(f"{what} reads {begin} to {begin + size}, which are no part of one value there, or of some side by side")
+
+    def store(self, what: str, buffer: Buffer, begin: int, end: int) -> None:
+        value = self.value_around(begin, end)
+        if value is None and buffer.space == "out":
+            self.place(begin, end - begin, made=True)
+        elif value is None:
+            self.fail(f"{what} reads {begin} to {end}, which are no part of one value in the scratchpad")
+        elif buffer.space == "inout" and self.values.get(begin) is value and value.bytes == end - begin:
+            value.made, value.kept = True, False
+        elif not value.made or value.kept:
+            reason = "a launch" if not value.made else "others: it was spilled"
+            self.fail(f"{what} stores to {begin} to {end}, which hold a value that is not for {reason} to change")
 
     def value_around(self, begin: int, end: int) -> Value | None:
         return next((value for at, value in self.values.items() if at <= begin and end <= at + value.bytes), None)
+
+    def holds(self, begin: int, end: int) -> bool:
+        """Whether the bytes are those of a value, or of values with none between them."""
+        while begin < end:
+            following = next((at + value.bytes for at, value in self.values.items() if at <= begin < at + value.bytes), None)
+            if following is None:
+                return False
+            begin = following
+        return True
 
 
 def _spelled(key: tuple[str, int, int]) -> str:

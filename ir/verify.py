@@ -23,7 +23,7 @@ from .ops.control import Composite, Fusion, Param
 from .ops.table import ALL_OPS
 from .ops.weight_only import WeightOnlyDot
 from .ops.winograd import WinogradConv
-from .printer import format_node
+from .printer import attribute_values, format_node
 from .types import TensorType, TupleType, Type
 
 MAX_NESTING = 64
@@ -60,7 +60,7 @@ def verify(graph: Graph, level: str = "graph", known: dict[int, Node] | None = N
                 _check_node(current, node, LEVELS[level], level)
                 if known is not None:
                     known[id(node)] = node
-            for value in _values(node):
+            for value in attribute_values(node.type, node.op, bodies=False):
                 if isinstance(value, Graph):
                     stack.append((value, depth + 1))
                 elif isinstance(value, Dim):
@@ -165,24 +165,6 @@ def _all_symbols(size: Dim) -> Iterable[Symbol]:
             stack.extend((value.left, value.right))
         elif isinstance(value, Dim):
             stack.extend(atom for monomial, _ in value.terms for atom, _ in monomial)
-
-
-def _values(node: Node) -> Iterable[Any]:
-    """The sizes and bodies in the node's type and attributes; bodies are not entered."""
-    stack: list[Any] = [node.type, node.op]
-    while stack:
-        value = stack.pop()
-        match value:
-            case Op():
-                stack.extend(getattr(value, name) for name in attribute_names(type(value)))
-            case TensorType():
-                stack.append(value.shape)
-            case TupleType():
-                stack.append(value.items)
-            case tuple():
-                stack.extend(value)
-            case Graph() | Dim():
-                yield value
 
 
 def _check_node(graph: Graph, node: Node, refused: frozenset[type[Op]], level: str) -> None:

@@ -40,7 +40,7 @@ FORMAT = 1
 STARTED = time.time()
 STALE_SECONDS = 3600.0  # what a killed process left in temporary/ is removed after this
 PACKAGES = ("tilewright", "tilewright.ir", "tilewright.backends", "tilewright.runtime")
-SOURCE_SUFFIXES = (".py", ".so", ".o")
+SOURCE_SUFFIXES = (".py", ".so", ".o", ".h", ".cpp")  # the last two: what kernels of GPUs are compiled with
 CODE, CONSTANTS, META = "code.o", "constants.weights", "meta.json"
 
 Report = Callable[[str], None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import hypothesis
 import pytest
 
@@ -44,6 +46,15 @@ def quick_code(monkeypatch: pytest.MonkeyPatch) -> None:
 
     generate = build.generate
     monkeypatch.setattr(build, "generate", generated)
+
+
+@pytest.fixture(scope="module")
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A compile cache for the tests of one file, which holds whatever an editor does to the sources meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TILEWRIGHT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr("tilewright.driver.sources_changed", lambda: False)
+        yield
 
 
 # Left out of `make check`, which is for in between: single strategies of the lowering, vector math, processes and

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tests.emulated import emulate
 from tilewright.backends.cuda.emit import emit_module
-from tilewright.backends.cuda.emulate import EmulatedModule, emulate
+from tilewright.backends.cuda.emulate import EmulatedModule
 from tilewright.backends.cuda.module import CudaModule
 from tilewright.ir.dims import evaluate
 from tilewright.ir.errors import IndexFailure, RuntimeFailure
-from tilewright.ir.loop_interp import INDEX_ERRORS, _Run
+from tilewright.ir.loop_interp import _Run
+from tilewright.ir.loop_translate import INDEX_ERRORS
 from tilewright.ir.program import Launch, Program
 
 HEAD = '#include "device.h"\n'
@@ -26,7 +28,7 @@ class EmulatedPrograms:
     def __init__(self, programs: Sequence[Program], check: bool = True, architecture: str = "sm_80") -> None:
         self.programs = list(programs)
         self.modules = [emit_module(program, architecture) for program in programs]
-        self.source = HEAD + "\n".join(_renamed(m, n) for n, m in enumerate(self.modules))
+        self.source = joined_source(self.modules)
         self.check = check
         self.loaded: EmulatedModule | None = None
 
@@ -37,10 +39,11 @@ class EmulatedPrograms:
         return _EmulatedRun(self, number, inputs).outputs()
 
 
-def _renamed(module: CudaModule, number: int) -> str:
-    """The kernels' text with names that no other program has."""
-    text = module.source.partition(HEAD)[2]
-    return re.sub(r"(__global__ void __launch_bounds__\(\d+\) )(\w+)\(", rf"\g<1>p{number}_\2(", text)
+def joined_source(modules: Sequence[CudaModule]) -> str:
+    """The kernels of all in one source: kernel NAME of module 3 is p3_NAME."""
+    texts = (module.source.partition(HEAD)[2] for module in modules)
+    return HEAD + "\n".join(re.sub(r"(__global__ void __launch_bounds__\(\d+\) )(\w+)\(", rf"\g<1>p{number}_\2(", text)
+                            for number, text in enumerate(texts))
 
 
 class _EmulatedRun(_Run):

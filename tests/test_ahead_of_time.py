@@ -19,14 +19,7 @@ from tilewright.runtime.relocatable import Description, specialize
 
 ROOT = Path(__file__).parent.parent
 needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def private_cache(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TILEWRIGHT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("tilewright.driver.sources_changed", lambda: False)  # whatever an editor does meanwhile
-        yield
+pytestmark = pytest.mark.usefixtures("private_cache")
 
 
 @pytest.fixture(scope="module")

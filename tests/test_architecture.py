@@ -148,8 +148,6 @@ DYNAMIC_IMPORTS = {
 # module -> why it reads the environment
 ENVIRONMENT = {
     "options": "the knobs, and where the user's cache folder is",
-    "backends.cuda.compile": "where the user's cache folder and a CUDA toolkit are",
-    "backends.cuda.emulate": "where the user's cache folder is",
     "runtime.linking": "hands the environment on to the linker, with a fixed locale and date",
 }
 KNOBS = {"TILEWRIGHT_DEBUG", "TILEWRIGHT_IR_DUMP", "TILEWRIGHT_VERIFY", "TILEWRIGHT_BACKEND", "TILEWRIGHT_CACHE_DIR"}

@@ -83,6 +83,13 @@ def test_the_source_of_tilewright_matters(folder: Path, monkeypatch: pytest.Monk
     assert newest.reason == "tilewright itself changed"
 
 
+def test_sources_that_are_no_python_matter() -> None:
+    """Headers that kernels of GPUs are compiled with, and the emulation."""
+    folder = Path(cache_module.__file__).parent.parent / "backends" / "cuda"
+    found = set(cache_module._source_files(str(folder)))
+    assert {str(path) for path in folder.iterdir() if path.is_file()} <= found and str(folder / "device.h") in found
+
+
 def test_code_of_changed_sources_is_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tilewright.driver.sources_changed", cache_module.sources_changed)
     monkeypatch.setattr(cache_module, "STARTED", 0.0)  # so that every file is newer

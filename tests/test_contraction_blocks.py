@@ -22,7 +22,8 @@ from tilewright.ir.graph import Builder, Graph, Node
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop import Kernel, Prefetch, walk
 from tilewright.ir.loop_interp import run_program
-from tilewright.ir.loop_text import format_kernel, parse_kernel
+from tilewright.ir.loop_parser import parse_kernel
+from tilewright.ir.loop_text import format_kernel
 from tilewright.ir.loop_verify import verify_kernel, verify_program
 from tilewright.ir.ops.compute import Conv, Dot
 from tilewright.ir.ops.control import Param

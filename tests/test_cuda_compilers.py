@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.perf.cuda import ARCHITECTURES, NVCC, PROGRAMS, recorded, row_of
+from tests.perf.cuda import ARCHITECTURES, NVCC, PROGRAMS, recorded, row_of, usage_by_program
 from tests.test_cuda_kernels import matmul
+from tests.test_gpu_contraction import products
+from tilewright.backends.cuda import compile
 from tilewright.backends.cuda.compile import can_compile, compile_source, toolkit_version
 from tilewright.gpu.compiling import standalone_source
-from tilewright.ir.errors import InternalError
+from tilewright.ir.errors import InternalError, UnsupportedError
+from tilewright.ir.types import F16
 from tilewright.options import Environment, Options
 
 QUIET = Environment(debug=0, dump=None, verify=0, backend="llvm", cache_directory=None)
@@ -25,11 +29,15 @@ pytestmark = pytest.mark.skipif(not can_compile(), reason="neither NVRTC nor nvc
 @pytest.mark.skipif(not HAS_NVCC, reason="nvcc is not installed")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_kernels_take(architecture: str) -> None:
-    found = [row_of(name, make(), architecture) for name, make in PROGRAMS.items()]
+    graphs = {name: make() for name, make in PROGRAMS.items()}
+    graphs["large and small tiles"] = products(F16, [(4096, 1024, 4096), (64, 64, 64)])[0]
+    used = usage_by_program(graphs, architecture)
+    assert {name for name, (_, kernels) in used.items() if any(kernel.stack for kernel in kernels)} == {"sort"}  # whose rows lie there
+    found = [row_of(name, architecture, *used[name]) for name in graphs]
     assert [row.program for row in found if row.spills] == []
     if toolkit_version() == NVCC:
         expected = [row for row in recorded() if row.architecture == architecture and row.program in PROGRAMS]
-        assert found == expected, "python -m tests.perf.cuda --write records it"
+        assert found[:len(PROGRAMS)] == expected, "python -m tests.perf.cuda --write records it"
 
 
 @pytest.mark.slow
@@ -51,3 +59,11 @@ def test_an_error_of_the_source_keeps_it() -> None:
     kept = Path(str(caught.value).partition("kept in ")[2].partition(":\n")[0])
     assert "this is no C++" in kept.read_text()
     kept.unlink()
+
+
+@pytest.mark.skipif(not HAS_NVCC, reason="nvcc is not installed")
+def test_a_folder_for_temporary_files_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile, "nvrtc_library", lambda: None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(UnsupportedError, match="(?s)CUDA source cannot be compiled: .*absent.*TMPDIR names"):
+        compile_source('#include "device.h"\n', "sm_80")

@@ -15,7 +15,8 @@ import pytest
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="kernels run on the host only where there is g++")
 
-from tilewright.backends.cuda.emulate import EmulatedModule, EmulationError, emulate, find_kernels
+from tests.emulated import emulate
+from tilewright.backends.cuda.emulate import EmulatedModule, EmulationError, find_kernels
 
 DATA = Path(__file__).parent / "data"
 SOURCE = (DATA / "cuda_device.cu").read_text()

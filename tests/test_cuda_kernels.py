@@ -5,6 +5,8 @@ All programs of a test are compiled together. Scalar functions of a dtype are on
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +16,8 @@ import pytest
 import tilewright as tw
 from tests.cuda_programs import EmulatedPrograms
 from tests.emulated import emulated_driver
-from tests.test_gpu_lowering import lowered, one
-from tests.test_lowering import CASES, values
+from tests.lowering_checks import assert_results, first_samples, one, sample_case, values
+from tests.lowering_checks import lowered_for_gpu as lowered
 from tilewright import library as lib
 from tilewright.backends.cuda.emit import emit_module
 from tilewright.gpu.compiling import standalone_source
@@ -29,10 +31,9 @@ from tilewright.ir.ops.scalar import SCALARS, result_dtype
 from tilewright.ir.ops.shape import Pad, Take, Transpose
 from tilewright.ir.types import ARRAY_DTYPES, BF16, BOOL, F16, F32, F64, I32, I64, DType
 from tilewright.options import Environment, Options
-from tilewright.runtime.cache import sources_changed
+from tilewright.runtime.cache import Cache, sources_changed
 
 QUIET = Environment(debug=0, dump=None, verify=0, backend="llvm", cache_directory=None)
-SAMPLES = 2  # of each op
 TOLERANCES = {F16: 4e-3, BF16: 2e-2, F32: 4e-6, F64: 1e-12}
 SPECIAL = (0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 3.0, 1e-40, 1e30, -1e30, np.inf, -np.inf, np.nan, 88.0, -104.0, 7.0)
 
@@ -41,30 +42,13 @@ def agree(graphs: Sequence[Graph], inputs: Sequence[Sequence[np.ndarray]], toler
     """Each program gives what its graph means."""
     made = EmulatedPrograms([lowered(graph) for graph in graphs])
     for number, (graph, given) in enumerate(zip(graphs, inputs, strict=True)):
-        for expected, found in zip(evaluate_graph(graph, list(given)), made.run(number, given), strict=True):
-            assert found.dtype == expected.dtype and found.shape == expected.shape
-            if expected.dtype.kind in "biu":
-                np.testing.assert_array_equal(found, expected, err_msg=str(graph))
-                continue
-            digits = tolerance or (1e-2 if expected.dtype.itemsize == 2 else 1e-5)
-            np.testing.assert_allclose(found.astype(np.float64), expected.astype(np.float64), rtol=digits, atol=digits)
+        assert_results(made.run(number, given), evaluate_graph(graph, list(given)), tolerance, str(graph))
 
 
 def test_samples_of_every_op() -> None:
-    taken: dict[type, int] = {}
-    graphs, inputs = [], []
     rng = np.random.default_rng(1)
-    for _, sample in CASES:
-        kind = type(sample.op)
-        taken[kind] = taken.get(kind, 0) + 1
-        if isinstance(sample.op, Elementwise) or taken[kind] > SAMPLES:
-            continue
-        b = Builder()
-        params = [b.add(Param(f"p{i}", t.dtype, t.shape)) for i, t in enumerate(sample.types)]
-        graphs.append(Graph("sample", params, [b.add(sample.op, *params)]))
-        ranges = sample.ranges or (None,) * len(params)
-        inputs.append([values(t.dtype, t.static_shape, rng, r) for t, r in zip(sample.types, ranges)])
-    agree(graphs, inputs)
+    cases = [sample_case(sample, rng) for _, sample in first_samples(2) if not isinstance(sample.op, Elementwise)]
+    agree([graph for graph, _ in cases], [inputs for _, inputs in cases])
 
 
 def numbers(dtype: DType, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -206,6 +190,19 @@ def test_an_index_out_of_range_is_reported() -> None:
         made.run(0, [data, np.array([3, 4, 1])])
 
 
+def test_nothing_is_declared_that_its_block_does_not_read() -> None:
+    """A loop that fills a fragment needs no place in it; the loop that stores it does."""
+    source = emit_module(lowered(matmul(64, 64, 64, (), F16)), "sm_80").source
+    lines = source[source.index("extern"):].splitlines()
+    places = 0
+    for number, line in enumerate(lines):
+        if declared := re.match(r"( *)const \w+ (\w+) = ", line):
+            rest = itertools.takewhile(lambda x, depth=declared[1]: x.startswith(depth), lines[number + 1:])
+            assert any(re.search(rf"\b{declared[2]}\b", one) for one in rest), line
+            places += declared[2].endswith("_row")
+    assert places == 1 and "] = 0.0f;" in source
+
+
 def test_source_reads_well() -> None:
     """The text of a kernel, so that a change of it is seen."""
     source = emit_module(lowered(one((5, 100), lambda b, x: lib.reduce(b, "sum", x, (1,), keep=False))), "sm_80").source
@@ -268,6 +265,7 @@ def test_a_target_that_is_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     again = tw.compile(layer, target="cuda:emulated")
     np.testing.assert_allclose(again(x, w), layer(x, w), rtol=1e-5)
     assert next(iter(again.executables)).metadata["cached"] or sources_changed()
+    assert "emulation" in {entry.name for entry in Cache(tmp_path).entries()} or sources_changed()
 
 
 def test_an_architecture_that_nobody_knows() -> None:

@@ -17,10 +17,9 @@ import numpy as np
 import pytest
 
 import tilewright as tw
-from tests.emulated import emulated_driver
+from tests.emulated import driver_file, emulated_driver, emulated_image
 from tilewright.backends.cuda.compile import can_compile
-from tilewright.backends.cuda.emulate import shared_library
-from tilewright.backends.cuda.emulated_driver import Control, driver_library
+from tilewright.backends.cuda.emulated_driver import Control
 from tilewright.backends.cuda.host import compile_host
 from tilewright.backends.cuda.module import CudaKernel, CudaModule, Image
 from tilewright.ir.dims import Dim, DimLike, Symbol, symbol
@@ -160,7 +159,7 @@ def chained(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def compiled(source: Program, *, architecture: str = "emulated", data: bytes | None = None, toolkit: int = 0) -> CudaExecutable:
     """The program on the emulated driver."""
     module = CudaModule(SOURCE, {id(one.kernel): one for one in ALL}, (SITE,))
-    image = shared_library(SOURCE, check=True).read_bytes() if data is None else data
+    image = emulated_image(SOURCE) if data is None else data
     made = compile_host(source, module, [Image(architecture, image)], toolkit=toolkit)
     segment = None
     if source.constants_bytes:
@@ -585,7 +584,7 @@ def test_a_program_in_c_calls_the_library(chain: CudaExecutable, tmp_path: Path)
     (tmp_path / "caller.c").write_text(CALLER)
     x = np.arange(9, dtype=np.float32)
     expected = " ".join(f"{value:g}" for value in chained(x))
-    driver = with_driver(driver_library())
+    driver = with_driver(driver_file())
     for library in ("chain.so", "chain.a"):
         command = ["cc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers", "-pedantic", "caller.c", f"./{library}", "-o", "caller", "-Wl,-rpath,$ORIGIN", "-pthread", "-ldl"]
         subprocess.run(command, cwd=tmp_path, check=True)
@@ -653,7 +652,7 @@ def test_images_for_several_architectures() -> None:
 
 def in_process(body: str, driver: Path | None = None) -> str:
     """The output of a process of its own."""
-    finished = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, check=False, env=with_driver(driver or driver_library()))
+    finished = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, check=False, env=with_driver(driver or driver_file()))
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 

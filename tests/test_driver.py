@@ -16,7 +16,8 @@ import pytest
 import tilewright as tw
 from tilewright import driver
 from tilewright.build import build
-from tilewright.ir.loop_text import format_kernel, parse_kernel
+from tilewright.ir.loop_parser import parse_kernel
+from tilewright.ir.loop_text import format_kernel
 from tilewright.ir.parser import load_text
 from tilewright.ir.printer import save_text
 from tilewright.ir.schedule import apply_schedule, parse_schedule

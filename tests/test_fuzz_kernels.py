@@ -34,9 +34,12 @@ from tilewright.fuzz.subject import Failure, Refused
 from tilewright.ir import loop_text, schedule
 from tilewright.ir.errors import CompileError, ParseError, TilewrightError
 from tilewright.ir.loop import For, Kernel, Load, Store, expression_nodes, walk
-from tilewright.ir.loop_interp import run_kernel, scalar_caller
-from tilewright.ir.loop_text import format_kernel, parse_kernel
-from tilewright.ir.loop_verify import unproved_indices, verify_kernel
+from tilewright.ir.loop_interp import run_kernel
+from tilewright.ir.loop_parser import parse_kernel
+from tilewright.ir.loop_proofs import unproved_indices
+from tilewright.ir.loop_scalars import scalar_caller
+from tilewright.ir.loop_text import format_kernel
+from tilewright.ir.loop_verify import verify_kernel
 from tilewright.ir.ops.scalar import evaluate_scalar
 from tilewright.ir.schedule import Step, parse_schedule
 from tilewright.ir.types import F16, F32, DType
@@ -217,7 +220,7 @@ def test_a_wrong_primitive_is_named_and_the_case_is_made_small(monkeypatch: pyte
 
 
 def test_a_race_that_a_primitive_lets_in_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule, "_need_independent", lambda *arguments: None)
+    monkeypatch.setattr(schedule, "need_independent", lambda *arguments: None)
     text = "kernel @k(%y: inout i32[8]) { for %i in 0..7 { %y[i + 1] = load %y[i] } }"
     for steps, stage in (("parallelize(i)", "parallelize"), ("vectorize(i, 4)", "vectorize")):
         with pytest.raises(Failure, match="result in " + stage):

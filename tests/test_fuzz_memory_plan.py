@@ -17,7 +17,7 @@ from tilewright.fuzz.subject import Failure, Refused
 from tilewright.ir.dims import ceildiv, dim_min, evaluate, symbol
 from tilewright.ir.errors import TilewrightError
 from tilewright.ir.graph import Graph
-from tilewright.ir.loop_text import parse_kernel, parse_program
+from tilewright.ir.loop_parser import parse_kernel, parse_program
 from tilewright.ir.ops.table import ALL_OPS
 from tilewright.ir.program import Launch, Program
 from tilewright.lowering import in_place, memory

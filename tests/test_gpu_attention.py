@@ -7,12 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from msgspec.structs import replace
 
 from tests.cuda_programs import EmulatedPrograms
-from tests.test_gpu_lowering import lowered
+from tests.lowering_checks import lowered_for_gpu as lowered
 from tilewright import library as lib
-from tilewright.backends.cuda.backend import capabilities_of
 from tilewright.ir.dims import symbol
 from tilewright.ir.graph import Builder, Graph, Node
 from tilewright.ir.loop import MatmulTile, walk
@@ -63,13 +61,12 @@ CASES = [  # queries, keys, mask
 
 
 @needs_compiler
-def test_attention_of_many_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_of_many_kinds() -> None:
     programs, inputs = [], []
     for number, (dtype, queries, keys, mask) in enumerate(CASES):
         rng = np.random.default_rng(1)
         # as few multiprocessors as make panels wide, for some: parts of these are taken one after the other
-        monkeypatch.setattr("tests.test_gpu_lowering.CAPS", replace(capabilities_of("sm_80"), multiprocessors=1 if number % 2 else 108))
-        program = lowered(graph_of(dtype, queries, keys, mask))
+        program = lowered(graph_of(dtype, queries, keys, mask), multiprocessors=1 if number % 2 else 108)
         assert is_one_kernel(program)
         values = [rng.standard_normal(shape).astype(dtype.numpy) for shape in (queries, keys, keys)]
         if mask is not None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.cuda_programs import EmulatedPrograms
-from tests.test_gpu_lowering import QUIET
+from tests.lowering_checks import QUIET
 from tilewright import library as lib
 from tilewright.backends.cuda.backend import capabilities_of
 from tilewright.backends.cuda.emit import emit_module

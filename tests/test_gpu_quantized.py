@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.cuda_programs import EmulatedPrograms
-from tests.test_gpu_lowering import lowered
+from tests.lowering_checks import lowered_for_gpu as lowered
 from tilewright import library as lib
 from tilewright.ir.graph import Builder, Graph, Node
 from tilewright.ir.interp import evaluate_graph

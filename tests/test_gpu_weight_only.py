@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.cuda_programs import EmulatedPrograms
-from tests.test_gpu_lowering import CAPS, QUIET, lowered
+from tests.lowering_checks import GPU, QUIET
+from tests.lowering_checks import lowered_for_gpu as lowered
 from tests.test_weight_only import Weights, activations, assert_near, dequantized_product, product_graph, quantized
 from tilewright.backends.cuda.backend import capabilities_of
 from tilewright.backends.cuda.emit import emit_module
@@ -102,7 +103,7 @@ def test_what_follows_is_computed_in_the_same_kernel() -> None:
 def test_the_pass_keeps_codes_where_units_do_not_limit_the_product(rows: int, narrow: bool) -> None:
     integers, scales, _ = quantized(64, 40, 32)
     graph = dequantized_product(integers, scales, None, rows, F16)
-    fused, _ = run_passes(graph, Options(), CAPS, QUIET)
+    fused, _ = run_passes(graph, Options(), GPU, QUIET)
     inside = [n.op for f in fused.nodes() if isinstance(f.op, Fusion) for n in f.op.body.nodes()]
     found = [op for op in inside if isinstance(op, WeightOnlyDot)]
     assert bool(found) == narrow and all(op.bits == 4 and op.group == 32 for op in found)

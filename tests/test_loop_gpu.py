@@ -8,7 +8,8 @@ import pytest
 from tilewright.ir.errors import VerifyError
 from tilewright.ir.loop_gpu import block_loops, shared_bytes, threads_of
 from tilewright.ir.loop_interp import run_kernel
-from tilewright.ir.loop_text import format_kernel, parse_kernel
+from tilewright.ir.loop_parser import parse_kernel
+from tilewright.ir.loop_text import format_kernel
 from tilewright.ir.loop_verify import verify_kernel
 
 REVERSE = """kernel @reverse[n: 1..](%x: in f32[n], %y: out f32[n]) {

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from tilewright.ir.errors import ArgumentError, IndexFailure, RuntimeFailure, VerifyError
 from tilewright.ir.graph import Constant
-from tilewright.ir.loop_interp import bitcast_caller, cast_caller, run_kernel, run_program, scalar_caller
-from tilewright.ir.loop_text import parse_kernel, parse_program
+from tilewright.ir.loop_interp import run_kernel, run_program
+from tilewright.ir.loop_parser import parse_kernel, parse_program
+from tilewright.ir.loop_scalars import bitcast_caller, cast_caller, scalar_caller
 from tilewright.ir.ops.compute import cast_array
 from tilewright.ir.ops.scalar import RULES, SCALARS, evaluate_scalar
 from tilewright.ir.types import ARRAY_DTYPES, BOOL, F32, I32, INDEX, DType

@@ -13,7 +13,8 @@ from tilewright.ir.dims import symbol
 from tilewright.ir.errors import CompileError, Loc, ParseError
 from tilewright.ir.graph import Builder, Constant, Node
 from tilewright.ir.loop import Buffer, IndexValue, Kernel, Literal, Load, Local, Store
-from tilewright.ir.loop_text import format_expression, format_kernel, format_program, kernel_key, parse_kernel, parse_program
+from tilewright.ir.loop_parser import parse_kernel, parse_program
+from tilewright.ir.loop_text import format_expression, format_kernel, format_program, kernel_key
 from tilewright.ir.loop_verify import verify_kernel
 from tilewright.ir.ops.compute import Bitcast, Cast, Elementwise
 from tilewright.ir.types import ARRAY_DTYPES, BF16, BOOL, F32, I32, I64, INDEX, DType
@@ -169,7 +170,7 @@ def test_errors_have_a_place(before: str, after: str, words: str | None, place: 
 @pytest.mark.parametrize(("before", "after", "words"), [
     ("launch @copy[2]", "launch @kopy[2]", "no kernel @kopy stands before the program"),
     ("output 1 at 4", "heap 1", "a place is an input, output, constant, workspace or scratchpad, found 'heap'"),
-    ("branch", "fork", "expected launch, repeat, loop, branch, fetch, spill or free, found 'fork'"),
+    ("branch", "fork", "expected launch, repeat, loop, branch, fetch, reserve, spill or free, found 'fork'"),
     ("16*t + 64", "16*u + 64", "unknown size 'u'"),
     ("program @main", "kernel @copy() { }\nprogram @main", "kernel @copy is defined twice"),
 ])

@@ -11,8 +11,9 @@ from tilewright.ir.dims import Symbol, bounds, evaluate, parse_dim, symbol
 from tilewright.ir.errors import VerifyError
 from tilewright.ir.graph import Node
 from tilewright.ir.loop import Alloc, Buffer, Check, For, If, IndexValue, Kernel, Let, Literal, Load, Local, Stmt, Store, While
-from tilewright.ir.loop_text import parse_kernel, parse_program
-from tilewright.ir.loop_verify import Known, prove_nonnegative, unproved_indices, verify_kernel, verify_program
+from tilewright.ir.loop_parser import parse_kernel, parse_program
+from tilewright.ir.loop_proofs import Known, prove_nonnegative, unproved_indices
+from tilewright.ir.loop_verify import verify_kernel, verify_program
 from tilewright.ir.ops.compute import Cast, Elementwise, Reduce
 from tilewright.ir.types import BOOL, F32, I32, INDEX, TensorType
 

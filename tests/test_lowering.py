@@ -6,30 +6,30 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.lowering_checks import QUIET, ROW_SHAPES, SAMPLES, assert_means, mlp_case, one, row_case, sample_case, values
 from tilewright import library as lib
 from tilewright.ir.caps import Caps
-from tilewright.ir.dims import symbol
+from tilewright.ir.dims import DimLike, symbol
 from tilewright.ir.errors import IndexFailure
 from tilewright.ir.graph import Builder, Graph, Sample
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop import Kernel
 from tilewright.ir.loop_interp import run_program
-from tilewright.ir.loop_text import format_kernel, parse_kernel
+from tilewright.ir.loop_parser import parse_kernel
+from tilewright.ir.loop_text import format_kernel
 from tilewright.ir.loop_verify import verify_program
 from tilewright.ir.ops.compute import Conv, Cumulative, Dot, ReduceWindow, Sort
 from tilewright.ir.ops.control import Fusion, If, Param, Scan, While
 from tilewright.ir.ops.shape import Concat, GatherND, Pad, ScatterND, Slice, Take, Transpose
-from tilewright.ir.ops.table import ALL_OPS
 from tilewright.ir.program import Launch, Repeat
 from tilewright.ir.schedule import Schedule, apply_legal, apply_schedule, format_schedule, parse_schedule
-from tilewright.ir.types import BOOL, F32, I64, DType, TensorType
+from tilewright.ir.types import BOOL, F32, I64, TensorType
 from tilewright.lowering import kernels
 from tilewright.lowering.lower import lower_program
-from tilewright.options import Environment, Options
+from tilewright.options import Options
 from tilewright.pipeline import run_passes
 
 CAPS = Caps(vector_bits=128, vector_registers=16)
-QUIET = Environment(debug=0, dump=None, verify=1, backend="", cache_directory=None)
 
 
 @pytest.fixture(autouse=True)
@@ -52,79 +52,25 @@ def lowered(graph: Graph):
 
 def agree(graph: Graph, inputs: list[np.ndarray]) -> None:
     """The program gives what the graph means."""
-    expected = evaluate_graph(graph, inputs)
-    found = run_program(lowered(graph), inputs)
-    for x, y in zip(expected, found, strict=True):
-        assert x.dtype == y.dtype and x.shape == y.shape
-        if x.dtype.kind in "biu":
-            np.testing.assert_array_equal(y, x)
-        else:
-            # sums are reassociated: values are small, so a few units in the last place of the dtype
-            digits = 1e-2 if x.dtype.itemsize == 2 else 1e-5
-            np.testing.assert_allclose(y.astype(np.float64), x.astype(np.float64), rtol=digits, atol=digits)
+    assert_means(lowered(graph), graph, inputs)
 
 
-def values(dtype: DType, shape: tuple[int, ...], rng: np.random.Generator, bounds: tuple[int, int] | None = None) -> np.ndarray:
-    low, high = bounds or (-4, 4)
-    made = rng.integers(low, high + 1, size=shape)
-    if dtype == BOOL:
-        return made % 2 == 0
-    return made.astype(dtype.numpy)
-
-
-def sample_cases() -> list[tuple[str, Sample]]:
-    found = []
-    for op in ALL_OPS:
-        for number, sample in enumerate(op.samples()):
-            found.append((f"{sample.op.spelling}-{number}", sample))
-    return found
-
-
-CASES = sample_cases()
-
-
-@pytest.mark.parametrize("sample", [s for _, s in CASES], ids=[n for n, _ in CASES])
+@pytest.mark.parametrize("sample", [s for _, s in SAMPLES], ids=[n for n, _ in SAMPLES])
 def test_every_sample(sample: Sample) -> None:
-    b = Builder()
-    params = [b.add(Param(f"p{i}", t.dtype, t.shape)) for i, t in enumerate(sample.types)]
-    graph = Graph("sample", params, [b.add(sample.op, *params)])
-    rng = np.random.default_rng(1)
-    ranges = sample.ranges or (None,) * len(params)
-    agree(graph, [values(t.dtype, t.static_shape, rng, r) for t, r in zip(sample.types, ranges)])
-
-
-def one(shape, build, dtype=F32):
-    """A graph of one input."""
-    b = Builder()
-    x = b.add(Param("x", dtype, shape))
-    made = build(b, x)
-    return Graph("case", [x], list(made) if isinstance(made, tuple) else [made])
+    agree(*sample_case(sample, np.random.default_rng(1)))
 
 
 def test_mlp_with_symbolic_batch() -> None:
-    rng = np.random.default_rng(2)
-    w = rng.integers(-2, 3, (20, 40)).astype(np.float32)
-    bias = rng.integers(-2, 3, 40).astype(np.float32)
-
-    def build(b, x):
-        h = lib.apply(b, "add", lib.matmul(b, x, lib.constant(b, w)), lib.constant(b, bias))
-        return lib.apply(b, "max", h, lib.constant(b, 0.0, F32))
-
-    graph = one((symbol("B"), 20), build)
-    for batch in (0, 1, 5, 6, 13):
-        agree(graph, [values(F32, (batch, 20), rng)])
+    graph, batches = mlp_case()
+    program = lowered(graph)
+    for x in batches:
+        assert_means(program, graph, [x])
 
 
-@pytest.mark.parametrize("shape", [(3, 20), (1, 33), (2, 2, 17), (symbol("B"), symbol("S", 1))])
-def test_softmax_and_layer_norm(shape) -> None:
-    sizes = tuple(n if isinstance(n, int) else 19 for n in shape)
-    last = len(shape) - 1
-
-    def build(b, x):
-        scale = lib.constant(b, 1.5, F32)
-        return lib.softmax(b, lib.layer_norm(b, x, scale, scale, (last,), 1e-5), last)
-
-    agree(one(shape, build), [values(F32, sizes, np.random.default_rng(3))])
+@pytest.mark.parametrize("shape", ROW_SHAPES)
+def test_softmax_and_layer_norm(shape: tuple[DimLike, ...]) -> None:
+    graph, x = row_case(shape)
+    agree(graph, [x])
 
 
 def test_row_group_with_two_results() -> None:

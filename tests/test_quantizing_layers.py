@@ -45,6 +45,8 @@ CASES: list[tuple[str, Op, tuple[int, ...], tuple[int, ...], tuple[Op, ...]]] = 
     ("depthwise", Conv(ONE, ((1, 1), (1, 1)), ONE, ONE, 4), (2, 4, 6, 7), (8, 1, 3, 3), ()),
     ("channels last", Conv(ONE, ((1, 1), (1, 1)), ONE, ONE, 2, True), (2, 6, 7, 4), (3, 3, 2, 6), ()),
     ("one axis", Conv((2,), ((1, 1),), (1,), (1,)), (2, 4, 9), (6, 4, 3), ()),
+    ("many channels", Conv((1,), ((1, 1),), (1,), (1,)), (2, 64, 9), (6, 64, 3), ()),
+    ("many channels last", Conv(ONE, ((1, 0), (0, 1)), ONE, ONE, 1, True), (2, 3, 5, 64), (2, 2, 64, 7), ()),
 ]
 NAMES = [case[0] for case in CASES]
 
@@ -130,7 +132,7 @@ def test_a_plan_is_applied_in_every_layout(name: str, op: Op, shape: tuple[int, 
 
 
 @pytest.mark.parametrize("recipe", ["static int8", "dynamic int8", "weight-only int4", "w4a8", "bf16"])
-@pytest.mark.parametrize("name", ["rank 3", "transposed", "depthwise", "strided"])
+@pytest.mark.parametrize("name", ["rank 3", "transposed", "depthwise", "strided", "many channels"])
 def test_an_applied_plan_compiles(name: str, recipe: str) -> None:
     _, op, shape, stored, moves = CASES[NAMES.index(name)]
     graph, layer = layer_of(op, shape, numbers(stored), moves)
@@ -144,6 +146,13 @@ def test_an_applied_plan_compiles(name: str, recipe: str) -> None:
     assert_allclose(tw.compile(quantized)(x), meaning, atol=step)
     alone = layer_alone(layer, shape, plan)
     assert_allclose(evaluate_graph(alone, [x])[0], meaning, atol=step)
+
+
+@pytest.mark.parametrize(("name", "axes"), [("first axis", (0,)), ("convolution", (1, 2, 3)), ("groups", (1, 2, 3)), ("many channels", (1,)),
+                                            ("many channels last", (3,))])
+def test_what_has_a_range_of_its_own_at_run_time(name: str, axes: tuple[int, ...]) -> None:
+    _, op, shape, stored, moves = CASES[NAMES.index(name)]
+    assert layer_of(op, shape, numbers(stored), moves)[1].row_axes == axes
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5])

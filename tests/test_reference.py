@@ -9,7 +9,7 @@ from tilewright.backends.reference import ReferenceBackend, ReferenceModel
 from tilewright.ir.dims import symbol
 from tilewright.ir.errors import ArgumentError, UnsupportedError
 from tilewright.ir.graph import Builder, Graph
-from tilewright.ir.loop_text import parse_program
+from tilewright.ir.loop_parser import parse_program
 from tilewright.ir.ops.compute import Elementwise
 from tilewright.ir.ops.control import Param
 from tilewright.ir.types import F32

@@ -7,6 +7,7 @@ compiler.
 from __future__ import annotations
 
 import array
+import ctypes
 import itertools
 import os
 import shutil
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 
 from tilewright.ir.errors import ArgumentError, ArtifactError, IndexFailure, RuntimeFailure, TilewrightError
-from tilewright.runtime import _native, artifact, linking
+from tilewright.runtime import _cuda, _native, artifact, linking
 from tilewright.runtime.buffer import TensorInfo, convert_input
 from tilewright.runtime.elf_file import read_elf
 from tilewright.runtime.executable import Executable
@@ -177,6 +178,27 @@ def test_other_containers_share_memory(model: Executable) -> None:
         np.testing.assert_array_equal(model(variant, index)[0], want)
         assert np.shares_memory(convert_input("m", info, variant), x)
     np.testing.assert_array_equal(model(x, array.array("q", index.tolist()))[0], want)
+
+
+def test_bfloat16_by_dlpack() -> None:
+    """NumPy makes no such capsules: what takes one in for a device makes it, and the type of the device is put right in its memory."""
+    held = np.arange(6).astype(ml_dtypes.bfloat16).reshape(2, 3)
+    pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    references = sys.getrefcount(held)
+    capsule = _cuda.make_dlpack(held.ctypes.data, 0, held.shape, 4, 16, held)
+    with pytest.raises(ValueError, match="not in CPU memory"):
+        _native.import_dlpack_bfloat16(capsule)
+    ctypes.c_int32.from_address(pointer_of(capsule, b"dltensor") + ctypes.sizeof(ctypes.c_void_p)).value = 1
+    taken = _native.import_dlpack_bfloat16(capsule)
+    assert taken.dtype == held.dtype and taken.tolist() == held.tolist() and np.shares_memory(taken, held)
+    with pytest.raises(ValueError, match="used before"):
+        _native.import_dlpack_bfloat16(capsule)
+    with pytest.raises(ValueError, match="not bfloat16"):
+        _native.import_dlpack_bfloat16(np.ones(2, np.float32).__dlpack__())
+    assert sys.getrefcount(held) == references + 1
+    del taken
+    assert sys.getrefcount(held) == references
 
 
 def test_gpu_tensor_is_refused_by_name(model: Executable) -> None:

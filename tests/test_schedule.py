@@ -15,8 +15,9 @@ from tilewright.ir.dims import DimLike, evaluate, symbol
 from tilewright.ir.errors import ParseError, ScheduleError
 from tilewright.ir.loop import Kernel
 from tilewright.ir.loop_interp import run_kernel
-from tilewright.ir.loop_text import format_kernel, parse_kernel
-from tilewright.ir.loop_verify import unproved_indices
+from tilewright.ir.loop_parser import parse_kernel
+from tilewright.ir.loop_proofs import unproved_indices
+from tilewright.ir.loop_text import format_kernel
 from tilewright.ir.schedule import (
     Schedule,
     Step,
@@ -26,10 +27,10 @@ from tilewright.ir.schedule import (
     parse_schedule,
     reorder,
     split,
-    stage,
     unroll,
     vectorize,
 )
+from tilewright.ir.staging import stage
 
 MATMUL = parse_kernel("""kernel @matmul[M, N, K](%x: in f32[M, K], %w: in f32[K, N], %y: out f32[M, N]) {
   for %i in 0..M {

@@ -77,6 +77,16 @@ def test_a_chain_of_results_over_operands_needs_one_tensor_less() -> None:
         solve(problem, 64, 32, 0)
 
 
+def test_what_is_allowed_never_refuses_what_fits_without() -> None:
+    """A rewriting may need more at once than whole operators do."""
+    tensors = [Tensor("x", 64, INPUT), Tensor("y", 64), Tensor("slice", 64)]
+    whole = make_problem("one", tensors[:2], [Operator("f", (0,), (1,))], [1])
+    larger = make_problem("one", tensors, [Operator("f", (0,), (1, 2))], [1])
+    assert solve(whole, 128, 64, 0, allowed=Allowed(slices=True), change=lambda *_: larger).problem.operators == whole.operators
+    with pytest.raises(CompileError, match="operator f needs 192 bytes at once"):
+        solve(whole, 64, 64, 0, allowed=Allowed(slices=True), change=lambda *_: larger)
+
+
 def test_an_operand_that_is_read_again_is_written_away_before_it_is_overwritten() -> None:
     """The room holds one tensor: x is overwritten by a, returns for b, and both results leave."""
     tensors = [Tensor("x", 64, INPUT), Tensor("t", 64), Tensor("a", 64), Tensor("b", 64)]
@@ -103,6 +113,14 @@ def test_a_failed_packing_takes_room_from_operators() -> None:
 
 
 # --- concatenation without copies -----------------------------------------------------------------------------------------------
+
+
+def test_a_part_is_not_overwritten_while_the_whole_is_read() -> None:
+    tensors = [Tensor("x", 64, INPUT), Tensor("a", 64), Tensor("b", 64), Tensor("ab", 128), Tensor("y", 64)]
+    rows = [Operator("f", (0,), (1,)), Operator("g", (0,), (2,)), Operator("join", (1, 2), (3,), concat=True),
+            Operator("h", (1, 3), (4,), in_place=(1,))]
+    problem = without_copies(make_problem("part", tensors, rows, [4]), 64)
+    assert problem.operators[-1].joined == ((1, 2),) and problem.operators[-1].in_place == ()
 
 
 def test_what_reads_a_concatenation_reads_its_parts() -> None:

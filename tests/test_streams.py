@@ -22,8 +22,10 @@ from tilewright.ir.graph import Graph
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop import Alloc, For, Prefetch, Store, walk
 from tilewright.ir.loop_interp import run_program
-from tilewright.ir.loop_text import format_kernel, parse_kernel
-from tilewright.ir.loop_verify import linear_factor, verify_kernel, verify_program
+from tilewright.ir.loop_parser import parse_kernel
+from tilewright.ir.loop_proofs import linear_factor
+from tilewright.ir.loop_text import format_kernel
+from tilewright.ir.loop_verify import verify_kernel, verify_program
 from tilewright.ir.program import Program
 from tilewright.lowering import crossings, elements, rows
 from tilewright.lowering.lower import lower_program

@@ -24,7 +24,7 @@ from tilewright.variants import Code, best_first, split_targets
 
 needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 needs_x86 = pytest.mark.skipif(os.uname().machine != "x86_64", reason="names CPUs of this architecture")
-pytestmark = needs_x86
+pytestmark = [needs_x86, pytest.mark.usefixtures("private_cache")]
 
 LEVELS = ("cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64")  # the best one first
 FEATURES_OF_LEVELS = ("avx512f,avx512bw,avx512cd,avx512dq,avx512vl", "avx2,fma,bmi,bmi2,f16c,lzcnt,movbe", "sse2")
@@ -43,14 +43,6 @@ def layer(x: np.ndarray) -> np.ndarray:
 
 def make_input(batch: int) -> np.ndarray:
     return np.random.default_rng(batch).standard_normal((batch, 130)).astype(np.float32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def private_cache(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TILEWRIGHT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("tilewright.driver.sources_changed", lambda: False)  # whatever an editor does meanwhile
-        yield
 
 
 def compile_layer(target: str, **options) -> tw.Executable:

@@ -17,7 +17,7 @@ from tilewright.ir.graph import Builder, Graph, Node
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop import Alloc, For, Let, walk
 from tilewright.ir.loop_interp import run_kernel, run_program
-from tilewright.ir.loop_text import parse_kernel
+from tilewright.ir.loop_parser import parse_kernel
 from tilewright.ir.loop_verify import verify_program
 from tilewright.ir.ops.compute import Conv, ReduceWindow
 from tilewright.ir.ops.control import Param

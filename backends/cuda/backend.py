@@ -19,6 +19,7 @@ from tilewright.backends.llvm.emit_model import ModelFacts
 from tilewright.ir.caps import Caps
 from tilewright.ir.errors import CompileError
 from tilewright.ir.program import Program
+from tilewright.runtime.cache import Cache
 
 OLDEST = "sm_80"
 EMULATED = "emulated"
@@ -62,10 +63,11 @@ def capabilities_of(text: str) -> Caps:
 
 class CudaBackend(Struct, frozen=True):
     """`architecture`: 'sm_90', or 'emulated' for the emulation behind the emulated driver. `others`: later ones that the same source is
-    compiled for as well."""
+    compiled for as well. `cache`: where the emulation keeps what it compiles."""
 
     architecture: str
     others: tuple[str, ...] = ()
+    cache: Cache | None = None
     name: str = "cuda"
 
     @property
@@ -84,7 +86,7 @@ class CudaBackend(Struct, frozen=True):
         if not module.kernels:
             return ()
         if self.architecture == EMULATED:
-            return (Image(EMULATED, shared_library(module.source, check=True).read_bytes()),)
+            return (Image(EMULATED, shared_library(module.source, True, self.cache).read_bytes()),)
         cubins = tuple(Image(name, compile_source(module.source, name)) for name in (self.architecture, *self.others))
         if architecture_named(self.architecture).specific:  # whose PTX serves no other
             return cubins

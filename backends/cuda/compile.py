@@ -1,7 +1,8 @@
 """CUDA source to a cubin or PTX, by NVRTC where its library is found, else by nvcc.
 
-NVRTC comes with the extra `[cuda]` (the package nvidia-cuda-nvrtc) or a CUDA toolkit. Images are kept in a folder by the digest of
-all that they are made of. A source that does not compile is a fault of ours: the error keeps it in a file and says where it is.
+NVRTC comes with the extra `[cuda]` (the package nvidia-cuda-nvrtc) or a CUDA toolkit: that of the first nvcc in PATH, or /usr/local/cuda.
+Nothing is kept here: images lie in the compiled object, which the cache keeps. A source that does not compile is a fault of ours:
+the error keeps it in a file and says where it is.
 """
 
 from __future__ import annotations
@@ -9,45 +10,43 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
-from blake3 import blake3
 from msgspec import Struct
 
 from tilewright.ir.errors import InternalError, UnsupportedError
 
 FOLDER = Path(__file__).resolve().parent
-HEADERS = ("device.h", "device_scalars.h")
 OPTIONS = ("-std=c++17", "--fmad=false")
+TOOLKIT = Path("/usr/local/cuda")
 LIBRARY = re.compile(r"libnvrtc\.so\.\d+(\.\d+)*$")
 
 
 class Usage(Struct, frozen=True):
-    """What a kernel takes of a multiprocessor, as the assembler says: `spills` are bytes stored to and loaded from the stack."""
+    """What a kernel takes of a multiprocessor, as the assembler says: `stack` are bytes of a thread's arrays that are not in registers,
+    `spills` bytes stored to and loaded from the stack for lack of registers."""
 
     kernel: str
     registers: int
     shared: int
+    stack: int
     spills: int
 
 
 def compile_source(source: str, architecture: str, form: str = "cubin") -> bytes:
-    """The source compiled: `form` is 'cubin' for just that architecture, or 'ptx' for it and all later ones."""
-    key = blake3("\0".join((source, architecture, form, _header_text(), *OPTIONS)).encode()).hexdigest()[:32]
-    kept = _cache_folder() / f"{key}.{form}"
-    if kept.exists():
-        return kept.read_bytes()
+    """The source compiled: `form` is 'cubin' for just that architecture, or 'ptx' for it and all later ones.
+
+    Raises UnsupportedError where there is no compiler or no room for its files, InternalError where it refuses the source.
+    """
     library = nvrtc_library()
-    image = _by_nvrtc(library, source, architecture, form) if library is not None else _by_nvcc(source, architecture, form)
-    with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
-        file.write(image)
-    os.replace(file.name, kept)
-    return image
+    try:
+        return _by_nvrtc(library, source, architecture, form) if library is not None else _by_nvcc(source, architecture, form)
+    except OSError as error:
+        raise UnsupportedError(f"CUDA source cannot be compiled: {error}", hint="TMPDIR names the folder for temporary files") from error
 
 
 def usage_of(source: str, architecture: str) -> tuple[Usage, ...]:
@@ -59,10 +58,9 @@ def usage_of(source: str, architecture: str) -> tuple[Usage, ...]:
                     str(Path(folder) / "kernels.cubin"), str(place)], source)
     found = []
     for name, part in re.findall(r"Compiling entry function '(\w+)'(.*?)(?=Compiling entry|\Z)", log, re.DOTALL):
-        registers = re.search(r"Used (\d+) registers", part)
-        shared = re.search(r"(\d+) bytes smem", part)
-        spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill", part))
-        found.append(Usage(name, int(registers[1]) if registers else 0, int(shared[1]) if shared else 0, spills))
+        registers, shared, stack = (int(number[1]) if (number := re.search(pattern, part)) else 0
+                                    for pattern in (r"Used (\d+) registers", r"(\d+) bytes smem", r"(\d+) bytes stack frame"))
+        found.append(Usage(name, registers, shared, stack, sum(int(n) for n in re.findall(r"(\d+) bytes spill", part))))
     return tuple(found)
 
 
@@ -79,7 +77,8 @@ def nvrtc_library() -> Path | None:
         except ModuleNotFoundError:
             continue
         folders += [Path(place) / "lib" for place in (found.submodule_search_locations or ())] if found is not None else []
-    folders += [Path(os.environ.get("CUDA_PATH", "/usr/local/cuda")) / "lib64"]
+    nvcc = _find_nvcc()
+    folders += [root / "lib64" for root in (*([Path(nvcc).resolve().parent.parent] if nvcc is not None else []), TOOLKIT)]
     for folder in folders:
         files = sorted(file for file in folder.glob("libnvrtc.so.*") if LIBRARY.fullmatch(file.name))
         if files:
@@ -125,8 +124,13 @@ def _must(nvrtc: ctypes.CDLL, status: int) -> None:
 # --- nvcc ------------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _find_nvcc() -> str | None:
+    return shutil.which("nvcc") or shutil.which(str(TOOLKIT / "bin" / "nvcc"))
+
+
 def _nvcc() -> str:
-    found = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    found = _find_nvcc()
     if found is None:
         raise UnsupportedError("CUDA source is compiled by NVRTC or nvcc: found neither",
                                hint="install the extra tilewright[cuda], which brings NVRTC, or a CUDA toolkit")
@@ -150,7 +154,7 @@ def toolkit_version() -> int:
 
 def can_compile() -> bool:
     """Whether this machine has a compiler of CUDA."""
-    return nvrtc_library() is not None or shutil.which("nvcc") is not None
+    return nvrtc_library() is not None or _find_nvcc() is not None
 
 
 def _by_nvcc(source: str, architecture: str, form: str) -> bytes:
@@ -174,16 +178,3 @@ def _refused(source: str, compiler: str, log: str) -> None:
     with tempfile.NamedTemporaryFile("w", prefix="tilewright-", suffix=".cu", delete=False) as file:
         file.write(source)
     raise InternalError(f"{compiler} refuses the emitted source, which is kept in {file.name}:\n{log.strip()[:4000]}")
-
-
-@functools.cache
-def _header_text() -> str:
-    return "\0".join((FOLDER / name).read_text(encoding="utf-8") for name in HEADERS)
-
-
-@functools.cache
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(base) / "tilewright" / "cuda"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -9,7 +9,6 @@ function's comment shows the first lines.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 
 from tilewright.backends.cuda.barriers import Barriers, Touched
@@ -64,6 +63,7 @@ from tilewright.ir.ops.compute import Bitcast, Cast, Elementwise
 from tilewright.ir.types import INDEX, U16
 
 DECLARED = re.compile(r" *const (?:int|long long|\w+) (\w+) = [^\[(]*;$")  # without effect
+WORD = re.compile(r"\w+")
 LONGEST = 100            # characters of an expression within another
 MOST_UNROLLED = 64
 
@@ -238,9 +238,25 @@ class _Writer:
         return self.used_lines()
 
     def used_lines(self) -> list[str]:
-        """The lines without loop variables and lets that nothing reads."""
-        words = Counter(word for line in self.lines for word in re.findall(r"\w+", line))
-        return [line for line in self.lines if not ((found := DECLARED.match(line)) and words[found[1]] == 1)]
+        """The lines without loop variables and lets that nothing reads in their block.
+
+        From the last line to the first, so that what only a line left out reads goes too. Indentation tells blocks."""
+        kept: list[str] = []
+        blocks: list[tuple[int, set[str]]] = [(0, set())]  # the blocks around a line, with the words behind it in each
+        for line in reversed(self.lines):
+            depth = len(line) - len(line.lstrip(" "))
+            while blocks[-1][0] > depth:
+                _, words = blocks.pop()
+                if blocks[-1][0] < depth:
+                    blocks.append((depth, set()))
+                blocks[-1][1].update(words)
+            if blocks[-1][0] < depth:
+                blocks.append((depth, set()))
+            declared = DECLARED.match(line)
+            if declared is None or declared[1] in blocks[-1][1]:
+                blocks[-1][1].update(WORD.findall(line))
+                kept.append(line)
+        return kept[::-1]
 
     def block(self, body: Sequence[Stmt]) -> None:
         outer = dict(self.buffers)

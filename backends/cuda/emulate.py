@@ -1,42 +1,36 @@
 """Kernels without a GPU: the text of a CUDA source as host C++, compiled to a library that runs it block by block.
 
-`shared_library` makes the library (for the emulated driver), `emulate` loads it and launches kernels on NumPy arrays in place. Libraries
-are kept in a cache folder by the digest of all that they are made of, and in the process. With checks (the default) each access of a kernel
+`shared_library` makes the library (for the emulated driver), `emulate` loads it and launches kernels on NumPy arrays in place; both keep
+what the host's compiler makes in the cache that they are given (`host_compiler.py`). With checks (the default) each access of a kernel
 is watched: out of bounds, uninitialised shared memory, missing waits, races; without, only threads that wait for one another
-for ever are found. Needs g++ or clang++. Assumes that kernels are written as docs/cuda.md says; guarantees that a fault is an
-`EmulationError` and nothing else, as far as accesses are watched.
+for ever are found. Assumes that kernels are written as docs/cuda.md says; guarantees that a fault is an `EmulationError` and
+nothing else, as far as accesses are watched.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import blake3
 import numpy as np
 from msgspec import Struct
 
-from ...ir.errors import CompileError
+from ...runtime.cache import Cache
+from .host_compiler import FOLDER, EmulationError, compile_kept, host_compiler, load_library, run_compiler
 
-_FOLDER = Path(__file__).resolve().parent
 _PARTS = ("emulation.cpp", "emulation_memory.cpp", "emulation_matrix.cpp", "emulation_hopper.cpp")
 _PART_HEADERS = ("emulation_hooks.h", "emulation_state.h", "emulation.h")
 _HEADERS = ("device.h", "device_scalars.h", "host_language.h", "host_device.h")
 _COMMON = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv", "-g1")
 _KERNEL = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)')
+_KERNELS = "kernels.cu"
 _MESSAGE_BYTES = 4096
 _MOST_PARAMETERS = 128
-
-
-class EmulationError(CompileError):
-    """What a kernel does wrong, or a launch that a device would refuse."""
 
 
 class Signature(Struct, frozen=True):
@@ -60,30 +54,23 @@ def find_kernels(source: str) -> tuple[Signature, ...]:
     return tuple(found)
 
 
-def emulate(source: str, check: bool = True) -> EmulatedModule:
+def emulate(source: str, check: bool = True, cache: Cache | None = None) -> EmulatedModule:
     """The kernels of a source, ready to be launched."""
-    return _load(shared_library(source, check), source)
+    return _load(shared_library(source, check, cache), source)
 
 
-def shared_library(source: str, check: bool = True) -> Path:
-    """The library with the C face of `emulation.h` for a source."""
-    compiler = _compiler()
+def shared_library(source: str, check: bool = True, cache: Cache | None = None) -> Path:
+    """The library with the C face of `emulation.h` for a source; it is there until the process ends."""
     flags = ("-fsanitize=thread",) if check else ()
-    key = _digest((source, _text_of((*_PARTS, *_PART_HEADERS, *_HEADERS, Path(__file__).name)), compiler, *flags))
-    library = _cache_folder() / f"{key}.so"
-    if library.exists():
-        return library
-    objects = [_compiled_part(name, compiler) for name in _PARTS]
-    with tempfile.TemporaryDirectory(dir=_cache_folder()) as folder:
-        kept = library.with_suffix(".cu")
-        _write(kept, source)
-        driver = Path(folder) / "emulated.cpp"
-        driver.write_text(_table(kept, find_kernels(source), check))
-        made = Path(folder) / library.name
-        _run([compiler, *_COMMON, "-O1", *flags, "-I", str(_FOLDER), "-shared", str(driver), "-c", "-o", f"{made}.o"])
-        _run([compiler, "-shared", f"{made}.o", *map(str, objects), "-o", str(made)])
-        os.replace(made, library)
-    return library
+    parts = (source, _text_of((*_PARTS, *_PART_HEADERS, *_HEADERS, Path(__file__).name)), host_compiler(), *_COMMON, *flags)
+    return compile_kept("emulation", "kernels.so", parts, functools.partial(_write_library, source, check, flags, cache), cache)
+
+
+def runtime_objects(cache: Cache | None = None) -> list[Path]:
+    """The objects of the emulation itself, which all libraries share."""
+    shared = (_text_of(_PART_HEADERS), host_compiler(), *_COMMON)
+    return [compile_kept("emulation itself", f"{name}.o", (_text_of((name,)), *shared), functools.partial(_write_part, name), cache)
+            for name in _PARTS]
 
 
 class EmulatedModule:
@@ -93,7 +80,7 @@ class EmulatedModule:
         self.library = library
         self.source = source
         self.kernels = {kernel.name: kernel for kernel in find_kernels(source)}
-        self._functions = ctypes.CDLL(str(library))
+        self._functions = load_library(library)
 
     def launch(self, name: str, grid: int | Sequence[int], block: int | Sequence[int], arguments: Sequence[object],
                shared_bytes: int = 0) -> None:
@@ -112,22 +99,20 @@ class EmulatedModule:
             name.encode(), _extents(grid), _extents(block), ctypes.c_ulonglong(shared_bytes), places, ranges,
             ctypes.c_ulonglong(len(arrays)), message, ctypes.c_ulonglong(_MESSAGE_BYTES))
         if status:
-            raise EmulationError(explain_fault(message.value.decode(), self.library))
+            raise EmulationError(explain_fault(message.value.decode(), self.library, self.source))
 
 
-def explain_fault(message: str, library: Path) -> str:
+def explain_fault(message: str, library: Path, source: str) -> str:
     """The first line of a fault's message with the line of the source that it comes from, where that can be found."""
     text, _, places = message.partition("\nat ")
-    source = library.with_suffix(".cu")
     tool = shutil.which("addr2line")
     if not places or not tool:
         return text
     found = subprocess.run([tool, "-e", str(library), "-i", *places.split()], capture_output=True, text=True, check=False).stdout
     for line in found.splitlines():
         file, _, number = line.split(" ")[0].rpartition(":")
-        if file.endswith(source.name) and number.isdigit():
-            lines = source.read_text().splitlines()
-            return f"{text}\n  line {number}: {lines[int(number) - 1].strip()}"
+        if file.endswith(_KERNELS) and number.isdigit():
+            return f"{text}\n  line {number}: {source.splitlines()[int(number) - 1].strip()}"
     return text
 
 
@@ -153,9 +138,9 @@ def _extents(sizes: int | Sequence[int]) -> ctypes.Array[ctypes.c_uint]:
     return (ctypes.c_uint * 3)(*given, *[1] * (3 - len(given)))
 
 
-def _table(source: Path, kernels: Sequence[Signature], check: bool) -> str:
-    """C++ that takes in a source and lists its kernels."""
-    lines = [f'#include "{source}"', '#include "emulation.h"']
+def _table(kernels: Sequence[Signature], check: bool) -> str:
+    """C++ that takes in the source and lists its kernels."""
+    lines = [f'#include "{_KERNELS}"', '#include "emulation.h"']
     rows = []
     for kernel in kernels:
         if len(kernel.parameters) > _MOST_PARAMETERS:
@@ -174,54 +159,21 @@ def _table(source: Path, kernels: Sequence[Signature], check: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _compiled_part(name: str, compiler: str) -> Path:
-    """A part of the emulation itself, compiled once for all sources."""
-    key = _digest((_text_of((name, *_PART_HEADERS)), compiler))
-    made = _cache_folder() / f"{key}.o"
-    if not made.exists():
-        with tempfile.TemporaryDirectory(dir=_cache_folder()) as folder:
-            part = Path(folder) / "part.o"
-            _run([compiler, *_COMMON, "-O2", "-c", str(_FOLDER / name), "-o", str(part)])
-            os.replace(part, made)
-    return made
+def _write_library(source: str, check: bool, flags: Sequence[str], cache: Cache | None, made: Path) -> None:
+    objects = runtime_objects(cache)
+    (made.parent / _KERNELS).write_text(source)
+    (made.parent / "table.cpp").write_text(_table(find_kernels(source), check))
+    run_compiler([*_COMMON, "-O1", *flags, "-c", "table.cpp", "-o", "table.o"], made.parent)
+    run_compiler(["-shared", "table.o", *map(str, objects), "-o", made.name], made.parent)
 
 
-def _run(command: Sequence[str]) -> None:
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    if finished.returncode:
-        raise EmulationError(f"the host compiler refuses the source: {' '.join(command)}\n{finished.stderr.strip()}")
-
-
-def _write(place: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False) as file:
-        file.write(text)
-    os.replace(file.name, place)
-
-
-def _digest(parts: Sequence[str]) -> str:
-    return blake3.blake3("\0".join((*parts, *_COMMON)).encode()).hexdigest()[:32]
+def _write_part(name: str, made: Path) -> None:
+    run_compiler([*_COMMON, "-O2", "-c", str(FOLDER / name), "-o", made.name], made.parent)
 
 
 @functools.cache
 def _text_of(names: tuple[str, ...]) -> str:
-    return "\0".join((_FOLDER / name).read_text() for name in names)
-
-
-@functools.cache
-def _compiler() -> str:
-    for name in ("g++", "c++", "clang++"):
-        found = shutil.which(name)
-        if found:
-            return found
-    raise EmulationError("kernels run without a GPU only where there is a C++ compiler: found neither g++ nor clang++")
-
-
-@functools.cache
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(base) / "tilewright" / "emulated"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return "\0".join((FOLDER / name).read_text() for name in names)
 
 
 @functools.cache

@@ -1,53 +1,40 @@
 """The emulated CUDA driver as a library, which takes the place of NVIDIA's where there is no GPU.
 
-Built once from emulated_driver.cpp into the cache folder of the emulation, by the digest of its text, under the name of NVIDIA's library:
-a process that has loaded it (`Control`), or finds its folder first (LD_LIBRARY_PATH), has it as its driver. `Control` also sets what
-its devices are and which of its functions fail, for tests.
+Built from emulated_driver.cpp under the name of NVIDIA's library (`host_compiler.py`): a process that has loaded it (`Control`), or finds
+its folder first (LD_LIBRARY_PATH), has it as its driver. `Control` also sets what its devices are and which of its functions
+fail, for tests.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from blake3 import blake3
+from tilewright.backends.cuda.host_compiler import FOLDER, compile_kept, host_compiler, load_library, run_compiler
+from tilewright.runtime.cache import Cache
 
-from tilewright.backends.cuda.emulate import EmulationError, _cache_folder, _compiler
-
-FOLDER = Path(__file__).resolve().parent
 SOURCES = ("emulated_driver.cpp", "emulation.h")
 NAME = "libcuda.so.1"
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread", f"-Wl,-soname,{NAME}")
 
 
-def driver_library() -> Path:
-    """The library, built where it is not there yet."""
-    compiler = _compiler()
-    key = blake3("\0".join((*((FOLDER / name).read_text() for name in SOURCES), compiler, *FLAGS)).encode()).hexdigest()[:32]
-    library = _cache_folder() / f"driver_{key}" / NAME
-    if library.exists():
-        return library
-    with tempfile.TemporaryDirectory(dir=_cache_folder()) as folder:
-        made = Path(folder) / library.name
-        finished = subprocess.run([compiler, *FLAGS, str(FOLDER / SOURCES[0]), "-o", str(made), "-ldl"], capture_output=True, text=True,
-                                  check=False)
-        if finished.returncode:
-            raise EmulationError(f"the emulated driver does not compile: {finished.stderr.strip()}")
-        library.parent.mkdir(exist_ok=True)
-        os.replace(made, library)
-    return library
+def driver_library(cache: Cache | None = None) -> Path:
+    """The library, in a folder of its own; it is there until the process ends."""
+    parts = (*((FOLDER / name).read_text() for name in SOURCES), host_compiler(), *FLAGS)
+    return compile_kept("emulated driver", NAME, parts, _write, cache)
+
+
+def _write(made: Path) -> None:
+    run_compiler([*FLAGS, str(FOLDER / SOURCES[0]), "-o", made.name, "-ldl"], made.parent)
 
 
 class Control:
     """The emulated driver of this process, which the runtime opens as well, unless it has opened one before."""
 
     def __init__(self, library: Path) -> None:
-        self._library = ctypes.CDLL(str(library))
+        self._library = load_library(library)
         self._library.tw_emulated_calls.restype = ctypes.c_long
         self._library.tw_emulated_used.restype = ctypes.c_ulonglong
 

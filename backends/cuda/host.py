@@ -134,7 +134,7 @@ def emit_stub(host: Module, kernel: CudaKernel, symbol: str, number: int) -> Non
 def emit_program_data(host: Module, program: Program, module: CudaModule, kernels: Sequence[CudaKernel], images: Sequence[Image],
                       prefix: str, toolkit: int) -> None:
     """`tw_cuda_program` of csrc/cuda.h."""
-    data = Names(host, f"{prefix}_device")
+    data = Data(host, f"{prefix}_device")
     rows = [f"{{ ptr {data.string(kernel.name)}, i32 {kernel.threads}, i32 {kernel.shared_bytes} }}" for kernel in kernels]
     table = data.array("{ ptr, i32, i32 }", rows)
     pictures = []
@@ -147,28 +147,6 @@ def emit_program_data(host: Module, program: Program, module: CudaModule, kernel
               f"ptr {data.block(module.source.encode() + bytes(1))}"]
     kinds = ", ".join(field.split(" ")[0] for field in fields)
     host.parts.append(f"@{prefix}_cuda = hidden constant {{ {kinds} }} {{ {', '.join(fields)} }}, align 8")
-
-
-class Names(Data):
-    """Private constants with names of their own, beside those of the model's description; also blocks of bytes."""
-
-    def __init__(self, host: Module, stem: str) -> None:
-        super().__init__(host)
-        self.stem = stem
-
-    def constant(self, text: str, kind: str = "private unnamed_addr constant", alignment: int = 1) -> str:
-        name = self.known.get(text)
-        if name is None:
-            name = self.known[text] = f"@{self.stem}{len(self.known)}"
-            self.module.parts.append(f"{name} = {kind} {text}, align {alignment}")
-        return name
-
-    def block(self, content: bytes) -> str:
-        spelled = "".join(SPELLED[byte] for byte in content)
-        return self.constant(f'[{len(content)} x i8] c"{spelled}"', alignment=64)
-
-
-SPELLED = tuple(chr(c) if 32 <= c < 127 and c not in b'"\\' else f"\\{c:02X}" for c in range(256))
 
 
 def reads_conditions(steps: Sequence[Step]) -> bool:

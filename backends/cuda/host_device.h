@@ -264,21 +264,14 @@ TW_HOST void tw_host_wgmma(int columns, bool is_bfloat, float *sums, unsigned lo
   tw_wgmma_arguments arguments = {columns, is_bfloat, sums, left, right, accumulates != 0};
   tw_emulated_wgmma(&arguments);
 }
-TW_HOST void tw_wgmma_m64n64k16_f16(float sums[32], unsigned long long left, unsigned long long right, int accumulates) {
-  tw_host_wgmma(64, false, sums, left, right, accumulates);
-}
-TW_HOST void tw_wgmma_m64n128k16_f16(float sums[64], unsigned long long left, unsigned long long right, int accumulates) {
-  tw_host_wgmma(128, false, sums, left, right, accumulates);
-}
-TW_HOST void tw_wgmma_m64n256k16_f16(float sums[128], unsigned long long left, unsigned long long right, int accumulates) {
-  tw_host_wgmma(256, false, sums, left, right, accumulates);
-}
-TW_HOST void tw_wgmma_m64n64k16_bf16(float sums[32], unsigned long long left, unsigned long long right, int accumulates) {
-  tw_host_wgmma(64, true, sums, left, right, accumulates);
-}
-TW_HOST void tw_wgmma_m64n128k16_bf16(float sums[64], unsigned long long left, unsigned long long right, int accumulates) {
-  tw_host_wgmma(128, true, sums, left, right, accumulates);
-}
-TW_HOST void tw_wgmma_m64n256k16_bf16(float sums[128], unsigned long long left, unsigned long long right, int accumulates) {
-  tw_host_wgmma(256, true, sums, left, right, accumulates);
-}
+#define TW_WGMMA(format, is_bfloat, columns, count) \
+  TW_HOST void tw_wgmma_m64n##columns##k16_##format(float sums[count], unsigned long long left, unsigned long long right, \
+                                                    int accumulates) { \
+    tw_host_wgmma(columns, is_bfloat, sums, left, right, accumulates); \
+  }
+TW_WGMMA(f16, false, 64, 32)
+TW_WGMMA(f16, false, 128, 64)
+TW_WGMMA(f16, false, 256, 128)
+TW_WGMMA(bf16, true, 64, 32)
+TW_WGMMA(bf16, true, 128, 64)
+TW_WGMMA(bf16, true, 256, 128)

@@ -37,7 +37,7 @@ from tilewright.backends.llvm.emit_transposed import Across, columns_of, part_of
 from tilewright.ir.dims import DimLike, row_major_strides
 from tilewright.ir.errors import InternalError
 from tilewright.ir.loop import Buffer
-from tilewright.ir.loop_verify import linear_factor
+from tilewright.ir.loop_proofs import linear_factor
 from tilewright.ir.types import DType
 
 STREAM_BYTES = 16     # of a store past the caches

@@ -46,25 +46,31 @@ class ModelFacts(Struct, frozen=True):
     golden_bytes: int = 0
 
 
+SPELLED = tuple(chr(c) if 32 <= c < 127 and c not in b'"\\' else f"\\{c:02X}" for c in range(256))  # bytes in a string of LLVM IR
+
+
 class Data:
     """Private constants of a module, numbered in order of first use."""
 
-    def __init__(self, module: Module) -> None:
+    def __init__(self, module: Module, stem: str = "tw_data") -> None:
         self.module = module
+        self.stem = stem
         self.known: dict[str, str] = {}
 
     def constant(self, text: str, kind: str = "private unnamed_addr constant", alignment: int = 1) -> str:
         """The name of a constant with this type and value."""
         name = self.known.get(text)
         if name is None:
-            name = self.known[text] = f"@tw_data{len(self.known)}"
+            name = self.known[text] = f"@{self.stem}{len(self.known)}"
             self.module.parts.append(f"{name} = {kind} {text}, align {alignment}")
         return name
 
     def string(self, text: str) -> str:
-        data = text.replace("\0", " ").encode(errors="replace") + b"\0"
-        spelled = "".join(chr(c) if 32 <= c < 127 and c not in b'"\\' else f"\\{c:02X}" for c in data)
-        return self.constant(f'[{len(data)} x i8] c"{spelled}"')
+        return self.block(text.replace("\0", " ").encode(errors="replace") + b"\0", alignment=1)
+
+    def block(self, content: bytes, alignment: int = 64) -> str:
+        spelled = "".join(SPELLED[byte] for byte in content)
+        return self.constant(f'[{len(content)} x i8] c"{spelled}"', alignment=alignment)
 
     def pointers(self, names: Sequence[str]) -> str:
         return self.array("ptr", names)

@@ -17,7 +17,7 @@ from msgspec import Struct, field
 from tilewright.backends.llvm.emit_text import Function, shaped
 from tilewright.ir.dims import Symbol, bounds
 from tilewright.ir.loop import For, Let, Load, Store, expression_nodes, expressions_of
-from tilewright.ir.loop_verify import linear_factor
+from tilewright.ir.loop_proofs import linear_factor
 
 PART_BYTES = 16      # within which registers are interleaved by one instruction
 MOST_LANES = 16      # whole squares stay in registers, or nearly so

@@ -25,11 +25,15 @@ from ..lowering.share import share_kernels
 from ..options import Environment, Options
 from ..pipeline import run_passes
 from ..runtime.executable import Executable
-from ..scheduling.checker import check
+from ..scheduling.aliasing import separate
+from ..scheduling.beyond import NOTHING, what_is_allowed
+from ..scheduling.checker import WrongSchedule, check
 from ..scheduling.exact import Progress, Solution, solve
+from ..scheduling.problem import Problem
 from ..targets import Scratchpad
 from .operators import Operators, cycles_of, operators_of, refuse_open_sizes
 from .prefetching import overlapped
+from .sharing import shared
 from .steps import program_of
 
 HOST = "cpu"
@@ -52,8 +56,7 @@ def compile_scheduled(graph: Graph, target: Scratchpad, options: Options, enviro
                       progress: Progress | None = None) -> ScheduledExecutable:
     """The graph as something to call."""
     began = time.perf_counter()
-    operators = prepare(graph, target, options, environment)
-    solution = solve(operators.problem, target.bytes, target.alignment, target.time_limit, progress)
+    operators, solution = schedule_of(prepare(graph, target, options, environment), target, progress)
     executable = executable_of(graph, operators, solution, target, options, environment, pack)
     executable.metadata["compile_seconds"] = time.perf_counter() - began
     return executable
@@ -67,12 +70,24 @@ def prepare(graph: Graph, target: Scratchpad, options: Options, environment: Env
     return operators_of(draft_program(optimized, build.capabilities(HOST)), target.parameters)
 
 
+def schedule_of(operators: Operators, target: Scratchpad, progress: Progress | None = None) -> tuple[Operators, Solution]:
+    """The best schedule with what the target allows, and the operators that it is of."""
+    allowed = what_is_allowed(target.allow)
+    if allowed == NOTHING:
+        return operators, solve(operators.problem, target.bytes, target.alignment, target.time_limit, progress)
+    rich = shared(operators, allowed, target.bytes, target.alignment)
+    solution = solve(rich.problem, target.bytes, target.alignment, target.time_limit, progress, allowed, operators.problem,
+                     lambda problem, *_: problem)
+    return rich if solution.problem is rich.problem else operators, solution
+
+
 def executable_of(graph: Graph, operators: Operators, solution: Solution, target: Scratchpad, options: Options, environment: Environment,
                   pack: Any = None) -> ScheduledExecutable:
     """What runs a schedule, with transfers beside computing where that is wanted and there is room."""
     if target.prefetch:
-        schedule = overlapped(operators.problem, solution.schedule, target.bytes, target.alignment, target.banks)
-        account = check(operators.problem, schedule, target.bytes, target.alignment)
+        problem = _as_scheduled(solution, target)
+        schedule = overlapped(problem, solution.schedule, target.bytes, target.alignment, target.banks)
+        account = check(problem, schedule, target.bytes, target.alignment)
         solution = replace(solution, schedule=schedule, account=account)
     program = share_kernels(program_of(operators, solution.schedule, target.bytes, target.alignment))
     verify_program(program)
@@ -96,6 +111,15 @@ def executable_of(graph: Graph, operators: Operators, solution: Solution, target
     return executable
 
 
+def _as_scheduled(solution: Solution, target: Scratchpad) -> Problem:
+    """The problem without permissions to store over operands, if the schedule makes no use of any."""
+    try:
+        check(separate(solution.problem), solution.schedule, target.bytes, target.alignment)
+    except WrongSchedule:
+        return solution.problem
+    return separate(solution.problem)
+
+
 def summary(solution: Solution) -> dict[str, Any]:
     """What is known of a schedule, as JSON."""
     account = solution.account
@@ -109,7 +133,7 @@ def _cycles(program: Program, target: Scratchpad) -> list[int]:
     found = []
     for step in program.steps:
         if isinstance(step, Launch):
-            touched = sum(buffer_bytes(step, buffer) for buffer in step.kernel.buffers)
+            touched = sum(buffer_bytes(step, buffer) * (2 if buffer.space == "inout" else 1) for buffer in step.kernel.buffers)
             found.append(cycles_of(step, touched, target.operations_per_cycle, target.banks))
     return found
 
@@ -126,4 +150,4 @@ def _refuse_saving(executable: Executable, path: str, **options: Any) -> Any:
                            hint="executable.program is its program; tilewright schedule writes it as text")
 
 
-__all__ = ["ScheduledExecutable", "compile_scheduled", "executable_of", "prepare", "summary"]
+__all__ = ["ScheduledExecutable", "compile_scheduled", "executable_of", "prepare", "schedule_of", "summary"]

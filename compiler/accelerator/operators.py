@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..ir.dims import evaluate, is_static, product, symbols_of
 from ..ir.errors import CompileError, UnsupportedError
 from ..ir.graph import Graph
+from ..ir.loop import Kernel
 from ..ir.ops.control import Param
 from ..ir.program import Launch
 from ..lowering.lower import Draft, Drafted, Spot
@@ -23,13 +25,35 @@ Key = tuple[str, int]  # of a spot: its space, and the number, the offset of a c
 BANK_BYTES = 64        # that an operator reads and writes in a bank and cycle
 
 
+class Part(Struct, frozen=True):
+    """A launch for a slice of rows, of which `first` is the first."""
+
+    first: int
+    draft: Draft
+
+
+class Member(Struct, frozen=True):
+    """What an operator of a chain launches, slice by slice. `places`: for each spot the tensor at whose address it begins; `steps`: for
+    each buffer the bytes of a row, 0 for one that is needed whole; `local`: tensors that hold a slice alone."""
+
+    places: dict[Key, int]
+    parts: tuple[Part, ...]
+    steps: tuple[int, ...]
+    local: frozenset[int]
+
+
 class Operators(Struct):
-    """`groups`: the launches of each of the problem's operators. `tensors`: the number of each spot that is scheduled."""
+    """`groups`: the launches of each of the problem's operators. `tensors`: the number of each spot that is scheduled; `places`: for each
+    operator the tensor at whose address a spot begins. `over`: kernels that store over an operand, by the name of the one that does
+    not and the operand's position among its buffers. `chains`: what operators launch that run slice by slice."""
 
     drafted: Drafted
     problem: Problem
     groups: list[list[Draft]]
     tensors: dict[Key, int]
+    places: list[dict[Key, int]]
+    over: dict[tuple[str, int], Kernel] = {}
+    chains: dict[int, list[Member]] = {}
 
 
 def refuse_open_sizes(graph: Graph) -> None:
@@ -56,10 +80,12 @@ def operators_of(drafted: Drafted, parameters: str) -> Operators:
     groups = [[drafts[number] for number in group] for group in _groups(drafts)]
     tensors: dict[Key, int] = {}
     rows: list[Tensor] = []
+    names = set[str]()
     for key, tensor in _tensors(drafted, drafts, parameters != "ignored"):
         if key not in tensors:
             tensors[key] = len(rows)
-            rows.append(tensor)
+            rows.append(replace(tensor, name=tensor.name if tensor.name not in names else f"{tensor.name} {len(rows)}"))
+            names.add(rows[-1].name)
     operators = [_operator(number, group, tensors) for number, group in enumerate(groups)]
     made = {t for operator in operators for t in operator.outputs}
     results = [tensors["output", n] for n in range(len(drafted.outputs)) if ("output", n) in tensors]
@@ -67,7 +93,7 @@ def operators_of(drafted: Drafted, parameters: str) -> Operators:
     if parameters == "resident":
         problem = with_parameters(problem, parameters)
     order = [int(operator.name.rpartition("#")[2]) for operator in problem.operators]
-    return Operators(drafted, problem, [groups[number] for number in order], tensors)
+    return Operators(drafted, problem, [groups[number] for number in order], tensors, [tensors] * len(order))
 
 
 def _groups(drafts: Sequence[Draft]) -> list[range]:

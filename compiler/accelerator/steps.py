@@ -1,18 +1,21 @@
 """A schedule as a program: launches at addresses of the scratchpad, and the transfers between them.
 
 Assumes a schedule that the checker accepted. Guarantees a program that `verify_program` accepts: what was spilled has a place of its
-own off the chip, results in the outputs; tensors without bytes are nowhere.
+own off the chip, results in the outputs; tensors without bytes are nowhere; a result that begins where an operand lies is stored
+over it by a kernel made for that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from msgspec.structs import replace
 
 from ..ir.errors import InternalError
-from ..ir.program import Fetch, Free, Launch, Place, Program, Scratchpad, Spill, Step
+from ..ir.program import Fetch, Free, Launch, Place, Program, Reserve, Scratchpad, Spill, Step
 from ..lowering.lower import Draft, Spot
 from ..scheduling import problem as scheduled
-from .operators import Key, Operators, key_of
+from .operators import Key, Member, Operators, Part, key_of
 
 ALIGNMENT = 64  # off the chip
 
@@ -46,8 +49,15 @@ class _Writer:
     def add(self, step: scheduled.Step) -> None:
         match step:
             case scheduled.Run(operator=number, addresses=addresses):
-                self.addresses.update(zip(self.operators.problem.operators[number].outputs, addresses))
-                self.steps += [self.launch(draft) for draft in self.operators.groups[number]]
+                operator, places = self.operators.problem.operators[number], self.operators.places[number]
+                over = self.overwritten(operator, addresses)
+                self.addresses.update(zip(operator.outputs, addresses))
+                if number in self.operators.chains:
+                    self.run_in_slices(operator, self.operators.chains[number])
+                    return
+                self.steps += [self.launch(draft, places) if over < 0 else self.launch_over(draft, places, over)
+                               for draft in self.operators.groups[number]]
+                self.addresses.pop(over, None)
             case scheduled.Fetch(tensor=tensor, address=address):
                 self.addresses[tensor] = address
                 if self.tensors[tensor].bytes:
@@ -69,9 +79,35 @@ class _Writer:
             self.workspace_bytes += -(-self.tensors[tensor].bytes // ALIGNMENT) * ALIGNMENT
         return self.places[tensor]
 
-    def launch(self, draft: Draft) -> Launch:
-        places = tuple(_place(spot, self.operators.tensors, self.addresses) for spot in draft.spots)
+    def overwritten(self, operator: scheduled.Operator, addresses: Sequence[int]) -> int:
+        """The operand that the first result takes the place of; -1 where there is none."""
+        return next((t for t in operator.in_place if self.tensors[t].bytes and self.addresses.get(t) == addresses[0]), -1)
+
+    def launch(self, draft: Draft, tensors: Mapping[Key, int]) -> Launch:
+        places = tuple(_place(spot, tensors, self.addresses) for spot in draft.spots)
         return Launch(draft.kernel, places, draft.sizes, facts=draft.facts)
+
+    def run_in_slices(self, operator: scheduled.Operator, chain: Sequence[Member]) -> None:
+        """All members for a slice, then for the next one."""
+        result = operator.outputs[0]
+        self.steps.append(Reserve(self.addresses[result], self.tensors[result].bytes))
+        for number in range(len(chain[0].parts)):
+            self.steps += [self.launch_part(member, member.parts[number]) for member in chain]
+
+    def launch_part(self, member: Member, part: Part) -> Launch:
+        """A launch on a slice of its rows; what holds a slice alone begins with it."""
+        whole = self.launch(part.draft, member.places)
+        steps = [0 if member.places.get(key_of(spot)) in member.local else step for spot, step in zip(part.draft.spots, member.steps)]
+        return replace(whole, places=tuple(replace(place, offset=place.offset + part.first * step)
+                                           for place, step in zip(whole.places, steps)))
+
+    def launch_over(self, draft: Draft, tensors: Mapping[Key, int], over: int) -> Launch:
+        """The launch whose result takes the place of an operand."""
+        whole = self.launch(draft, tensors)
+        position = next(n for n, spot in enumerate(draft.spots) if tensors.get(key_of(spot)) == over)
+        kernel = self.operators.over[draft.kernel.name, position]
+        facts = replace(draft.facts, choice=replace(draft.facts.choice, in_place=True))
+        return replace(whole, kernel=kernel, places=(*whole.places[:position], *whole.places[position + 1:]), facts=facts)
 
 
 def _place(spot: Spot, tensors: Mapping[Key, int], addresses: Mapping[int, int]) -> Place:

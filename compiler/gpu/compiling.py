@@ -96,7 +96,7 @@ def compile_for_device(graph: Graph, target: str, options: Options, environment:
             return _loaded(found.object_code, found.constants, {**found.metadata, "cached": True}, options, pack)
     graph = graph if settle is None else settle()
     verify(graph)
-    object_code, constants, digest, metadata = build(graph, architectures, options, environment)
+    object_code, constants, digest, metadata = build(graph, architectures, options, environment, cache)
     if cache is not None and not sources_changed():
         cache.store(_key(graph, architectures, options), object_code, constants, digest, metadata)
     return _loaded(object_code, constants, {**metadata, "cached": False}, options, pack)
@@ -130,10 +130,10 @@ def explain(executable: CudaExecutable, values: Sequence[Any] = (), sizes: Mappi
 
 @collector_paused()
 def build(graph: Graph, architectures: tuple[str, ...], options: Options,
-          environment: Environment) -> tuple[bytes, Any, str, dict[str, Any]]:
+          environment: Environment, cache: Cache | None) -> tuple[bytes, Any, str, dict[str, Any]]:
     """Object code, constants and their digest, and metadata of a verified graph."""
     architecture, *others = architectures
-    backend = CudaBackend(architecture, tuple(others))
+    backend = CudaBackend(architecture, tuple(others), cache)
     clock = Clock()
     dump_constants(environment, graph)
     optimized, report = run_passes(graph, options, backend.capabilities, environment)

@@ -94,6 +94,7 @@ class AttentionKernel:
         self.scores = self._local("scores", (plan.rows, plan.keys + APART))
         self.sums = self._local("sums", (plan.rows, width))
         self.largest, self.total = self._local("largest", (plan.rows,)), self._local("total", (plan.rows,))
+        self.best = self._local("best", (plan.rows,)) if plan.online else self.largest  # of this block of keys
         self.shared = [(n, self._local("shared", (plan.keys,), n.dtype)) for n in self._along_keys()]
         self.batch: Index = ()
         self.block: DimLike = 0
@@ -133,7 +134,8 @@ class AttentionKernel:
         self.batch = tuple(batch)
         more, (self.count,) = named_parts(self.inliner, ["rows"], (dim_min(self.plan.rows, self.rows - self.block * self.plan.rows),))
         tiles, (self.tiles,) = named_parts(self.inliner, ["tiles"], (ceildiv(self.count, self.plan.first.rows),))
-        buffers = (self.queries, self.scores, self.sums, self.largest, self.total, *(b for _, b in self.shared))
+        of_rows = (self.largest, *((self.best,) if self.plan.online else ()), self.total)
+        buffers = (self.queries, self.scores, self.sums, *of_rows, *(b for _, b in self.shared))
         memory = map(Alloc, buffers)
         begin = (self._begin(),) if self.plan.online else ()
         body = (*lets, *more, *tiles, *memory, self._copy_queries(), *begin, *self._over_keys(), self._give())
@@ -179,10 +181,13 @@ class AttentionKernel:
         return (For(variable, ceildiv(self.keys, plan.keys), "serial", (*lets, *more, *self._block_of_keys(start, count))),)
 
     def _block_of_keys(self, start: DimLike, count: DimLike) -> tuple[Stmt, ...]:
-        """The scores of all rows, each row's softmax, and what the weights give of the values."""
-        row, r = loop_symbol(self.names.fresh("r"), self.count)
-        softmax = For(row, self.count, "serial", tuple(self._softmax(r, start, count)))
-        return self._score(start, count), *self._share(start, count), softmax, self._weigh(start, count)
+        """The scores of all rows, each row's softmax, and what the weights give of the values. A row's exponentials wait for its largest
+        score: all rows' are found first, so that rows do not wait for one another."""
+        steps = []
+        for make in (self._largest_of_row, self._weights_of_row):
+            row, r = loop_symbol(self.names.fresh("r"), self.count)
+            steps.append(For(row, self.count, "serial", tuple(make(r, start, count))))
+        return self._score(start, count), *self._share(start, count), *steps, self._weigh(start, count)
 
     def _share(self, start: DimLike, count: DimLike) -> list[Stmt]:
         """What the rows of a block share along the keys."""
@@ -261,13 +266,12 @@ class AttentionKernel:
 
     # --- the softmax of a row -----------------------------------------------------------------------------------------
 
-    def _softmax(self, row: DimLike, start: DimLike, count: DimLike) -> list[Stmt]:
-        """The row's scores, and the exponentials in their place; what was summed so far is scaled to the largest one now."""
+    def _largest_of_row(self, row: DimLike, start: DimLike, count: DimLike) -> list[Stmt]:
+        """The row's scores, and the largest of them."""
         attention, root = self.attention, self.inliner.inner()
         lets, (place,) = named_parts(self.inliner, ["row"], (self.block * self.plan.rows + row,))
-        best, total = (Buffer(self.names.fresh(name), self.dtype, (), "register") for name in ("best", "sum"))
-        root.block += [*lets, Alloc(best), Store(best.name, (), root.literal(float("-inf"), self.dtype)), Alloc(total),
-                       Store(total.name, (), root.literal(0.0, self.dtype))]
+        best = Buffer(self.names.fresh("best"), self.dtype, (), "register")
+        root.block += [*lets, Alloc(best), Store(best.name, (), root.literal(float("-inf"), self.dtype))]
 
         def scored(inner: Inliner, k: DimLike) -> list[Stmt]:
             index = self._place(place, start + k)
@@ -280,8 +284,13 @@ class AttentionKernel:
                 inner.block.append(Store(self.scores.name, (row, k), score))
             return [*inner.block, Store(best.name, (), score, "max")]
 
-        root.block.append(self._along(count, scored))
-        largest = root.latch(root.load(best, ()))
+        return [*root.block, self._along(count, scored), Store(self.best.name, (row,), root.load(best, ()))]
+
+    def _weights_of_row(self, row: DimLike, start: DimLike, count: DimLike) -> list[Stmt]:
+        """The exponentials in the place of the row's scores; what was summed so far is scaled to the largest one now."""
+        root, total = self.inliner.inner(), Buffer(self.names.fresh("sum"), self.dtype, (), "register")
+        root.block += [Alloc(total), Store(total.name, (), root.literal(0.0, self.dtype))]
+        largest = root.latch(root.load(self.best, (row,)))
         if self.plan.online:
             largest = self._rescale(root, row, start, largest)
 
@@ -293,8 +302,6 @@ class AttentionKernel:
         summed = root.load(total, ())
         if self.plan.online:
             summed = root.scalar("add", root.load(self.total, (row,)), summed)
-        else:
-            root.block.append(Store(self.largest.name, (row,), largest))
         return [*root.block, Store(self.total.name, (row,), summed)]
 
     def _rescale(self, root: Inliner, row: DimLike, start: DimLike, largest: Node) -> Node:

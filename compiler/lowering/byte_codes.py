@@ -26,7 +26,7 @@ from ..ir.loop import Alloc, Buffer, For, Prefetch, Stmt, Store
 from ..ir.ops.weight_only import BYTE_CODES, WORD, WeightOnlyDot
 from ..ir.types import F32, I8, I32, U8, U32
 from ..tiles import Tile
-from .coded_weights import LINE, Nest, Operands, op_of
+from .coded_weights import LINE, Nest, Operands, op_of, words_ahead
 from .contraction import TileWork, is_at_most, named_parts
 from .inline import Inliner, loop_symbol, unflatten_index
 
@@ -49,7 +49,8 @@ FEW_SHARES = 8            # where each share has digits prepared
 
 class BytePlan(Struct, frozen=True):
     """A nest for `least` rows and more, at most `most` (0: any number): tiles of `rows` rows and `beside` panels, `high` of them below one
-    another in a block. An activation is `digits` bytes. `pairs`: quads whose products add up within 16 bits (0: in 32 at once)."""
+    another in a block. An activation is `digits` bytes. `pairs`: quads whose products add up within 16 bits (0: in 32 at
+    once). `ahead`: how far words are prefetched (0: they are not, since a block of rows reads them again)."""
 
     lanes: int
     least: int
@@ -59,6 +60,7 @@ class BytePlan(Struct, frozen=True):
     high: int
     digits: int
     pairs: int
+    ahead: int
 
 
 def takes_bytes(op: WeightOnlyDot, caps: Caps) -> bool:
@@ -87,8 +89,9 @@ def choose_byte_plan(node: Node, lanes: int, caps: Caps, rows: DimLike, least: i
     if isinstance(rows, int):
         height = -(-max(rows, 1) // -(-max(rows, 1) // highest))
     beside = max(1, min(room // (height * digits + 2), MOST_VECTORS) // vectors)
-    one_tile = isinstance(rows, int) and rows <= height
-    return BytePlan(lanes, least, most, height, min(beside, panels), 1 if one_tile else max(1, BLOCK_ROWS // height), digits, pairs)
+    beside, one_tile = min(beside, panels), isinstance(rows, int) and rows <= height
+    high = 1 if one_tile else max(1, BLOCK_ROWS // height)
+    return BytePlan(lanes, least, most, height, beside, high, digits, pairs, words_ahead(node, beside, caps) if high == 1 else 0)
 
 
 class _Registers(Struct, frozen=True):
@@ -304,9 +307,9 @@ class ByteNest(Nest):
         found: list[Stmt] = []
         for s, place in enumerate(places):
             start = (place * self.words + at) * self.width
-            if self.plan.high == 1:
-                ahead = self.plan.beside * self.words * self.width
-                found += [Prefetch(self.operands.words.name, (start + ahead + line,)) for line in range(0, self.width, LINE)]
+            if self.plan.ahead:
+                ahead = start + self.plan.ahead * self.width
+                found += [Prefetch(self.operands.words.name, (ahead + line,)) for line in range(0, self.width, LINE)]
 
             def take(inner: Inliner, column: DimLike, s: int = s, start: DimLike = start) -> None:
                 word = inner.load(self.flat(self.operands.words), (start + column,))

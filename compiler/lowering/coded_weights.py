@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from ..ir.caps import Caps
 from ..ir.dims import DimLike, product
 from ..ir.graph import Node
 from ..ir.loop import Buffer, For, Stmt
@@ -15,6 +16,8 @@ from .contraction import named_parts
 from .inline import Inliner, loop_symbol
 
 LINE = 16  # words that memory brings at a time
+NEAR = 0.25  # of the second level of memory: what a block of panels may take that is prefetched while the one before it is read
+FEW_WORDS = 8  # to prefetch ahead of those that are read, where a block takes more
 
 
 class Operands(Struct, frozen=True):
@@ -24,6 +27,15 @@ class Operands(Struct, frozen=True):
     words: Buffer
     scales: Buffer
     points: Buffer | None
+
+
+def words_ahead(node: Node, beside: int, caps: Caps) -> int:
+    """How many words of each column lie between those that are read and those that are prefetched, by a nest with so many panels
+    side by side: the next block's, where it stays near until then."""
+    _, words, width = node.inputs[1].shape
+    assert isinstance(words, int) and isinstance(width, int)
+    block = beside * words
+    return block if block * width * (WORD // 8) <= NEAR * caps.level2_bytes else FEW_WORDS
 
 
 def op_of(node: Node) -> WeightOnlyDot:

@@ -20,7 +20,7 @@ from ..ir.caps import Caps
 from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_max, dim_min, divides, product, size_of, symbols_of
 from ..ir.graph import Graph, Node
 from ..ir.loop import Alloc, Buffer, Check, For, If, IndexValue, Let, Load, Stmt, Store, expression_nodes, expressions_of, loop_variable
-from ..ir.loop_verify import linear_factor
+from ..ir.loop_proofs import linear_factor
 from ..ir.ops.compute import (
     COMBINE,
     ArgReduce,

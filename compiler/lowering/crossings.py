@@ -32,7 +32,7 @@ from ..ir.loop import (
     map_statements,
     substitute_statements,
 )
-from ..ir.loop_verify import linear_factor
+from ..ir.loop_proofs import linear_factor
 from ..ir.schedule import Step
 from .inline import Names, loop_symbol
 

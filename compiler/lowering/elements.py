@@ -17,7 +17,7 @@ from ..ir.caps import Caps
 from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_max, dim_min, product
 from ..ir.graph import Graph, Node
 from ..ir.loop import Buffer, For, IndexValue, Let, Load, Prefetch, Stmt, Store, expression_nodes, expressions_of
-from ..ir.loop_verify import linear_factor
+from ..ir.loop_proofs import linear_factor
 from ..ir.ops.compute import Bitcast, Cast, Elementwise
 from ..ir.ops.shape import Concat, GatherND, Pad, Reshape, Take, TakeAlong, UpdateSlice, unproved_windows
 from ..ir.schedule import Schedule, Step

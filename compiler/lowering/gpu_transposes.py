@@ -35,7 +35,7 @@ from ..ir.loop import (
     names_of,
     variable_size,
 )
-from ..ir.loop_verify import linear_factor
+from ..ir.loop_proofs import linear_factor
 from ..ir.ops.compute import Elementwise
 from ..ir.schedule import Step, apply_schedule
 from ..ir.types import BOOL, INDEX, TensorType

@@ -44,12 +44,13 @@ class Spot(Struct, frozen=True):
 
 
 class Draft(Struct, eq=False):
-    """A launch before offsets are known."""
+    """A launch before offsets are known, and the node that it computes or prepares for."""
 
     kernel: Kernel
     spots: tuple[Spot, ...]
     sizes: tuple[DimLike, ...]
     facts: Facts
+    node: Node
 
 
 class DraftBlock(Struct, eq=False):
@@ -73,7 +74,8 @@ class Statistics(Struct):
 
 
 class Drafted(Struct):
-    """A lowered graph before its values have places; `storages` are those of the workspace."""
+    """A lowered graph before its values have places; `storages` are those of the workspace. `launches`: what computes one node more, given
+    the spots of its operands and of its results."""
 
     name: str
     inputs: tuple[tuple[str, TensorType], ...]
@@ -82,6 +84,7 @@ class Drafted(Struct):
     constants_bytes: int
     storages: list[Storage]
     drafts: Drafts
+    launches: Callable[[Node, Sequence[Spot], Sequence[Spot]], Drafts]
 
 
 class Placement(Struct):
@@ -139,7 +142,13 @@ class _Lowering:
         inputs = tuple((p.op.label, p.tensor) for p in self.original.params if isinstance(p.op, Param))
         outputs = tuple((name, r.tensor) for name, r in zip(graph.result_names, self.original.results))
         constants = tuple(sorted(self.constants.values(), key=lambda row: row[0]))
-        return Drafted(graph.name, inputs, outputs, constants, self.constants_bytes, self.storages, drafts)
+        return Drafted(graph.name, inputs, outputs, constants, self.constants_bytes, self.storages, drafts, self.launches)
+
+    def launches(self, node: Node, operands: Sequence[Spot], targets: Sequence[Spot]) -> Drafts:
+        """What computes a node that is not of the graph."""
+        drafts: Drafts = []
+        self._launch(node, operands, targets, drafts)
+        return drafts
 
     def _output_spots(self) -> list[Spot]:
         return [Spot("output", number) for number in range(len(self.graph.results))]
@@ -258,7 +267,7 @@ class _Lowering:
         sizes = self._kernel_sizes(kernel, values)
         choice, spaces = self.kernels.choices[kernel.name], [spot.space for spot in around]
         facts = self.facts.facts_of(node, kernel, choice, spaces, sizes, main)
-        return Draft(kernel, tuple(spots), sizes, facts)
+        return Draft(kernel, tuple(spots), sizes, facts, node)
 
     def _kernel_sizes(self, kernel: Kernel, values: dict[str, DimLike]) -> tuple[DimLike, ...]:
         """What a launch passes for the kernel's symbols, in the program's own: `values` of the kernel's private ones."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_min, product, substitute, symbols_of
 from ..ir.graph import Node
 from ..ir.loop import Alloc, Buffer, For, If, Literal, Load, Prefetch, Stmt, Store, expression_nodes, expressions_of
-from ..ir.loop_verify import linear_factor
+from ..ir.loop_proofs import linear_factor
 from ..ir.ops.compute import COMBINE, Cast, Elementwise, Reduce, accumulator_dtype, reduction_identity
 from ..ir.schedule import Step
 from ..ir.types import INDEX, DType

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, bounds, divides, product
 from ..ir.loop import Buffer, For, If, Kernel, Load, Stmt, Store, While, expression_nodes, expressions_of, walk
-from ..ir.loop_verify import linear_factor
+from ..ir.loop_proofs import linear_factor
 
 LEAST_BYTES = 1024   # that are stored one after another
 MOST_STREAMS = 4     # results that are stored at once: a core collects only a few lines at a time

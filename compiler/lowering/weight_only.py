@@ -31,7 +31,7 @@ from ..ir.ops.weight_only import WORD, WeightOnlyDot, step_of_place
 from ..ir.types import F32, I8, I32
 from ..tiles import PANEL_SHARES, Blocks, Tile, choose_blocks, choose_tile
 from .byte_codes import ByteNest, BytePlan, choose_byte_plan, choose_byte_plans, takes_bytes
-from .coded_weights import LINE, Nest, Operands, op_of
+from .coded_weights import LINE, Nest, Operands, op_of, words_ahead
 from .contraction import TileWork, is_at_most, named_parts
 from .inline import Index, Inliner, loop_symbol, unflatten_index
 
@@ -46,7 +46,7 @@ CHUNK = 16            # activations that are prepared at a time: the powers of t
 
 class Plan(Struct, frozen=True):
     """How the op is computed, in vectors of `lanes`: `few` rows (0: there is no nest for few rows) with so many panels `beside` one
-    another and `sets` of sums; the register tile and blocks of the nest for more rows (None: there is none)."""
+    another and `sets` of sums, words prefetched `ahead`; the register tile and blocks of the nest for more rows (None: there is none)."""
 
     lanes: int
     few: int
@@ -55,6 +55,7 @@ class Plan(Struct, frozen=True):
     tile: Tile | None
     blocks: Blocks
     of_bytes: tuple[BytePlan, ...] = ()
+    ahead: int = 0
 
 
 def choose_plan(node: Node, caps: Caps) -> Plan:
@@ -82,11 +83,13 @@ def _plan_of_floats(node: Node, caps: Caps) -> Plan:
     beside = max(1, min(panels, room // (height + 1) * tile.lanes // width))
     chains = height * beside * width // tile.lanes
     sets = max(1, min((room - chains // height) // chains, -(-ENOUGH_CHAINS // chains), WORD // op.bits // 2))
+    ahead = words_ahead(node, beside, caps)
     if high <= few:
-        return Plan(tile.lanes, few, beside, sets, None, Blocks(1, 1))
+        return Plan(tile.lanes, few, beside, sets, None, Blocks(1, 1), ahead=ahead)
     blocks = choose_blocks(1, rows, op.columns, depth, tile, F32, caps)
     near = int(min(PANEL_SHARES[0] * caps.level1_bytes, PANEL_SHARES[1] * caps.level2_bytes)) // (width * F32.bytes)
-    return Plan(tile.lanes, few, beside, sets, tile, Blocks(blocks.rows, blocks.panels, _part(op, node.inputs[1].shape[1], near)))
+    blocks = Blocks(blocks.rows, blocks.panels, _part(op, node.inputs[1].shape[1], near))
+    return Plan(tile.lanes, few, beside, sets, tile, blocks, ahead=ahead)
 
 
 def _part(op: WeightOnlyDot, words: DimLike, near: int) -> int:
@@ -287,8 +290,8 @@ class _FewRows(_FloatNest):
         for s, place in enumerate(places):
             start = (place * self.words + at) * self.width
             if tile.rows.start == 0:
-                ahead = self.plan.beside * self.words * self.width
-                found += [Prefetch(self.operands.words.name, (start + ahead + line,)) for line in range(0, self.width, LINE)]
+                ahead = start + self.plan.ahead * self.width
+                found += [Prefetch(self.operands.words.name, (ahead + line,)) for line in range(0, self.width, LINE)]
 
             def take(inner: Inliner, column: DimLike, s: int = s, start: DimLike = start) -> None:
                 word = inner.load(self.flat(self.operands.words), (start + column,))

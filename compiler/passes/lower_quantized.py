@@ -30,10 +30,11 @@ from ..ir.ops.shape import Broadcast, Pad, Reshape, Slice, Transpose
 from ..ir.rewrite import rewrite_graph, uniform_value
 from ..ir.types import F32, I8, I32, U8
 from ..library import apply, cast, constant, reshape, transpose
-from ..library_quantized import BYTES, difference, is_dequantize
+from ..library_quantized import BYTES, difference, is_dequantize, may_scale_by_place
 from ..options import Options
 from .pack_integers import gain_of_integers
 from .requantize import multiply_by_reciprocals, requantize
+from .taps import tap_by_tap
 from .winograd import gain_of_tiles, known_array
 
 LEAST_DEPTH = 8  # steps of a contraction that are worth their requantization
@@ -132,9 +133,14 @@ def _reason_of_conv(node: Node, left: Form, right: Form, options: Options, caps:
         return "a depthwise convolution has too few products for each element"
     if channels % 2 and channels < FEW_CHANNELS:
         return f"{channels} channels do not fill words of the integers"
-    batch, out = _varying_axes(op, right)
-    if any(n != 1 for form, kept in ((left, batch), (right, out)) for a, n in enumerate(form.scale.shape) if a != kept):
+    out = _result_axis(op, right)
+    if left.scale.shape[-1 if op.channels_last else 1] != 1 or any(n != 1 for a, n in enumerate(right.scale.shape) if a != out):
         return _VARIES
+    if _varies_by_place(left):
+        if left.zero_point is not None or right.zero_point is not None:
+            return "a scale differs from place to place, and there is a zero point"
+        if not may_scale_by_place(op, node.inputs[0].tensor, node.inputs[1].tensor):
+            return "a scale differs from place to place, and the products of a tap are too few"
     if op.groups != 1 and right.scale.shape[out] not in (1, right.value.shape[out]):
         return _VARIES
     if _has_faster_floats(node, right, options, caps):
@@ -142,9 +148,14 @@ def _reason_of_conv(node: Node, left: Form, right: Form, options: Options, caps:
     return ""
 
 
-def _varying_axes(op: Conv, right: Form) -> tuple[int, int]:
-    """The axes of the operands along which their scales may vary: batch and channels of the result."""
-    return (0, right.value.rank - 1) if op.channels_last else (0, 0)
+def _result_axis(op: Conv, weights: Form) -> int:
+    """The axis of the weights along which their scale may vary: channels of the result."""
+    return weights.value.rank - 1 if op.channels_last else 0
+
+
+def _varies_by_place(left: Form) -> bool:
+    """Whether the scale of a convolution's input differs not only between the parts of a batch."""
+    return any(n != 1 for n in left.scale.shape[1:])
 
 
 def _depth(node: Node) -> DimLike:
@@ -196,13 +207,15 @@ def _of_dot(b: Builder, op: Dot, left: Form, right: Form) -> Node:
 
 
 def _of_conv(b: Builder, op: Conv, left: Form, right: Form) -> Node:
-    batch, out = _varying_axes(op, right)
+    out = _result_axis(op, right)
+    of_columns: list[DimLike] = [1] * left.value.rank
+    of_columns[-1 if op.channels_last else 1] = right.scale.shape[out]
+    columns = reshape(b, right.scale, of_columns)
+    if _varies_by_place(left):
+        return apply(b, "mul", tap_by_tap(b, op, left.value, left.scale, right.value), columns)
     integers = Conv(op.strides, op.padding, op.dilation, op.input_dilation, op.groups, op.channels_last, I32)
     total = b.add(integers, *_differences(b, left, right))
-    ones: list[DimLike] = [1] * total.rank
-    of_rows, of_columns = list(ones), list(ones)
-    of_rows[0], of_columns[-1 if op.channels_last else 1] = left.scale.shape[batch], right.scale.shape[out]
-    return _scaled(b, total, reshape(b, left.scale, of_rows), reshape(b, right.scale, of_columns))
+    return _scaled(b, total, reshape(b, left.scale, (left.scale.shape[0], *[1] * (total.rank - 1))), columns)
 
 
 def _differences(b: Builder, *forms: Form) -> list[Node]:

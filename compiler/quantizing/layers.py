@@ -27,6 +27,7 @@ from ..ir.ops.compute import Conv, Dot, window_view
 from ..ir.ops.control import Const
 from ..ir.ops.shape import Reshape, Take, Transpose
 from ..ir.types import F32
+from ..library_quantized import may_scale_by_place
 
 ROWS = 4096  # rows of a layer's input that a sample gives at most, evenly spread
 _ONNX_NODE = re.compile(r"node '(?P<name>.*)' \(\w+\)$")
@@ -198,10 +199,15 @@ class Layer(Struct, frozen=True, eq=False):
 
     @property
     def row_axes(self) -> tuple[int, ...]:
-        """The axes of the input over which a range of its own is taken for each row: the contracted ones of a dot, all but the
-        batch of a convolution, whose windows overlap."""
+        """The axes of the input over which a range of its own is taken: the contracted ones of a dot; the channels of a convolution,
+        where a scale for each place is worth it, else all but the batch."""
         op = self.node.op
-        return tuple(sorted(op.lhs_contract)) if isinstance(op, Dot) else tuple(range(1, self.source.rank))
+        if isinstance(op, Dot):
+            return tuple(sorted(op.lhs_contract))
+        assert isinstance(op, Conv)
+        if may_scale_by_place(op, self.source.tensor, self.node.inputs[1].tensor):
+            return (self.source.rank - 1 if op.channels_last else 1,)
+        return tuple(range(1, self.source.rank))
 
     @property
     def can_smooth(self) -> bool:

@@ -66,5 +66,7 @@ def _reading_parts(operator: Operator, parts: dict[int, tuple[int, ...]]) -> Ope
         return operator
     inputs = dict.fromkeys(t for operand in operator.inputs for t in parts.get(operand, (operand,)))
     joined = tuple(tuple(t for member in group for t in parts.get(member, (member,))) for group in operator.joined)
-    return replace(operator, inputs=tuple(inputs), in_place=tuple(t for t in operator.in_place if t not in parts),
+    read_as_parts = {t for operand in gone for t in parts[operand]}
+    in_place = tuple(t for t in operator.in_place if t not in parts and t not in read_as_parts)
+    return replace(operator, inputs=tuple(inputs), in_place=in_place,
                    joined=(*joined, *(parts[t] for t in gone if len(parts[t]) > 1)))

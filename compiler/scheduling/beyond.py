@@ -7,6 +7,8 @@ cheap tensors computed again by whoever reads them (`recompute`), chains of oper
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import Struct
 
 from .aliasing import separate, without_copies
@@ -27,6 +29,12 @@ class Allowed(Struct, frozen=True):
 NOTHING = Allowed()
 EVERYTHING = Allowed(True, True, True, True)
 SWITCHES = Allowed.__struct_fields__
+
+
+def what_is_allowed(names: Sequence[str]) -> Allowed:
+    """The switches by their names, as in `in-place`; `all` is all of them."""
+    chosen = SWITCHES if "all" in names else [name.replace("-", "_") for name in names]
+    return Allowed(**dict.fromkeys(chosen, True))
 
 
 def changed(problem: Problem, budget: int, alignment: int, allowed: Allowed) -> Problem:

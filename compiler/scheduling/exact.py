@@ -34,6 +34,7 @@ FEEDBACKS = 8         # searches with less room where packing failed
 SHARE_DIVIDED = 0.4  # of the time left, for divide and conquer before the search that proves
 
 Progress = Callable[[str, int, int], None]  # what is being done, excess bytes of the best so far, bound
+Change = Callable[[Problem, int, int, Allowed], Problem]  # what becomes of a problem by what is allowed, for a budget and an alignment
 
 
 class Solution(Struct):
@@ -93,17 +94,19 @@ def check_budget(problem: Problem, budget: int, alignment: int) -> None:
 
 
 def solve(problem: Problem, budget: int, alignment: int = 64, seconds: float = 10.0, progress: Progress | None = None,
-          allowed: Allowed = NOTHING, compared: Problem | None = None) -> Solution:
+          allowed: Allowed = NOTHING, compared: Problem | None = None, change: Change = changed) -> Solution:
     """The best schedule found in the time; CompileError where there is none. Baselines are schedules of the problem `compared` (else of the
-    one given) by whole operators that share nothing, and so is the answer where nothing better was found with what is allowed."""
+    one given) by whole operators that share nothing, and so is the answer where nothing better was found with what is allowed.
+    `change` does what is allowed."""
     plain = separate(problem if compared is None else compared)
     began = time.monotonic()
     check_budget(plain if allowed == NOTHING else problem, budget if allowed == NOTHING else LARGEST, alignment)
     works = [] if budget < working_set(plain, alignment)[0] else [_Work(plain, budget, alignment, began + seconds, progress, True)]
     if allowed != NOTHING:
-        rich = changed(problem, budget, alignment, allowed)
-        check_budget(rich, budget, alignment)
-        works.append(_Work(rich, budget, alignment, began + seconds, progress, False))
+        rich = change(problem, budget, alignment, allowed)
+        if not works or working_set(rich, alignment)[0] <= budget:
+            check_budget(rich, budget, alignment)
+            works.append(_Work(rich, budget, alignment, began + seconds, progress, False))
     interrupted = False
     try:
         for work in works:

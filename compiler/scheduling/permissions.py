@@ -13,7 +13,7 @@ from typing import Any
 from ..ir.graph import Graph, Node
 from ..ir.ops.compute import Bitcast, Cast, Elementwise
 from ..ir.ops.control import Const, Fusion, Param
-from ..ir.ops.shape import Broadcast, Concat
+from ..ir.ops.shape import Broadcast, Concat, Reshape
 from ..ir.types import TensorType
 
 POINTWISE = (Elementwise, Cast, Bitcast)
@@ -26,7 +26,7 @@ def permissions(node: Node, operands: Sequence[int], sizes: Sequence[int], outpu
     pointwise = [n for n in range(len(node.inputs)) if _is_pointwise(node, n)]
     over = tuple(dict.fromkeys(operands[n] for n in pointwise if sizes[operands[n]] == sizes[outputs[0]] > 0
                                and all(m in pointwise for m in range(len(operands)) if operands[m] == operands[n])))
-    return {"in_place": over, "light": _is_light(node), "concat": isinstance(node.op, Concat) and leading == 1}
+    return {"in_place": over, "light": is_light(node), "concat": isinstance(node.op, Concat) and leading == 1}
 
 
 def _is_pointwise(node: Node, number: int) -> bool:
@@ -57,11 +57,32 @@ def _users(body: Graph) -> dict[Node, list[Node]]:
     return found
 
 
-def _is_light(node: Node) -> bool:
+def is_light(node: Node) -> bool:
     """Elementwise, from operands and constants of one element."""
     if not isinstance(node.op, Fusion):
         return isinstance(node.op, POINTWISE)
     return all(isinstance(inner.op, (*POINTWISE, Param)) or _is_number(inner) for inner in node.op.body.nodes())
+
+
+def concatenated(node: Node) -> tuple[int, ...]:
+    """Of a node that does nothing but lay operands one behind the other, which they are, in that order; else none."""
+    if not isinstance(node.op, Fusion) or len(node.op.body.results) != 1:
+        return ()
+    body = node.op.body
+    result = _viewed(body.results[0])
+    if not isinstance(result.op, Concat):
+        return ()
+    parts = [_viewed(part) for part in result.inputs]
+    leading = result.shape[:result.op.axis]
+    if any(axis != 1 for axis in leading) or any(part not in body.params for part in parts):
+        return ()
+    return tuple(body.params.index(part) for part in parts)
+
+
+def _viewed(node: Node) -> Node:
+    while isinstance(node.op, Reshape):
+        node = node.inputs[0]
+    return node
 
 
 def _is_number(node: Node) -> bool:

@@ -2,13 +2,27 @@
 
 `recomputed` takes out light operators (elementwise) of one operand that takes as much as their result: never more is alive than before, and
 where the operand is read by others too, less. Each reader does the work once more. Compulsory bytes stay as they are.
+
+`repeated` is for operators that are run as they are, so that none can compute another's on the way: a light one runs again before each
+that reads its result, which needs room for the result and none for keeping it until then.
 """
 
 from __future__ import annotations
 
+from itertools import count
+
+from msgspec import Struct
 from msgspec.structs import replace
 
-from .problem import Operator, Problem, renumbered
+from .problem import Operator, Problem, make_problem, renumbered
+
+
+class Repeated(Struct, frozen=True):
+    """The problem, and for each operator and each tensor that was added, by its name, the name of the one that it repeats."""
+
+    problem: Problem
+    operators: dict[str, str]
+    tensors: dict[str, str]
 
 
 def recomputed(problem: Problem) -> Problem:
@@ -58,3 +72,36 @@ def _reading(operator: Operator, instead: dict[int, tuple[int, ...]]) -> Operato
     in_place = tuple(t for t in inputs if all(old in operator.in_place and len(row) == 1 for old, row in after.items() if t in row))
     return replace(operator, inputs=inputs, in_place=in_place, slices=tuple(slices),
                    joined=(*operator.joined, *(instead[t] for t in gone if len(instead[t]) > 1)))
+
+
+def repeated(problem: Problem) -> Repeated:
+    """The problem with a light operator for each reader of its result. Names of operators and of tensors must be unique."""
+    tensors, rows = list(problem.tensors), list(problem.operators)
+    names = {t.name for t in tensors} | {o.name for o in rows}
+    operators: dict[str, str] = {}
+    made: dict[str, str] = {}
+    for operator in reversed(problem.operators):  # so that what reads the result has been repeated before
+        if not _may_run_again(problem, operator):
+            continue
+        result = operator.outputs[0]
+        for reader in [row for row in rows if result in row.inputs][1:]:
+            again, copy = _unused(names, operator.name), _unused(names, tensors[result].name)
+            operators[again], made[copy] = operator.name, tensors[result].name
+            place = {t: t for t in range(len(tensors))} | {result: len(tensors)}
+            tensors.append(replace(tensors[result], name=copy))
+            number = rows.index(reader)
+            rows[number:number + 1] = [replace(operator, name=again, outputs=(place[result],)), reader.with_tensors(place)]
+    return Repeated(make_problem(problem.name, tensors, rows, problem.results, problem.pinned), operators, made)
+
+
+def _may_run_again(problem: Problem, operator: Operator) -> bool:
+    """A light operator whose operand takes no more than its only result, which is no result of the problem."""
+    return (operator.light and len(operator.inputs) == len(operator.outputs) == 1 and not operator.joined
+            and operator.outputs[0] not in problem.results
+            and problem.tensors[operator.inputs[0]].bytes <= problem.tensors[operator.outputs[0]].bytes)
+
+
+def _unused(names: set[str], name: str) -> str:
+    found = next(again for again in (f"{name} again {number}" for number in count(1)) if again not in names)
+    names.add(found)
+    return found

@@ -32,24 +32,24 @@ class Chain(Struct):
     workspace: tuple[int, ...]
 
 
-def sliced(problem: Problem, budget: int, alignment: int) -> Problem:
-    """The problem with operators joined where it would not fit otherwise."""
+def sliced(problem: Problem, budget: int, alignment: int, over: bool = True) -> Problem:
+    """The problem with operators joined where it would not fit otherwise. `over`: whether the result of a chain may lie over an operand."""
     for _ in range(ROUNDS):
-        chosen = _best_chains(problem, budget, alignment)
+        chosen = _best_chains(problem, budget, alignment, over)
         if not chosen:
             break
         problem = _joined(problem, chosen)
     return problem
 
 
-def _best_chains(problem: Problem, budget: int, alignment: int) -> list[Chain]:
+def _best_chains(problem: Problem, budget: int, alignment: int, over: bool) -> list[Chain]:
     """Chains that have no operator in common, those that gain most first."""
     space = Space(problem, budget, alignment)
     beside = _beside(space)
     needed = [units + besides for units, besides in zip(space.least_units, beside)]
     gains = []
     for start in range(len(problem.operators)):
-        for chain in _chains(problem, start):
+        for chain in _chains(problem, start, over):
             most = max(needed[n] for n in chain.members)
             if most > space.room:
                 units = _units(problem, chain, space, alignment) + max(beside[n] for n in chain.members)
@@ -76,7 +76,7 @@ def _beside(space: Space) -> list[int]:
     return found
 
 
-def _chains(problem: Problem, start: int) -> Iterator[Chain]:
+def _chains(problem: Problem, start: int, over: bool) -> Iterator[Chain]:
     """The chains that begin with an operator."""
     chain = Chain((start,), (), problem.operators[start], ())
     while len(chain.members) < LENGTH and chain.operator.outputs:
@@ -87,7 +87,7 @@ def _chains(problem: Problem, start: int) -> Iterator[Chain]:
         longer = _extended(problem, chain, readers[0], tensor)
         if longer is None:
             return
-        chain = longer
+        chain = longer if over else replace(longer, operator=replace(longer.operator, in_place=()))
         yield chain
 
 

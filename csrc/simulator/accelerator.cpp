@@ -67,6 +67,7 @@ account machine::run(const std::vector<step> &steps) {
       case kind::spill: spill(one); break;
       case kind::free: release(one.address); break;
       case kind::launch: launch(one); break;
+      case kind::reserve: reserve(one.address, one.bytes); break;
     }
   }
   where_ = "at the end: ";
@@ -157,6 +158,11 @@ void machine::release(int64_t address) {
   values_.erase(found);
 }
 
+void machine::reserve(int64_t address, int64_t bytes) {
+  if (bytes <= 0) fail(text(bytes) + " bytes are reserved");
+  place(address, bytes, true, timing_.vacant({address, address + bytes}));
+}
+
 /* --- launches --- */
 
 machine::value *machine::around(int64_t begin, int64_t end) {
@@ -166,40 +172,63 @@ machine::value *machine::around(int64_t begin, int64_t end) {
   return end <= next->first + next->second.bytes ? &next->second : nullptr;
 }
 
-std::vector<machine::value *> machine::find_operands(const step &one) {
-  std::vector<value *> found;
-  for (const operand &each : one.operands) {
+/* Values side by side are read as one. */
+void machine::find_read(const operand &each, std::vector<use> &found) {
+  const int64_t end = each.address + each.bytes;
+  for (int64_t at = each.address; at < end;) {
+    value *there = around(at, at + 1);
+    if (there == nullptr) fail("reads bytes " + text(each.address) + " to " + text(end) + ", which hold no value");
+    found.push_back({there, false, false});
+    at = std::prev(values_.upper_bound(at))->first + there->bytes;
+  }
+}
+
+void machine::find_stored(const operand &each, std::vector<use> &found) {
+  const int64_t end = each.address + each.bytes;
+  value *there = around(each.address, end);
+  if (there == nullptr && each.read) fail("reads bytes " + text(each.address) + " to " + text(end) + ", which hold no value");
+  if (there == nullptr) {
+    reserve(each.address, each.bytes);
+    there = &values_[each.address];
+  }
+  const auto begins = values_.find(each.address);
+  const bool over = each.read && begins != values_.end() && begins->second.bytes == each.bytes;
+  if (!over && (!there->made || there->kept))
+    fail("stores to bytes " + text(each.address) + " to " + text(end) + ", whose value " + (there->made ? "was spilled" : "was fetched"));
+  found.push_back({there, true, over});
+}
+
+std::vector<machine::use> machine::find_operands(const step &one) {
+  std::vector<use> found;
+  for (size_t number = 0; number < one.operands.size(); number++) {
+    const operand &each = one.operands[number];
     if (each.bytes == 0) continue;
-    value *there = around(each.address, each.address + each.bytes);
-    if (there == nullptr && each.stored) {
-      place(each.address, each.bytes, true, 0);
-      there = &values_[each.address];
-      there->when.ready = timing_.vacant({each.address, each.address + each.bytes});
-    } else if (there == nullptr) {
-      fail("reads bytes " + text(each.address) + " to " + text(each.address + each.bytes) + ", which hold no value");
-    } else if (each.stored && (!there->made || there->kept)) {
-      fail("stores to bytes " + text(each.address) + " to " + text(each.address + each.bytes) + ", whose value " +
-           (there->made ? "was spilled" : "was fetched"));
+    for (size_t before = 0; before < number; before++) {
+      const operand &other = one.operands[before];
+      if ((each.stored || other.stored) && each.address < other.address + other.bytes && other.address < each.address + each.bytes)
+        fail("stores to bytes " + text(std::max(each.address, other.address)) + " on, which are of two operands");
     }
-    found.push_back(there);
+    if (each.stored)
+      find_stored(each, found);
+    else
+      find_read(each, found);
   }
   return found;
 }
 
 void machine::launch(const step &one) {
-  const std::vector<value *> values = find_operands(one);
+  const std::vector<use> uses = find_operands(one);
   int64_t earliest = 0;
   std::vector<range> places;
   for (const operand &each : one.operands) places.push_back({each.address, each.address + each.bytes});
-  for (const value *each : values) earliest = std::max(earliest, each->when.ready);
+  for (const use &each : uses) earliest = std::max({earliest, each.there->when.ready, each.over ? each.there->when.used : 0});
   execute(one);
   const int64_t end = timing_.compute(one.cycles, places, earliest);
-  size_t next = 0;
-  for (const operand &each : one.operands) {
-    if (each.bytes == 0) continue;
-    value *there = values[next++];
-    there->when.used = std::max(there->when.used, end);
-    if (each.stored) there->when.ready = end;
+  for (const use &each : uses) {
+    value &there = *each.there;
+    there.when.used = std::max(there.when.used, end);
+    if (each.stored) there.when.ready = end;
+    if (each.over) there.made = true, there.kept = false;
   }
   account_.launches++;
 }

@@ -1,8 +1,9 @@
 /* The simulated accelerator: plays the steps of a scheduled program on data, counts what moves, and traps on what must not be.
  *
  * A launch is generated code that is given the scratchpad and the constants, nothing else; memory.h shuts away what is not its operand.
- * Guarantees: before a launch every operand lies in values that are there; afterwards no other byte has changed; a transfer stays within
- * what it copies from and to. Whatever breaks that is a `trap` that names the step. Bytes and cycles are counted as the steps
+ * Guarantees: before a launch every operand lies in values that are there, and what it stores to in no other operand; afterwards no other
+ * byte has changed; a value that was fetched or spilled is stored over as a whole or not at all; a transfer stays within what it copies
+ * from and to. Whatever breaks that is a `trap` that names the step. Bytes and cycles are counted as the steps
  * happen, from nothing but the steps. Shares no code with what makes schedules or verifies programs.
  * Ownership: all pointers stay the caller's and live as long as a run. One run at a time for a machine; machines are independent.
  */
@@ -22,10 +23,10 @@
 
 namespace simulator {
 
-enum class kind { fetch, spill, free, launch };
+enum class kind { fetch, spill, free, launch, reserve };
 enum class space { input, output, constant, workspace };
 
-/* A transfer between (where, number, offset) and `address`; or a launch, by its number among the launches of the program. */
+/* A transfer between (where, number, offset) and `address`; `bytes` that begin there, for launches to store to; or a launch, by its number among the launches of the program. */
 struct step {
   kind what;
   space where;
@@ -74,6 +75,11 @@ class machine {
     bool made, kept;
     moments when;
   };
+  /* A value that an operand lies in; `over`: all of it is read and stored over, and it is another value behind the launch. */
+  struct use {
+    value *there;
+    bool stored, over;
+  };
   using place_key = std::tuple<space, int64_t, int64_t>;
 
   [[noreturn]] void fail(const std::string &message, int32_t status = TW_ERROR_ASSERT) const;
@@ -82,8 +88,11 @@ class machine {
   void fetch(const step &one);
   void spill(const step &one);
   void release(int64_t address);
+  void reserve(int64_t address, int64_t bytes);
   void launch(const step &one);
-  std::vector<value *> find_operands(const step &one);
+  std::vector<use> find_operands(const step &one);
+  void find_read(const operand &each, std::vector<use> &found);
+  void find_stored(const operand &each, std::vector<use> &found);
   value *around(int64_t begin, int64_t end);
   void execute(const step &one);
 

@@ -19,7 +19,7 @@ constexpr uint8_t poison = 0xff;
 struct operand {
   int64_t address;
   int64_t bytes;
-  bool stored;
+  bool read, stored;
 };
 
 class guarded_memory {

@@ -6,34 +6,27 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstring>
-#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "../elf_loader.h"
+#include "../bindings.h"
 #include "accelerator.h"
 
 namespace py = pybind11;
+using bindings::raise;
 
 namespace {
 
-using operand_row = std::tuple<int64_t, int64_t, bool>;
+using operand_row = std::tuple<int64_t, int64_t, bool, bool>; /* address, bytes, read, stored */
 /* kind, space, number, offset, address, bytes, cycles, operands, label */
 using step_row = std::tuple<int, int, int64_t, int64_t, int64_t, int64_t, int64_t, std::vector<operand_row>, std::string>;
-
-[[noreturn]] void raise(const char *kind, const std::string &message) {
-  py::object type = py::module_::import("tilewright.ir.errors").attr(kind);
-  PyErr_SetObject(type.ptr(), py::str(message).ptr());
-  throw py::error_already_set();
-}
 
 simulator::step step_of(const step_row &row) {
   const auto &[kind, space, number, offset, address, bytes, cycles, operands, label] = row;
   simulator::step made = {static_cast<simulator::kind>(kind), static_cast<simulator::space>(space), number, offset, address, bytes,
                           cycles, {}, label};
-  for (const auto &[begin, size, stored] : operands) made.operands.push_back({begin, size, stored});
+  for (const auto &[begin, size, read, stored] : operands) made.operands.push_back({begin, size, read, stored});
   return made;
 }
 
@@ -50,16 +43,7 @@ class Simulator {
       : constants_(constants),
         facts_{name, scratchpad_bytes, alignment, banks, transfer_bytes_per_cycle, transfer_latency, workspace_bytes} {
     for (const step_row &row : steps) steps_.push_back(step_of(row));
-    static const tw_external externals[] = {
-        {"memcpy", address(static_cast<void *(*)(void *, const void *, size_t)>(std::memcpy))},
-        {"memmove", address(static_cast<void *(*)(void *, const void *, size_t)>(std::memmove))},
-        {"memset", address(static_cast<void *(*)(void *, int, size_t)>(std::memset))},
-    };
-    py::buffer_info bytes = object_code.request();
-    char error[1024] = "";
-    code_.reset(tw_code_load(static_cast<const uint8_t *>(bytes.ptr), static_cast<size_t>(bytes.size * bytes.itemsize), externals,
-                             sizeof externals / sizeof externals[0], error, sizeof error));
-    if (code_ == nullptr) raise("ArtifactError", error);
+    code_ = bindings::load_code(object_code, {});
     size_t size = 0;
     const void *place = tw_code_symbol(code_.get(), symbol.c_str(), &size);
     if (place == nullptr || size < sizeof(tw_model)) raise("ArtifactError", "object code: it does not define '" + symbol + "'");
@@ -103,13 +87,7 @@ class Simulator {
   int64_t thread_bytes() const { return model_->thread_bytes; }
 
  private:
-  template <typename Function>
-  static const void *address(Function *function) { return reinterpret_cast<const void *>(function); }
-  struct unload {
-    void operator()(tw_code *code) const { tw_code_free(code); }
-  };
-
-  std::unique_ptr<tw_code, unload> code_;
+  bindings::loaded_code code_;
   const tw_model *model_ = nullptr;
   py::object constants_;
   simulator::machine_facts facts_;

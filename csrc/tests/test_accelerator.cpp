@@ -20,7 +20,7 @@ void expect(bool good, const char *what, int line) {
 }
 #define EXPECT(condition) expect((condition), #condition, __LINE__)
 
-enum launches { ADD_ONE, READ_BEHIND, STORE_BEHIND, STORE_BEFORE, OVER_THE_END, STORE_TO_READ, FAIL, USE_OWN_MEMORY, READ_NEIGHBOUR };
+enum launches { ADD_ONE, READ_BEHIND, STORE_BEHIND, STORE_BEFORE, OVER_THE_END, STORE_TO_READ, FAIL, USE_OWN_MEMORY, READ_NEIGHBOUR, DOUBLE, REVERSE };
 
 const int64_t page = 4096;
 uint8_t seen_neighbour = 0;
@@ -43,6 +43,12 @@ int32_t run(tw_team *team, const void *const *inputs, void *const *, const int64
       std::memset(const_cast<void *>(inputs[0]), 3, 200);
       for (int at = 0; at < 64; at++) bytes[128 + at] = static_cast<const uint8_t *>(inputs[0])[at];
       break;
+    case DOUBLE: /* over the 64 bytes at 0 */
+      for (int at = 0; at < 64; at++) bytes[at] = static_cast<uint8_t>(2 * bytes[at]);
+      break;
+    case REVERSE: /* of 128 bytes at 0 the last 64 */
+      for (int at = 0; at < 64; at++) bytes[128 + at] = bytes[127 - at];
+      break;
     case READ_NEIGHBOUR: seen_neighbour = bytes[256]; bytes[128] = 0; break; /* another value on the same page */
   }
   return 0;
@@ -59,7 +65,11 @@ step fetch_back(int64_t offset, int64_t address, int64_t bytes) {
   return {kind::fetch, space::workspace, 0, offset, address, bytes, 0, {}, "fetch"};
 }
 step release(int64_t address) { return {kind::free, space::input, 0, 0, address, 0, 0, {}, "free"}; }
-step launch(int64_t number) { return {kind::launch, space::input, number, 0, 0, 0, 10, {{0, 64, false}, {128, 64, true}}, "launch"}; }
+step reserve(int64_t address, int64_t bytes) { return {kind::reserve, space::input, 0, 0, address, bytes, 0, {}, "reserve"}; }
+step launch_on(int64_t number, std::vector<operand> operands) {
+  return {kind::launch, space::input, number, 0, 0, 0, 10, std::move(operands), "launch"};
+}
+step launch(int64_t number) { return launch_on(number, {{0, 64, true, false}, {128, 64, false, true}}); }
 
 struct result {
   account counted;
@@ -145,6 +155,26 @@ void test_wrong_schedules() {
   EXPECT(traps({}, "output 0 was not spilled"));
 }
 
+void test_what_is_shared() {
+  const step over = launch_on(DOUBLE, {{0, 64, true, true}}), reverse = launch_on(REVERSE, {{0, 128, true, false}, {128, 64, false, true}});
+  /* a value that was fetched is replaced as a whole, one that was spilled too, and is another one then */
+  const result twice = play({fetch(0, 0, 64), over, spill(0, space::workspace, 0, 64), over, spill(0, space::output, 0, 64)});
+  EXPECT(twice.status == TW_OK && twice.output[5] == 20);
+  EXPECT(twice.counted.read == 64 && twice.counted.written == 128 && twice.counted.compulsory == 128);
+  EXPECT(traps({fetch(0, 0, 64), launch_on(DOUBLE, {{0, 32, true, true}})}, "stores to bytes 0 to 32, whose value was fetched"));
+  EXPECT(traps({over}, "reads bytes 0 to 64, which hold no value"));
+  EXPECT(traps({fetch(0, 0, 64), launch_on(DOUBLE, {{0, 64, true, false}, {0, 64, true, true}})}, "stores to bytes 0 on, which are of two"));
+  /* values side by side are read as one */
+  const result one = play({fetch(0, 0, 64), fetch(0, 64, 64), reverse, spill(128, space::output, 0, 64)});
+  EXPECT(one.status == TW_OK && one.output[0] == 63);
+  EXPECT(traps({fetch(0, 0, 64), fetch(0, 192, 64), reverse}, "reads bytes 0 to 128, which hold no value"));
+  EXPECT(traps({fetch(0, 0, 60), fetch(0, 64, 64), reverse}, "reads bytes 0 to 128, which hold no value"));
+  /* what is reserved is a value of its own */
+  EXPECT(play({fetch(0, 0, 64), reserve(128, 64), launch(ADD_ONE), spill(128, space::output, 0, 64)}).output[5] == 6);
+  EXPECT(traps({fetch(0, 0, 64), reserve(0, 64)}, "are taken"));
+  EXPECT(traps({reserve(0, 0)}, "0 bytes are reserved"));
+}
+
 void test_failures_of_launches() {
   const result failed = play({fetch(0, 0, 64), launch(FAIL)});
   EXPECT(failed.status == TW_ERROR_INDEX);
@@ -159,6 +189,7 @@ int main() {
   test_own_memory();
   test_launches_see_their_operands();
   test_wrong_schedules();
+  test_what_is_shared();
   test_failures_of_launches();
   if (failures == 0) std::puts("accelerator: all tests passed");
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;

@@ -5,7 +5,7 @@ from __future__ import annotations
 from support import np
 
 from tilewright.ir.loop_interp import run_kernel
-from tilewright.ir.loop_text import parse_kernel
+from tilewright.ir.loop_parser import parse_kernel
 from tilewright.ir.schedule import split
 
 KERNEL = """kernel @k(%x: in f32[10], %y: inout f32[10]) {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tilewright.ir.errors import ScheduleError
-from tilewright.ir.loop_text import parse_kernel
+from tilewright.ir.loop_parser import parse_kernel
 from tilewright.ir.schedule import vectorize
 
 KERNEL = """kernel @k(%x: in f32[9], %y: inout f32[10]) {

@@ -199,134 +199,61 @@ extern "C" __global__ void last_block(float *partial, float *result, unsigned *c
   }
 }
 
+template <typename T> TW_FUNCTION void integers(const T *a, const T *b, T *results, long long n) {
+  for (long long i = threadIdx.x; i < n; i += 32) {
+    results[0 * n + i] = tw_floordiv(a[i], b[i]);
+    results[1 * n + i] = tw_mod(a[i], b[i]);
+    results[2 * n + i] = tw_rem(a[i], b[i]);
+    results[3 * n + i] = tw_pow(a[i], b[i]);
+    results[4 * n + i] = tw_shl(a[i], b[i]);
+    results[5 * n + i] = tw_shr(a[i], b[i]);
+    results[6 * n + i] = tw_max(a[i], b[i]);
+    results[7 * n + i] = tw_min(a[i], b[i]);
+  }
+}
 extern "C" __global__ void integers_i8(const signed char *a, const signed char *b, signed char *results, long long n) {
-  for (long long i = threadIdx.x; i < n; i += 32) {
-    results[0 * n + i] = tw_floordiv(a[i], b[i]);
-    results[1 * n + i] = tw_mod(a[i], b[i]);
-    results[2 * n + i] = tw_rem(a[i], b[i]);
-    results[3 * n + i] = tw_pow(a[i], b[i]);
-    results[4 * n + i] = tw_shl(a[i], b[i]);
-    results[5 * n + i] = tw_shr(a[i], b[i]);
-    results[6 * n + i] = tw_max(a[i], b[i]);
-    results[7 * n + i] = tw_min(a[i], b[i]);
-  }
+  integers(a, b, results, n);
 }
-
 extern "C" __global__ void integers_i16(const short *a, const short *b, short *results, long long n) {
-  for (long long i = threadIdx.x; i < n; i += 32) {
-    results[0 * n + i] = tw_floordiv(a[i], b[i]);
-    results[1 * n + i] = tw_mod(a[i], b[i]);
-    results[2 * n + i] = tw_rem(a[i], b[i]);
-    results[3 * n + i] = tw_pow(a[i], b[i]);
-    results[4 * n + i] = tw_shl(a[i], b[i]);
-    results[5 * n + i] = tw_shr(a[i], b[i]);
-    results[6 * n + i] = tw_max(a[i], b[i]);
-    results[7 * n + i] = tw_min(a[i], b[i]);
-  }
+  integers(a, b, results, n);
 }
-
 extern "C" __global__ void integers_i32(const int *a, const int *b, int *results, long long n) {
-  for (long long i = threadIdx.x; i < n; i += 32) {
-    results[0 * n + i] = tw_floordiv(a[i], b[i]);
-    results[1 * n + i] = tw_mod(a[i], b[i]);
-    results[2 * n + i] = tw_rem(a[i], b[i]);
-    results[3 * n + i] = tw_pow(a[i], b[i]);
-    results[4 * n + i] = tw_shl(a[i], b[i]);
-    results[5 * n + i] = tw_shr(a[i], b[i]);
-    results[6 * n + i] = tw_max(a[i], b[i]);
-    results[7 * n + i] = tw_min(a[i], b[i]);
-  }
+  integers(a, b, results, n);
 }
-
 extern "C" __global__ void integers_i64(const long long *a, const long long *b, long long *results, long long n) {
-  for (long long i = threadIdx.x; i < n; i += 32) {
-    results[0 * n + i] = tw_floordiv(a[i], b[i]);
-    results[1 * n + i] = tw_mod(a[i], b[i]);
-    results[2 * n + i] = tw_rem(a[i], b[i]);
-    results[3 * n + i] = tw_pow(a[i], b[i]);
-    results[4 * n + i] = tw_shl(a[i], b[i]);
-    results[5 * n + i] = tw_shr(a[i], b[i]);
-    results[6 * n + i] = tw_max(a[i], b[i]);
-    results[7 * n + i] = tw_min(a[i], b[i]);
-  }
+  integers(a, b, results, n);
 }
-
 extern "C" __global__ void integers_u8(const unsigned char *a, const unsigned char *b, unsigned char *results, long long n) {
-  for (long long i = threadIdx.x; i < n; i += 32) {
-    results[0 * n + i] = tw_floordiv(a[i], b[i]);
-    results[1 * n + i] = tw_mod(a[i], b[i]);
-    results[2 * n + i] = tw_rem(a[i], b[i]);
-    results[3 * n + i] = tw_pow(a[i], b[i]);
-    results[4 * n + i] = tw_shl(a[i], b[i]);
-    results[5 * n + i] = tw_shr(a[i], b[i]);
-    results[6 * n + i] = tw_max(a[i], b[i]);
-    results[7 * n + i] = tw_min(a[i], b[i]);
-  }
+  integers(a, b, results, n);
 }
-
 extern "C" __global__ void integers_u16(const unsigned short *a, const unsigned short *b, unsigned short *results, long long n) {
-  for (long long i = threadIdx.x; i < n; i += 32) {
-    results[0 * n + i] = tw_floordiv(a[i], b[i]);
-    results[1 * n + i] = tw_mod(a[i], b[i]);
-    results[2 * n + i] = tw_rem(a[i], b[i]);
-    results[3 * n + i] = tw_pow(a[i], b[i]);
-    results[4 * n + i] = tw_shl(a[i], b[i]);
-    results[5 * n + i] = tw_shr(a[i], b[i]);
-    results[6 * n + i] = tw_max(a[i], b[i]);
-    results[7 * n + i] = tw_min(a[i], b[i]);
-  }
+  integers(a, b, results, n);
 }
-
 extern "C" __global__ void integers_u32(const unsigned *a, const unsigned *b, unsigned *results, long long n) {
+  integers(a, b, results, n);
+}
+extern "C" __global__ void integers_u64(const unsigned long long *a, const unsigned long long *b, unsigned long long *results,
+                                        long long n) {
+  integers(a, b, results, n);
+}
+
+template <typename T> TW_FUNCTION void floats(const T *a, const T *b, T *results, long long n) {
   for (long long i = threadIdx.x; i < n; i += 32) {
     results[0 * n + i] = tw_floordiv(a[i], b[i]);
     results[1 * n + i] = tw_mod(a[i], b[i]);
     results[2 * n + i] = tw_rem(a[i], b[i]);
-    results[3 * n + i] = tw_pow(a[i], b[i]);
-    results[4 * n + i] = tw_shl(a[i], b[i]);
-    results[5 * n + i] = tw_shr(a[i], b[i]);
-    results[6 * n + i] = tw_max(a[i], b[i]);
-    results[7 * n + i] = tw_min(a[i], b[i]);
+    results[3 * n + i] = tw_max(a[i], b[i]);
+    results[4 * n + i] = tw_min(a[i], b[i]);
+    results[5 * n + i] = tw_pow(a[i], b[i]);
+    results[6 * n + i] = tw_atan2(a[i], b[i]);
+    results[7 * n + i] = tw_copysign(a[i], b[i]);
   }
 }
-
-extern "C" __global__ void integers_u64(const unsigned long long *a, const unsigned long long *b, unsigned long long *results, long long n) {
-  for (long long i = threadIdx.x; i < n; i += 32) {
-    results[0 * n + i] = tw_floordiv(a[i], b[i]);
-    results[1 * n + i] = tw_mod(a[i], b[i]);
-    results[2 * n + i] = tw_rem(a[i], b[i]);
-    results[3 * n + i] = tw_pow(a[i], b[i]);
-    results[4 * n + i] = tw_shl(a[i], b[i]);
-    results[5 * n + i] = tw_shr(a[i], b[i]);
-    results[6 * n + i] = tw_max(a[i], b[i]);
-    results[7 * n + i] = tw_min(a[i], b[i]);
-  }
-}
-
 extern "C" __global__ void floats_f32(const float *a, const float *b, float *results, long long n) {
-  for (long long i = threadIdx.x; i < n; i += 32) {
-    results[0 * n + i] = tw_floordiv(a[i], b[i]);
-    results[1 * n + i] = tw_mod(a[i], b[i]);
-    results[2 * n + i] = tw_rem(a[i], b[i]);
-    results[3 * n + i] = tw_max(a[i], b[i]);
-    results[4 * n + i] = tw_min(a[i], b[i]);
-    results[5 * n + i] = tw_pow(a[i], b[i]);
-    results[6 * n + i] = tw_atan2(a[i], b[i]);
-    results[7 * n + i] = tw_copysign(a[i], b[i]);
-  }
+  floats(a, b, results, n);
 }
-
 extern "C" __global__ void floats_f64(const double *a, const double *b, double *results, long long n) {
-  for (long long i = threadIdx.x; i < n; i += 32) {
-    results[0 * n + i] = tw_floordiv(a[i], b[i]);
-    results[1 * n + i] = tw_mod(a[i], b[i]);
-    results[2 * n + i] = tw_rem(a[i], b[i]);
-    results[3 * n + i] = tw_max(a[i], b[i]);
-    results[4 * n + i] = tw_min(a[i], b[i]);
-    results[5 * n + i] = tw_pow(a[i], b[i]);
-    results[6 * n + i] = tw_atan2(a[i], b[i]);
-    results[7 * n + i] = tw_copysign(a[i], b[i]);
-  }
+  floats(a, b, results, n);
 }
 
 extern "C" __global__ void casts(const double *values, long long *results, long long n) {

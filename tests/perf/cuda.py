@@ -1,4 +1,5 @@
 """What kernels of CUDA take of a GPU, as nvcc's assembler says: registers, shared memory, and bytes spilled, for each architecture.
+Programs are compiled together where that changes nothing, since nvcc takes half of its time to start.
 
 `cuda.csv` holds it for the version of nvcc in `NVCC`; the test fails on any change, and on any spill:
 
@@ -9,22 +10,24 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
 import tilewright as tw
 from benchmarks.models import MODELS, bind_sizes
+from tests.cuda_programs import joined_source
+from tests.lowering_checks import one
 from tests.test_cuda_kernels import convolution, matmul
 from tests.test_gpu_attention import MASKS, masked_graph
 from tests.test_gpu_floats8 import product_of
-from tests.test_gpu_lowering import one
 from tests.test_gpu_quantized import layer
 from tilewright import library as lib
 from tilewright.backends.cuda.backend import CudaBackend
-from tilewright.backends.cuda.compile import usage_of
+from tilewright.backends.cuda.compile import Usage, usage_of
 from tilewright.backends.cuda.emit import emit_module
+from tilewright.backends.cuda.module import CudaModule
 from tilewright.ir.dims import DimLike, symbol
 from tilewright.ir.graph import Builder, Graph
 from tilewright.ir.ops.compute import FLOATS8, Sort
@@ -89,24 +92,38 @@ class Row(Struct, frozen=True):
     spills: int
 
 
-def row_of(name: str, graph: Graph, architecture: str) -> Row:
-    """Compiles the kernels of a graph."""
+def usage_by_program(graphs: Mapping[str, Graph], architecture: str) -> dict[str, tuple[CudaModule, list[Usage]]]:
+    """The kernels of each graph, compiled. One source for all, but for those whose shared memory is laid out for a source as a whole."""
     caps = CudaBackend(architecture).capabilities
-    program = lower_program(run_passes(graph, Options(), caps, QUIET)[0], caps)[0]
-    module = emit_module(program, architecture)
-    used = usage_of(module.source, architecture)
+    found, together = {}, {}
+    for name, graph in graphs.items():
+        module = emit_module(lower_program(run_passes(graph, Options(), caps, QUIET)[0], caps)[0], architecture)
+        if "tw_block_" in module.source or "TW_DYNAMIC_SHARED" in module.source:
+            found[name] = module, list(usage_of(module.source, architecture))
+        else:
+            together[name] = module
+    used = usage_of(joined_source(list(together.values())), architecture) if together else ()
+    for number, (name, module) in enumerate(together.items()):
+        found[name] = module, [kernel for kernel in used if kernel.kernel.startswith(f"p{number}_")]
+    return found
+
+
+def row_of(name: str, architecture: str, module: CudaModule, used: Sequence[Usage]) -> Row:
+    """The row of a program that was compiled."""
     dynamic = max(kernel.shared_bytes for kernel in module.kernels.values())
     return Row(name, architecture, len(used), max(u.registers for u in used), max(dynamic, *(u.shared for u in used)), sum(u.spills for u in used))
 
 
 def rows(models: bool) -> Iterator[Row]:
     """The table; with the real models, for the oldest architecture."""
-    for name, make in PROGRAMS.items():
+    graphs = {name: make() for name, make in PROGRAMS.items()}
+    used = {architecture: usage_by_program(graphs, architecture) for architecture in ARCHITECTURES}
+    for name in graphs:
         for architecture in ARCHITECTURES:
-            yield row_of(name, make(), architecture)
+            yield row_of(name, architecture, *used[architecture][name])
     for model in MODELS if models else ():
         graph = tw.from_onnx(model.path(), dims=bind_sizes(model.path(), model.shapes))
-        yield row_of(model.name, graph, ARCHITECTURES[0])
+        yield row_of(model.name, ARCHITECTURES[0], *usage_by_program({model.name: graph}, ARCHITECTURES[0])[model.name])
 
 
 def recorded() -> list[Row]:

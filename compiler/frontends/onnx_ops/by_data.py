@@ -18,7 +18,7 @@ from ...ir.dims import DimLike
 from ...ir.graph import Node
 from ...ir.ops.shape import Iota, Take
 from ...ir.types import BOOL, I64
-from ...library import broadcast, reduce, size_value, slice_axis
+from ...library import broadcast, reduce, size_value, slice_axis, slice_parts
 from .context import Context, Integers
 
 
@@ -305,12 +305,7 @@ def split_by_data(c: Context, x: Node, parts: Node, axis: int) -> tuple[Node, ..
     for n in sizes[1:]:
         total = total + n
     x = c.require(c.refine(x, [total if a == axis else n for a, n in enumerate(x.shape)]), valid)
-    pieces: list[Node] = []
-    start: DimLike = 0
-    for n in sizes:
-        pieces.append(slice_axis(c.b, x, axis, start, n))
-        start = start + n
-    return tuple(pieces)
+    return slice_parts(c.b, x, axis, sizes)
 
 
 # --- axes to reduce --------------------------------------------------------------------------------------------------

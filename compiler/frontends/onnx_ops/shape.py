@@ -14,7 +14,7 @@ from ...ir.dims import Dim, DimLike, bounds, ceildiv, compare, dim_max, dim_min,
 from ...ir.graph import Array, Node
 from ...ir.ops.shape import Concat, GatherND, Iota, ScatterAlong, ScatterND, SizeOf, Slice, Take, TakeAlong
 from ...ir.types import BOOL, I64, DType
-from ...library import broadcast, slice_axis, wrap_indices
+from ...library import broadcast, slice_axis, slice_parts, wrap_indices
 from ...library import expand as insert_axes
 from ...library import pad as pad_constant
 from ...library import squeeze as drop_axes
@@ -181,12 +181,7 @@ def split(c: Context, x: Node, split: Integers = None, *, axis: int = 0,
     if compare(total, extent) in (-1, 1):
         c.fail(f"the parts {tuple(sizes)} add up to {total}, axis {axis} has {extent}")
     x = c.refine(x, [total if a == place else n for a, n in enumerate(x.shape)])
-    parts: list[Node] = []
-    start: DimLike = 0
-    for n in sizes:
-        parts.append(slice_axis(c.b, x, place, start, n))
-        start = start + n
-    return tuple(parts)
+    return slice_parts(c.b, x, place, sizes)
 
 
 # --- slices ----------------------------------------------------------------------------------------------------------
