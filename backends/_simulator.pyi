@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Row = tuple[int, int, int, int, int, int, int, list[tuple[int, int, bool, bool]], str]
+Row = tuple[int, int, int, int, int, int, int, list[tuple[int, int, bool, bool, list[int]]], str]
 
 class Simulator:
     def __init__(self, object_code: bytes, symbol: str, constants: np.ndarray | None, name: str, scratchpad_bytes: int, alignment: int,

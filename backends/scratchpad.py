@@ -8,7 +8,7 @@ Assumes object code of that program. Stateless between calls, so safe from any t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,15 @@ from msgspec import Struct
 
 from tilewright.backends._simulator import Simulator
 from tilewright.backends.reference import Array, ReferenceModel
-from tilewright.ir.dims import evaluate
+from tilewright.ir.dims import Symbol, evaluate
 from tilewright.ir.errors import InternalError
-from tilewright.ir.program import Fetch, Free, Launch, Place, Program, Reserve, Spill, Step
+from tilewright.ir.program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Reserve, Spill, Step
 from tilewright.ir.residency import buffer_bytes
 
-FETCH, SPILL, FREE, LAUNCH, RESERVE = range(5)  # simulator::kind
+FETCH, SPILL, FREE, LAUNCH, RESERVE, REPEAT, NEXT, UNLESS, JUMP = range(9)  # simulator::kind
 SPACES = ("input", "output", "constant", "workspace")  # simulator::space
-Row = tuple[int, int, int, int, int, int, int, list[tuple[int, int, bool, bool]], str]
+Moving = tuple[int, int, bool, bool, list[int]]  # an operand of a launch: simulator::moving_operand
+Row = tuple[int, int, int, int, int, int, int, list[Moving], str]
 
 
 class Machine(Struct, frozen=True):
@@ -78,7 +79,7 @@ class ScratchpadModel(ReferenceModel):
         self.constants_bytes = program.constants_bytes
         self.simulator = Simulator(object_code, symbol, constants, program.name, memory.bytes, memory.alignment, machine.banks,
                                    machine.dma_bytes_per_cycle, machine.dma_latency, program.workspace_bytes,
-                                   list(rows_of(program.steps, cycles)))
+                                   _Rows(cycles).of(program.steps))
 
     @property
     def thread_bytes(self) -> int:
@@ -105,27 +106,81 @@ def _bytes_of(array: Array) -> Array:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def rows_of(steps: Sequence[Step], cycles: Sequence[int]) -> Iterator[Row]:
-    """The steps as the simulator takes them."""
-    launches = 0
-    for step in steps:
+class _Rows:
+    """The steps as the simulator takes them, control flow as steps that go elsewhere. `cycles`: of each launch in the text."""
+
+    def __init__(self, cycles: Sequence[int]) -> None:
+        self.cycles = cycles
+        self.rows: list[Row] = []
+        self.launches = 0
+
+    def of(self, steps: Sequence[Step], counters: tuple[Symbol, ...] = ()) -> list[Row]:
+        for step in steps:
+            self.add(step, counters)
+        return self.rows
+
+    def add(self, step: Step, counters: tuple[Symbol, ...]) -> None:
         match step:
             case Fetch(source=source, address=address, bytes=size):
-                yield _transfer(FETCH, source, address, size, "fetch")
+                self.transfer(FETCH, source, address, size, "fetch")
             case Spill(address=address, target=target, bytes=size):
-                yield _transfer(SPILL, target, address, size, "spill")
+                self.transfer(SPILL, target, address, size, "spill")
             case Reserve(address=address, bytes=size):
-                yield RESERVE, 0, 0, 0, address, size, 0, [], "reserve"
+                self.plain(RESERVE, "reserve", address=address, size=size)
             case Free(address=address):
-                yield FREE, 0, 0, 0, address, 0, 0, [], "free"
-            case Launch(kernel=kernel, places=places):
-                operands = [(evaluate(place.offset, {}), buffer_bytes(step, buffer), buffer.space != "out", buffer.space != "in")
-                            for buffer, place in zip(kernel.buffers, places) if place.space == "scratchpad"]
-                yield LAUNCH, 0, launches, 0, 0, 0, cycles[launches], operands, kernel.name
-                launches += 1
+                self.plain(FREE, "free", address=address)
+            case Launch():
+                self.launch(step, counters)
+            case Repeat(symbol=symbol, extent=extent, steps=body, reverse=reverse):
+                begin = self.plain(REPEAT, "repeat", number=evaluate(extent, {}), offset=int(reverse))
+                self.of(body, (*counters, symbol))
+                self.plain(NEXT, "repeat", address=begin + 1)
+                self.lead(begin)
+            case Loop(condition_steps=first, condition=condition, steps=body):
+                begin = len(self.rows)
+                self.of(first, counters)
+                leave = self.unless(condition, counters, "loop")
+                self.of(body, counters)
+                self.plain(JUMP, "loop", address=begin)
+                self.lead(leave)
+            case Branch(condition=condition, then=then, otherwise=otherwise):
+                other = self.unless(condition, counters, "branch")
+                self.of(then, counters)
+                end = self.plain(JUMP, "branch")
+                self.lead(other)
+                self.of(otherwise, counters)
+                self.lead(end)
             case _:
                 raise InternalError(f"the simulator has no step {type(step).__name__}")
 
+    def plain(self, kind: int, label: str, number: int = 0, offset: int = 0, address: int = 0, size: int = 0, space: int = 0,
+              operands: Sequence[Moving] = ()) -> int:
+        """Adds a step that takes no cycles of computing; its position."""
+        self.rows.append((kind, space, number, offset, address, size, 0, list(operands), label))
+        return len(self.rows) - 1
 
-def _transfer(kind: int, place: Place, address: int, size: int, label: str) -> Row:
-    return kind, SPACES.index(place.space), place.number, evaluate(place.offset, {}), address, size, 0, [], label
+    def lead(self, position: int) -> None:
+        """The step there goes to the next one that is added."""
+        row = self.rows[position]
+        self.rows[position] = (*row[:4], len(self.rows), *row[5:])
+
+    def transfer(self, kind: int, place: Place, address: int, size: int, label: str) -> None:
+        self.plain(kind, label, place.number, evaluate(place.offset, {}), address, size, SPACES.index(place.space))
+
+    def unless(self, condition: Place, counters: tuple[Symbol, ...], label: str) -> int:
+        return self.plain(UNLESS, label, int(condition.space == "constant"), operands=[_moving(condition, 1, (True, False), counters)])
+
+    def launch(self, launch: Launch, counters: tuple[Symbol, ...]) -> None:
+        operands = [_moving(place, buffer_bytes(launch, buffer), (buffer.space != "out", buffer.space != "in"), counters)
+                    for buffer, place in zip(launch.kernel.buffers, launch.places) if place.space == "scratchpad"]
+        self.rows.append((LAUNCH, 0, self.launches, 0, 0, 0, self.cycles[self.launches], operands, launch.kernel.name))
+        self.launches += 1
+
+
+def _moving(place: Place, size: int, used: tuple[bool, bool], counters: tuple[Symbol, ...]) -> Moving:
+    """Where an operand lies, whether it is read and stored to (`used`), and how far it moves with each of the counters: offsets of places
+    are linear in them."""
+    start = {symbol.name: 0 for symbol in counters}
+    first = evaluate(place.offset, start)
+    strides = [evaluate(place.offset, {**start, symbol.name: 1}) - first for symbol in counters]
+    return first, size, *used, strides

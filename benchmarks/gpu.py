@@ -11,7 +11,7 @@ none either, and runs nothing: for each case of the table its kernels and what t
     python -m benchmarks.gpu --output gpu.json
     python -m benchmarks.gpu --only matmul,attention
     python -m benchmarks.gpu --emulate
-    python -m benchmarks.gpu --predict --architecture sm_90
+    python -m benchmarks.gpu --predict --architecture sm_80
 """
 
 from __future__ import annotations
@@ -212,7 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--emulate", action="store_true", help="tiny sizes on the emulated driver, without times")
     parser.add_argument("--predict", action="store_true", help="what the cases should take, without running anything")
-    parser.add_argument("--architecture", default="sm_90", help="what --predict is for")
+    parser.add_argument("--architecture", default="", help="what to compile for: by default the device's own, with instructions that no "
+                        "other has (sm_90a of sm_90); of --predict sm_90a")
     parser.add_argument("--only", default="", help="groups, with commas between them")
     parser.add_argument("--seconds", type=float, default=540.0, help="no case begins later than that")
     parser.add_argument("--output", type=Path, help="JSON of all results")
@@ -220,14 +221,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     only = set(filter(None, given.only.split(",")))
     if given.predict:
-        print(_predictions(chosen_cases(False, only), given.architecture))
+        print(_predictions(chosen_cases(False, only), given.architecture or "sm_90a"))
         return 0
     cache = open_cache(read_environment(), tw.Options())
     if given.emulate:
         os.environ["TILEWRIGHT_CUDA_DRIVER"] = str(driver_library(cache))
     try:
         device = Device()
-        architecture = "emulated" if given.emulate else device_architecture()
+        architecture = "emulated" if given.emulate else given.architecture or _with_own_instructions(device_architecture())
         faulty = [(name, text) for name, text in check_wrappers(device, architecture, cache) if text]
     except (OSError, DriverError) as error:
         print(f"no GPU to measure: {error}; --emulate needs none", file=sys.stderr)
@@ -242,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if time.monotonic() - began > given.seconds:
             print(f"{case.group} {case.name}: not begun, {given.seconds:.0f} s are over")
             continue
-        results.append(measure(case, f"cuda:{architecture}" if given.emulate else "cuda", torch))
+        results.append(measure(case, f"cuda:{architecture}", torch))
         print(_table(results[-1:]).splitlines()[1], flush=True)
     print()
     print(_table(results))
@@ -251,6 +252,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.output.write_text(json.dumps({"device": device.name, "architecture": architecture, "header": dict(faulty), "cases": rows},
                                            indent=1) + "\n")
     return 1 if faulty or any(r.error for r in results) else 0
+
+
+def _with_own_instructions(architecture: str) -> str:
+    return "sm_90a" if architecture == "sm_90" else architecture
 
 
 def _torch() -> Any:

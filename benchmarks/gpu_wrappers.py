@@ -73,6 +73,7 @@ def wrappers() -> list[Wrapper]:
     found.append(Wrapper("shuffles", 64, lambda r: [np.zeros(512, np.int64)], np.dtype(np.int64)))
     found.append(Wrapper("atomics", 64, lambda r: [np.zeros(6, np.int32), np.float32([0, 1, -5, 5]), np.zeros(4, np.float16),
                                                    np.zeros(8, np.uint8)], np.dtype(np.uint8), grid=3))
+    found.append(Wrapper("vectors", 32, lambda r: [r.integers(0, 256, 5120, np.uint8), np.zeros(5120, np.uint8)], np.dtype(np.uint8)))
     found.append(Wrapper("pipeline", 32, lambda r: [_floats(r)[:1000].copy(), np.zeros(1000, np.float32), 1000], single, shared_bytes=1536))
     found.append(Wrapper("producer", 64, lambda r: [_floats(r)[:32].copy(), np.zeros(32, np.float32)], single, shared_bytes=128))
     found.append(Wrapper("last_block", 32, lambda r: [np.zeros(8, np.float32), np.zeros(1, np.float32), np.zeros(1, np.uint32)], single,

@@ -1,7 +1,8 @@
 """Bytes moved beyond the compulsory ones: ours, the bound, and the baselines, for each network, setting and budget.
 
     python -m benchmarks.scheduling [--seconds 10] [--items 1 4] [--granularity fused imported] [--parameters ignored streamed]
-                                    [--budgets largest mean peak half] [--only NAME ...] [--models FILE.onnx ...] [--switches]
+                                    [--budgets largest mean peak half] [--only NAME ...] [--models FILE.onnx ...] [--real]
+                                    [--switches]
 
 Budgets: M_R, what the largest operator needs; M_P, the least peak of any order; their mean; and half of M_R, which no schedule of whole
 operators has. A row is degenerate where M_R = M_P or where the baseline moves nothing beyond the compulsory bytes; means are given over the
@@ -22,6 +23,7 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
+import onnx
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -39,6 +41,7 @@ from tilewright.scheduling.importing import problem_of
 from tilewright.scheduling.problem import Problem, with_parameters
 from tilewright.scheduling.space import Space
 
+from .models import MODELS, bind_sizes
 from .networks import ALIGNMENT, human_made, network
 from .searched import searched
 
@@ -121,7 +124,7 @@ def line(row: Row) -> str:
     if row.baseline("linear"):
         note += " ".join(f"{row.change('linear', s):+.0f} %" for s in (row.whole, row.beyond))
     switches = "".join(f"\n    {label}: {excess if excess >= 0 else 'none'}" for label, excess in row.switches.items())
-    return (f"{row.name:13} {row.setting:26} {row.budget:8} {row.bytes:>10} {row.baseline('linear'):>10} {row.baseline('planned'):>10} "
+    return (f"{row.name:28} {row.setting:26} {row.budget:8} {row.bytes:>10} {row.baseline('linear'):>10} {row.baseline('planned'):>10} "
             f"{told(row.whole)} {row.seconds[0]:6.2f} s {told(row.beyond)} {row.seconds[1]:6.2f} s  {note}{switches}")
 
 
@@ -148,22 +151,33 @@ def summary(found: list[Row]) -> Iterator[str]:
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     for name, make in {**human_made(), **searched()}.items():
-        if options.models or options.only and name not in options.only:
+        if options.models or options.real or options.only and name not in options.only:
             continue
         for granularity, item, parameters in product(options.granularity, options.items, options.parameters):
             problems = (network(make, item, granularity, parameters, shared) for shared in ("nothing", "operands", "all"))
             yield Case(name, f"{granularity} {8 * item} bits, {parameters}", *problems)
-    for path in options.models:
+    files = [(path.name, path, None) for path in options.models]
+    for title, path, sizes in [*files, *(real_models() if options.real else ())]:
         for granularity, parameters in product(options.granularity, options.parameters):
-            problem = with_parameters(imported(path, granularity), parameters)
-            yield Case(path.name, f"{granularity}, {parameters}", separate(problem), problem, problem)
+            problem = with_parameters(imported(path, granularity, sizes), parameters)
+            yield Case(title, f"{granularity}, {parameters}", separate(problem), problem, problem)
 
 
-def imported(path: Path, granularity: str) -> Problem:
-    """The problem of an ONNX file; sizes that it leaves open are 1."""
-    graph = load_graph(path, ())
-    open_sizes = {symbol.name: 1 for node in graph.nodes() if isinstance(node.op, Param) for symbol in symbols_of(*node.tensor.shape)}
-    graph = load_graph(path, [f"{name}=1" for name in open_sizes]) if open_sizes else graph
+def real_models() -> Iterator[tuple[str, Path, dict[str, int] | None]]:
+    """The real models at the sizes that times are measured at, and the `light` models of the onnx package."""
+    for model in MODELS:
+        path = model.path()
+        yield model.title, path, bind_sizes(path, model.shapes)
+    for path in sorted((Path(onnx.__file__).parent / "backend/test/data/light").glob("*.onnx")):
+        yield path.stem, path, None
+
+
+def imported(path: Path, granularity: str, sizes: dict[str, int] | None) -> Problem:
+    """The problem of an ONNX file at those sizes; where none are given, those that it leaves open are 1."""
+    graph = load_graph(path, [f"{name}={size}" for name, size in (sizes or {}).items()])
+    if sizes is None:
+        names = {symbol.name for node in graph.nodes() if isinstance(node.op, Param) for symbol in symbols_of(*node.tensor.shape)}
+        graph = load_graph(path, [f"{name}=1" for name in names]) if names else graph
     return problem_of(compile_half().enter(graph, "", "", "cpu", Options()) if granularity == "fused" else graph, shared=True)
 
 
@@ -176,10 +190,11 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=list(BUDGETS))
     parser.add_argument("--only", nargs="+", default=[])
     parser.add_argument("--models", nargs="+", type=Path, default=[], help="ONNX files instead of the networks")
+    parser.add_argument("--real", action="store_true", help="the measured models, and the light ones of the onnx package, instead")
     parser.add_argument("--switches", action="store_true", help="what each switch gives")
     options = parser.parse_args()
     heads = " ".join(f"{head:>10}" for head in ("bytes", "linear", "planned", "whole", "bound"))
-    print(f"{'network':13} {'setting':26} {'budget':8} {heads} {'':7} {'':8} {'beyond':>10} {'bound':>10}")
+    print(f"{'network':28} {'setting':26} {'budget':8} {heads} {'':7} {'':8} {'beyond':>10} {'bound':>10}")
     found = []
     for case in cases(options):
         known = budgets(case.plain)

@@ -22,10 +22,11 @@ from .scheduling.beyond import what_is_allowed
 from .scheduling.exact import Progress, Solution, solve
 from .scheduling.importing import problem_of
 from .scheduling.problem import PARAMETERS, Problem, with_parameters
+from .scheduling.timing import Cycles, Engines, best_cycles
 from .targets import MOST_SECONDS, SHARING, Scratchpad
 
 GRANULARITIES = ("fused", "imported")
-Render = Callable[[Problem, Solution, int, int], str]
+Render = Callable[[Problem, Solution, int, int, Sequence[Cycles]], str]
 
 
 @click.command("schedule")
@@ -95,10 +96,11 @@ def schedule_command(model: Path | None, pack: Path | None, capacity: int | None
     executable = None if execution is None else execution.executable(solution)
     if executable is not None:
         solution = executable.solution
+    counted = cycles_of(solution, scratchpad, alignment)
     if render is not None and report is not None:
-        write_bytes(report, render(solution.problem, solution, scratchpad, alignment).encode())
+        write_bytes(report, render(solution.problem, solution, scratchpad, alignment, counted).encode())
     problem = solution.problem
-    data, lines = solution_data(problem, solution, scratchpad, alignment), solution_lines(problem, solution, scratchpad)
+    data, lines = solution_data(problem, solution, scratchpad, alignment, counted), solution_lines(problem, solution, scratchpad, counted)
     if executable is not None:
         if program is not None:
             save_program(executable, program)
@@ -121,7 +123,19 @@ def load_report() -> Render:
     return render
 
 
-def solution_data(problem: Problem, solution: Solution, budget: int, alignment: int) -> dict[str, Any]:
+def cycles_of(solution: Solution, budget: int, alignment: int) -> list[Cycles]:
+    """Of the schedule, and of each baseline, on the accelerator that `tilewright.targets.Scratchpad` is by default."""
+    target = Scratchpad(budget)
+    engines = Engines(target.banks, target.dma_bytes_per_cycle, target.dma_latency, target.operations_per_cycle)
+    return [best_cycles(problem, schedule, budget, alignment, engines)
+            for problem, schedule in ((solution.problem, solution.schedule), *((solution.plain, other) for other in solution.compared))]
+
+
+def cycle_data(counted: Cycles) -> dict[str, int]:
+    return {"cycles": counted.beside, "cycles_serial": counted.serial, "cycles_computing": counted.computing}
+
+
+def solution_data(problem: Problem, solution: Solution, budget: int, alignment: int, counted: Sequence[Cycles]) -> dict[str, Any]:
     account = solution.account
     return {
         "model": problem.name, "operators": len(problem.operators), "tensors": len(problem.tensors), "scratchpad": budget,
@@ -130,11 +144,13 @@ def solution_data(problem: Problem, solution: Solution, budget: int, alignment: 
         "optimal": solution.proven, "proven_by": solution.proven_by if solution.proven else None, "method": solution.method,
         "peak": account.peak, "largest_operator": solution.largest, "least_peak": solution.peak,
         "least_peak_bound": solution.peak_bound, "interrupted": solution.interrupted, "seconds": round(solution.seconds, 3),
-        "baselines": [{"name": name, "excess": other.excess, "peak": other.peak} for name, other in solution.baselines],
+        **cycle_data(counted[0]),
+        "baselines": [{"name": name, "excess": other.excess, "peak": other.peak, **cycle_data(cycles)}
+                      for (name, other), cycles in zip(solution.baselines, counted[1:])],
     }
 
 
-def solution_lines(problem: Problem, solution: Solution, budget: int) -> list[str]:
+def solution_lines(problem: Problem, solution: Solution, budget: int, counted: Sequence[Cycles]) -> list[str]:
     account = solution.account
     verdict = (f"optimal: the checker counted the schedule's bytes, the bound is by {solution.proven_by}" if solution.proven
                else f"not proven: at most {byte_text(solution.gap)} above the least there is (bound by {solution.proven_by})")
@@ -149,9 +165,11 @@ def solution_lines(problem: Problem, solution: Solution, budget: int) -> list[st
         f"peak          {account.peak} bytes of {budget}",
         f"needed        {solution.largest} by the largest operator, {solution.peak} to move nothing beyond{proven}",
     ]
+    lines.append(f"cycles        {counted[0].beside} by the cost model with transfers beside computing, {counted[0].serial} one after the "
+                 f"other, {counted[0].computing} of them computing")
     if solution.baselines:
-        lines.append("others, bytes beyond the compulsory ones:")
-        lines += [f"  {other.excess:>12}  {name}" for name, other in solution.baselines]
+        lines.append("others, bytes beyond the compulsory ones, and cycles with transfers beside computing:")
+        lines += [f"  {other.excess:>12} {cycles.beside:>12}  {name}" for (name, other), cycles in zip(solution.baselines, counted[1:])]
     return lines
 
 

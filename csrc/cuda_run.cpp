@@ -205,6 +205,23 @@ int32_t run_or_replay(device_call *call) {
 
 /* --- calls --- */
 
+/* Kernels access 16 bytes at a time, and elsewhere that would end the device's context. */
+const uintptr_t call_access = 16;
+
+int32_t check_addresses(const device_call *call) {
+  const tw_model *model = call->instance->program->model;
+  for (int32_t index = 0; index < model->input_count + model->output_count; index++) {
+    const bool given = index < model->input_count;
+    const int32_t number = given ? index : index - model->input_count;
+    if (given ? call->inputs == nullptr : call->outputs == nullptr) continue; /* `prepare` says so */
+    const uintptr_t past = reinterpret_cast<uintptr_t>(given ? call->inputs[number] : call->outputs[number]) % call_access;
+    if (past != 0)
+      return tw_report(call->context, TW_ERROR_ARGUMENT, "%s: %s %s begins %d bytes after a multiple of 16", model->name,
+                       given ? "input" : "output", (given ? model->inputs : model->outputs)[number].name, static_cast<int>(past));
+  }
+  return TW_OK;
+}
+
 /* Plans the call and finds the memory for it. An earlier call that failed in this stream and was not waited for is told of now. */
 int32_t prepare(device_call *call, int64_t *output_shapes) {
   tw_cuda_instance *instance = call->instance;
@@ -397,7 +414,8 @@ extern "C" int32_t tw_cuda_run(tw_cuda_instance *instance, const tw_context *con
   CallScope scope(instance, context);
   if (scope.status != TW_OK) return scope.status;
   device_call call = call_of(instance, context, inputs, outputs, shapes, stream);
-  const int32_t status = prepare(&call, nullptr);
+  int32_t status = check_addresses(&call);
+  if (status == TW_OK) status = prepare(&call, nullptr);
   return status == TW_OK ? enqueue(&call) : status;
 }
 
@@ -433,8 +451,9 @@ extern "C" int32_t tw_cuda_profile(tw_cuda_instance *instance, const tw_context 
                       static_cast<int32_t *>(calloc((size_t)capacity + 1, sizeof(int32_t))), 0, capacity};
   call.times = &times;
   const bool has_room = times.events != nullptr && times.kernels != nullptr;
-  int32_t status = has_room ? prepare(&call, nullptr)
+  int32_t status = has_room ? check_addresses(&call)
                             : tw_report(context, TW_ERROR_MEMORY, "%s: no memory for its times", tw_cuda_subject(instance));
+  if (status == TW_OK) status = prepare(&call, nullptr);
   if (status == TW_OK) status = enqueue(&call);
   if (status == TW_OK) status = settle(instance, context, call.state);
   if (status == TW_OK) read_times(instance->device->driver, &times, microseconds, launches);

@@ -12,7 +12,7 @@
                | "stream" "%"name "[" index,* "]" "=" expression
                | "atomic" "%"name "[" index,* "]" ("add=" | "max=" | ...) expression
                | "collect" ("add" | "max" | ...) "%"name "over" width
-               | "matmul_tile" "%"name "," "%"name "[" index,* "]" "," "%"name "[" index,* "]" "," depth
+               | ("matmul_tile" | "matmul_group") "%"name "," "%"name "[" index,* "]" "," "%"name "[" index,* "]" "," depth
                | "copy_async" "%"name "[" index,* "]" "=" "%"name "[" index,* "]" "," count
                | "commit" | "wait" groups
                | "prefetch" "%"name "[" index,* "]"
@@ -47,15 +47,19 @@ that fill lines of memory in order.
 Kernels for a GPU say how work is divided by loops, not by the number of a thread. Outermost stand `block` loops, whose iterations
 depend on one another as little as those of a parallel loop; one block loop after another likewise. In them `thread` loops, of static
 extent, are the threads of a block: iterations of one are independent, and all of one ends before the next begins (a barrier). What
-stands between the two levels every thread runs alike: loops, `if`, `while`, `let`, but no store. `shared` memory belongs to a
-block and has a static shape. A `register` buffer of a block belongs to its threads: its first axis counts them and is indexed by a
-thread's own variable, and what a thread keeps there lives on in the next thread loop. `collect max %x over 32` makes each of
-32 neighbouring threads' registers the greatest of all of theirs, in any order of combination; likewise for the other
-combinations and widths. An `atomic` store combines, and others of its kind may meet it. `warp` loops divide a block into warps; a
-`fragment` buffer `[warps, m, n]` is registers of warps, `matmul_tile %c, %a[i, k], %b[k, j], 16` in a warp loop adds to the warp's
-part of c the product of a's `[m, 16]` from [i, k] on and b's `[16, n]` from [k, j] on (float sums in any order; of a matrix a of bytes, b's
-elements are i32 words of four signed bytes, or of four of a's float8, a quarter as many rows: k counts words there), and a `lane` loop of
-extent m * n within a warp loop is the one place where elements of its fragments are touched, element e at [w, e // n, e % n].
+stands between the two levels every thread runs alike: loops, `if`, `while`, `let`, but no store. A vector loop in a thread loop is
+for memory that a thread accesses 16 bytes at a time: parameters of a kernel that has one begin at multiples of that.
+`shared` memory belongs to a block and has a static shape. A `register` buffer of a block belongs to its threads: its first
+axis counts them and is indexed by a thread's own variable, and what a thread keeps there lives on in the next thread loop.
+`collect max %x over 32` makes each of 32 neighbouring threads' registers the greatest of all of theirs, in any order of
+combination; likewise for the other combinations and widths. An `atomic` store combines, and others of its kind may meet it.
+`warp` loops divide a block into warps; a `fragment` buffer `[warps, m, n]` is registers of warps, `matmul_tile %c, %a[i, k],
+%b[k, j], 16` in a warp loop adds to the warp's part of c the product of a's `[m, 16]` from [i, k] on and b's `[16, n]` from
+[k, j] on (float sums in any order; of a matrix a of bytes, b's elements are i32 words of four signed bytes, or of four of a's
+float8, a quarter as many rows: k counts words there); `matmul_group` likewise, where four neighbouring warps, with 16 rows each
+that follow one another, compute together of matrices that lie as they need it; and a `lane` loop of extent m * n within a warp
+loop is the one place where elements of its fragments are touched, element e at [w, e // n, e % n]; one of extent m * n / 2 holds
+a loop over the two elements 2 * e and the next.
 `copy_async` copies neighbouring elements from a parameter into shared memory; they are there for a thread loop after `commit` has
 closed the group of copies and a `wait` that leaves fewer groups under way than have been closed since.
 """
@@ -215,7 +219,8 @@ class Collect(Struct, frozen=True, eq=False):
 
 
 class MatmulTile(Struct, frozen=True, eq=False):
-    """Adds to a warp's fragment the product of parts of two matrices, from these indices on; `depth`: elements of each sum."""
+    """Adds to a warp's fragment the product of parts of two matrices, from these indices on; `depth`: elements of each sum. `grouped`:
+    each four warps compute theirs together."""
 
     accumulator: str
     left: str
@@ -223,6 +228,7 @@ class MatmulTile(Struct, frozen=True, eq=False):
     right: str
     right_index: tuple[DimLike, ...]
     depth: int
+    grouped: bool = False
 
 
 class CopyAsync(Struct, frozen=True, eq=False):

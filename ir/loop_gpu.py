@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .dims import DimLike, size_of, symbols_of
+from .dims import DimLike, divides, size_of, symbols_of
 from .loop import (
     COMBINES,
     GPU_KINDS,
@@ -30,13 +30,14 @@ from .loop import (
     While,
     walk,
 )
-from .types import F32, I32
+from .types import BF16, F16, F32, I32
 
 MOST_THREADS = 1024
 WARP = 32
 WIDTHS = (2, 4, 8, 16, 32)    # of groups of threads that shuffles combine; any more are all threads of a block
 COPIED_BYTES = (4, 8, 16)
 MOST_GROUPS = 7
+GROUP_ROWS, GROUP_COLUMNS, GROUP_STEPS = 16, (64, 128, 256), 64  # of a warp's part of a product of four, and in a row on the left
 # the loops that one of a kind may stand in, innermost first among those that divide work
 INSIDE = {"block": "", "thread": "block", "warp": "block", "lane": "warp"}
 
@@ -105,7 +106,7 @@ def collective_rule(statement: Stmt, buffers: list[Buffer]) -> str:
                 return f"collect of %{name}, expected registers of the threads of a block"
             if width not in WIDTHS and width != buffer.shape[0] or isinstance(buffer.shape[0], int) and buffer.shape[0] % width:
                 return f"collect over {width} of {buffer.shape[0]} threads, expected {', '.join(map(str, WIDTHS))}, or all of them"
-        case MatmulTile(accumulator=name, left_index=rows, right_index=columns, depth=depth):
+        case MatmulTile(accumulator=name, left_index=rows, right_index=columns, depth=depth, grouped=grouped):
             accumulator, left, right = buffers
             if accumulator.space != "fragment" or len(accumulator.shape) != 3:
                 return f"matmul_tile adds to %{name}, expected a fragment [warps, rows, columns]"
@@ -115,6 +116,8 @@ def collective_rule(statement: Stmt, buffers: list[Buffer]) -> str:
             sums = F32 if left.dtype.is_stored else I32
             if right.dtype != held or held == I32 and (accumulator.dtype != sums or depth % 4):
                 return f"matmul_tile adds {left.dtype} times {right.dtype} to {accumulator.dtype}, expected {held} on the right"
+            if grouped:
+                return _group_rule(statement, accumulator, left, right)
         case CopyAsync(buffer=name, source=source, count=count):
             target, origin = buffers
             if target.space != "shared" or origin.space not in ("in", "inout") or target.dtype != origin.dtype:
@@ -123,6 +126,22 @@ def collective_rule(statement: Stmt, buffers: list[Buffer]) -> str:
                 return f"copy_async of {count * target.dtype.bytes} bytes, expected {', '.join(map(str, COPIED_BYTES))}"
         case Wait(groups=groups) if not 0 <= groups <= MOST_GROUPS:
             return f"wait leaves {groups} groups under way, expected 0 to {MOST_GROUPS}"
+    return ""
+
+
+def _group_rule(statement: MatmulTile, accumulator: Buffer, left: Buffer, right: Buffer) -> str:
+    """The rule that a product of four warps breaks."""
+    warps, rows, columns = accumulator.shape
+    if rows != GROUP_ROWS or columns not in GROUP_COLUMNS or not isinstance(warps, int) or warps % 4:
+        return (f"matmul_group adds to %{accumulator.name} of {' x '.join(map(str, accumulator.shape))}, expected 4 warps or a multiple, "
+                f"{GROUP_ROWS} rows and {', '.join(map(str, GROUP_COLUMNS))} columns")
+    if left.dtype not in (F16, BF16) or left.shape[1] != GROUP_STEPS or statement.depth % 16 or statement.depth > GROUP_STEPS:
+        return (f"matmul_group multiplies {statement.depth} steps of %{left.name}, expected 16 bits, rows of {GROUP_STEPS} and a part of "
+                f"those")
+    if right.shape[1] != columns or statement.left_index[1] != 0 or statement.right_index[1] != 0:
+        return f"matmul_group multiplies parts of rows of %{left.name} and %{right.name}, expected whole ones"
+    if any(not divides(8, size) for size in (left.shape[0], right.shape[0], statement.right_index[0])):
+        return f"matmul_group multiplies %{left.name} and %{right.name}, expected multiples of 8 rows, and a first step that is one"
     return ""
 
 

@@ -221,8 +221,10 @@ class _Run:
         written.spans[self.stores] = (at, at + size)
 
     def forget(self, address: int) -> None:
-        """The bytes of a value that ended count as never stored to."""
-        self.scratchpad.writer[address:address + self.lengths.pop(address)] = 0
+        """The bytes of a value that ended count as never stored to; what launches gave addresses within it was a part of it."""
+        end = address + self.lengths[address]
+        self.scratchpad.writer[address:end] = 0
+        self.lengths = {at: size for at, size in self.lengths.items() if at != address and not address <= at < end}
 
     def truth(self, place: Place, binding: Mapping[str, int]) -> bool:
         """The bool at the place, which every thread reads."""

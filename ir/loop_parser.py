@@ -168,6 +168,7 @@ class _LoopParser(GraphParser):
                                                   "let": self.let, "alloc": self.alloc, "check": self.check,
                                                   "prefetch": self.prefetch, "stream": self.stream, "atomic": self.atomic,
                                                   "collect": self.collect, "matmul_tile": self.matmul_tile,
+                                                  "matmul_group": lambda: self.matmul_tile(True),
                                                   "copy_async": self.copy_async, "commit": Commit, "wait": self.wait}
         if token.kind != "word" or token.text not in readers:
             self.fail(f"expected a statement ({', '.join(readers)} or a store), found {self.lexer.describe()}")
@@ -287,14 +288,14 @@ class _LoopParser(GraphParser):
         self.lexer.expect("over")
         return Collect(name, combine, self.lexer.integer("the number of threads"))
 
-    def matmul_tile(self) -> MatmulTile:
+    def matmul_tile(self, grouped: bool = False) -> MatmulTile:
         name, _ = self.buffer_reference()
         self.lexer.expect(",")
         left = self.element()
         self.lexer.expect(",")
         right = self.element()
         self.lexer.expect(",")
-        return MatmulTile(name, *left, *right, self.lexer.integer("the depth"))
+        return MatmulTile(name, *left, *right, self.lexer.integer("the depth"), grouped)
 
     def copy_async(self) -> CopyAsync:
         target = self.element()

@@ -180,9 +180,9 @@ class _KernelWriter:
         match statement:
             case Collect(buffer=name, combine=combine, width=width):
                 return f"collect {combine} {self.buffer_name(name)} over {width}"
-            case MatmulTile(accumulator=name, left=left, left_index=rows, right=right, right_index=columns, depth=depth):
+            case MatmulTile(accumulator=name, left=left, left_index=rows, right=right, right_index=columns, depth=depth, grouped=grouped):
                 operands = f"{self.buffer_name(left)}{self.sizes(rows)}, {self.buffer_name(right)}{self.sizes(columns)}"
-                return f"matmul_tile {self.buffer_name(name)}, {operands}, {depth}"
+                return f"matmul_{'group' if grouped else 'tile'} {self.buffer_name(name)}, {operands}, {depth}"
             case CopyAsync(buffer=name, index=index, source=source, source_index=place, count=count):
                 target = f"{self.buffer_name(name)}{self.sizes(index)}"
                 return f"copy_async {target} = {self.buffer_name(source)}{self.sizes(place)}, {count}"

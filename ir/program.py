@@ -10,6 +10,8 @@ touch lies at an address there, and `Fetch`, `Reserve`, `Spill` and `Free` betwe
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from msgspec import Struct, field
 
 from .dims import DimLike, Symbol
@@ -74,7 +76,7 @@ class Fetch(Struct, frozen=True):
 
 
 class Reserve(Struct, frozen=True):
-    """Begins a value at an address that several launches store to, a part each. Nothing moves."""
+    """Begins a value at an address that launches store to part by part: several launches, or those of control flow. Nothing moves."""
 
     address: int
     bytes: int
@@ -122,16 +124,35 @@ class Program(Struct, frozen=True, eq=False):
     def kernels(self) -> tuple[Kernel, ...]:
         """Each kernel once, in the order of first launch."""
         found: dict[int, Kernel] = {}
+        for launch in self.launches():
+            found.setdefault(id(launch.kernel), launch.kernel)
+        return tuple(found.values())
+
+    def launches(self) -> Iterator[Launch]:
+        """Every launch, in order."""
         stack: list[Step] = list(reversed(self.steps))
         while stack:
             step = stack.pop()
             match step:
-                case Launch(kernel=kernel):
-                    found.setdefault(id(kernel), kernel)
+                case Launch():
+                    yield step
                 case Repeat(steps=steps):
                     stack.extend(reversed(steps))
                 case Loop(condition_steps=first, steps=steps):
                     stack.extend(reversed((*first, *steps)))
                 case Branch(then=then, otherwise=otherwise):
                     stack.extend(reversed((*then, *otherwise)))
-        return tuple(found.values())
+
+
+def nested_launches(steps: Sequence[Step], counters: tuple[Symbol, ...] = ()) -> Iterator[tuple[Launch, tuple[Symbol, ...]]]:
+    """Each launch of the steps once, in the order of the text, with the symbols of the repeats around it, outermost first."""
+    for step in steps:
+        match step:
+            case Launch():
+                yield step, counters
+            case Repeat(symbol=symbol, steps=body):
+                yield from nested_launches(body, (*counters, symbol))
+            case Loop(condition_steps=first, steps=body):
+                yield from nested_launches((*first, *body), counters)
+            case Branch(then=then, otherwise=otherwise):
+                yield from nested_launches((*then, *otherwise), counters)

@@ -1,23 +1,25 @@
 """Is what every step of a scheduled program touches in the scratchpad? Plays the transfers and launches in their order.
 
-Assumes a program with a scratchpad. Guarantees, for one that it accepts: there is no control flow and no symbolic size; values
+Assumes a program with a scratchpad. Guarantees, for one that it accepts: there is no symbolic size but the counters of repeats; values
 lie at aligned addresses within the scratchpad and no two share a byte of their aligned places; a launch reads whole or parts of
-values that are there, or several that lie side by side as one; it stores to what is free, to a value that a launch made and that was
+values that are there, or several that lie side by side as one; it stores to what is free, to a value that a launch makes and that was
 not copied off the chip, or over a whole value that it reads too, which is another value from then on; what it stores to is no other
-operand of it; kernels see the scratchpad and the constants alone; a fetch copies what is off the chip; at the end every output was
-spilled.
+operand of it; values neither begin nor end within control flow, whatever its conditions are, and none is replaced; kernels see the
+scratchpad and the constants alone; a fetch copies what is off the chip; at the end every output was spilled. That a part of a reserved
+value was stored to before it is read is for the interpreter to see.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from msgspec import Struct, field
 
-from .dims import evaluate, product
+from .dims import DimLike, Symbol, bounds, evaluate, product, size_of, substitute
 from .errors import VerifyError
 from .loop import Buffer
-from .program import Fetch, Free, Launch, Place, Program, Reserve, Spill, Step
+from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Reserve, Spill, Step
 
 MOST_BYTES = 2**48  # of a scratchpad: more than a machine can address
 MOST_ALIGNMENT = 2**20
@@ -91,7 +93,40 @@ class _Play(Struct):
                 if self.values.pop(address, None) is None:
                     self.fail(f"nothing lies at {address} that could be freed")
             case _:
-                self.fail("a program with a scratchpad has launches and transfers alone")
+                self.control((step,), {})
+
+    # --- control flow ---
+
+    def control(self, steps: Sequence[Step], counters: Mapping[str, DimLike]) -> None:
+        """Steps of which nobody knows how often they run. `counters`: those of the repeats around them, with their bounds."""
+        for step in steps:
+            match step:
+                case Launch():
+                    self.launch(step, counters)
+                case Repeat(symbol=symbol, extent=extent, steps=body):
+                    last = self.number(extent) - 1
+                    if last >= 0:
+                        self.control(body, {**counters, symbol.name: size_of(Symbol(symbol.name, 0, last))})
+                case Loop(condition_steps=first, condition=condition, steps=body):
+                    self.control(first, counters)
+                    self.condition(condition, counters)
+                    self.control(body, counters)
+                case Branch(condition=condition, then=then, otherwise=otherwise):
+                    self.condition(condition, counters)
+                    self.control(then, counters)
+                    self.control(otherwise, counters)
+                case _:
+                    self.fail("there are no transfers within control flow")
+
+    def condition(self, place: Place, counters: Mapping[str, DimLike]) -> None:
+        begin, end = self.span(place, 1, counters)
+        if place.space != "constant" and (place.space != "scratchpad" or self.value_around(begin, end) is None):
+            self.fail(f"a condition is read at {place.space} {begin}, where no value is in the scratchpad")
+
+    def span(self, place: Place, size: int, counters: Mapping[str, DimLike]) -> tuple[int, int]:
+        """All bytes that are touched from the place on, whatever the counters are."""
+        low, high = bounds(substitute(place.offset, counters))
+        return self.number(low), self.number(high) + size
 
     # --- transfers ---
 
@@ -151,7 +186,8 @@ class _Play(Struct):
 
     # --- launches ---
 
-    def launch(self, launch: Launch) -> None:
+    def launch(self, launch: Launch, counters: Mapping[str, DimLike] | None = None) -> None:
+        """`counters`: of a launch within control flow, which begins no value."""
         touched: list[tuple[Buffer, int, int]] = []
         for buffer, place in zip(launch.kernel.buffers, launch.places):
             what = f"launch {launch.kernel.name}: %{buffer.name}"
@@ -161,25 +197,28 @@ class _Play(Struct):
                 self.fail(f"{what} lies in {place.space} {place.number}, which kernels do not see")
             for size in launch.sizes:
                 self.number(size)
-            begin, size = self.number(place.offset), buffer_bytes(launch, buffer)
+            size = buffer_bytes(launch, buffer)
+            begin, end = self.span(place, size, counters or {})
             if not size:
                 continue
             for other, low, high in touched:
-                if begin < high and low < begin + size and not buffer.space == other.space == "in":
-                    self.fail(f"{what} lies at {begin} to {begin + size}, which %{other.name} overlaps, and one of them is stored to")
-            touched.append((buffer, begin, begin + size))
+                if begin < high and low < end and not buffer.space == other.space == "in":
+                    self.fail(f"{what} lies at {begin} to {end}, which %{other.name} overlaps, and one of them is stored to")
+            touched.append((buffer, begin, end))
             if buffer.space != "in":
-                self.store(what, buffer, begin, begin + size)
-            elif not self.holds(begin, begin + size):
-                self.fail(f"{what} reads {begin} to {begin + size}, which are no part of one value there, or of some side by side")
+                self.store(what, buffer, begin, end, counters is not None)
+            elif not self.holds(begin, end):
+                self.fail(f"{what} reads {begin} to {end}, which are no part of one value there, or of some side by side")
 
-    def store(self, what: str, buffer: Buffer, begin: int, end: int) -> None:
+    def store(self, what: str, buffer: Buffer, begin: int, end: int, controlled: bool) -> None:
+        """`controlled`: within control flow."""
         value = self.value_around(begin, end)
-        if value is None and buffer.space == "out":
+        if value is None and buffer.space == "out" and not controlled:
             self.place(begin, end - begin, made=True)
         elif value is None:
-            self.fail(f"{what} reads {begin} to {end}, which are no part of one value in the scratchpad")
-        elif buffer.space == "inout" and self.values.get(begin) is value and value.bytes == end - begin:
+            verb = "stores to" if buffer.space == "out" else "reads"
+            self.fail(f"{what} {verb} {begin} to {end}, which are no part of one value in the scratchpad")
+        elif buffer.space == "inout" and not controlled and self.values.get(begin) is value and value.bytes == end - begin:
             value.made, value.kept = True, False
         elif not value.made or value.kept:
             reason = "a launch" if not value.made else "others: it was spilled"

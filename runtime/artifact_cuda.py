@@ -36,8 +36,8 @@ _HEADER = """\
  * {summary}
  *
  * Link with -pthread (and -ldl where the C library is older than 2.34). Nothing of CUDA is needed to build: the driver is opened when
- * a model is loaded. Every function that returns int32_t gives 0 or a negative status (tw_status, tw_cuda_status) with a message
- * in context->error. A minimal program (error handling left out):
+ * a model is loaded. Inputs and outputs on a device begin at multiples of 16 bytes. Every function that returns int32_t gives 0 or a
+ * negative status (tw_status, tw_cuda_status) with a message in context->error. A minimal program (error handling left out):
  *
  *     char error[1024];
  *     tw_context context = {{TW_ABI_VERSION}};

@@ -88,9 +88,10 @@ def row_case(shape: tuple[DimLike, ...]) -> tuple[Graph, np.ndarray]:
     return one(shape, build), values(F32, tuple(n if isinstance(n, int) else 19 for n in shape), np.random.default_rng(3))
 
 
-def lowered_for_gpu(graph: Graph, multiprocessors: int | None = None) -> Program:
+def lowered_for_gpu(graph: Graph, multiprocessors: int | None = None, architecture: str = "sm_80") -> Program:
     """A program of blocks; `multiprocessors`: as many as the GPU is to have."""
-    caps = GPU if multiprocessors is None else replace(GPU, multiprocessors=multiprocessors)
+    caps = capabilities_of(architecture)
+    caps = caps if multiprocessors is None else replace(caps, multiprocessors=multiprocessors)
     fused, _ = run_passes(graph, Options(), caps, QUIET)
     program = lower_program(fused, caps)[0]
     for kernel in program.kernels():

@@ -221,6 +221,14 @@ def test_pipeline_of_copies(module: EmulatedModule) -> None:
     np.testing.assert_array_equal(result, source * 2)
 
 
+def test_vectors_of_elements(module: EmulatedModule) -> None:
+    source = np.random.default_rng(7).integers(0, 256, (5, 1024), np.uint8)
+    result = np.zeros((5, 1024), np.uint8)
+    module.launch("vectors", 1, 32, [source.reshape(-1), result.reshape(-1)])
+    for number, count in enumerate((2, 4, 8, 16, 32)):
+        np.testing.assert_array_equal(result[number, :32 * count].reshape(32, count), source[number, :32 * count].reshape(32, count)[:, ::-1])
+
+
 def test_named_barriers(module: EmulatedModule) -> None:
     result = np.zeros(32, np.float32)
     module.launch("producer", 1, 64, [np.arange(32, dtype=np.float32), result], shared_bytes=128)
@@ -323,6 +331,8 @@ HOPPER = ("missing_mbarrier_wait", "wrong_byte_count", "too_many_arrivals", "mis
     ("copy_over_what_is_read", 32, r"race: .* tile, which thread \(\d+, 0, 0\) has (read|stored)"),
     ("no_wait_at_all", 32, r"returns while asynchronous copies are under way"),
     ("unaligned_copy", 32, r"not aligned"),
+    ("unaligned_vector", 32, r"a vector of elements that does not begin at a multiple of its bytes"),
+    ("vector_beyond_array", 32, r"thread \(16, 0, 0\): writes 16 bytes outside of all arrays"),
     ("divergent_barrier", 64, r"threads wait for one another and none can go on: 32 wait at a barrier of the block .*, 32 wait at barrier 1"),
     ("divergent_shuffle", 32, r"lane 16 is at a vote while others of its warp are at a shuffle"),
     ("lane_outside_mask", 32, r"lane 1 calls a function of a warp with mask 0x00000001, which leaves it out"),

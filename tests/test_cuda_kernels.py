@@ -214,10 +214,16 @@ extern "C" __global__ void __launch_bounds__(256) kernel_reduce(const float *__r
     sum = 0.0f;
     if (thread / 32 < 5) {
       const int i0 = thread / 32;
-      for (int v_step = 0; v_step < 4; ++v_step) {
-        if (v_step * 32 + thread % 32 < 100) {
-          const int k0 = v_step * 32 + thread % 32;
-          sum += x0[i0 * 100 + k0];
+      for (int v_step = 0; v_step < 2; ++v_step) {
+        if (v_step * 32 + thread % 32 < 50) {
+          {
+            __align__(16) float x0_1[2];
+            tw_load_vector(x0_1, &x0[i0 * 100 + v_step * 64 + thread % 32 * 2]);
+            #pragma unroll
+            for (int k0 = 0; k0 < 2; ++k0) {
+              sum += x0_1[k0];
+            }
+          }
         }
       }
     }

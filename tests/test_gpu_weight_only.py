@@ -14,20 +14,19 @@ from tests.cuda_programs import EmulatedPrograms
 from tests.lowering_checks import GPU, QUIET
 from tests.lowering_checks import lowered_for_gpu as lowered
 from tests.test_weight_only import Weights, activations, assert_near, dequantized_product, product_graph, quantized
+from tilewright import library as lib
 from tilewright.backends.cuda.backend import capabilities_of
 from tilewright.backends.cuda.emit import emit_module
-from tilewright.backends.cuda.emit_wide import wide_load
 from tilewright.ir.dims import symbol
-from tilewright.ir.graph import Builder, Graph, Node
+from tilewright.ir.graph import Builder, Graph
 from tilewright.ir.interp import evaluate_graph
-from tilewright.ir.loop import Buffer, For, Load, MatmulTile, Store, walk
+from tilewright.ir.loop import For, MatmulTile, Store, walk
 from tilewright.ir.loop_gpu import shared_bytes
 from tilewright.ir.loop_interp import run_program
-from tilewright.ir.ops.control import Fusion, Param
+from tilewright.ir.ops.control import Fusion, Param, Scan
 from tilewright.ir.ops.weight_only import WeightOnlyDot
 from tilewright.ir.program import Program
-from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType, TensorType
-from tilewright.lowering.inline import loop_symbol
+from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType
 from tilewright.lowering.lower import lower_program
 from tilewright.options import Options
 from tilewright.pipeline import run_passes
@@ -65,7 +64,7 @@ def test_products_of_every_kind() -> None:
         inputs.append(x)
         expected.append(weights)
     emulated = EmulatedPrograms(programs)
-    assert emulated.source.count("tw_load_16(") >= 5  # words are read 16 bytes at a time
+    assert emulated.source.count("tw_load_vector(") >= 5  # words are read 16 bytes at a time
     for number, (x, weights) in enumerate(zip(inputs, expected)):
         assert_near(emulated.run(number, [x])[0], weights, x)
 
@@ -127,20 +126,29 @@ def test_tiles_fit_into_shared_memory(architecture: str) -> None:
         assert 0 < shared_bytes(kernel) <= caps.shared_bytes
 
 
-@pytest.mark.parametrize("size, factor, last, at_once", [(64, 4, 1, True), (62, 4, 1, False), (64, 2, 1, False), (64, 4, 2, False)])
-def test_four_words_are_one_access_where_they_begin_at_16_bytes(size: int, factor: int, last: int, at_once: bool) -> None:
-    """Whole 16 bytes in all, since a scan takes arrays one after the other; a place that is a multiple of four; neighbours."""
-    (_, b), (variable, j) = loop_symbol("b", 8), loop_symbol("j", 4)
-    source, target = Buffer("x", I32, (size,), "in"), Buffer("r", I32, (4,), "register")
-    value = Node(Load("x", (b * factor + j * last,), I32), (), TensorType(I32, ()))
-    loop = For(variable, 4, "unrolled", (Store("r", (j,), value),))
-    assert (wide_load(loop, {"x": source, "r": target}) is not None) == at_once
-
-
 def test_words_at_odd_places_are_read_one_by_one() -> None:
     """Panels of six columns: no thread has four of them at a multiple of 16 bytes."""
     weights = Weights(32, 11, 4, 16, None, tile=6)
     program = lowered(product_graph(weights, (2, 32)))
-    assert "tw_load_16(" not in emit_module(program, "sm_80").source
+    assert "tw_load_vector(" not in emit_module(program, "sm_80").source
     x = activations((2, 32))
     assert_near(run_program(program, [x])[0], weights, x)
+
+
+@needs_compiler
+def test_words_beside_rows_that_begin_anywhere_are_read_one_by_one() -> None:
+    """Rows of 35 floats that a scan takes one after the other; rows of 36 begin at multiples of 16 bytes."""
+    for depth, at_once in ((35, False), (36, True)):
+        weights = Weights(depth, 20, 4, 40, None)
+        inner = Builder()
+        state, row = inner.add(Param("state", F32, (depth,))), inner.add(Param("row", F32, (depth,)))
+        words = [lib.constant(inner, array) for array in weights.operands]
+        body = Graph("body", [state, row], [lib.apply(inner, "add", state, row), inner.add(weights.op, row, *words)])
+        b = Builder()
+        params = [b.add(Param("start", F32, (depth,))), b.add(Param("rows", F32, (3, depth)))]
+        program = lowered(Graph("rounds", params, lib.results_of(b, b.add(Scan(body, 1, 1, 3), *params))))
+        vectors = [s for k in program.kernels() for s in walk(k.body) if isinstance(s, For) and s.kind == "vector"]
+        assert any(isinstance(s, Store) and s.buffer.startswith("codes") for v in vectors for s in v.body) == at_once
+        given = [np.zeros(depth, np.float32), activations((3, depth))]
+        for found in (run_program(program, given), EmulatedPrograms([program]).run(0, given)):
+            assert_near(found[1], weights, given[1])

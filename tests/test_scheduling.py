@@ -51,6 +51,47 @@ def test_small_problems_agree_with_exhaustive_search(seed: int) -> None:
     assert solution.account.excess == solution.bound == least
 
 
+def filled_problem(seed: int, most: int) -> tuple[Problem, int]:
+    """A chain with short skips, whose operators also read what operators without operands make, some of it twice."""
+    draw = random.Random(seed)
+    tensors, rows, values = [Tensor("x", draw.randint(1, 3), INPUT)], [], [0]
+
+    def add(name: str, operands: list[int]) -> int:
+        tensors.append(Tensor(f"{name}{len(rows)}", draw.randint(1, 4)))
+        rows.append(Operator(f"{name}{len(rows)}", tuple(operands), (len(tensors) - 1,)))
+        return len(tensors) - 1
+
+    for _ in range(most // 2):
+        operands = draw.sample(values[-3:], min(len(values[-3:]), draw.choice((1, 1, 2))))
+        for _ in range(draw.choice((0, 1, 1, 2)) if len(rows) < most else 0):
+            operands.append(add("filled", []))
+            if draw.random() < 0.3:
+                values.insert(max(0, len(values) - 1), operands[-1])
+        values.append(add("o", operands))
+    read = {t for row in rows for t in row.inputs}
+    draw.shuffle(rows)
+    problem = make_problem(f"filled {seed}", tensors, rows, [t for t in range(1, len(tensors)) if t not in read])
+    return problem, working_set(problem, 1)[0] + draw.choice((0, 0, 1))
+
+
+def test_operators_without_operands_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same optimum as where they may run at any time, with fewer states."""
+    moving, states = 0, [0, 0]
+    for seed in range(80):
+        problem, budget = filled_problem(seed, 14)
+        spaces = [Space(problem, budget, 1)]
+        with monkeypatch.context() as patch:
+            patch.setattr(Space, "_late", lambda self: iter(()))
+            spaces.append(Space(problem, budget, 1))
+        found = [relaxed(space, Limits(states=20_000)) for space in spaces]
+        costs = [one.ends[0].cost for one in found if one.ends and one.missing >= one.ends[0].cost]
+        if len(costs) == 2:
+            assert costs[0] == costs[1]
+            moving += costs[0] > 0
+            states = [a + one.states for a, one in zip(states, found)]
+    assert moving >= 5 and 2 * states[0] < states[1]
+
+
 def test_addresses_are_in_the_search_where_packing_fails() -> None:
     problem, budget = random_problem(166)
     space = Space(problem, budget, 1)

@@ -64,6 +64,23 @@ def test_constants_are_parameters() -> None:
     assert solve(problem, 192, 64).proven and solve(with_parameters(problem, "resident"), 192, 64).proven
 
 
+def test_what_parameters_alone_decide_is_a_parameter() -> None:
+    """As imported; in a fused group it is computed, since passes would have folded what is dear."""
+    graph = parse("""graph @g(%x: f32[4]) -> (y) {
+      %w: f32[4] = const [1.0, 2.0, 3.0, 4.0]
+      %v: f32[4] = exp %w
+      %i: i64[4] = iota {dtype=i64, shape=(4,), axis=0}
+      %j: f32[4] = cast %i {dtype=f32}
+      %k: f32[4] = add %v, %j
+      %y: f32[4] = add %x, %k
+      return %y
+    }""")
+    problem = problem_of(graph)
+    assert [o.kind for o in problem.operators] == ["add"]
+    assert problem.compulsory == 16 + 16 + 16
+    assert with_parameters(problem, "ignored").compulsory == 32
+
+
 def test_sizes_must_be_known() -> None:
     graph = parse(OPEN)
     with pytest.raises(CompileError, match="mlp: the size n of x is not known") as caught:
@@ -91,6 +108,8 @@ def test_what_it_says(model: Path, granularity: str, capsys: pytest.CaptureFixtu
     data = json.loads(out)
     assert status == 0 and data["optimal"] and data["excess"] == data["excess_bound"] == data["gap"] == 0
     assert data["moved"] == data["read"] + data["written"] == data["compulsory"] == 8192
+    for row in (data, *data["baselines"]):
+        assert row["cycles_computing"] < row["cycles"] <= row["cycles_serial"]
     assert data["peak"] <= data["scratchpad"] == 12288 and {row["name"].split(", ")[1] for row in data["baselines"]} >= {"Belady"}
 
 
@@ -132,6 +151,7 @@ def test_the_page(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     text = page.read_text()
     assert status == 0 and text.count('<rect class="stay"') == 6 and "<title>x: fetched, 4096 bytes</title>" in text
     assert "<title>output0: spilled, 4096 bytes</title>" in text and "Optimal." in text and "http" not in text
+    assert "<th>cycles</th><th>serial</th>" in text
 
 
 def test_a_budget_below_every_schedule_names_the_operator(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,3 +193,18 @@ def test_sizes_in_words() -> None:
     assert [kind.convert(text, None, None) for text in ("524288", "512KiB", "1.5MB", "2 gib", "7b")] == [524288, 524288, 1500000, 2 << 30, 7]
     with pytest.raises(click.BadParameter):
         kind.convert("1.0000000001", None, None)
+
+
+def test_bodies_of_control_flow_need_room_and_constants() -> None:
+    """A scan takes its states, twice, its slices whole, and what its body computes for itself, 64 bytes at least each."""
+    weights = np.linspace(0, 1, 32, dtype=np.float32)
+
+    def step(state: object, row: object) -> tuple[object, object]:
+        return state + np.exp(row) * weights, np.exp(row)
+
+    graph = tw.trace(lambda s, x: tw.scan(step, s, x), (tw.spec((32,), np.float32), tw.spec((5, 32), np.float32)))
+    problem = problem_of(graph)
+    scan, = problem.operators
+    assert sorted(problem.tensors[t].bytes for t in scan.inputs) == [128, 128, 640]
+    assert [problem.tensors[t].bytes for t in scan.outputs] == [128, 640, 128 + 128]  # the next state, and the product
+    assert solve(problem, 1 << 20).account.moved == problem.compulsory

@@ -88,7 +88,7 @@ def test_meaning(threads: int) -> None:
     ("launch @double(scratchpad 0, scratchpad 64)", "launch @double(input 0, scratchpad 64)", "lies in input 0, which kernels do not see"),
     ("scratchpad 192 alignment 64", "scratchpad 192 alignment 48", "found an alignment of 48, expected a power of two"),
     ("scratchpad 192 alignment 64\n  constant", "constant", "there is no scratchpad|no space|has 0"),
-    ("  spill 64 to output", "  branch constant 0 {\n  }\n  spill 64 to output", "has launches and transfers alone"),
+    ("  spill 64 to output", "  branch constant 0 {\n  free 0\n  }\n  spill 64 to output", "there are no transfers within control flow"),
     ("fetch input 1 to 0 bytes 64", "fetch input 1 to 0 bytes 68", "which has 64"),
 ])
 def test_verifier(old: str, new: str, words: str) -> None:

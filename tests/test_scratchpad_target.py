@@ -18,10 +18,9 @@ import tilewright as tw
 from tilewright import cli
 from tilewright.accelerator import compiling
 from tilewright.accelerator.operators import operators_of
-from tilewright.accelerator.prefetching import overlapped
 from tilewright.backends import reference
 from tilewright.backends.scratchpad import ScratchpadModel
-from tilewright.ir.errors import CompileError, RuntimeFailure, TilewrightError, UnsupportedError, VerifyError
+from tilewright.ir.errors import CompileError, RuntimeFailure, TilewrightError, VerifyError
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop_interp import run_program
 from tilewright.ir.loop_parser import parse_program
@@ -31,6 +30,7 @@ from tilewright.ir.program import Fetch, Free, Launch, Program, Spill
 from tilewright.options import Options
 from tilewright.scheduling.checker import check
 from tilewright.scheduling.exact import solve, working_set
+from tilewright.scheduling.prefetching import overlapped
 from tilewright.scheduling.problem import INPUT, VALUE, Operator, Run, Tensor, make_problem
 from tilewright.targets import Scratchpad, is_scratchpad, parse_scratchpad
 
@@ -330,12 +330,6 @@ def test_open_sizes_are_named() -> None:
     with pytest.raises(CompileError, match="the size n of input x is not known") as caught:
         tw.compile(tw.trace(lambda x: np.exp(x), (tw.spec(("n", 4), F32),)), target="scratchpad:1MiB")
     assert "--dims n=SIZE" in caught.value.hint
-
-
-def test_control_flow_is_refused() -> None:
-    graph = tw.trace(lambda x: tw.while_loop(lambda i: i[0, 0] < 9, lambda i: i + 1, x), (tw.spec((2, 2), F32),))
-    with pytest.raises(UnsupportedError, match="a loop or a branch is no operator of a scratchpad"):
-        tw.compile(graph, target="scratchpad:1MiB")
 
 
 def test_target_text() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tilewright.backends.cuda.compile import compile_source, toolkit_version
 from tilewright.backends.cuda.emit import emit_module
@@ -40,6 +41,9 @@ class Architecture(Struct, frozen=True):
         return f"sm_{self.number}{'a' if self.specific else ''}"
 
 
+HOPPER = Architecture(90, True)  # whose matrix instructions no other has
+
+
 def architecture_named(text: str) -> Architecture:
     """`sm_90`, `sm_90a`."""
     found = re.fullmatch(r"sm_(\d+)(a?)", text)
@@ -51,14 +55,15 @@ def architecture_named(text: str) -> Architecture:
 
 def capabilities_of(text: str) -> Caps:
     """What the architecture offers."""
-    number = architecture_named(text).number
+    architecture = architecture_named(text)
+    number = architecture.number
     shared, multiprocessors = LIMITS[number]
     units = MATRIX_UNITS[max(known for known in MATRIX_UNITS if known <= number)]
     return Caps(
         vector_bits=128, vector_registers=16, has_fma=True, has_masked_memory=False, has_quads=True, level1_bytes=32768,
         level2_bytes=262144,
         threads_per_warp=32, threads_per_block=1024, multiprocessors=multiprocessors, shared_bytes=shared, registers_per_thread=255,
-        matrix_units=units)
+        matrix_units=units, has_group_products=architecture == HOPPER)
 
 
 class CudaBackend(Struct, frozen=True):
@@ -72,7 +77,8 @@ class CudaBackend(Struct, frozen=True):
 
     @property
     def capabilities(self) -> Caps:
-        return capabilities_of(OLDEST if self.architecture == EMULATED else self.architecture)
+        found = capabilities_of(OLDEST if self.architecture == EMULATED else self.architecture)
+        return replace(found, has_group_products=found.has_group_products and not self.others)
 
     def compile(self, program: Program, *, name_prefix: str = "") -> CompiledObject:
         """The host's object with the images of the kernels in it."""

@@ -127,22 +127,22 @@ TW_FUNCTION float tw_to_float(tw_float8_e5m2 x) {
 
 // --- memory ---
 
-TW_FUNCTION float4 tw_load_4(const float *place) { return *(const float4 *)place; }
-TW_FUNCTION void tw_store_4(float *place, float4 value) { *(float4 *)place = value; }
-TW_FUNCTION uint4 tw_load_16(const void *place) { return *(const uint4 *)place; }
-TW_FUNCTION void tw_store_16(void *place, uint4 value) { *(uint4 *)place = value; }
-
-// For what is read once and what nothing reads soon: it goes past the first level, and leaves the second one first.
-TW_FUNCTION uint4 tw_load_16_once(const void *place) {
-  uint4 value;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "l"(__cvta_generic_to_global(place)));
-  return value;
+// Neighbouring elements of global memory to and from an array of the thread's own, which is aligned to 16: of 2, 4, 8 or a multiple of 16
+// bytes in all, 16 at a time. They begin at a multiple of as many bytes as are moved at a time.
+template <int bytes> TW_FUNCTION void tw_move(void *to, const void *from) {
+  if (bytes % 16 == 0) {
+    #pragma unroll
+    for (int i = 0; i < bytes / 16; ++i) ((uint4 *)to)[i] = ((const uint4 *)from)[i];
+  } else if (bytes == 8) {
+    *(uint2 *)to = *(const uint2 *)from;
+  } else if (bytes == 4) {
+    *(unsigned *)to = *(const unsigned *)from;
+  } else {
+    *(unsigned short *)to = *(const unsigned short *)from;
+  }
 }
-TW_FUNCTION void tw_store_16_past(void *place, uint4 value) {
-  asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};"
-               :: "l"(__cvta_generic_to_global(place)), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w) : "memory");
-}
+template <typename T, int n> TW_FUNCTION void tw_load_vector(T (&own)[n], const T *place) { tw_move<n * sizeof(T)>(own, place); }
+template <typename T, int n> TW_FUNCTION void tw_store_vector(T *place, const T (&own)[n]) { tw_move<n * sizeof(T)>(place, own); }
 
 TW_FUNCTION void tw_prefetch(const void *place) {
   asm volatile("prefetch.global.L2 [%0];" :: "l"(__cvta_generic_to_global(place)));
@@ -333,11 +333,17 @@ TW_FUNCTION void tw_async_proxy_fence() { asm volatile("fence.proxy.async.shared
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
-// A matrix of 16-bit elements in shared memory for the instructions below, steps of the contraction side by side: rows of 128 bytes (64
-// steps), 8 rows one below the other and then `stride` bytes further, where the 16-byte piece c of row r lies in the place of c ^ (r % 8);
-// the array is aligned to 1024 bytes. A part begins at step 0, 16, 32 or 48 of row 0.
-TW_FUNCTION unsigned long long tw_wgmma_descriptor(const void *shared, unsigned stride) {
-  return (unsigned long long)((tw_shared_address(shared) & 0x3ffff) >> 4) | 1ull << 16 | (unsigned long long)(stride >> 4) << 32 | 1ull << 62;
+// Operands of the instructions below: matrices of 16-bit elements in shared memory, in rows of 128 bytes whose 16-byte piece c lies in the place
+// of c ^ (r % 8) in row r (`tw_swizzled`); the array is aligned to 1024 bytes. (PTX ISA, asynchronous warpgroup level matrix shared memory
+// layout: 128-byte swizzling, of the left matrix K-major, of the right one MN-major.)
+//
+// Left: a row of the matrix is a row, 64 steps of the contraction side by side; from step 0, 16, 32 or 48 of a row that 8 divides.
+TW_FUNCTION unsigned long long tw_wgmma_left(const void *shared) {
+  return (unsigned long long)((tw_shared_address(shared) & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+// Right: a step is a row, 64 columns side by side; the next 64 columns lie `distance` bytes further; from a step that 8 divides.
+TW_FUNCTION unsigned long long tw_wgmma_right(const void *shared, unsigned distance) {
+  return (unsigned long long)((tw_shared_address(shared) & 0x3ffff) >> 4) | (unsigned long long)(distance >> 4) << 16 | 64ull << 32 | 1ull << 62;
 }
 // Before the first product, and whenever registers that one uses were written by other means.
 TW_FUNCTION void tw_wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -371,7 +377,7 @@ TW_FUNCTION void tw_wgmma_wait_all() { asm volatile("wgmma.wait_group.sync.align
                                                         int accumulates) { \
     asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #a ", 0; " \
                  "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." #format "." #format " {" TW_PLACES_##count "}, %" #l ", %" #r \
-                 ", p, 1, 1, 0, 0; }" \
+                 ", p, 1, 1, 0, 1; }" \
                  : TW_SUMS_##count : "l"(left), "l"(right), "r"(accumulates)); \
   }
 #define TW_WGMMA_SHAPES(format) \
@@ -411,6 +417,11 @@ template <typename T, typename Combine> TW_FUNCTION void tw_atomic_combine(T *pl
 #include "device_scalars.h"
 
 // --- what both sides share: rounding, warps, atomics, failures ---
+
+// The element of a matrix of so many rows that lies as the products of four warps want it: 64 columns after 64 columns, each with all rows.
+TW_FUNCTION int tw_swizzled(int row, int column, int rows) {
+  return (column / 64 * rows + row) * 64 + ((column / 8 ^ row) & 7) * 8 + column % 8;
+}
 
 // A float that holds the nearest value of a 16-bit type, and the bits of such a value.
 TW_FUNCTION float tw_round_float16(float x) { return tw_to_float(tw_to_float16(x)); }

@@ -13,24 +13,29 @@ from collections.abc import Sequence
 
 from tilewright.backends.cuda.barriers import Barriers, Touched
 from tilewright.backends.cuda.emit_collective import WARP, emit_collect, emit_copy
-from tilewright.backends.cuda.emit_matrix import RESERVED, MatrixPart, emit_elements, emit_products, fragment_registers
-from tilewright.backends.cuda.emit_names import Names, comment_of, wrapped
+from tilewright.backends.cuda.emit_expressions import Expressions
+from tilewright.backends.cuda.emit_launch import dynamic_shared_bytes, grid_of
+from tilewright.backends.cuda.emit_matrix import (
+    MatrixPart,
+    emit_elements,
+    emit_group_products,
+    emit_products,
+    first_row,
+    fragment_registers,
+)
+from tilewright.backends.cuda.emit_names import comment_of, wrapped
 from tilewright.backends.cuda.emit_scalars import (
     ROUNDING,
-    emit_bitcast,
-    emit_cast,
     emit_combined,
-    emit_function,
-    emit_literal,
     loaded,
     memory_type,
     stored,
     value_type,
 )
-from tilewright.backends.cuda.emit_sizes import ATOM, SUM, UNARY, Text, emit_size, is_narrow, within
-from tilewright.backends.cuda.emit_wide import WORDS, wide_load
-from tilewright.backends.cuda.module import STATIC_SHARED, CudaKernel
-from tilewright.ir.dims import DimLike, Symbol, dim_max, product, size_of
+from tilewright.backends.cuda.emit_sizes import SUM, UNARY, Text, is_narrow, within
+from tilewright.backends.cuda.emit_vectors import vector_parts
+from tilewright.backends.cuda.module import CudaKernel
+from tilewright.ir.dims import DimLike, product, size_of
 from tilewright.ir.errors import InternalError
 from tilewright.ir.graph import Node
 from tilewright.ir.loop import (
@@ -42,12 +47,9 @@ from tilewright.ir.loop import (
     CopyAsync,
     For,
     If,
-    IndexValue,
     Kernel,
     Let,
-    Literal,
     Load,
-    Local,
     MatmulTile,
     Prefetch,
     Stmt,
@@ -58,29 +60,13 @@ from tilewright.ir.loop import (
     expressions_of,
     walk,
 )
-from tilewright.ir.loop_gpu import block_loops, shared_bytes, threads_of
-from tilewright.ir.ops.compute import Bitcast, Cast, Elementwise
-from tilewright.ir.types import INDEX, U16
+from tilewright.ir.loop_gpu import threads_of
+from tilewright.ir.types import INDEX
 
 DECLARED = re.compile(r" *const (?:int|long long|\w+) (\w+) = [^\[(]*;$")  # without effect
 WORD = re.compile(r"\w+")
-LONGEST = 100            # characters of an expression within another
 MOST_UNROLLED = 64
-
-
-def grid_of(kernel: Kernel) -> DimLike:
-    """The number of blocks: as many as the longest block loop has iterations."""
-    extents = [loop.extent for loop in block_loops(kernel)]
-    grid: DimLike = 0
-    for extent in extents:
-        grid = extent if grid == 0 else dim_max(grid, extent)
-    return grid
-
-
-def dynamic_shared_bytes(kernel: Kernel) -> int:
-    """Shared memory that a launch has to ask for: all of it where it is more than a block has anyway."""
-    total = shared_bytes(kernel)
-    return total if total > STATIC_SHARED else 0
+SWIZZLED_ALIGNMENT = 1024
 
 
 def emit_kernel(kernel: Kernel, name: str, sites: dict[str, int]) -> tuple[CudaKernel, str]:
@@ -97,128 +83,16 @@ def emit_kernel(kernel: Kernel, name: str, sites: dict[str, int]) -> tuple[CudaK
     return CudaKernel(name, kernel, grid_of(kernel), threads, dynamic_shared_bytes(kernel), fails), "\n".join(lines) + "\n"
 
 
-class _Writer:
+class _Writer(Expressions):
     """Writes the body of one kernel. Recursion follows the nesting of blocks."""
 
     def __init__(self, kernel: Kernel, sites: dict[str, int]) -> None:
-        self.kernel = kernel
+        super().__init__(kernel)
         self.sites = sites
-        self.lines: list[str] = []
-        self.indent = 1
-        self.names = Names(RESERVED)
-        self.buffers: dict[str, Buffer] = {b.name: b for b in kernel.buffers}
-        self.private: set[str] = set()  # registers of the threads of a block
-        self.wide = {s.name for s in kernel.symbols}
-        self.count = 0
         self.level = ""
-        self.register = ""  # of a lane, which counts those of fragments
+        self.warp_loop: For | None = None
         self.threads = threads_of(kernel)
         self.barriers = Barriers(kernel)
-        for buffer in kernel.buffers:
-            self.buffer_name(buffer.name)
-        for symbol in kernel.symbols:
-            self.variable(symbol.name)
-
-    def emit(self, line: str) -> None:
-        self.lines.append("  " * self.indent + line)
-
-    # --- names ---
-
-    def declare(self, name: str, is_wide: bool) -> None:
-        """Notes the type of a variable of a size; another block may have had one of that name."""
-        (self.wide.add if is_wide else self.wide.discard)(name)
-
-    def variable(self, name: str) -> str:
-        return self.names.spelled("variable", name)
-
-    def buffer_name(self, name: str) -> str:
-        return self.names.spelled("buffer", name)
-
-    def fresh(self) -> str:
-        self.count += 1
-        return self.names.spelled("part", f"v{self.count}")
-
-    def parameter(self, buffer: Buffer) -> str:
-        const = "const " if buffer.space == "in" else ""
-        return f"{const}{memory_type(buffer.dtype)} *__restrict__ {self.buffer_name(buffer.name)}"
-
-    # --- sizes ---
-
-    def symbol(self, symbol: Symbol) -> Text:
-        return Text(self.variable(symbol.name), ATOM, symbol.name in self.wide)
-
-    def size(self, size: DimLike) -> Text:
-        return emit_size(size, self.symbol)
-
-    def position(self, buffer: Buffer, index: tuple[DimLike, ...]) -> str:
-        """The place of an element in C order."""
-        shape = buffer.shape
-        if buffer.name in self.private:
-            index, shape = index[1:], shape[1:]
-        if len(index) == len(shape):
-            place: DimLike = 0
-            for i, n in zip(index, shape):
-                place = place * n + i
-        else:
-            place, = index
-        return self.size(place).text
-
-    def element(self, name: str, index: tuple[DimLike, ...]) -> str:
-        buffer = self.buffers[name]
-        if buffer.space == "fragment":
-            return f"{self.buffer_name(name)}[{self.register}]"
-        if self.is_scalar(buffer):
-            return self.buffer_name(name)
-        return f"{self.buffer_name(name)}[{self.position(buffer, index)}]"
-
-    def is_scalar(self, buffer: Buffer) -> bool:
-        """Whether a buffer is one register, a plain variable in C++."""
-        return buffer.space == "register" and not buffer.shape[1 if buffer.name in self.private else 0:]
-
-    # --- expressions ---
-
-    def expressions(self, roots: Sequence[Node]) -> list[Text]:
-        """The values of expressions; what is used more than once, or is long, gets a name before."""
-        uses: dict[Node, int] = {}
-        order: dict[Node, None] = {}
-        for root in roots:
-            for node in expression_nodes(root):
-                if node not in order:
-                    order[node] = None
-                    for operand in node.inputs:
-                        uses[operand] = uses.get(operand, 0) + 1
-        texts: dict[Node, Text] = {}
-        for node in order:
-            text = self.expression(node, [texts[i] for i in node.inputs])
-            shared = uses.get(node, 0) > 1 and node.inputs
-            if shared or uses.get(node, 0) and len(text.text) > LONGEST:
-                name = self.fresh()
-                kind = ("long long" if text.wide else "int") if node.dtype == INDEX else value_type(node.dtype)
-                self.emit(f"const {kind} {name} = {text.text};")
-                text = Text(name, ATOM, text.wide)
-            texts[node] = text
-        return [texts[root] for root in roots]
-
-    def expression(self, node: Node, operands: list[Text]) -> Text:
-        match node.op:
-            case Literal(value=value, dtype=dtype):
-                return emit_literal(value, dtype)
-            case Local(variable=name):
-                return Text(self.variable(name), ATOM, name in self.wide)
-            case IndexValue(size=size):
-                return self.size(size)
-            case Load(buffer=name, index=index, dtype=dtype):
-                return loaded(self.element(name, index), dtype)
-            case Elementwise(function=function):
-                return emit_function(function, node.inputs[-1].dtype, operands)
-            case Cast(dtype=dtype):
-                return emit_cast(operands[0], node.inputs[0].dtype, dtype)
-            case Bitcast(dtype=dtype):
-                read = node.inputs[0].op
-                if isinstance(read, Load) and read.dtype in ROUNDING:  # as they are: a float between would change a NaN
-                    return emit_bitcast(Text(f"{self.element(read.buffer, read.index)}.bits", ATOM), U16, dtype)
-                return emit_bitcast(operands[0], node.inputs[0].dtype, dtype)
-        raise InternalError(f"cuda: {node.op.spelling} is no part of a kernel's expressions")
 
     # --- statements ---
 
@@ -227,6 +101,8 @@ class _Writer:
         for statement in walk(self.kernel.body):
             if isinstance(statement, Alloc) and statement.buffer.space == "shared":
                 b, count = statement.buffer, max(1, int(product(statement.buffer.shape)))
+                if b.name in self.swizzled and offset % SWIZZLED_ALIGNMENT:
+                    raise InternalError(f"cuda: %{b.name} of kernel {self.kernel.name} begins at byte {offset} of shared memory")
                 array = f"{memory_type(b.dtype)}, {self.buffer_name(b.name)}, {count}"
                 self.emit(f"TW_DYNAMIC_SHARED({array}, {offset});" if dynamic else f"TW_SHARED({array});")
                 offset += -(-count * b.dtype.bytes // 128) * 128
@@ -294,6 +170,8 @@ class _Writer:
                 self.thread_loop(statement)
             case For(kind="lane"):
                 self.lane_loop(statement)
+            case For(kind="vector"):
+                self.vector_loop(statement)
             case MatmulTile():
                 self.products(statement)
             case For():
@@ -320,7 +198,13 @@ class _Writer:
     def shared_reads(self, roots: Sequence[Node]) -> None:
         """A barrier before what all threads of a block evaluate, where that reads what some have stored."""
         if self.level == "block" and self.barriers.before_reading(roots):
-            self.emit("__syncthreads();")
+            self.barrier()
+
+    def barrier(self) -> None:
+        """The threads of the block wait for one another; what they stored is known to the units that read memory by themselves."""
+        if self.swizzled:
+            self.emit("tw_async_proxy_fence();")
+        self.emit("__syncthreads();")
 
     def branch(self, statement: If) -> None:
         self.shared_reads([statement.condition])
@@ -341,8 +225,9 @@ class _Writer:
 
     def thread_loop(self, loop: For) -> None:
         if self.barriers.before(loop):
-            self.emit("__syncthreads();")
+            self.barrier()
         self.level = loop.kind
+        self.warp_loop = loop
         name = self.variable(loop.symbol.name)
         width = WARP if loop.kind == "warp" else 1
         assert isinstance(loop.extent, int)
@@ -365,18 +250,24 @@ class _Writer:
         columns = fragment.shape[2]
         assert isinstance(columns, int)
         self.level, self.register = "lane", self.fresh()
+        self.in_pairs = loop.extent == product(fragment.shape[1:]) // 2
         emit_elements(columns, fragment_registers(fragment), self.register, self.variable(loop.symbol.name),
-                      lambda: self.block(loop.body), self.emit, self.indent_by)
-        self.level, self.register = "warp", ""
+                      lambda: self.block(loop.body), self.emit, self.indent_by, self.in_pairs)
+        self.level, self.register, self.in_pairs = "warp", "", False
 
     def indent_by(self, steps: int) -> None:
         self.indent += steps
 
     def products(self, statement: MatmulTile) -> None:
-        left, right = self.part(statement.left, statement.left_index), self.part(statement.right, statement.right_index)
-        fragment = self.buffers[statement.accumulator]
+        fragment, rows = self.buffers[statement.accumulator], statement.left_index
         dtype = self.buffers[statement.left].dtype
-        for line in emit_products(fragment, self.buffer_name(fragment.name), left, right, dtype, statement.depth):
+        if statement.grouped:
+            assert self.warp_loop is not None
+            rows = (first_row(rows[0], self.warp_loop.symbol), rows[1])
+        left, right = self.part(statement.left, rows), self.part(statement.right, statement.right_index)
+        made = (emit_group_products(fragment, self.buffer_name(fragment.name), left, right, self.buffers[statement.right], statement.depth)
+                if statement.grouped else emit_products(fragment, self.buffer_name(fragment.name), left, right, dtype, statement.depth))
+        for line in made:
             self.emit(line)
 
     def part(self, name: str, index: tuple[DimLike, ...]) -> MatrixPart:
@@ -386,6 +277,7 @@ class _Writer:
         return MatrixPart(self.buffer_name(name), row, column, distance)
 
     def loop(self, loop: For) -> None:
+        self.pair = loop.symbol.name if self.in_pairs else ""
         name, extent = self.variable(loop.symbol.name), self.size(loop.extent)
         if loop.extent == 1:
             self.emit("{")
@@ -394,12 +286,6 @@ class _Writer:
             self.block(loop.body)
             self.indent -= 1
             self.emit("}")
-            return
-        at_once = wide_load(loop, self.buffers)
-        if at_once is not None:
-            targets = [self.element(at_once.target.name, at_once.target_at(number)) for number in range(WORDS)]
-            for line in at_once.lines(self.fresh(), self.element(at_once.source.name, (at_once.place,)), targets):
-                self.emit(line)
             return
         is_wide = extent.wide and not is_narrow(loop.extent)
         self.declare(loop.symbol.name, is_wide)
@@ -411,6 +297,27 @@ class _Writer:
         self.inside(f"for ({kind} {name} = 0; {name} < {extent.text}; ++{name})", loop.body)
         if before is not None:
             self.barriers.leave(loop, before)
+
+    def vector_loop(self, loop: For) -> None:
+        """What lies beside one another is loaded before the iterations, and stored after them, together."""
+        self.pair = loop.symbol.name
+        parts = vector_parts(loop, {b.name: b.space for b in self.kernel.buffers}, self.fresh)
+        name = self.variable(loop.symbol.name)
+        self.emit("{")
+        self.indent += 1
+        for (buffer, _), part in parts.items():
+            self.emit(f"__align__(16) {memory_type(self.buffers[buffer].dtype)} {part.name}[{loop.lanes}];")
+            if part.is_loaded:
+                self.emit(f"tw_load_vector({part.name}, &{self.buffer_name(buffer)}[{self.size(part.first).text}]);")
+        self.vectors = {place: f"{part.name}[{name}]" for place, part in parts.items()}
+        self.emit("#pragma unroll")
+        self.inside(f"for (int {name} = 0; {name} < {loop.lanes}; ++{name})", loop.body)
+        self.vectors = {}
+        for (buffer, _), part in parts.items():
+            if not part.is_loaded:
+                self.emit(f"tw_store_vector(&{self.buffer_name(buffer)}[{self.size(part.first).text}], {part.name});")
+        self.indent -= 1
+        self.emit("}")
 
     def while_loop(self, statement: While) -> None:
         before = self.barriers.enter(statement) if self.level == "block" else None

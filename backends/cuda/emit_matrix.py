@@ -3,7 +3,9 @@
 A fragment [warps, m, n] is m * n / 32 registers of each lane: tiles of 16 x 8 in C order, of each the four accumulators that the PTX
 ISA gives a lane. Operands lie in shared memory by rows, the left one [rows, steps], the right one [steps, columns], and
 come by `ldmatrix`, whose rows begin at multiples of 16 bytes: rows of shared memory are padded by whoever allocates them, so that
-eight of them below one another meet all banks. A right operand of bytes lies in words of four steps, which lanes read as they are.
+eight of them below one another meet all banks. Products of four warps (wgmma) have operands in rows of 128 bytes, whose pieces of 16
+are exchanged instead (`tw_swizzled`): wherever a kernel touches such a buffer, its index goes through that.
+A right operand of bytes lies in words of four steps, which lanes read as they are.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from tilewright.ir.dims import DimLike, Symbol, divides, size_of
 from tilewright.ir.errors import InternalError
 from tilewright.ir.loop import Buffer
+from tilewright.ir.loop_gpu import GROUP_ROWS, GROUP_STEPS
+from tilewright.ir.loop_proofs import linear_factor
 from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType, dtype_named
 
 TILE_ROWS, TILE_COLUMNS, LANES = 16, 8, 32
@@ -23,6 +28,8 @@ PRODUCTS: dict[DType, tuple[str, int]] = {
     F16: ("tw_mma_m16n8k16_f16", 16), BF16: ("tw_mma_m16n8k16_bf16", 16), U8: ("tw_mma_m16n8k32_u8s8", 32),
     I8: ("tw_mma_m16n8k32_s8", 32), dtype_named("f8e4m3fn"): ("tw_mma_m16n8k32_e4m3", 32),
     dtype_named("f8e5m2"): ("tw_mma_m16n8k32_e5m2", 32)}  # and steps
+
+GROUPED: dict[DType, str] = {F16: "f16", BF16: "bf16"}  # products of four warps
 
 
 class MatrixPart(Struct, frozen=True):
@@ -77,6 +84,34 @@ def emit_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPa
     ]
 
 
+def first_row(row: DimLike, warp: Symbol) -> DimLike:
+    """The part of a warp's first row that all warps of a block have in common, where the rest is 16 rows a warp."""
+    first = row - size_of(warp) * GROUP_ROWS
+    if linear_factor(row, warp) != GROUP_ROWS or not divides(8, first):
+        raise InternalError(f"cuda: a product of four warps of rows from {row} on, expected {GROUP_ROWS} rows a warp")
+    return first
+
+
+def emit_group_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPart, matrix: Buffer, depth: int) -> list[str]:
+    """`name` plus the product of two parts, `depth` steps long, by each four warps. `left.row` is that of the first warp of the block;
+    `matrix`: the right operand."""
+    columns, steps = fragment.shape[2], matrix.shape[0]
+    assert isinstance(steps, int)
+    row = f"({left.row} + threadIdx.x / {4 * LANES} * {4 * GROUP_ROWS}) * {GROUP_STEPS} + step"
+    step, distance = f"({right.row} + step) * {GROUP_STEPS}", 2 * GROUP_STEPS * steps
+    return [
+        "tw_wgmma_fence();",
+        "#pragma unroll",
+        f"for (int step = 0; step < {depth}; step += 16) {{",
+        f"  const unsigned long long from_left = tw_wgmma_left(&{left.name}[{row}]);",
+        f"  const unsigned long long from_right = tw_wgmma_right(&{right.name}[{step}], {distance});",
+        f"  tw_wgmma_m64n{columns}k16_{GROUPED[matrix.dtype]}({name}, from_left, from_right, 1);",
+        "}",
+        "tw_wgmma_commit();",
+        "tw_wgmma_wait_all();",
+    ]
+
+
 def _right_words(right: MatrixPart, across: int, dtype: DType) -> list[str]:
     """Loads what a lane has of the right operand: of 16 bits as matrices that are transposed, of bytes as the words that they are."""
     if dtype.bytes == 2:
@@ -90,15 +125,19 @@ def _right_words(right: MatrixPart, across: int, dtype: DType) -> list[str]:
 
 
 def emit_elements(columns: int, registers: int, register: str, element: str, body: Callable[[], None], emit: Callable[[str], None],
-                  indent: Callable[[int], None]) -> None:
-    """A loop over a lane's registers of fragments `columns` wide; `element` counts elements of the fragment in C order."""
+                  indent: Callable[[int], None], in_pairs: bool) -> None:
+    """A loop over a lane's registers of fragments `columns` wide; `element` counts elements of the fragment in C order, or pairs of
+    neighbours, which a lane has in neighbouring registers."""
     across = columns // TILE_COLUMNS
     emit("#pragma unroll")
-    emit(f"for (int {register} = 0; {register} < {registers}; ++{register}) {{")
+    emit(f"for (int {register} = 0; {register} < {registers}; {f'{register} += 2' if in_pairs else f'++{register}'}) {{")
     indent(1)
     emit(f"const int {element}_row = {register} / {4 * across} * 16 + {register} / 2 % 2 * 8 + threadIdx.x % 32 / 4;")
-    emit(f"const int {element}_column = {register} / 4 % {across} * 8 + threadIdx.x % 4 * 2 + {register} % 2;")
-    emit(f"const int {element} = {element}_row * {columns} + {element}_column;")
+    if in_pairs:
+        emit(f"const int {element}_column = {register} / 4 % {across} * 4 + threadIdx.x % 4;")
+    else:
+        emit(f"const int {element}_column = {register} / 4 % {across} * 8 + threadIdx.x % 4 * 2 + {register} % 2;")
+    emit(f"const int {element} = {element}_row * {columns // 2 if in_pairs else columns} + {element}_column;")
     body()
     indent(-1)
     emit("}")

@@ -72,18 +72,42 @@ double element(const char *place, bool is_bfloat) {
   return sign * std::ldexp(exponent ? fraction + 1024 : fraction, (exponent ? exponent : 1) - 25);
 }
 
-// Rows of 16 steps of the matrix that a descriptor names, as the units find them.
-std::vector<double> operand(Fiber &fiber, unsigned long long descriptor, int rows, bool is_bfloat) {
-  const unsigned start = unsigned(descriptor & 0x3fff) << 4, stride = unsigned(descriptor >> 32 & 0x3fff) << 4;
+// A piece of 16 bytes of a matrix whose rows are 128 bytes, as the units find it.
+const char *piece_at(Fiber &fiber, unsigned address) {
+  const char *place = shared_place(address ^ (address >> 7 & 7) << 4);
+  read_by_unit(fiber, place, 16);
+  return place;
+}
+
+// What a descriptor says: the first byte, from one 64 columns to the next (of matrices with columns side by side), from 8 rows to the next.
+struct Described { unsigned start, distance, stride; };
+
+Described described(Fiber &fiber, unsigned long long descriptor) {
   if (descriptor >> 62 != 1) fault("a descriptor of another layout than rows of 128 bytes with exchanged pieces", &fiber);
-  std::vector<double> values(size_t(rows) * 16);
-  for (int row = 0; row < rows; ++row)
+  return {unsigned(descriptor & 0x3fff) << 4, unsigned(descriptor >> 16 & 0x3fff) << 4, unsigned(descriptor >> 32 & 0x3fff) << 4};
+}
+
+// 16 steps of each of 64 rows, in which steps lie side by side.
+std::vector<double> left_operand(Fiber &fiber, unsigned long long descriptor, bool is_bfloat) {
+  const Described part = described(fiber, descriptor);
+  std::vector<double> values(64 * 16);
+  for (int row = 0; row < 64; ++row)
     for (int piece = 0; piece < 2; ++piece) {
-      unsigned address = start + unsigned(row / 8) * stride + unsigned(row % 8) * 128 + unsigned(piece) * 16;
-      address ^= (address >> 7 & 7) << 4;
-      const char *place = shared_place(address);
-      read_by_unit(fiber, place, 16);
+      const char *place = piece_at(fiber, part.start + unsigned(row / 8) * part.stride + unsigned(row % 8) * 128 + unsigned(piece) * 16);
       for (int i = 0; i < 8; ++i) values[size_t(row) * 16 + size_t(piece * 8 + i)] = element(place + 2 * i, is_bfloat);
+    }
+  return values;
+}
+
+// 16 steps of each column, where columns lie side by side.
+std::vector<double> right_operand(Fiber &fiber, unsigned long long descriptor, int columns, bool is_bfloat) {
+  const Described part = described(fiber, descriptor);
+  std::vector<double> values(size_t(columns) * 16);
+  for (int step = 0; step < 16; ++step)
+    for (int column = 0; column < columns; column += 8) {
+      const char *place = piece_at(fiber, part.start + unsigned(column / 64) * part.distance + unsigned(step / 8) * part.stride +
+                                              unsigned(step % 8) * 128 + unsigned(column % 64 / 8) * 16);
+      for (int i = 0; i < 8; ++i) values[size_t(column + i) * 16 + size_t(step)] = element(place + 2 * i, is_bfloat);
     }
   return values;
 }
@@ -93,8 +117,8 @@ void multiply(Group &group) {
   for (const tw_wgmma_arguments *one : group.arguments)
     if (one->columns != common.columns || one->left != common.left || one->right != common.right || one->accumulates != common.accumulates)
       fault("the threads of four warps give different operands of one product");
-  const std::vector<double> a = operand(*group.fibers[0], common.left, 64, common.is_bfloat);
-  const std::vector<double> b = operand(*group.fibers[0], common.right, common.columns, common.is_bfloat);
+  const std::vector<double> a = left_operand(*group.fibers[0], common.left, common.is_bfloat);
+  const std::vector<double> b = right_operand(*group.fibers[0], common.right, common.columns, common.is_bfloat);
   for (int thread = 0; thread < 128; ++thread) {
     Fiber &fiber = *group.fibers[thread];
     float *sums = group.arguments[thread]->sums;

@@ -186,12 +186,18 @@ TW_HOST unsigned tw_to_tf32(float x) {
 
 // --- memory ---
 
-TW_FUNCTION float4 tw_load_4(const float *place) { return *(const float4 *)place; }
-TW_FUNCTION void tw_store_4(float *place, float4 value) { *(float4 *)place = value; }
-TW_FUNCTION uint4 tw_load_16(const void *place) { return *(const uint4 *)place; }
-TW_FUNCTION void tw_store_16(void *place, uint4 value) { *(uint4 *)place = value; }
-TW_FUNCTION uint4 tw_load_16_once(const void *place) { return *(const uint4 *)place; }
-TW_FUNCTION void tw_store_16_past(void *place, uint4 value) { *(uint4 *)place = value; }
+TW_HOST void tw_check_vector(const void *place, unsigned long bytes, int kind) {
+  if ((unsigned long long)place % (bytes < 16 ? bytes : 16)) tw_emulated_fault("a vector of elements that does not begin at a multiple of its bytes");
+  tw_emulated_touch(place, bytes, kind);
+}
+template <typename T, int n> TW_HOST void tw_load_vector(T (&own)[n], const T *place) {
+  tw_check_vector(place, sizeof(own), TW_READ);
+  __builtin_memcpy(own, place, sizeof(own));
+}
+template <typename T, int n> TW_HOST void tw_store_vector(T *place, const T (&own)[n]) {
+  tw_check_vector(place, sizeof(own), TW_WRITE);
+  __builtin_memcpy(place, own, sizeof(own));
+}
 TW_HOST void tw_prefetch(const void *) {}
 
 // --- barriers, copies, matrices ---
@@ -253,8 +259,11 @@ TW_HOST void tw_bulk_commit() { tw_emulated_bulk_commit(); }
 TW_HOST void tw_bulk_wait_all() { tw_emulated_bulk_wait(); }
 TW_HOST void tw_async_proxy_fence() { tw_emulated_proxy_fence(); }
 
-TW_HOST unsigned long long tw_wgmma_descriptor(const void *shared, unsigned stride) {
-  return (unsigned long long)((tw_emulated_shared_address(shared) & 0x3ffff) >> 4) | 1ull << 16 | (unsigned long long)(stride >> 4) << 32 |
+TW_HOST unsigned long long tw_wgmma_left(const void *shared) {
+  return (unsigned long long)((tw_emulated_shared_address(shared) & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+TW_HOST unsigned long long tw_wgmma_right(const void *shared, unsigned distance) {
+  return (unsigned long long)((tw_emulated_shared_address(shared) & 0x3ffff) >> 4) | (unsigned long long)(distance >> 4) << 16 | 64ull << 32 |
          1ull << 62;
 }
 TW_HOST void tw_wgmma_fence() {}

@@ -5,8 +5,9 @@ looks at the kernel's status instead), whose status makes all of them leave alik
 barriers, so that every thread sees it and none can overwrite it before. A thread whose kernel failed goes on to the next barrier, as
 csrc/abi.h asks; kernels check their own indices, so that is safe.
 
-Of a program with a scratchpad, tw_thread runs one launch: that of the number in `shapes[0]`, counted from 0, on the scratchpad at
-`workspace`, with memory of its own at `inputs[0]`. Transfers are the business of who calls (csrc/simulator/).
+Of a program with a scratchpad, tw_thread runs one launch: that of the number in `shapes[0]`, counted from 0 in the order of the text, on
+the scratchpad at `workspace`, with memory of its own at `inputs[0]` and the counters of the repeats around it from `shapes[1]` on,
+outermost first. Transfers and control flow are the business of who calls (csrc/simulator/).
 
 tw_plan solves the program's symbols from the inputs' dims, then checks every dim. Sizes whose product would leave 62 bits are
 refused with TW_ERROR_MEMORY: their magnitudes are summed in float64, which cannot wrap.
@@ -22,7 +23,7 @@ from tilewright.backends.llvm.emit_indices import Indices
 from tilewright.backends.llvm.emit_text import Function, Module, float_text
 from tilewright.ir.dims import Atom, Dim, DimLike, Monomial, Symbol, bounds, product, symbols_of
 from tilewright.ir.errors import InternalError, UnsupportedError
-from tilewright.ir.program import Branch, Launch, Loop, Place, Program, Repeat, Step
+from tilewright.ir.program import Branch, Launch, Loop, Place, Program, Repeat, Step, nested_launches
 from tilewright.ir.types import F64
 
 ERROR_SHAPE, ERROR_MEMORY = -2, -3
@@ -184,15 +185,18 @@ class ThreadEmitter:
         self.pointers = {("constant", 0): "%constants", ("scratchpad", 0): "%workspace"}
         if any(self.scratch):
             self.pointers[("scratch", 0)] = code.value("load ptr, ptr %inputs, align 8")
-        launches = [step for step in self.program.steps if isinstance(step, Launch)]
-        number = code.value("load i64, ptr %shapes, align 8")
+        launches = list(nested_launches(self.program.steps))
+        number = load_dim(code, 0)
         blocks, none = [code.new_block("launch") for _ in launches], code.new_block("none")
         cases = " ".join(f"i64 {index}, label %{block.label}" for index, block in enumerate(blocks))
         code.end(f"switch i64 {number}, label %{none.label} [ {cases} ]")
-        for launch, block in zip(launches, blocks):
+        for (launch, counters), block in zip(launches, blocks):
             code.start(block)
             depth = self.indices.push_scope()
+            outside = [(symbol.name, self.indices.bind(symbol.name, load_dim(code, at))) for at, symbol in enumerate(counters, start=1)]
             self.emit_launch(launch)
+            for name, before in outside:
+                self.indices.restore(name, before)
             self.indices.pop_scopes(depth)
             code.jump(self.leave)
         code.start(none)

@@ -17,7 +17,7 @@ from ..backends.scratchpad import Machine, ScratchpadModel, Work
 from ..ir.errors import CompileError, UnsupportedError
 from ..ir.graph import Graph
 from ..ir.loop_verify import verify_program
-from ..ir.program import Launch, Program
+from ..ir.program import Program, nested_launches
 from ..ir.residency import buffer_bytes
 from ..ir.verify import verify
 from ..lowering.lower import Statistics, draft_program
@@ -29,10 +29,10 @@ from ..scheduling.aliasing import separate
 from ..scheduling.beyond import NOTHING, what_is_allowed
 from ..scheduling.checker import WrongSchedule, check
 from ..scheduling.exact import Progress, Solution, solve
+from ..scheduling.prefetching import overlapped
 from ..scheduling.problem import Problem
 from ..targets import Scratchpad
 from .operators import Operators, cycles_of, operators_of, refuse_open_sizes
-from .prefetching import overlapped
 from .sharing import shared
 from .steps import program_of
 
@@ -129,12 +129,11 @@ def summary(solution: Solution) -> dict[str, Any]:
 
 
 def _cycles(program: Program, target: Scratchpad) -> list[int]:
-    """What each launch takes, in the order of the steps."""
+    """What each launch takes when it runs, in the order of the text."""
     found = []
-    for step in program.steps:
-        if isinstance(step, Launch):
-            touched = sum(buffer_bytes(step, buffer) * (2 if buffer.space == "inout" else 1) for buffer in step.kernel.buffers)
-            found.append(cycles_of(step, touched, target.operations_per_cycle, target.banks))
+    for launch, _ in nested_launches(program.steps):
+        touched = sum(buffer_bytes(launch, buffer) * (2 if buffer.space == "inout" else 1) for buffer in launch.kernel.buffers)
+        found.append(cycles_of(launch, touched, target.operations_per_cycle, target.banks))
     return found
 
 

@@ -16,21 +16,21 @@ from msgspec.structs import replace
 
 from ..ir.loop import Kernel
 from ..lowering.in_place import writes_over
-from ..lowering.lower import Draft
+from ..lowering.lower import Draft, Drafts
 from ..scheduling.aliasing import without_copies
 from ..scheduling.beyond import Allowed
 from ..scheduling.permissions import concatenated, is_light
 from ..scheduling.problem import Operator, Problem
 from ..scheduling.recomputing import repeated
 from ..scheduling.slicing import sliced
-from .operators import Key, Member, Operators, key_of
+from .operators import Key, Member, Operators, key_of, launches_of
 from .slices import PREFIX, Parts, parts_of, permitted_slices, with_counts
 
 
 def shared(operators: Operators, allowed: Allowed, budget: int, alignment: int) -> Operators:
     """The operators with what is allowed."""
     over: dict[tuple[str, int], Kernel] = {}
-    names = {draft.kernel.name for group in operators.groups for draft in group}
+    names = {draft.kernel.name for group in operators.groups for draft in launches_of(group)}
     rows = [_permitted(operator, group, operators, allowed, over, names)
             for operator, group in zip(operators.problem.operators, operators.groups)]
     whole = operators.problem
@@ -48,12 +48,12 @@ def shared(operators: Operators, allowed: Allowed, budget: int, alignment: int) 
 # --- permissions -----------------------------------------------------------------------------------------------------
 
 
-def _permitted(operator: Operator, group: list[Draft], operators: Operators, allowed: Allowed, over: dict[tuple[str, int], Kernel],
+def _permitted(operator: Operator, group: Drafts, operators: Operators, allowed: Allowed, over: dict[tuple[str, int], Kernel],
                names: set[str]) -> Operator:
     """The operator with what it may share; kernels that store over an operand go to `over`."""
-    if len(group) != 1 or len(operator.outputs) != 1:
+    draft = group[0]
+    if len(group) != 1 or len(operator.outputs) != 1 or not isinstance(draft, Draft):
         return operator
-    draft, = group
     in_place: list[int] = []
     for position, tensor in _replaceable(draft, operators, operator.outputs[0]) if allowed.in_place else ():
         key = draft.kernel.name, position
@@ -133,7 +133,7 @@ class _Trace(Struct):
     def has_parts(self, name: str, count: int) -> bool:
         """Whether there are kernels; `parts` has them then."""
         if (name, count) not in self.tried:
-            draft, = self.operators.groups[self.number(name)]
+            draft, = launches_of(self.operators.groups[self.number(name)])
             self.tried[name, count] = parts_of(self.operators.drafted, draft, count)
         made = self.tried[name, count]
         if made is not None:
@@ -146,7 +146,7 @@ class _Trace(Struct):
 
     def operators_of(self, problem: Problem, over: dict[tuple[str, int], Kernel]) -> Operators:
         """What each operator of the problem launches."""
-        groups: list[list[Draft]] = []
+        groups: list[Drafts] = []
         places: list[dict[Key, int]] = []
         chains: dict[int, list[Member]] = {}
         for number, operator in enumerate(problem.operators):

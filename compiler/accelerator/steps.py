@@ -1,4 +1,4 @@
-"""A schedule as a program: launches at addresses of the scratchpad, and the transfers between them.
+"""A schedule as a program: launches and control flow at addresses of the scratchpad, and the transfers between them.
 
 Assumes a schedule that the checker accepted. Guarantees a program that `verify_program` accepts: what was spilled has a place of its
 own off the chip, results in the outputs; tensors without bytes are nowhere; a result that begins where an operand lies is stored
@@ -13,9 +13,9 @@ from msgspec.structs import replace
 
 from ..ir.errors import InternalError
 from ..ir.program import Fetch, Free, Launch, Place, Program, Reserve, Scratchpad, Spill, Step
-from ..lowering.lower import Draft, Spot
+from ..lowering.lower import Draft, Spot, finish_drafts
 from ..scheduling import problem as scheduled
-from .operators import Key, Member, Operators, Part, key_of
+from .operators import Key, Member, Operators, Part, has_control, key_of, offset_before
 
 ALIGNMENT = 64  # off the chip
 
@@ -50,13 +50,17 @@ class _Writer:
         match step:
             case scheduled.Run(operator=number, addresses=addresses):
                 operator, places = self.operators.problem.operators[number], self.operators.places[number]
-                over = self.overwritten(operator, addresses)
+                group, over = self.operators.groups[number], self.overwritten(operator, addresses)
                 self.addresses.update(zip(operator.outputs, addresses))
                 if number in self.operators.chains:
                     self.run_in_slices(operator, self.operators.chains[number])
                     return
-                self.steps += [self.launch(draft, places) if over < 0 else self.launch_over(draft, places, over)
-                               for draft in self.operators.groups[number]]
+                if has_control(group):
+                    self.steps += [Reserve(self.addresses[t], self.tensors[t].bytes) for t in operator.outputs if self.tensors[t].bytes]
+                if over < 0:
+                    self.steps += finish_drafts(group, lambda spot: self.place(spot, places))
+                else:  # a launch alone (`sharing.py`)
+                    self.steps += [self.launch_over(draft, places, over) for draft in group if isinstance(draft, Draft)]
                 self.addresses.pop(over, None)
             case scheduled.Fetch(tensor=tensor, address=address):
                 self.addresses[tensor] = address
@@ -84,8 +88,15 @@ class _Writer:
         return next((t for t in operator.in_place if self.tensors[t].bytes and self.addresses.get(t) == addresses[0]), -1)
 
     def launch(self, draft: Draft, tensors: Mapping[Key, int]) -> Launch:
-        places = tuple(_place(spot, tensors, self.addresses) for spot in draft.spots)
-        return Launch(draft.kernel, places, draft.sizes, facts=draft.facts)
+        return Launch(draft.kernel, tuple(self.place(spot, tensors) for spot in draft.spots), draft.sizes, facts=draft.facts)
+
+    def place(self, spot: Spot, tensors: Mapping[Key, int]) -> Place:
+        tensor = tensors.get(key_of(spot))
+        if tensor is None:  # constants in a memory of their own
+            return Place("constant", 0, spot.offset)
+        within = spot.offset - offset_before(spot) if spot.space == "constant" else spot.offset
+        before = 0 if spot.storage is None else spot.storage.offset  # in an arena
+        return Place("scratchpad", 0, self.addresses.get(tensor, 0) + before + within)
 
     def run_in_slices(self, operator: scheduled.Operator, chain: Sequence[Member]) -> None:
         """All members for a slice, then for the next one."""
@@ -108,10 +119,3 @@ class _Writer:
         kernel = self.operators.over[draft.kernel.name, position]
         facts = replace(draft.facts, choice=replace(draft.facts.choice, in_place=True))
         return replace(whole, kernel=kernel, places=(*whole.places[:position], *whole.places[position + 1:]), facts=facts)
-
-
-def _place(spot: Spot, tensors: Mapping[Key, int], addresses: Mapping[int, int]) -> Place:
-    tensor = tensors.get(key_of(spot))
-    if tensor is None:  # constants in a memory of their own
-        return Place("constant", 0, spot.offset)
-    return Place("scratchpad", 0, addresses.get(tensor, 0))

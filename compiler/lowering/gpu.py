@@ -6,7 +6,7 @@ allocates stays its own; what is too large for that, or has an open size, is a p
 threads as that has room for take the iterations in turns.
 
 Guarantees: the program computes what it did; each kernel consists of block loops. Vector loops become serial ones, in which
-combining stores keep the order of iterations.
+combining stores keep the order of iterations, but for those that `gpu_vectors` makes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..ir.caps import Caps
-from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_max, product, substitute, symbols_of
+from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_max, divides, product, substitute, symbols_of
 from ..ir.errors import ScheduleError
 from ..ir.graph import Node, Op
 from ..ir.loop import (
@@ -45,12 +45,14 @@ from ..ir.schedule import Schedule, apply_schedule
 from ..ir.schedule import Step as Primitive
 from ..ir.types import BOOL, INDEX, TensorType
 from .gpu_rows import Names, distribute_row
+from .gpu_vectors import BYTES, lanes_of, vector_loop
 
 MOST_OWN_BYTES = 1024       # of memory that a thread allocates for itself
 SCRATCH_BYTES = 1 << 26     # that threads share evenly where they need more
 FEWEST_TURNS = 128          # threads that take iterations in turns where their memory has an open size
 TURNS = 4                   # short iterations of a thread, where there are many
 BLOCKS_A_MULTIPROCESSOR = 8
+VECTOR_THREADS = 128        # of a multiprocessor that are left where each takes several neighbouring iterations
 ALIGNMENT = 256
 
 
@@ -96,10 +98,11 @@ def on_grid(program: Program, caps: Caps) -> Program:
     base = -(-program.workspace_bytes // ALIGNMENT) * ALIGNMENT if isinstance(program.workspace_bytes, int) else \
         ceildiv(program.workspace_bytes, ALIGNMENT) * ALIGNMENT
     needed: list[DimLike] = [0]
+    aligned = _aligned_parameters(program)
 
     def launch(step: Launch, around: dict[str, DimLike]) -> Launch:
         if id(step.kernel) not in mapped:
-            mapped[id(step.kernel)] = _Grid(step.kernel, caps).kernel()
+            mapped[id(step.kernel)] = _Grid(step.kernel, caps, aligned[id(step.kernel)]).kernel()
         kernel, scratch = mapped[id(step.kernel)]
         sizes = {s.name: n for s, n in zip(step.kernel.symbols, step.sizes)}
         places, offset = list(step.places), base
@@ -131,12 +134,25 @@ def on_grid(program: Program, caps: Caps) -> Program:
     return replace(program, steps=made, workspace_bytes=workspace)
 
 
-class _Grid:
-    """One kernel."""
+def _aligned_parameters(program: Program) -> dict[int, dict[str, Buffer]]:
+    """Of each kernel, by its id, the parameters that begin at a multiple of 16 bytes in every launch. Inputs, outputs, constants and the
+    workspace do."""
+    found: dict[int, dict[str, Buffer]] = {}
+    for launch in program.launches():
+        known = found.setdefault(id(launch.kernel), {b.name: b for b in launch.kernel.buffers})
+        for buffer, place in zip(launch.kernel.buffers, launch.places, strict=True):
+            if not divides(BYTES, place.offset):
+                known.pop(buffer.name, None)
+    return found
 
-    def __init__(self, kernel: Kernel, caps: Caps) -> None:
+
+class _Grid:
+    """One kernel. `aligned`: parameters that begin at a multiple of 16 bytes."""
+
+    def __init__(self, kernel: Kernel, caps: Caps, aligned: dict[str, Buffer]) -> None:
         self.old = kernel
         self.caps = caps
+        self.aligned = aligned
         self.names = Names(names_of(kernel))
         self.scratch: list[_Scratch] = []
 
@@ -146,7 +162,7 @@ class _Grid:
         for statement in self.old.body:
             match statement:
                 case For(kind="block"):
-                    body.append(statement)
+                    body.append(statement if len(self.aligned) == len(self.old.buffers) else _by_elements(statement))
                 case For(kind="parallel"):
                     body.append(self._divided(statement, tuple(before)))
                 case Alloc() | Let():
@@ -163,13 +179,18 @@ class _Grid:
 
     def _divided(self, loop: For, before: tuple[Stmt, ...]) -> For:
         """A parallel loop as blocks of threads, an iteration a thread."""
-        row = None if before else distribute_row(loop, self.names)
+        row = None if before else distribute_row(loop, self.names, self.aligned)
         if row is not None:
             return row
         body = (*before, *_serial(loop.body))
         large = [s.buffer for s in walk(body) if isinstance(s, Alloc) and _is_large(s.buffer)]
         if large:
             return self._in_turns(loop, body, large)
+        lanes = lanes_of(replace(loop, body=body), self.aligned, VECTOR_THREADS * self.caps.multiprocessors)
+        if lanes > 1:
+            first = loop_variable(self.names.fresh("first"), loop.extent // lanes)
+            body = (vector_loop(replace(loop, body=body), lanes, variable_size(first), self.names.fresh("lane")),)
+            loop = replace(loop, symbol=first, extent=loop.extent // lanes, body=body)
         threads = self._threads(loop.extent)
         turns = self._turns(loop.extent, threads, body)
         count = ceildiv(loop.extent, threads * turns)
@@ -185,7 +206,7 @@ class _Grid:
         """Iterations of a thread, neighbours taking neighbours each time: several, where there are enough and each is short, so that
         more of memory is under way at a time."""
         enough = bounds(extent)[0] >= TURNS * threads * self.caps.multiprocessors * BLOCKS_A_MULTIPROCESSOR
-        return TURNS if enough and all(isinstance(s, (Let, Store)) for s in body) else 1
+        return TURNS if enough and all(isinstance(s, (Let, Store)) or isinstance(s, For) and s.kind == "vector" for s in body) else 1
 
     def _threads(self, extent: DimLike) -> int:
         """Threads of a block: fewer where there would be too few blocks for all multiprocessors."""
@@ -230,6 +251,18 @@ class _Grid:
         inner = self._iteration(loop, at, _moved(body, renamed, place), loop.extent)
         turns = For(turn, rounds, "serial", inner)
         return For(block, threads // width, "block", (For(thread, width, "thread", (turns,)),))
+
+
+def _by_elements(statement: Stmt) -> Stmt:
+    """The statement without vector loops, for parameters that begin anywhere."""
+    match statement:
+        case For(kind="vector", body=body):
+            return replace(statement, kind="unrolled", lanes=0, body=tuple(map(_by_elements, body)))
+        case For(body=body) | While(body=body):
+            return replace(statement, body=tuple(map(_by_elements, body)))
+        case If(then=then, otherwise=otherwise):
+            return replace(statement, then=tuple(map(_by_elements, then)), otherwise=tuple(map(_by_elements, otherwise)))
+    return statement
 
 
 def _is_large(buffer: Buffer) -> bool:

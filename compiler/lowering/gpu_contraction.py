@@ -2,15 +2,20 @@
 
 A block computes a tile of the result: `rows` of the left operand and one panel of the right one, `depth` steps at a time. Both parts lie in
 shared memory, in several stages: while warps multiply one, the next ones are copied (`copy_async`). A warp keeps its part of the
-tile in a fragment, sums in float32 or int32, and applies the epilogue to it element by element. Rows of shared memory are longer
+tile in a fragment, sums in float32 or int32, and applies the epilogue to it, to pairs of elements that lie
+side by side where it can. Rows of shared memory are longer
 than the part by 16 bytes, so that the eight rows that a warp reads at a time lie in different banks (the matrices are read 16 bytes a row).
 
 Rows past the last one are copies of it, which nothing stores; panels are full, with zeros past the last column. Steps that are no
-multiple of `depth`, or of what 16 bytes hold, are brought by ordinary loads, zeros after the last one.
+multiple of `depth`, or of what 16 bytes hold, are brought by ordinary loads, zeros after the last one. Where tiles are few and deep, the
+steps are cut into parts (`gpu_split.py`).
+
+Where the target multiplies matrices in shared memory by four warps at once (`Caps.has_group_products`), large products go that way: a
+warp has 16 rows and all columns of the tile, and the backend lays both operands out as these instructions want them, without padding.
 
 Blocks that run at the same time should share what they read in the second level of memory: they go down a few tiles of rows for each panel.
 
-Assumes `gpu_tile` gave a tile . Guarantees one sum an element, always in the same order.
+Assumes `gpu_tile` gave a tile. Guarantees one sum an element, always in the same order.
 """
 
 from __future__ import annotations
@@ -18,9 +23,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..ir.caps import Caps
-from ..ir.dims import DimLike, bounds, ceildiv, dim_max, dim_min, divides, product
+from ..ir.dims import DimLike, bounds, ceildiv, dim_max, dim_min, divides, product, substitute
 from ..ir.graph import Node
 from ..ir.loop import (
     Alloc,
@@ -29,17 +35,22 @@ from ..ir.loop import (
     CopyAsync,
     For,
     If,
+    Let,
     Load,
     MatmulTile,
     Stmt,
     Store,
     Wait,
+    variable_size,
 )
+from ..ir.loop_vectors import first_neighbour
 from ..ir.ops.compute import FLOATS8, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
 from ..ir.types import BF16, F16, I8, I32, U8, TensorType
 from ..tiles import GPU_PANELS
 from .contraction import named_parts
+from .gpu_split import Round, choose_parts, part_rounds
+from .gpu_vectors import vector_loop
 from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
 from .left_operand import row_operand
 
@@ -49,17 +60,27 @@ OPERANDS = {(F16, F16, 1): "f16", (BF16, BF16, 1): "bf16", (U8, I32, 4): "i8", (
 COPIED = 16         # bytes that are copied at a time
 ROW_BYTES = 64      # of a row of the left operand in shared memory
 STAGES = 4          # of shared memory
+GROUP_ROW_BYTES, GROUP_STAGES = 128, 3  # where four warps multiply together: two blocks of that have room in a multiprocessor
 GROUPED_ROWS = 8    # tiles of rows that blocks go down before the next panel
+# of `depth` steps in microseconds: what three stages wait for memory, and elements of 64 bytes of steps that units take (A100, its figures)
+ROUND_TIME, ELEMENTS_A_MICROSECOND = 0.2, 45000
 
 
 class GpuTile(Struct, frozen=True):
-    """What a block computes: `rows` x `columns` of the result, `depth` steps at a time, by warps that lie `down` x `across`."""
+    """What a block computes: `rows` x `columns` of the result, `depth` steps at a time, by warps that lie `down` x `across`; of the steps
+    one of `parts`. `grouped`: each four warps multiply together."""
 
     rows: int
     columns: int
     depth: int
     down: int
     across: int
+    parts: int = 1
+    grouped: bool = False
+
+    @property
+    def stages(self) -> int:
+        return GROUP_STAGES if self.grouped else STAGES
 
     @property
     def threads(self) -> int:
@@ -81,14 +102,22 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     most = bounds(rows)[1]
     panels = bounds(ceildiv(node.shape[-1], columns) * product(node.shape[:op.batch]))[1]
     if columns == 128 and most > 64 and panels * -(-most // 128) >= caps.multiprocessors:
-        return GpuTile(128, 128, depth, 2, 4)
+        grouped = caps.has_group_products and left.dtype in (F16, BF16)
+        return GpuTile(128, 128, GROUP_ROW_BYTES // left.dtype.bytes, 8, 1, grouped=True) if grouped else GpuTile(128, 128, depth, 2, 4)
     if columns >= 64:
-        return GpuTile(64, columns, depth, 2, 2) if most > 32 else GpuTile(32, columns, depth, 1, 4)
-    return GpuTile(64 if most > 32 else 32, columns, depth, 2 if most > 32 else 1, 2)
+        tile = GpuTile(64, columns, depth, 2, 2) if most > 32 else GpuTile(32, columns, depth, 1, 4)
+    else:
+        tile = GpuTile(64 if most > 32 else 32, columns, depth, 2 if most > 32 else 1, 2)
+    busy = tile.rows * columns / ELEMENTS_A_MICROSECOND
+    read = sum(product(x.shape) * x.dtype.bytes for x in (left, right))
+    sums = product(node.shape) * accumulator_dtype(node.dtype).bytes
+    rounds, each = ceildiv(left.shape[-1], depth), Round(max(ROUND_TIME, busy), busy)
+    return replace(tile, parts=choose_parts(panels * -(-most // tile.rows), rounds, each, read, sums, caps))
 
 
 def lower_gpu_contraction(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner, tile: GpuTile) -> Stmt:
-    """The loop over blocks of `node` (packed_dot) and the epilogue that leads from it to `result`."""
+    """The loop over blocks of `node` (packed_dot) and the epilogue that leads from it to `result`; of several parts the sums alone,
+    [parts, *shape]."""
     return _Work(node, result, out, lhs, rhs, inliner, tile).lower()
 
 
@@ -106,9 +135,9 @@ class _Work:
         self.right_depth = tile.depth // self.step
         self.copied = COPIED // left.bytes, COPIED // right.bytes  # elements
         # words of the right operand are read one by one by lanes, which 8 more than whole rows of banks keep apart
-        padding = 8 if self.step > 1 else self.copied[1]
-        self.left = Buffer(names.fresh("left"), left, (STAGES * tile.rows, tile.depth + self.copied[0]), "shared")
-        self.right = Buffer(names.fresh("right"), right, (STAGES * self.right_depth, tile.columns + padding), "shared")
+        padding = (0, 0) if tile.grouped else (self.copied[0], 8 if self.step > 1 else self.copied[1])
+        self.left = Buffer(names.fresh("left"), left, (tile.stages * tile.rows, tile.depth + padding[0]), "shared")
+        self.right = Buffer(names.fresh("right"), right, (tile.stages * self.right_depth, tile.columns + padding[1]), "shared")
         warps = tile.down * tile.across
         self.dtype = accumulator_dtype(node.dtype)
         self.sums = Buffer(names.fresh("sums"), self.dtype, (warps, tile.rows // tile.down, tile.columns // tile.across), "fragment")
@@ -120,11 +149,12 @@ class _Work:
         panels, row_tiles = ceildiv(self.node.shape[-1], tile.columns), ceildiv(rows, tile.rows)
         groups = divides(GROUPED_ROWS, row_tiles)
         order = (row_tiles // GROUPED_ROWS, panels, GROUPED_ROWS) if groups else (1, panels, row_tiles)
-        count = product((*self.batch_shape, *order))
+        shape = (tile.parts, *self.batch_shape, *order)
+        count = product(shape)
         variable, at = loop_symbol(names.fresh("t"), count)
-        lets, parts = named_parts(self.inliner, [*(f"b{a}_" for a in range(len(self.batch_shape))), "group", "panel", "tile"],
-                                  unflatten_index(at, (*self.batch_shape, *order)))
-        *batch, group, self.panel, down = parts
+        lets, parts = named_parts(self.inliner, ["part", *(f"b{a}_" for a in range(len(self.batch_shape))), "group", "panel", "tile"],
+                                  unflatten_index(at, shape))
+        self.part, *batch, group, self.panel, down = parts
         self.batch = tuple(batch)
         self.operand = row_operand(self.node, self.batch)
         self.first_row = (group * order[2] + down) * tile.rows
@@ -135,23 +165,27 @@ class _Work:
     # --- the contraction ---
 
     def _contract(self) -> tuple[Stmt, ...]:
-        depth = self.tile.depth
+        depth, parts = self.tile.depth, self.tile.parts
+        rounds, rest = ceildiv(self.steps, depth), not divides(depth, self.steps)
+        first, end = part_rounds(self.part, parts, rounds)
         if not self.copies:
-            return (self._loaded_steps(0, ceildiv(self.steps, depth)),)
-        whole = self.steps // depth
+            return (self._loaded_steps(first, end - first),)
+        # the last part has the round that is not whole
+        whole = self.steps // depth - first if parts == 1 else end - first - ((self.part + 1) // parts if rest else 0)
         inliner, names = self.inliner, self.inliner.names
         statements: list[Stmt] = []
-        stage, s = loop_symbol(names.fresh("s"), STAGES - 1)
+        ahead_of, stages = self.tile.stages - 1, self.tile.stages
+        stage, s = loop_symbol(names.fresh("s"), ahead_of)
         ahead = inliner.scalar("lt", inliner.index(s), inliner.index(whole))
-        statements.append(For(stage, STAGES - 1, "serial", (self._copy(s, s, ahead), Commit())))
+        statements.append(For(stage, ahead_of, "serial", (self._copy(first + s, s, ahead), Commit())))
         variable, step = loop_symbol(names.fresh("k"), whole)
-        following = step + (STAGES - 1)
+        following = step + ahead_of
         more = inliner.scalar("lt", inliner.index(following), inliner.index(whole))
-        body = (Wait(STAGES - 2), self._copy(following, following % STAGES, more), Commit(), self._multiply(step % STAGES))
+        body = (Wait(stages - 2), self._copy(first + following, following % stages, more), Commit(), self._multiply(step % stages))
         statements.append(For(variable, whole, "serial", body))
-        if not divides(depth, self.steps):
+        if rest:
             statements.append(Wait(0))
-            statements.append(self._loaded_steps(whole, ceildiv(self.steps, depth) - whole))
+            statements.append(self._loaded_steps(first + whole, end - first - whole))
         return tuple(statements)
 
     def _copy(self, step: DimLike, stage: DimLike, when: Node) -> Stmt:
@@ -228,7 +262,7 @@ class _Work:
         (loop, _), row, column = self._warp_loop()
         tile = self.tile
         product_of = MatmulTile(self.sums.name, self.left.name, (stage * tile.rows + row, 0), self.right.name,
-                                (stage * self.right_depth, column), tile.depth)
+                                (stage * self.right_depth, column), tile.depth, tile.grouped)
         return For(loop.symbol, loop.extent, "warp", (product_of,))
 
     # --- the fragments ---
@@ -248,26 +282,40 @@ class _Work:
         assert isinstance(rows, int) and isinstance(columns, int)
         inliner = self.inliner
         lane, e = loop_symbol(inliner.names.fresh("e"), rows * columns)
-        lets, (row, column) = named_parts(inliner, ["row", "column"], (
-            self.first_row + first_row + e // columns, self.panel * self.tile.columns + first_column + e % columns))
+        at = (self.first_row + first_row + e // columns, self.panel * self.tile.columns + first_column + e % columns)
+        lets, (row, column) = named_parts(inliner, ["row", "column"], at)
         body: tuple[Stmt, ...] = self._store((w, e // columns, e % columns), row, column)
-        conditions = [inliner.scalar("lt", inliner.index(place), inliner.index(size))
-                      for place, size, tile in ((row, self.rows, self.tile.rows), (column, self.node.shape[-1], self.tile.columns))
-                      if not divides(tile, size)]
-        for condition in conditions:
-            body = (If(condition, body),)
-        return For(loop.symbol, loop.extent, "warp", (For(lane, rows * columns, "lane", (*lets, *body)),))
+        element = For(lane, rows * columns, "lane", (*lets, *body))
+        pair = self._pair(element)
+        if pair is not None:
+            lets, body, (row, column) = [], (pair,), (substitute(size, {lane.name: e * 2}) for size in at)
+            element = For(lane, rows * columns // 2, "lane", ())
+        for place, size, tile in ((row, self.rows, self.tile.rows), (column, self.node.shape[-1], self.tile.columns)):
+            if not divides(tile, size):
+                body = (If(inliner.scalar("lt", inliner.index(place), inliner.index(size)), body),)
+        return For(loop.symbol, loop.extent, "warp", (replace(element, body=(*lets, *body)),))
+
+    def _pair(self, element: For) -> For | None:
+        """Two neighbouring elements, which a lane has both, as a vector loop over what is done for one; None where they are not stored
+        beside one another."""
+        if not divides(2, self.node.shape[-1]) or not all(isinstance(s, (Let, Store)) for s in element.body):
+            return None
+        name = self.inliner.names.fresh("pair")
+        pair = vector_loop(element, 2, variable_size(element.symbol), name)
+        return pair if all(first_neighbour(s.index, pair) is not None for s in pair.body if isinstance(s, Store)) else None
 
     def _store(self, element: Sequence[DimLike], row: DimLike, column: DimLike) -> tuple[Stmt, ...]:
         """The element (row, column) of the result, of the sum at `element` of the fragments."""
         node = self.node
+        target = flatten_index((*self.batch, row), (*self.batch_shape, self.rows)) * node.shape[-1] + column
+        sums = Node(Load(self.sums.name, tuple(element), self.dtype), (), TensorType(self.dtype, ()))
+        if self.tile.parts > 1:
+            return (Store(self.out.name, (self.part * product(node.shape) + target,), sums),)
         index = (*self.batch, *unflatten_index(row, node.shape[len(self.batch):-1]), column)
         inner = self.inliner.inner()
-        sums = Node(Load(self.sums.name, tuple(element), self.dtype), (), TensorType(self.dtype, ()))
         value = inner.cast(sums, node.dtype)
         inner.bind(node, index, lambda: value)
         stored = inner.value(self.result, reshape_index(index, node.shape, self.result.shape))
-        target = flatten_index((*self.batch, row), (*self.batch_shape, self.rows)) * node.shape[-1] + column
         return (*inner.block, Store(self.out.name, (target,), stored))
 
 

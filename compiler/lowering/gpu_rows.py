@@ -2,14 +2,15 @@
 
 Takes the body of a parallel loop over rows whose loops along the row are vector loops (so that iterations are shown to be independent
 but for what they combine). Each becomes a thread loop with strides of as many threads as share the row; what it combines is collected
-by shuffles. What stands between such loops is cheap, and each thread computes it for itself.
+by shuffles. What stands between such loops is cheap, and each thread computes it for itself. A thread takes several neighbouring
+elements at a time where they are loaded together (`gpu_vectors.py`).
 
 Guarantees: the values of the body, with combinations in another order, as vector loops allow. A body of another form is left alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -39,6 +40,7 @@ from ..ir.loop import (
 )
 from ..ir.ops.compute import Elementwise
 from ..ir.types import BOOL, INDEX, TensorType
+from .gpu_vectors import lanes_of, vector_loop
 
 THREADS = 256
 WARP = 32
@@ -80,12 +82,13 @@ def width_of_row(body: Sequence[Stmt]) -> int:
     return SHORT_ROW if most < NARROW_ROW else WARP
 
 
-def distribute_row(loop: For, name_of: Names) -> For | None:
-    """The parallel loop over rows as blocks of threads; None where its body has another form."""
+def distribute_row(loop: For, name_of: Names, aligned: Mapping[str, Buffer]) -> For | None:
+    """The parallel loop over rows as blocks of threads; None where its body has another form. `aligned`: parameters that begin at a
+    multiple of 16 bytes."""
     width = width_of_row(loop.body)
     if width == 1 or not _has_form(loop):
         return None
-    return _Row(loop, width, name_of).lower()
+    return _Row(loop, width, name_of, aligned).lower()
 
 
 def _has_form(loop: For) -> bool:
@@ -141,8 +144,9 @@ def _is_identity(value: Node, combine: str) -> bool:
 class _Row:
     """One loop over rows."""
 
-    def __init__(self, loop: For, width: int, names: Names) -> None:
+    def __init__(self, loop: For, width: int, names: Names, aligned: Mapping[str, Buffer]) -> None:
         self.loop = loop
+        self.aligned = aligned
         self.width = width
         self.rows = THREADS // width
         self.names = names
@@ -182,12 +186,16 @@ class _Row:
 
     def along(self, loop: For) -> None:
         """A loop along the row, an element a thread at a time, and the collection of what it combines."""
-        rounds = ceildiv(loop.extent, self.width)
+        lanes = lanes_of(loop, self.aligned, self.width, self.registers)
+        count = loop.extent // lanes if lanes > 1 else loop.extent
+        rounds = ceildiv(count, self.width)
         step = loop_variable(self.step, rounds)
         place = variable_size(step) * self.width + self.lane
         inner: tuple[Stmt, ...] = (Let(loop.symbol.name, _index(place), loop.symbol), *loop.body)
-        if not divides(self.width, loop.extent):
-            inner = (If(_compare("lt", place, loop.extent), inner),)
+        if lanes > 1:
+            inner = (vector_loop(loop, lanes, place, loop.symbol.name),)
+        if not divides(self.width, count):
+            inner = (If(_compare("lt", place, count), inner),)
         self.segment.body.append(For(step, rounds, "serial", inner))
         found = {s.buffer: s.combine for s in walk(loop.body) if isinstance(s, Store) and s.buffer in self.registers}
         if found:

@@ -6,7 +6,7 @@ threads read neighbouring columns. The windows of a convolution are read as rows
 part at hand is ever there.
 
 Rows past the last one are copies of it, which nothing stores; steps past the last one are zeros on both sides. Sums have one order,
-whatever the tile.
+whatever the tile, but for those that are cut into parts (`gpu_split.py`), since tiles are few and deep.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..ir.loop import Alloc, Buffer, For, If, Stmt, Store
 from ..ir.ops.compute import PackedConv, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
 from .contraction import named_parts
+from .gpu_split import Round, choose_parts, part_rounds
 from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
 from .left_operand import row_operand
 
@@ -27,15 +28,18 @@ DEPTH = 16          # steps between two barriers
 THREADS = 256
 MOST_ROWS = 8       # of a thread's own tile
 MOST_COLUMNS = 128  # of a panel that a block takes
+# of `DEPTH` steps in microseconds: what a load from memory and two barriers take, and multiply-adds (A100, its figures)
+ROUND_TIME, PRODUCTS_A_MICROSECOND = 0.6, 90000
 
 
 class PlainTile(Struct, frozen=True):
-    """A block's tile `rows` x `columns`, by threads that lie `down` x `across`."""
+    """A block's tile `rows` x `columns`, by threads that lie `down` x `across`; of the steps one of `parts`."""
 
     rows: int
     columns: int
     down: int
     across: int
+    parts: int = 1
 
     @property
     def own_rows(self) -> int:
@@ -65,12 +69,18 @@ def plain_tile(node: Node, caps: Caps) -> PlainTile | None:
     while own < MOST_ROWS and own * columns // across < 64 and rows > down * own and \
             panels * -(-rows // (down * own * 2)) >= caps.multiprocessors:
         own *= 2
-    return PlainTile(down * own, columns, down, across)
+    high = down * own
+    busy = high * columns * DEPTH / PRODUCTS_A_MICROSECOND
+    read = sum(product(x.shape) * x.dtype.bytes for x in node.inputs[:2])
+    sums = product(node.shape) * accumulator_dtype(node.dtype).bytes
+    rounds = ceildiv(node.inputs[1].shape[-2], DEPTH)
+    parts = choose_parts(panels * -(-rows // high), rounds, Round(ROUND_TIME + busy, busy), read, sums, caps)
+    return PlainTile(high, columns, down, across, parts)
 
 
 def lower_plain_tiles(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner, tile: PlainTile) -> Stmt:
     """The loop over blocks of a contraction and the epilogue that leads from it to `result`; of a result that is padded, all
-    but the borders."""
+    but the borders; of several parts the sums alone, [parts, *shape]."""
     return _Work(node, result, out, lhs, rhs, inliner, tile).lower()
 
 
@@ -93,19 +103,19 @@ class _Work:
     def lower(self) -> Stmt:
         tile, names = self.tile, self.inliner.names
         self.rows = row_operand(self.node, tuple(0 for _ in self.batch_shape)).rows
-        shape = (self.groups, *self.batch_shape, ceildiv(self.columns, tile.columns), ceildiv(self.rows, tile.rows))
+        shape = (tile.parts, self.groups, *self.batch_shape, ceildiv(self.columns, tile.columns), ceildiv(self.rows, tile.rows))
         variable, at = loop_symbol(names.fresh("t"), product(shape))
-        labels = ["group", *(f"b{a}_" for a in range(len(self.batch_shape))), "panel", "below"]
+        labels = ["part", "group", *(f"b{a}_" for a in range(len(self.batch_shape))), "panel", "below"]
         lets, parts = named_parts(self.inliner, labels, unflatten_index(at, shape))
-        self.group, *batch, self.panel, below = parts
+        self.part, self.group, *batch, self.panel, below = parts
         self.batch = tuple(batch)
         self.operand = row_operand(self.node, self.batch, self.group)
         self.first_row = below * tile.rows
         self.steps = product(self.operand.steps)
         memory = (Alloc(self.left), Alloc(self.right), Alloc(self.sums))
-        rounds = ceildiv(self.steps, DEPTH)
-        step, number = loop_symbol(names.fresh("k"), rounds)
-        sum_up = For(step, rounds, "serial", (self._bring(number * DEPTH), self._multiply()))
+        first, end = part_rounds(self.part, tile.parts, ceildiv(self.steps, DEPTH))
+        step, number = loop_symbol(names.fresh("k"), end - first)
+        sum_up = For(step, end - first, "serial", (self._bring((first + number) * DEPTH), self._multiply()))
         return For(variable, product(shape), "block", (*lets, *memory, self._clear(), sum_up, self._epilogue()))
 
     # --- the operands ---
@@ -203,10 +213,13 @@ class _Work:
 
     def _store(self, own: tuple[DimLike, ...], row: DimLike, column: DimLike) -> tuple[Stmt, ...]:
         """The element (row, column) of the result, of one of the thread's sums."""
-        node, inliner = self.node, self.inliner
+        node, inliner, tile = self.node, self.inliner, self.tile
         lets, (row, column) = named_parts(inliner, ["row", "column"], (row, self.group * self.columns + column))
-        index = (*self.batch, *unflatten_index(row, node.shape[len(self.batch):-1]), column)
+        within = flatten_index((*self.batch, row), (*self.batch_shape, self.rows)) * node.shape[-1] + column
         inner = inliner.inner()
+        if tile.parts > 1:
+            return (*lets, Store(self.out.name, (self.part * product(node.shape) + within,), inner.load(self.sums, own)))
+        index = (*self.batch, *unflatten_index(row, node.shape[len(self.batch):-1]), column)
         value = inner.cast(inner.load(self.sums, own), node.dtype)
         inner.bind(node, index, lambda: value)
         place = reshape_index(index, node.shape, self.result.shape)
@@ -215,7 +228,7 @@ class _Work:
             assert isinstance(self.pad.op, Pad)
             target = flatten_index(tuple(i + low for i, low in zip(place, self.pad.op.low)), self.pad.shape)
         else:
-            target = flatten_index((*self.batch, row), (*self.batch_shape, self.rows)) * node.shape[-1] + column
+            target = within
         return (*lets, *inner.block, Store(self.out.name, (target,), stored))
 
 

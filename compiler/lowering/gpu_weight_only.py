@@ -1,8 +1,9 @@
 """Products with weights of a few bits on a GPU (`weight_only_dot`): which kernels compute one, and the kernel for few rows.
 
-Few rows: what takes time is reading the weights. A block takes one panel and some rows. Each thread reads 16 bytes of words at a time,
-four columns of one word, several of them before it decodes the first, and adds the products of its words to its own sums; at last the
-sums of threads that share columns are added up in shared memory. Activations lie in shared memory, a part of the contraction at a time.
+Few rows: what takes time is reading the weights. A block takes one panel and some rows. Each thread reads 16 bytes of words at a time (a
+vector loop), four columns of one word, several of them before it decodes the first, and adds the products of its words to its own sums; at
+last the sums of threads that share columns are added up in shared memory. Activations lie in shared memory, a part of the contraction at a
+time.
 
 Codes are not shifted: a mask leaves a code where it lies in its half of a word, an `or` makes of it the low bits of a float from 2**23 on,
 and a subtraction the code less its zero, a power of two too large; the activations were multiplied by the inverse before, which is exact
@@ -187,8 +188,9 @@ class _FewRows(Nest):
                 word = dim_min(part * self.part_words + place(u), self.words - 1)
                 begin = (self.panel * self.words + word) * self.width + quad * QUAD
                 source = self.flat(self.operands.words)
-                return [self._unrolled("j", QUAD, lambda j: [
-                    Store(codes.name, (u, j), self.inliner.inner().load(source, (begin + j,)))])]
+                variable, j = loop_symbol(self.names.fresh("j"), QUAD)
+                value = self.inliner.inner().load(source, (begin + j,))
+                return [For(variable, QUAD, "vector", (Store(codes.name, (u, j), value),), QUAD)]
 
             def use(u: DimLike) -> list[Stmt]:
                 lets, (near,) = named_parts(self.inliner, ["near"], (place(u),))

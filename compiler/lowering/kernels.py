@@ -63,6 +63,7 @@ from .gpu import grid_steps
 from .gpu_attention import GpuAttention
 from .gpu_contraction import GpuTile, gpu_tile, lower_gpu_contraction
 from .gpu_reductions import in_parts
+from .gpu_split import parts_type, sums_of_parts
 from .gpu_tiles import PlainTile, lower_plain_tiles, plain_tile
 from .gpu_transposes import in_squares
 from .gpu_weight_only import lower_gpu_weight_only
@@ -101,7 +102,7 @@ class KernelMaker:
         self.caps = caps
         self._known: dict[bytes, Launches] = {}
         self._names: dict[str, int] = {}
-        self._on_units: dict[tuple[str, GpuTile], Kernel] = {}
+        self._tiled: dict[tuple[str, GpuTile | PlainTile], Kernel] = {}
         self._contractions: dict[tuple[str, Tile, Blocks, tuple[Tile, ...]], Kernel] = {}
         self._in_place: dict[tuple[int, int], Kernel | None] = {}
         self.plans: dict[str, Plan] = {}
@@ -242,12 +243,11 @@ class KernelMaker:
             return [(self._winograd(body, core, loc), order, {})]
         if isinstance(core.op, WeightOnlyDot):
             return [(self._weight_only(body, core, loc), order, {})]
-        units = gpu_tile(core, body.results[0], self.caps) if self.caps.is_gpu else None
-        if units is not None:
-            return [(self._on_matrix_units(body, core, units, loc), order, {})]
-        plain = plain_tile(core, self.caps) if self.caps.is_gpu else None
-        if plain is not None:
-            return [(self._in_shared_tiles(body, core, plain, loc), order, {})]
+        tiles = (gpu_tile(core, body.results[0], self.caps) or plain_tile(core, self.caps)) if self.caps.is_gpu else None
+        if tiles is not None and tiles.parts > 1:
+            return self._contraction_parts(body, core, tiles, loc)
+        if tiles is not None:
+            return [(self._on_tiles(body, core, tiles, loc), order, {})]
         count = core.op.batch if isinstance(core.op, PackedDot) else 0
         columns = core.inputs[1].shape[-1]
         assert isinstance(columns, int)
@@ -285,25 +285,36 @@ class KernelMaker:
                                                    contraction_choice(tile, blocks, general is not None, low))
         return [*before, (self._contractions[key], buffers, values)]
 
-    def _on_matrix_units(self, body: Graph, core: Node, tile: GpuTile, loc: Loc) -> Kernel:
+    def _on_tiles(self, body: Graph, core: Node, tile: GpuTile | PlainTile, loc: Loc) -> Kernel:
+        """A contraction on a GPU, by matrix units or without."""
         key = (body.fingerprint, tile)
-        if key not in self._on_units:
+        if key not in self._tiled:
             inputs = {p: Buffer(f"x{i}", p.dtype, p.shape, "in") for i, p in enumerate(body.params)}
-            out = Buffer("y0", body.results[0].dtype, body.results[0].shape, "out")
-            inliner = Inliner(inputs, self._fresh_names(body), self.caps.has_fma)
+            made = parts_type(core, tile.parts) if tile.parts > 1 else body.results[0].tensor
+            out, names = Buffer("y0", made.dtype, made.shape, "out"), self._fresh_names(body)
             operands = (core, body.results[0], out, inputs[core.inputs[0]], inputs[core.inputs[1]])
-            statement = lower_gpu_contraction(*operands, inliner, tile)
-            self._on_units[key] = self._kernel(body.name, [*inputs.values(), out], [Nest(statement)], loc, Choice("contraction"))
-        return self._on_units[key]
+            inliner = Inliner(inputs, names, self.caps.has_fma)
+            statement = (lower_gpu_contraction(*operands, inliner, tile) if isinstance(tile, GpuTile)
+                         else lower_plain_tiles(*operands, inliner, tile))
+            nests = [Nest(statement), *self._borders(body, out, inputs, names)]
+            details = (f"{tile.parts} parts of its steps",) if tile.parts > 1 else ()
+            self._tiled[key] = self._kernel(body.name, [*inputs.values(), out], nests, loc, Choice("contraction", details=details))
+        return self._tiled[key]
 
-    def _in_shared_tiles(self, body: Graph, core: Node, tile: PlainTile, loc: Loc) -> Kernel:
-        inputs = {p: Buffer(f"x{i}", p.dtype, p.shape, "in") for i, p in enumerate(body.params)}
-        out = Buffer("y0", body.results[0].dtype, body.results[0].shape, "out")
-        names = self._fresh_names(body)
-        inliner = Inliner(inputs, names, self.caps.has_fma)
-        statement = lower_plain_tiles(core, body.results[0], out, inputs[core.inputs[0]], inputs[core.inputs[1]], inliner, tile)
-        nests = [Nest(statement), *self._borders(body, out, inputs, names)]
-        return self._kernel(body.name, [*inputs.values(), out], nests, loc, Choice("contraction"))
+    def _contraction_parts(self, body: Graph, core: Node, tile: GpuTile | PlainTile, loc: Loc) -> Launches:
+        """A contraction whose steps are cut into parts, and what adds these up, with scratch memory between them."""
+        first, second = sums_of_parts(body, core, tile.parts)
+        kernel = self._on_tiles(first, core, tile, loc)
+        b = Builder(loc)
+        following = self.make(b.add(Fusion("elements", second), *second.params))
+        numbers = {param: number for number, param in enumerate(body.params)}
+        results, scratch = range(len(body.params), len(body.params) + len(body.results)), len(body.params) + len(body.results)
+        launches: Launches = [(kernel, (*(numbers[p] for p in first.params), parts_type(core, tile.parts)), {})]
+        own = [*(numbers.get(p, scratch) for p in second.params), *results]
+        for made, entries, values in following:
+            assert all(isinstance(entry, int) for entry in entries)
+            launches.append((made, tuple(own[entry] if isinstance(entry, int) else entry for entry in entries), values))
+        return launches
 
     def _blocks(self, core: Node, batch: int, tile: Tile) -> Blocks:
         rows, columns = product(core.shape[batch:-1]), core.shape[-1]

@@ -54,14 +54,29 @@ class Draft(Struct, eq=False):
 
 
 class DraftBlock(Struct, eq=False):
-    """Control flow before offsets are known; `make` builds the step from the finished parts."""
+    """Control flow before offsets are known; `make` builds the step from the finished parts. `label`: the op's; `rounds`: how often its
+    parts run, as far as that is known."""
 
+    label: str
     parts: tuple[list[Draft | DraftBlock], ...]
     condition: Spot | None
     make: Callable[[tuple[tuple[Step, ...], ...], Place | None], Step]
+    rounds: DimLike = 1
 
 
 Drafts = list[Draft | DraftBlock]
+
+
+def finish_drafts(drafts: Drafts, place_of: Callable[[Spot], Place]) -> tuple[Step, ...]:
+    """The steps, with a place for each spot."""
+    steps: list[Step] = []
+    for draft in drafts:
+        if isinstance(draft, Draft):
+            steps.append(Launch(draft.kernel, tuple(map(place_of, draft.spots)), draft.sizes, facts=draft.facts))
+        else:
+            condition = None if draft.condition is None else place_of(draft.condition)
+            steps.append(draft.make(tuple(finish_drafts(part, place_of) for part in draft.parts), condition))
+    return tuple(steps)
 
 
 class Statistics(Struct):
@@ -126,7 +141,7 @@ class _Lowering:
     def run(self, place: Callable[[Drafted], Placement]) -> tuple[Program, Statistics]:
         made = self.drafted()
         placed = place(made)
-        arena, steps = placed.arena, self._finish(placed.drafts)
+        arena, steps = placed.arena, finish_drafts(placed.drafts, _place)
         program = Program(made.name, made.inputs, made.outputs, made.constants, made.constants_bytes, arena.size, steps,
                           self.original.symbols)
         shared = share_kernels(program)
@@ -296,7 +311,7 @@ class _Lowering:
         other = self._body(op.else_body, operands[1:], targets)
         self._alive([*operands, *targets])
 
-        return DraftBlock((then, other), operands[0], _branch)
+        return DraftBlock("if", (then, other), operands[0], _branch)
 
     def _while(self, op: While, operands: Sequence[Spot], targets: tuple[Spot, ...], drafts: Drafts, node: Node) -> None:
         types = _result_types(node)
@@ -321,7 +336,7 @@ class _Lowering:
             assert place is not None
             return Loop(parts[0], place, parts[1])
 
-        drafts.append(DraftBlock((first, steps), condition, make))
+        drafts.append(DraftBlock("while", (first, steps), condition, make))
 
     def _round_back(self, op: While, captures: Sequence[Spot], states: Sequence[Spot], targets: Sequence[Spot],
                     over: Drafts) -> Drafts:
@@ -332,7 +347,7 @@ class _Lowering:
         back = self._body(op.body, [*states, *captures], targets)
         self.clock += 1
         self._alive([condition])
-        return [*drafts, DraftBlock((back, over), condition, _branch)]
+        return [*drafts, DraftBlock("while", (back, over), condition, _branch, 0)]  # the same round once more
 
     def _scan(self, op: Scan, operands: Sequence[Spot], targets: tuple[Spot, ...], drafts: Drafts, node: Node) -> None:
         types = _result_types(node)
@@ -355,24 +370,12 @@ class _Lowering:
         def make(parts: tuple[tuple[Step, ...], ...], place: Place | None) -> Step:
             return Repeat(counter, self.sizes.concrete(op.length), parts[0], op.reverse)
 
-        drafts.append(DraftBlock((steps,), None, make))
+        drafts.append(DraftBlock("scan", (steps,), None, make, self.sizes.concrete(op.length)))
 
     def _slice(self, spot: Spot, type: TensorType, at: DimLike) -> Spot:
         """Where the slice of a step lies."""
         step = self.sizes.concrete(product(type.shape[1:])) * type.dtype.bytes
         return Spot(spot.space, spot.number, spot.storage, spot.offset + at * step)
-
-    # --- offsets -----------------------------------------------------------------------------------------------------
-
-    def _finish(self, drafts: Drafts) -> tuple[Step, ...]:
-        steps: list[Step] = []
-        for draft in drafts:
-            if isinstance(draft, Draft):
-                steps.append(Launch(draft.kernel, tuple(map(_place, draft.spots)), draft.sizes, facts=draft.facts))
-            else:
-                condition = None if draft.condition is None else _place(draft.condition)
-                steps.append(draft.make(tuple(self._finish(part) for part in draft.parts), condition))
-        return tuple(steps)
 
 
 def _branch(parts: tuple[tuple[Step, ...], ...], condition: Place | None) -> Step:

@@ -40,7 +40,8 @@ Change = Callable[[Problem, int, int, Allowed], Problem]  # what becomes of a pr
 class Solution(Struct):
     """`problem` is what the schedule is of: the one given, or what became of it by what is allowed. `account` is the checker's. `bound`:
     excess bytes that no schedule goes below. `peak`: bytes that the problem needs to be scheduled without excess, if packing is perfect,
-    and a bound for it. `proven_by` names what proved the bound that is reached."""
+    and a bound for it. `proven_by` names what proved the bound that is reached. `compared`: the schedules of the baselines, of the
+    problem `plain`."""
 
     problem: Problem
     schedule: Schedule
@@ -52,6 +53,8 @@ class Solution(Struct):
     peak: int
     peak_bound: int
     baselines: list[tuple[str, Account]]
+    compared: list[Schedule]
+    plain: Problem
     interrupted: bool = False
     seconds: float = 0.0
 
@@ -133,7 +136,7 @@ def _answer(works: list[_Work], alignment: int, interrupted: bool, seconds: floa
     baselines = [row for w in works for row in w.baselines]
     return Solution(work.problem, schedule, account, min(rich.bound, account.excess), rich.prover, method,
                     working_set(rich.problem, alignment)[0], rich.peak.units * alignment + pinned, rich.peak.bound * alignment + pinned,
-                    baselines, interrupted, seconds)
+                    baselines, [schedule for w in works for schedule in w.compared], works[0].problem, interrupted, seconds)
 
 
 class _Work:
@@ -148,6 +151,7 @@ class _Work:
         self.best: tuple[Account, Schedule, str] | None = None
         self.bound, self.prover = 0, "no bytes below the compulsory ones"
         self.baselines: list[tuple[str, Account]] = []
+        self.compared: list[Schedule] = []
         self.ways: list[End] = []  # orders with evictions, without addresses
 
     # --- keeping ---
@@ -205,6 +209,7 @@ class _Work:
 
     def keep_baseline(self, baseline: Baseline) -> None:
         self.baselines.append((baseline.name, self.keep(baseline.schedule, baseline.name)))
+        self.compared.append(baseline.schedule)
 
     def go_on(self) -> None:
         """Until the bound is reached or time is up."""

@@ -49,6 +49,8 @@ class Operator(Struct, frozen=True):
     `in_place`: operands over which the first result may be written, from their first byte on. What is overwritten is gone.
     `joined`: rows of operands or results that are read or written as one: they must lie side by side, in this order.
     `concat`: it does nothing but lay its operands one behind the other in its result.
+    `operations`: floating operations, a multiply-add counting two. `elsewhere`: bytes that it reads and that are no tensors here. Both
+    are for cycles alone.
     `slices`: how it can run slice by slice. An operator that was made of several so has workspace among its results, which nobody reads.
     """
 
@@ -61,6 +63,8 @@ class Operator(Struct, frozen=True):
     joined: tuple[tuple[int, ...], ...] = ()
     concat: bool = False
     slices: tuple[Sliced, ...] = ()
+    operations: int = 0
+    elsewhere: int = 0
 
     def with_tensors(self, place: Mapping[int, int]) -> Operator:
         """The operator with its tensors renumbered; those that `place` does not have are no operands any more."""
@@ -238,8 +242,15 @@ def fused(problem: Problem) -> Problem:
         kind = "+".join(problem.operators[n].kind for n in parts)
         operators.append(Operator(first.name, tuple(inputs), tuple(sorted(outputs)), kind, all(problem.operators[n].light for n in parts),
                                   _overwritable(problem, parts, inputs, outputs), first.joined, first.concat and len(parts) == 1,
-                                  _slices_of_group(problem, parts, made) if len(outputs) == 1 else ()))
+                                  _slices_of_group(problem, parts, made) if len(outputs) == 1 else (),
+                                  *totals([problem.operators[n] for n in parts])))
     return renumbered(problem, operators, kept)
+
+
+def totals(operators: Iterable[Operator]) -> tuple[int, int]:
+    """Operations, and bytes read elsewhere, of operators that become one."""
+    rows = list(operators)
+    return sum(row.operations for row in rows), sum(row.elsewhere for row in rows)
 
 
 def _overwritable(problem: Problem, parts: Sequence[int], inputs: Sequence[int], outputs: Sequence[int]) -> tuple[int, ...]:
@@ -307,6 +318,7 @@ def with_parameters(problem: Problem, how: str) -> Problem:
         raise CompileError(f"parameters: found {how!r}, expected one of {', '.join(PARAMETERS)}")
     kept = {t for t in range(len(problem.tensors)) if t not in parameters or t in problem.results}
     there = {t: t for t in range(len(problem.tensors)) if t not in parameters}
-    operators = [replace(o, joined=tuple(row for row in o.joined if not parameters.intersection(row))).with_tensors(there)
-                 for o in problem.operators]
+    elsewhere = [o.elsewhere + sum(problem.tensors[t].bytes for t in parameters.intersection(o.inputs)) for o in problem.operators]
+    operators = [replace(o, joined=tuple(row for row in o.joined if not parameters.intersection(row)), elsewhere=n).with_tensors(there)
+                 for o, n in zip(problem.operators, elsewhere)]
     return renumbered(problem, operators, kept)

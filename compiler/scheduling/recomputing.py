@@ -28,11 +28,15 @@ class Repeated(Struct, frozen=True):
 def recomputed(problem: Problem) -> Problem:
     """The problem without light operators that each reader can repeat."""
     instead: dict[int, tuple[int, ...]] = {}  # what is read for a tensor that is not there any more
+    taken: dict[int, int] = {}             # operations that its readers do for it
     operators = []
     for operator in problem.operators:
-        operators.append(_reading(operator, instead))
+        again = sum(taken[t] for t in operator.inputs if t in instead)
+        operators.append(replace(_reading(operator, instead), operations=operator.operations + again))
         if _may_go(problem, operators[-1]):
-            instead[operators.pop().outputs[0]] = operands_of(problem, operator, instead)
+            gone = operators.pop()
+            instead[gone.outputs[0]] = operands_of(problem, operator, instead)
+            taken[gone.outputs[0]] = gone.operations
     return renumbered(problem, operators, set(range(len(problem.tensors))) - set(instead))
 
 

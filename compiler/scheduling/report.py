@@ -6,6 +6,7 @@ walk of its own; names of tensors are escaped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
@@ -13,6 +14,7 @@ from msgspec import Struct
 
 from .exact import Solution
 from .problem import VALUE, Fetch, Free, Problem, Run, Schedule, Spill, rounded
+from .timing import Cycles
 
 WIDTH, HEIGHT = 1100.0, 420.0
 COLOURS = {"input": "#4c8c4a", "parameter": "#8a6fb0", "result": "#c0504d", "value": "#5b84b1"}
@@ -89,14 +91,14 @@ def colour_of(problem: Problem, tensor: int) -> str:
     return COLOURS["result" if kind == VALUE and tensor in problem.results else kind]
 
 
-def render(problem: Problem, solution: Solution, budget: int, alignment: int) -> str:
-    """The page."""
+def render(problem: Problem, solution: Solution, budget: int, alignment: int, counted: Sequence[Cycles]) -> str:
+    """The page. `counted`: cycles of the schedule, then of each baseline."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(), undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
     boxes, marks = drawing(problem, solution.schedule, budget, alignment)
     order = [problem.operators[step.operator] for step in solution.schedule.steps if isinstance(step, Run)]
-    rows = [("this schedule", solution.account), *solution.baselines]
+    rows = [(*row, cycles) for row, cycles in zip([("this schedule", solution.account), *solution.baselines], counted, strict=True)]
     return environment.get_template("report.html").render(
         problem=problem, solution=solution, account=solution.account, budget=budget, alignment=alignment, boxes=boxes, marks=marks,
         width=WIDTH, height=HEIGHT, step=WIDTH / max(1, len(order)), order=order, rows=rows, colours=COLOURS,
-        most=max((account.excess for _, account in rows), default=0) or 1)
+        counted=counted, most=max((account.excess for _, account, _ in rows), default=0) or 1)

@@ -23,7 +23,6 @@ from .space import NEVER, Space, State, bits, cuts
 
 MOST_EVICTIONS = 4000         # choices of what makes room for one operator
 REMEMBERED = 64               # states with the same operators done that a new one is compared with
-ROUND = 64                    # states between two looks at the clock
 
 
 class Limits(Struct, frozen=True):
@@ -72,7 +71,7 @@ def search(space: Space, goal: int, starts: Sequence[tuple[int, State]], limits:
         run.push(cost, state, ~number, Move(-1, 0))
     found: list[End] = []
     while run.heap and len(found) < ends:
-        if len(run.states) > limits.states or run.popped % ROUND == 0 and time.monotonic() > limits.deadline:
+        if len(run.states) > limits.states or time.monotonic() > limits.deadline:
             break
         popped = run.pop()
         if popped is None:

@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from .heuristics import least_peak
-from .problem import Operator, Problem, Sliced, Tensor, make_problem, renumbered, rounded
+from .problem import Operator, Problem, Sliced, Tensor, make_problem, renumbered, rounded, totals
 from .space import Space, bits
 
 SLICES = 16  # of a tensor at most: smaller ones save little room and cost time
@@ -124,7 +124,8 @@ def _merged(problem: Problem, first: Operator, second: Operator, tensor: int, on
     in_place = tuple(t for t in inputs if (t in second.in_place or t not in second.inputs and t in early)
                      and (t not in first.inputs or t in early))
     return Operator(f"{first.name}, {second.name}", inputs, (*second.outputs, *first.outputs[1:]), f"{first.kind}+{second.kind}", False,
-                    in_place, (*first.joined, *second.joined), False, (Sliced(one.axis, min(one.count, other.count), operands),))
+                    in_place, (*first.joined, *second.joined), False, (Sliced(one.axis, min(one.count, other.count), operands),),
+                    *totals((first, second)))
 
 
 def _units(problem: Problem, chain: Chain, space: Space, alignment: int) -> int:

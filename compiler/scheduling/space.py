@@ -43,10 +43,10 @@ class Space:
         self.aliased = any(self.over) or any(o.joined for o in problem.operators)
         self.consumers = [sum(1 << o for o in readers) for readers in problem.consumers]
         self.before = [sum(1 << p for p in {problem.producer[t] for t in o.inputs} if p >= 0) for o in problem.operators]
-        for one, other in self._twins():
+        self.all = (1 << len(problem.operators)) - 1
+        for one, other in [*self._twins(), *self._late()]:
             self.before[other] |= 1 << one
         self.stored = sum(1 << t for t, x in enumerate(problem.tensors) if x.kind != VALUE) | sum(1 << t for t in problem.results)
-        self.all = (1 << len(problem.operators)) - 1
         self.above, self.below = self._relations()
         self._made: dict[int, int] = {}
 
@@ -62,6 +62,21 @@ class Space:
                 if kind in last:
                     yield last[kind], number
                 last[kind] = number
+
+    def _late(self) -> Iterator[tuple[int, int]]:
+        """Operators without operands may as well wait for all that every reader of their results waits for: beside what is there when the
+        first of these runs, it finds room for its operands and its results."""
+        joined = {t for o in self.problem.operators for group in o.joined for t in group}
+        kept = joined.union(self.problem.results)
+        above, _ = self._relations()
+        for number, o in enumerate(self.problem.operators):
+            readers = {c for t in o.outputs for c in self.problem.consumers[t]}
+            alike = len({self.problem.consumers[t] for t in o.outputs}) == 1
+            if alike and readers and not self.inputs[number] and not self.before[number] and not kept.intersection(o.outputs):
+                common = self.all
+                for reader in readers:
+                    common &= above[reader]
+                yield from ((other, number) for other in bits(common) if other < number)
 
     def _over(self, operator: int) -> int:
         """Operands that the first result may lie over, large enough to hold it."""
@@ -128,7 +143,16 @@ class Space:
         return self.total_bytes(evicted) + self.total_bytes(evicted & ~(state[2] | away))
 
     def ready(self, done: int, goal: int) -> list[int]:
-        return [o for o in bits(goal & ~done) if not self.before[o] & ~done]
+        """The operators that can run next; nothing behind one that did not run is looked at."""
+        found = []
+        rest = goal & ~done
+        while rest:
+            low = rest & -rest
+            o = low.bit_length() - 1
+            if not self.before[o] & ~done:
+                found.append(o)
+            rest &= ~(low | self.below[o])
+        return found
 
     def after(self, state: State, operator: int, evicted: int) -> State:
         """The state when the operator has run; operands among the evicted were overwritten by its result."""

@@ -31,7 +31,7 @@ struct call {
   const code *generated;
   team *members;
   const void *thread_memory;
-  int64_t number;
+  std::vector<int64_t> number_and_counts;
   const uint8_t *constants;
   uint8_t *scratchpad;
 };
@@ -39,7 +39,7 @@ struct call {
 int32_t run_launch(void *argument) {
   const call *one = static_cast<call *>(argument);
   const void *const inputs[] = {one->thread_memory};
-  return one->generated->thread(&one->members->head, inputs, nullptr, &one->number, one->constants, one->scratchpad, 0, 1);
+  return one->generated->thread(&one->members->head, inputs, nullptr, one->number_and_counts.data(), one->constants, one->scratchpad, 0, 1);
 }
 
 /* Whole units of the alignment. */
@@ -59,8 +59,9 @@ machine::machine(const machine_facts &facts, const code &generated, std::vector<
       timing_({bank_bytes(facts), facts.banks, facts.transfer_bytes_per_cycle, facts.transfer_latency}) {}
 
 account machine::run(const std::vector<step> &steps) {
-  for (size_t number = 0; number < steps.size(); number++) {
+  for (size_t number = 0, following; number < steps.size(); number = following) {
     const step &one = steps[number];
+    following = number + 1;
     where_ = "step " + text(static_cast<int64_t>(number)) + " (" + one.label + "): ";
     switch (one.what) {
       case kind::fetch: fetch(one); break;
@@ -68,6 +69,7 @@ account machine::run(const std::vector<step> &steps) {
       case kind::free: release(one.address); break;
       case kind::launch: launch(one); break;
       case kind::reserve: reserve(one.address, one.bytes); break;
+      default: following = after_control(one, number);
     }
   }
   where_ = "at the end: ";
@@ -158,12 +160,50 @@ void machine::release(int64_t address) {
   values_.erase(found);
 }
 
+/* --- control flow --- */
+
+size_t machine::after_control(const step &one, size_t number) {
+  const size_t elsewhere = static_cast<size_t>(one.address), following = number + 1;
+  switch (one.what) {
+    case kind::repeat:
+      if (one.number <= 0) return elsewhere;
+      counts_.push_back({0, one.number, one.offset != 0});
+      return following;
+    case kind::next:
+      if (++counts_.back().done < counts_.back().extent) return elsewhere;
+      counts_.pop_back();
+      return following;
+    case kind::unless: return truth(one) ? following : elsewhere;
+    default: return elsewhere;
+  }
+}
+
+bool machine::truth(const step &one) {
+  const int64_t at = operands_now(one).front().address;
+  if (one.number != 0) {
+    if (at < 0 || at >= constants_.bytes) fail("a condition leaves the constants");
+    return constants_.data[at] != 0;
+  }
+  if (around(at, at + 1) == nullptr) fail("a condition is read at byte " + text(at) + ", which holds no value");
+  return scratchpad_.base()[at] != 0;
+}
+
 void machine::reserve(int64_t address, int64_t bytes) {
   if (bytes <= 0) fail(text(bytes) + " bytes are reserved");
   place(address, bytes, true, timing_.vacant({address, address + bytes}));
 }
 
 /* --- launches --- */
+
+std::vector<operand> machine::operands_now(const step &one) const {
+  std::vector<operand> found;
+  for (const moving_operand &each : one.operands) {
+    operand now = each.first;
+    for (size_t at = 0; at < each.strides.size(); at++) now.address += each.strides[at] * counts_[at].now();
+    found.push_back(now);
+  }
+  return found;
+}
 
 machine::value *machine::around(int64_t begin, int64_t end) {
   auto next = values_.upper_bound(begin);
@@ -198,13 +238,13 @@ void machine::find_stored(const operand &each, std::vector<use> &found) {
   found.push_back({there, true, over});
 }
 
-std::vector<machine::use> machine::find_operands(const step &one) {
+std::vector<machine::use> machine::find_operands(const std::vector<operand> &operands) {
   std::vector<use> found;
-  for (size_t number = 0; number < one.operands.size(); number++) {
-    const operand &each = one.operands[number];
+  for (size_t number = 0; number < operands.size(); number++) {
+    const operand &each = operands[number];
     if (each.bytes == 0) continue;
     for (size_t before = 0; before < number; before++) {
-      const operand &other = one.operands[before];
+      const operand &other = operands[before];
       if ((each.stored || other.stored) && each.address < other.address + other.bytes && other.address < each.address + each.bytes)
         fail("stores to bytes " + text(std::max(each.address, other.address)) + " on, which are of two operands");
     }
@@ -217,12 +257,13 @@ std::vector<machine::use> machine::find_operands(const step &one) {
 }
 
 void machine::launch(const step &one) {
-  const std::vector<use> uses = find_operands(one);
+  const std::vector<operand> operands = operands_now(one);
+  const std::vector<use> uses = find_operands(operands);
   int64_t earliest = 0;
   std::vector<range> places;
-  for (const operand &each : one.operands) places.push_back({each.address, each.address + each.bytes});
+  for (const operand &each : operands) places.push_back({each.address, each.address + each.bytes});
   for (const use &each : uses) earliest = std::max({earliest, each.there->when.ready, each.over ? each.there->when.used : 0});
-  execute(one);
+  execute(one, operands);
   const int64_t end = timing_.compute(one.cycles, places, earliest);
   for (const use &each : uses) {
     value &there = *each.there;
@@ -233,10 +274,11 @@ void machine::launch(const step &one) {
   account_.launches++;
 }
 
-void machine::execute(const step &one) {
+void machine::execute(const step &one, const std::vector<operand> &operands) {
   team members = {{alone, record_failure, nullptr, TW_OK, 1}, -1, 0, 0};
-  call argument = {&generated_, &members, thread_memory_.base(), one.number, constants_.data, scratchpad_.base()};
-  view seen(scratchpad_, one.operands);
+  call argument = {&generated_, &members, thread_memory_.base(), {one.number}, constants_.data, scratchpad_.base()};
+  for (const count &each : counts_) argument.number_and_counts.push_back(each.now());
+  view seen(scratchpad_, operands);
   const outcome result = run_trapped(run_launch, &argument);
   const int64_t changed = seen.end();
   if (result.faulted) {

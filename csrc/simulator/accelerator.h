@@ -23,15 +23,25 @@
 
 namespace simulator {
 
-enum class kind { fetch, spill, free, launch, reserve };
+/* Control flow is steps that go elsewhere: `repeat` begins a count that the `next` at the end of its steps continues, `unless` goes
+ * on at another step where a bool in memory is false, `jump` always. */
+enum class kind { fetch, spill, free, launch, reserve, repeat, next, unless, jump };
 enum class space { input, output, constant, workspace };
 
-/* A transfer between (where, number, offset) and `address`; `bytes` that begin there, for launches to store to; or a launch, by its number among the launches of the program. */
+/* Of a launch: where an operand lies while all counts are 0, and how far it moves with each count around the launch, outermost first. */
+struct moving_operand {
+  operand first;
+  std::vector<int64_t> strides = {};
+};
+
+/* A transfer between (where, number, offset) and `address`; `bytes` that begin there, for launches to store to; a launch, by its number
+ * among the launches of the program; a repeat as often as `number` says, downwards where `offset` is 1; a bool, the only operand, of the
+ * constants where `number` is 1. What goes elsewhere goes to step `address`. */
 struct step {
   kind what;
   space where;
   int64_t number, offset, address, bytes, cycles;
-  std::vector<operand> operands;
+  std::vector<moving_operand> operands;
   std::string label;
 };
 
@@ -45,7 +55,8 @@ struct chunk {
   int64_t bytes;
 };
 
-/* What generated code offers: csrc/abi.h, with `inputs[0]` the thread's own memory, `shapes[0]` the launch, `workspace` the scratchpad. */
+/* What generated code offers: csrc/abi.h, with `inputs[0]` the thread's own memory, `shapes[0]` the launch, `shapes[1]` and on the counts
+ * around it, `workspace` the scratchpad. */
 struct code {
   tw_thread_function thread;
   int64_t thread_bytes;
@@ -75,6 +86,11 @@ class machine {
     bool made, kept;
     moments when;
   };
+  struct count {
+    int64_t done, extent;
+    bool down;
+    int64_t now() const { return down ? extent - 1 - done : done; }
+  };
   /* A value that an operand lies in; `over`: all of it is read and stored over, and it is another value behind the launch. */
   struct use {
     value *there;
@@ -90,11 +106,14 @@ class machine {
   void release(int64_t address);
   void reserve(int64_t address, int64_t bytes);
   void launch(const step &one);
-  std::vector<use> find_operands(const step &one);
+  std::vector<operand> operands_now(const step &one) const;
+  std::vector<use> find_operands(const std::vector<operand> &operands);
   void find_read(const operand &each, std::vector<use> &found);
   void find_stored(const operand &each, std::vector<use> &found);
   value *around(int64_t begin, int64_t end);
-  void execute(const step &one);
+  void execute(const step &one, const std::vector<operand> &operands);
+  size_t after_control(const step &one, size_t number);
+  bool truth(const step &one);
 
   machine_facts facts_;
   code generated_;
@@ -105,6 +124,7 @@ class machine {
   std::map<int64_t, value> values_; /* by address */
   std::map<place_key, int64_t> stored_;
   std::set<place_key> met_;
+  std::vector<count> counts_;
   timing timing_;
   account account_;
   std::string where_;

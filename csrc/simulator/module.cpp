@@ -18,7 +18,7 @@ using bindings::raise;
 
 namespace {
 
-using operand_row = std::tuple<int64_t, int64_t, bool, bool>; /* address, bytes, read, stored */
+using operand_row = std::tuple<int64_t, int64_t, bool, bool, std::vector<int64_t>>; /* address, bytes, read, stored, strides */
 /* kind, space, number, offset, address, bytes, cycles, operands, label */
 using step_row = std::tuple<int, int, int64_t, int64_t, int64_t, int64_t, int64_t, std::vector<operand_row>, std::string>;
 
@@ -26,7 +26,7 @@ simulator::step step_of(const step_row &row) {
   const auto &[kind, space, number, offset, address, bytes, cycles, operands, label] = row;
   simulator::step made = {static_cast<simulator::kind>(kind), static_cast<simulator::space>(space), number, offset, address, bytes,
                           cycles, {}, label};
-  for (const auto &[begin, size, read, stored] : operands) made.operands.push_back({begin, size, read, stored});
+  for (const auto &[begin, size, read, stored, strides] : operands) made.operands.push_back({{begin, size, read, stored}, strides});
   return made;
 }
 

@@ -20,7 +20,10 @@ void expect(bool good, const char *what, int line) {
 }
 #define EXPECT(condition) expect((condition), #condition, __LINE__)
 
-enum launches { ADD_ONE, READ_BEHIND, STORE_BEHIND, STORE_BEFORE, OVER_THE_END, STORE_TO_READ, FAIL, USE_OWN_MEMORY, READ_NEIGHBOUR, DOUBLE, REVERSE };
+enum launches {
+  ADD_ONE, READ_BEHIND, STORE_BEHIND, STORE_BEFORE, OVER_THE_END, STORE_TO_READ, FAIL, USE_OWN_MEMORY, READ_NEIGHBOUR, DOUBLE, REVERSE, COUNT,
+  COUNT_ELSEWHERE
+};
 
 const int64_t page = 4096;
 uint8_t seen_neighbour = 0;
@@ -50,6 +53,8 @@ int32_t run(tw_team *team, const void *const *inputs, void *const *, const int64
       for (int at = 0; at < 64; at++) bytes[128 + at] = bytes[127 - at];
       break;
     case READ_NEIGHBOUR: seen_neighbour = bytes[256]; bytes[128] = 0; break; /* another value on the same page */
+    case COUNT: bytes[128 + 16 * shapes[1]] = static_cast<uint8_t>(10 + shapes[1]); break;
+    case COUNT_ELSEWHERE: bytes[128 + 16 * (shapes[1] + 1)] = 1; break;
   }
   return 0;
 }
@@ -66,8 +71,10 @@ step fetch_back(int64_t offset, int64_t address, int64_t bytes) {
 }
 step release(int64_t address) { return {kind::free, space::input, 0, 0, address, 0, 0, {}, "free"}; }
 step reserve(int64_t address, int64_t bytes) { return {kind::reserve, space::input, 0, 0, address, bytes, 0, {}, "reserve"}; }
-step launch_on(int64_t number, std::vector<operand> operands) {
-  return {kind::launch, space::input, number, 0, 0, 0, 10, std::move(operands), "launch"};
+step launch_on(int64_t number, const std::vector<operand> &operands) {
+  step made = {kind::launch, space::input, number, 0, 0, 0, 10, {}, "launch"};
+  for (const operand &each : operands) made.operands.push_back({each});
+  return made;
 }
 step launch(int64_t number) { return launch_on(number, {{0, 64, true, false}, {128, 64, false, true}}); }
 
@@ -155,6 +162,33 @@ void test_wrong_schedules() {
   EXPECT(traps({}, "output 0 was not spilled"));
 }
 
+/* A launch stores to a byte that moves with the count around it, downwards. */
+std::vector<step> repeated(int64_t times, int64_t number) {
+  const moving_operand moving = {{128, 1, false, true}, {16}};
+  return {{kind::reserve, space::input, 0, 0, 128, 64, 0, {}, "reserve"},
+          {kind::repeat, space::input, times, 1, 4, 0, 0, {}, "repeat"},
+          {kind::launch, space::input, number, 0, 0, 0, 10, {moving}, "launch"},
+          {kind::next, space::input, 0, 0, 2, 0, 0, {}, "repeat"},
+          spill(128, space::output, 0, 64)};
+}
+
+void test_control_flow() {
+  const result counted = play(repeated(4, COUNT));
+  EXPECT(counted.status == TW_OK && counted.counted.launches == 4 && counted.counted.computing == 40);
+  EXPECT(counted.output[0] == 10 && counted.output[48] == 13 && counted.output[1] == poison);
+  const result never = play(repeated(0, COUNT));
+  EXPECT(never.status == TW_OK && never.counted.launches == 0 && never.output[0] == poison);
+  EXPECT(traps(repeated(4, COUNT_ELSEWHERE), "stored to byte 192"));
+  /* byte 0 of the input is 0, byte 1 is not */
+  for (int64_t at = 0; at < 2; at++) {
+    const step unless = {kind::unless, space::input, 0, 0, 4, 0, 0, {{{at, 1, true, false}}}, "branch"};
+    const result chosen = play({fetch(0, 0, 64), launch(ADD_ONE), unless, launch(ADD_ONE), spill(128, space::output, 0, 64)});
+    EXPECT(chosen.status == TW_OK && chosen.counted.launches == 1 + at);
+  }
+  EXPECT(traps({{kind::unless, space::input, 0, 0, 1, 0, 0, {{{0, 1, true, false}}}, "branch"}}, "a condition is read at byte 0"));
+  EXPECT(traps({{kind::unless, space::input, 1, 0, 1, 0, 0, {{{0, 1, true, false}}}, "branch"}}, "a condition leaves the constants"));
+}
+
 void test_what_is_shared() {
   const step over = launch_on(DOUBLE, {{0, 64, true, true}}), reverse = launch_on(REVERSE, {{0, 128, true, false}, {128, 64, false, true}});
   /* a value that was fetched is replaced as a whole, one that was spilled too, and is another one then */
@@ -191,6 +225,7 @@ int main() {
   test_wrong_schedules();
   test_what_is_shared();
   test_failures_of_launches();
+  test_control_flow();
   if (failures == 0) std::puts("accelerator: all tests passed");
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -137,6 +137,13 @@ void test_device_memory(const Program &program) {
   REQUIRE(tw_cuda_copy_out(&context, 0, result.data(), y, n * 4, nullptr) == TW_OK && result[499] == 12.0f);
   double microseconds[1] = {0}, launches[3] = {0};
   REQUIRE(tw_cuda_profile(instance, &context, inputs, outputs, &n, nullptr, microseconds, launches, 1, &count) == TW_OK && count == 1);
+  const void *late_inputs[] = {static_cast<const char *>(x) + 4};
+  void *late_outputs[] = {static_cast<char *>(y) + 8};
+  n = 100;
+  REQUIRE(tw_cuda_run(instance, &context, late_inputs, outputs, &n, nullptr) == TW_ERROR_ARGUMENT);
+  REQUIRE(std::strstr(error_text, "input x begins 4 bytes after a multiple of 16") != nullptr);
+  REQUIRE(tw_cuda_profile(instance, &context, inputs, late_outputs, &n, nullptr, microseconds, launches, 1, &count) == TW_ERROR_ARGUMENT);
+  REQUIRE(std::strstr(error_text, "output y begins 8 bytes after a multiple of 16") != nullptr);
   tw_cuda_release(0, x);
   tw_cuda_release(0, y);
   tw_cuda_unload(instance);

@@ -2,6 +2,23 @@
 
 #include "device.h"
 
+template <int n> TW_FUNCTION void reversed(const unsigned char *source, unsigned char *result) {
+  __align__(16) unsigned char own[n];
+  __align__(16) unsigned char other[n];
+  tw_load_vector(own, source + threadIdx.x * n);
+#pragma unroll
+  for (int i = 0; i < n; ++i) other[i] = own[n - 1 - i];
+  tw_store_vector(result + threadIdx.x * n, other);
+}
+
+extern "C" __global__ void vectors(const unsigned char *source, unsigned char *result) {
+  reversed<2>(source, result);
+  reversed<4>(source + 1024, result + 1024);
+  reversed<8>(source + 2048, result + 2048);
+  reversed<16>(source + 3072, result + 3072);
+  reversed<32>(source + 4096, result + 4096);
+}
+
 extern "C" __global__ void mma_f16(const unsigned *left, const unsigned *right, float *sums) {
   tw_mma_m16n8k16_f16(sums + 4 * threadIdx.x, left + 4 * threadIdx.x, right + 2 * threadIdx.x);
 }
@@ -307,16 +324,15 @@ extern "C" __global__ void __launch_bounds__(128) wgmma_64(const tw_float16 *lef
   TW_DYNAMIC_SHARED(tw_float16, a, 64 * 64, 0);
   TW_DYNAMIC_SHARED(tw_float16, b, 64 * 64, 8192);
   for (int i = threadIdx.x; i < 64 * 64; i += 128) {
-    const int place = i / 64 * 64 + (((i % 64 / 8) ^ (i / 64 % 8)) * 8) + i % 8;
-    a[place] = left[i];
-    b[place] = right[i];
+    a[tw_swizzled(i / 64, i % 64, 64)] = left[i];
+    b[tw_swizzled(i % 64, i / 64, 64)] = right[i];
   }
   tw_async_proxy_fence();
   __syncthreads();
   float sums[32];
   tw_wgmma_fence();
   for (int step = 0; step < 64; step += 16)
-    tw_wgmma_m64n64k16_f16(sums, tw_wgmma_descriptor(&a[step], 1024), tw_wgmma_descriptor(&b[step], 1024), step > 0);
+    tw_wgmma_m64n64k16_f16(sums, tw_wgmma_left(&a[step]), tw_wgmma_right(&b[64 * step], 8192), step > 0);
   tw_wgmma_commit();
   tw_wgmma_wait_all();
   const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
@@ -328,16 +344,15 @@ extern "C" __global__ void __launch_bounds__(128) wgmma_128(const tw_bfloat16 *l
   TW_DYNAMIC_SHARED(tw_bfloat16, a, 64 * 64, 0);
   TW_DYNAMIC_SHARED(tw_bfloat16, b, 128 * 64, 8192);
   for (int i = threadIdx.x; i < 128 * 64; i += 128) {
-    const int place = i / 64 * 64 + (((i % 64 / 8) ^ (i / 64 % 8)) * 8) + i % 8;
-    if (i < 64 * 64) a[place] = left[i];
-    b[place] = right[i];
+    if (i < 64 * 64) a[tw_swizzled(i / 64, i % 64, 64)] = left[i];
+    b[tw_swizzled(i % 64, i / 64, 64)] = right[i];
   }
   tw_async_proxy_fence();
   __syncthreads();
   float sums[64];
   tw_wgmma_fence();
   for (int step = 0; step < 64; step += 16)
-    tw_wgmma_m64n128k16_bf16(sums, tw_wgmma_descriptor(&a[step], 1024), tw_wgmma_descriptor(&b[step], 1024), step > 0);
+    tw_wgmma_m64n128k16_bf16(sums, tw_wgmma_left(&a[step]), tw_wgmma_right(&b[64 * step], 8192), step > 0);
   tw_wgmma_commit();
   tw_wgmma_wait_all();
   const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
@@ -349,15 +364,14 @@ extern "C" __global__ void __launch_bounds__(128) wgmma_256(const tw_bfloat16 *l
   TW_DYNAMIC_SHARED(tw_bfloat16, a, 64 * 64, 0);
   TW_DYNAMIC_SHARED(tw_bfloat16, b, 256 * 64, 8192);
   for (int i = threadIdx.x; i < 256 * 64; i += 128) {
-    const int place = i / 64 * 64 + (((i % 64 / 8) ^ (i / 64 % 8)) * 8) + i % 8;
-    if (i < 64 * 64) a[place] = left[i];
-    b[place] = right[i];
+    if (i < 64 * 64) a[tw_swizzled(i / 64, i % 64, 64)] = left[i];
+    b[tw_swizzled(i % 64, i / 64, 64)] = right[i];
   }
   tw_async_proxy_fence();
   __syncthreads();
   float sums[128];
   tw_wgmma_fence();
-  tw_wgmma_m64n256k16_bf16(sums, tw_wgmma_descriptor(a, 1024), tw_wgmma_descriptor(b, 1024), 0);
+  tw_wgmma_m64n256k16_bf16(sums, tw_wgmma_left(a), tw_wgmma_right(b, 8192), 0);
   tw_wgmma_commit();
   tw_wgmma_wait_all();
   const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;

@@ -100,6 +100,17 @@ extern "C" __global__ void unaligned_copy(float *memory, const float *fixed) {
   tw_copy_async_wait(0);
 }
 
+extern "C" __global__ void unaligned_vector(float *memory, const float *fixed) {
+  __align__(16) float own[4];
+  tw_load_vector(own, fixed + 2);
+  memory[threadIdx.x] = own[0];
+}
+
+extern "C" __global__ void vector_beyond_array(float *memory, const float *fixed) {
+  __align__(16) float own[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  tw_store_vector(memory + 4 * threadIdx.x, own);
+}
+
 extern "C" __global__ void divergent_barrier(float *memory, const float *fixed) {
   if (threadIdx.x < 32) {
     __syncthreads();
@@ -179,8 +190,7 @@ extern "C" __global__ void missing_proxy_fence(float *memory, const float *fixed
   for (int i = threadIdx.x; i < 2048; i += 128) tile[i] = 0.0f;
   __syncthreads();
   float sums[32];
-  const unsigned long long descriptor = tw_wgmma_descriptor(tile, 1024);
-  tw_wgmma_m64n64k16_f16(sums, descriptor, descriptor, 0);
+  tw_wgmma_m64n64k16_f16(sums, tw_wgmma_left(tile), tw_wgmma_right(tile, 8192), 0);
   tw_wgmma_commit();
   tw_wgmma_wait_all();
   memory[threadIdx.x] = sums[0];
@@ -205,8 +215,7 @@ extern "C" __global__ void missing_wgmma_wait(float *memory, const float *fixed)
   tw_async_proxy_fence();
   __syncthreads();
   float sums[32];
-  const unsigned long long descriptor = tw_wgmma_descriptor(tile, 1024);
-  tw_wgmma_m64n64k16_f16(sums, descriptor, descriptor, 0);
+  tw_wgmma_m64n64k16_f16(sums, tw_wgmma_left(tile), tw_wgmma_right(tile, 8192), 0);
   tw_wgmma_commit();
 }
 

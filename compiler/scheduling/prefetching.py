@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from ..packing import Item, pack
-from ..scheduling.checker import check
-from ..scheduling.problem import Fetch, Free, Problem, Run, Schedule, Step, rounded
+from .checker import check
+from .problem import Fetch, Free, Problem, Run, Schedule, Step, rounded
 
 ATTEMPTS = 60  # packings that are tried
 NODES = 5_000  # of the packer's search, for each

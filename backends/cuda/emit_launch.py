@@ -1,0 +1,29 @@
+"""How a kernel is launched: its grid, and shared memory that a launch has to ask for."""
+
+from __future__ import annotations
+
+from tilewright.backends.cuda.module import STATIC_SHARED
+from tilewright.ir.dims import DimLike, dim_max
+from tilewright.ir.loop import Kernel, MatmulTile, walk
+from tilewright.ir.loop_gpu import block_loops, shared_bytes
+
+
+def grid_of(kernel: Kernel) -> DimLike:
+    """The number of blocks: as many as the longest block loop has iterations."""
+    extents = [loop.extent for loop in block_loops(kernel)]
+    grid: DimLike = 0
+    for extent in extents:
+        grid = extent if grid == 0 else dim_max(grid, extent)
+    return grid
+
+
+def swizzled_buffers(kernel: Kernel) -> frozenset[str]:
+    """Buffers that lie as products of four warps want it."""
+    return frozenset(name for s in walk(kernel.body) if isinstance(s, MatmulTile) and s.grouped for name in (s.left, s.right))
+
+
+def dynamic_shared_bytes(kernel: Kernel) -> int:
+    """Shared memory that a launch has to ask for: all of it where it is more than a block has anyway, or begins where products of four
+    warps want it."""
+    total = shared_bytes(kernel)
+    return total if total > STATIC_SHARED or swizzled_buffers(kernel) else 0
