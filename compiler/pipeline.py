@@ -105,7 +105,7 @@ def left_as_floats(graph: Graph, options: Options, caps: Caps) -> list[tuple[Loc
 PASSES: tuple[Pass, ...] = (
     Pass("narrow_products", "no product of dequantized bytes with constants of at most 4 bits by group is left", narrow_products, "finite"),
     Pass("lower_quantized", "contractions of dequantized bytes are of integers, where that gains time",
-         lambda graph, options, caps: in_bodies(partial(lower_quantized, caps=caps))(graph, options), "bounded"),
+         lambda graph, options, caps: in_bodies(partial(lower_quantized, caps=caps))(graph, options), "finite"),
     Pass("decompose", "only primitives are left", for_any_target(decompose), makes=("primitive",)),
     Pass("weight_only", "no product with constant integers times scales is left", keep_weights_narrow, "finite", needs=("primitive",)),
     Pass("inline_control", "no `if` on a constant is left", for_any_target(inline_control)),

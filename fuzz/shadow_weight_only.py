@@ -2,7 +2,8 @@
 
 A group's sum may be taken of its codes, less its zero times the sum of its activations. So terms count by the magnitudes of
 codes and zeros, which may cancel. Activations are divided by powers of two on the way, where the smallest ones lose digits.
-Nothing is said where an operand is not finite, where words, scales or zero points are not exact, or where a sum of codes overflows.
+Nothing is said where an operand is not finite, where words, scales or zero points are not exact, where a weight may overflow, which
+is never made where codes are summed up, or where a sum of codes overflows.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def trace_weight_only(op: WeightOnlyDot, operands: Sequence[Traced], value: Arra
     scales, *points = (np.repeat(np.abs(v.wide()), op.group, axis=1) for v in others)
     sums = _dense(codes + abs(op.zero) + (points[0] if points else 0.0), depth, op.columns)
     weights = _dense((codes + abs(op.zero) + (points[0] if points else 0.0)) * scales, depth, op.columns)
+    if weights.max(initial=0.0) > inner.largest:
+        return all_tainted(value)
     most = (np.abs(x.wide()) + x.bounds).reshape(-1, depth)
     most = np.where(np.isnan(most), INFINITE, most)
     with np.errstate(all="ignore"):

@@ -73,7 +73,8 @@ class _Faults(Struct, frozen=True):
                    place)
 
     def crossing(self, place: int, buffer: str, element: int, mask: int, other: int) -> NoReturn:
-        first, second = (min(i for i in range(64) if m >> i & 1) for m in (mask, other & ~mask))
+        second = min(i for i in range(64) if other >> i & 1)
+        first = min(i for i in range(64) if mask >> i & 1 and i != second)
         self._fail(f"threads {second} and {first} touch element {element} of %{buffer} without a barrier between and one "
                    "stores to it", place)
 
@@ -178,15 +179,21 @@ class Translator:
             self.emit(f"v_{symbol.name} = sizes[{symbol.name!r}]")
         self.emit("clock = [1]")
         self.emit("copies, groups = [], []")
-        self.emit("T = 1")
         for memory in list(self.memory.values()):
             self.shape(memory)
             self.shadows(memory, self.kernel.body)
-        self.block(self.kernel.body)
+        self.block(self.kernel.body, self.mode.threads)
         source = "def run(memories, sizes, threads):\n" + "\n".join(self.lines) + "\n"
         exec(compile(source, f"<kernel {self.kernel.name}>", "exec"), self.globals)
         function: Callable[..., None] = self.globals["run"]
         return function
+
+    def threads_of(self, statement: Stmt) -> str:
+        """The threads that run an outermost statement as a mask T, and who of them may touch what they stored to: X."""
+        parameters = {b.name for b in self.kernel.buffers}
+        stores = any(isinstance(s, Store) and s.buffer in parameters for s in walk([statement]))
+        divided = isinstance(statement, For) and statement.kind in ("parallel", "block")
+        return "T = X = 1" if stores or divided else "T, X = (1 << threads) - 1, 0"
 
     # --- memory ---
 
@@ -225,9 +232,12 @@ class Translator:
 
     # --- statements ---
 
-    def block(self, body: Sequence[Stmt]) -> None:
+    def block(self, body: Sequence[Stmt], divided: bool = False) -> None:
+        """`divided`: among threads, as outermost statements are."""
         memory, lets = dict(self.memory), dict(self.lets)
         for position, statement in enumerate(body):
+            if divided:
+                self.emit(self.threads_of(statement))
             self.statement(statement, body[position + 1:])
         if not body:
             self.emit("pass")
@@ -353,11 +363,9 @@ class Translator:
         if marked and self.mode.checked:
             self.emit(f"s{self.open[-1].number} = b{self.open[-1].number} + {counter}")
         if loop.kind == "parallel" and self.mode.threads:
-            self.emit(f"T = 1 << ({counter} * threads // ({extent}))")
+            self.emit(f"T = X = 1 << ({counter} * threads // ({extent}))")
         self.block(loop.body)
         self.indent -= 1
-        if loop.kind == "parallel" and self.mode.threads:
-            self.emit("T = 1")
         if marked and self.mode.checked:
             self.open.pop()
 
@@ -455,7 +463,7 @@ class Translator:
         if self.mode.threads and memory.parameter:
             x = memory.name
             if memory.stored:
-                self.emit(f"if t{x}[{element}] & ~T: faults.crossing({place}, {label!r}, {element}, T, t{x}[{element}])")
+                self.emit(f"if t{x}[{element}] & ~X: faults.crossing({place}, {label!r}, {element}, T, t{x}[{element}] & ~X)")
             self.emit(f"u{x}[{element}] |= T")
 
     def check_store(self, memory: _Memory, element: str, combine: str) -> None:
@@ -481,7 +489,7 @@ class Translator:
         if self.mode.threads and memory.parameter:
             x = memory.name
             both = f"(t{x}[{element}] | u{x}[{element}])"
-            self.emit(f"if {both} & ~T: faults.crossing({place}, {label!r}, {element}, T, {both})")
+            self.emit(f"if {both} & ~X: faults.crossing({place}, {label!r}, {element}, T, {both} & ~X)")
             self.emit(f"t{x}[{element}] |= T")
 
     # --- expressions ---

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tilewright as tw
 from tilewright.backends.llvm.backend import LlvmBackend
 from tilewright.backends.llvm.compile import CompiledObject, compile_program
 from tilewright.backends.llvm.emit_model import ModelFacts
@@ -50,6 +51,7 @@ from tilewright.ir.types import (
     F32,
     F64,
     I8,
+    I16,
     I32,
     I64,
     INDEX,
@@ -866,3 +868,19 @@ def test_samples_of_every_op_through_lowering(op: type[Op]) -> None:
                 tolerance = 0 if x.dtype.kind in "biu" else 1e-2 if x.dtype.itemsize == 2 else 1e-5
                 assert x.dtype == y.dtype and x.shape == y.shape
                 np.testing.assert_allclose(y.astype(np.float64), x.astype(np.float64), tolerance, tolerance, err_msg=str(sample.op))
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [(I16, I8), (I32, I8), (I32, I16), (I64, I8), (I64, I32), (F32, I8), (F32, F16)])
+@pytest.mark.parametrize("given", [True, False], ids=["static", "open"])
+def test_a_cast_stores_nothing_beside_its_last_element(wide: DType, narrow: DType, given: bool) -> None:
+    """Of each rest of a vector, of which LLVM makes one store of an element where it knows that there is one."""
+    for count in (1, 9, 17, 33, 50):
+        b = Builder()
+        x = b.add(Param("x", wide, (count if given else symbol("N", 1, 64),)))
+        f = tw.compile(Graph("g", [x], [b.add(Cast(narrow), x)]), options=tw.Options(threads=1))
+        whole = np.full((3 * 64, narrow.bytes), 77, np.uint8)
+        out = whole[64:64 + count].reshape(-1).view(narrow.numpy)
+        values = np.arange(count).astype(wide.numpy)
+        f(values, out=out)
+        np.testing.assert_array_equal(out, values.astype(narrow.numpy))
+        assert (whole[:64] == 77).all() and (whole[64 + count:] == 77).all()

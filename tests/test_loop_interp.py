@@ -211,6 +211,8 @@ def test_threads_do_not_meet_without_a_barrier() -> None:
     run(f"kernel @k({head}) {{ {body.replace('AT', 'j')} }}", *(np.ones(4, np.float32) for _ in range(3)), threads=2)
     fault(body.replace("AT", "3 - j"), "threads 1 and 0 touch element 3 of %t|threads 0 and 1 touch", head, threads=2)
     fault("%y[3] = f32 1.0 for %i in 0..4 parallel { %y[i] = f32 1.0 }", "threads 0 and 1 touch element 3", threads=2)
+    # every thread runs what stores to no parameter
+    fault("for %i in 0..1 parallel { %y[i] = f32 1.0 } let %v = load %y[0]", "threads 0 and 1 touch element 0", threads=2)
 
 
 def test_checks_end_the_kernel_with_their_numbers() -> None:

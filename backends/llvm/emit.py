@@ -31,7 +31,7 @@ def emit_program(program: Program, target: Target, facts: ModelFacts, name_prefi
     """LLVM IR. Without a prefix the model is `tw_model`, for loading in process; with one it is `<prefix>_model`, beside the public
     functions `<prefix>_run` and so on."""
     prefix = name_prefix or DEFAULT_PREFIX
-    module = Module(math_options(target), target.vector_bits, can_stream=target.is_x86)
+    module = Module(math_options(target), target.vector_bits, can_stream=target.is_x86, hides_masks=target.has("avx512f"))
     kernels = program.kernels()
     symbols = [kernel_symbol(prefix, number) for number in range(len(kernels))]
     for kernel, symbol in zip(kernels, symbols):

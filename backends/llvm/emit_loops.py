@@ -357,6 +357,8 @@ class KernelEmitter:
                 self.emit_range(loop, "0", self.indices.uniform(loop.extent), bounds(loop.extent)[0] >= 1)
             case "unrolled":
                 self.emit_unrolled(loop)
+            case "vector" if loop.extent == 1:  # which may read what it combines into
+                self.emit_unrolled(loop)
             case "vector":
                 self.emit_vector(loop)
             case "parallel":
@@ -536,6 +538,8 @@ class KernelEmitter:
         code.start(tail)
         left = code.pure(f"trunc i64 {code.pure(f'sub i64 {extent}, {start}')} to i32")
         steps = "<" + ", ".join(f"i32 {lane}" for lane in range(lanes)) + ">"
+        if code.module.hides_masks:
+            left = code.pure(f'call i32 asm "", "=r,0"(i32 {left})')
         limit = spread_text(code, "i32", left, lanes)
         mask = code.pure(f"icmp ult {shaped('i32', lanes)} {steps}, {limit}")
         self.emit_chunk(loop, vector, 0 if start == "0" else start, mask)

@@ -31,6 +31,7 @@ from tilewright.backends.llvm.emit_text import (
     Function,
     Value,
     mangled,
+    mask_text,
     shaped,
 )
 from tilewright.backends.llvm.emit_transposed import Across, columns_of, part_of, places_text
@@ -329,6 +330,11 @@ class Accesses:
         text, kind = to_memory(code, value), shaped(memory.element, vector.lanes)
         if not mask:
             code.effect(f"store {kind} {text}, ptr {address}, align {memory.dtype.bytes}")
+            return
+        if mask == mask_text(1, vector.lanes):
+            # LLVM 22 makes one known lane of a truncation a store as wide as what is truncated, where a target has AVX-512.
+            element = code.pure(f"extractelement {kind} {text}, i64 0")
+            code.effect(f"store {memory.element} {element}, ptr {address}, align {memory.dtype.bytes}")
             return
         symbol, masks = f"llvm.masked.store.{mangled(memory.element, vector.lanes)}.p0", shaped("i1", vector.lanes)
         code.module.declare(symbol, "void", f"{kind}, ptr, {masks}")

@@ -107,12 +107,14 @@ class Block:
 
 class Module:
     """The text of a module: declarations and helper functions by name, each once, then functions in order. `can_stream`: whether
-    stores past the caches are instructions, which a fence must follow."""
+    stores past the caches are instructions, which a fence must follow. `hides_masks`: LLVM must not know the masks that sizes of
+    the run decide, see `store_contiguous`."""
 
-    def __init__(self, options: MathOptions, vector_bits: int = 256, can_stream: bool = False) -> None:
+    def __init__(self, options: MathOptions, vector_bits: int = 256, can_stream: bool = False, hides_masks: bool = False) -> None:
         self.options = options
         self.vector_bits = vector_bits
         self.can_stream = can_stream
+        self.hides_masks = hides_masks
         self.declarations: dict[str, str] = {}
         self.helpers: dict[str, str] = {}
         self.parts: list[str] = []

@@ -8,10 +8,11 @@ activation, `quantize`) is computed with the sum in registers (`passes/fuse.py`)
 nothing keeps (`passes/requantize.py`).
 
 Left as they are: contractions that the target has no instruction for, depthwise ones, those of one column or of few steps, where
-nothing is gained, convolutions of which Winograd's algorithm saves more, and those whose sum might not fit into int32.
+nothing is gained, convolutions of which Winograd's algorithm saves more, those whose sum might not fit into int32, and those with
+a constant scale that is not finite.
 
-Contract: bounded. The sum is exact where the float one rounds for each term, so both are within the rounding of the terms;
-`precision="strict"` forbids it.
+Contract: bounded and finite. The sum is exact where the float one rounds for each term, so both are within the rounding of the terms;
+a scale that is infinite at run time meets the sum, not each term. `precision="strict"` forbids it.
 """
 
 from __future__ import annotations
@@ -109,6 +110,8 @@ def _is_float_contraction(node: Node) -> bool:
 def _reason(node: Node, left: Form, right: Form, options: Options, caps: Caps) -> str:
     """Why a contraction of dequantized operands stays one of floats; nothing where it does not."""
     depth = bounds(_depth(node))[1]
+    if any(array is not None and not np.isfinite(array).all() for array in (known_array(left.scale), known_array(right.scale))):
+        return "a scale is not finite"
     if depth < LEAST_DEPTH:
         return f"a sum of {depth} products is not worth its conversion"
     if depth * left.largest * right.largest >= 2 ** 31:
