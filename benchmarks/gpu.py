@@ -22,7 +22,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ import numpy as np
 import tilewright as tw
 from benchmarks.gpu_cases import PEAKS, Case, cases
 from benchmarks.gpu_driver import Device, DriverError
+from benchmarks.gpu_narrow_cases import narrow_cases
 from benchmarks.gpu_wrappers import check_wrappers
 from tilewright.backends.cuda.backend import capabilities_of
 from tilewright.backends.cuda.emit import emit_module
@@ -51,7 +52,8 @@ Array = np.ndarray
 BANDWIDTH = 4.3e12       # bytes a second that a copy moves on an H200, read and written
 LAUNCH = 2.0             # microseconds
 ROUNDS, ROUND_SECONDS = 5, 0.03
-TOLERANCE = {"float16": 2e-2, "bfloat16": 8e-2, "float32": 1e-3}
+# of bytes one step, since scales may be multiplied by in another order
+TOLERANCE = {"float16": 2e-2, "bfloat16": 8e-2, "float32": 1e-3, "int8": 8e-3}
 MOST_THREADS, MOST_BLOCKS, RESERVED_SHARED = 2048, 32, 1024   # of a multiprocessor; bytes that each block takes besides its own
 QUIET = Environment(debug=0, dump=None, verify=0, backend="", cache_directory=None)
 CHECKED_ELEMENTS = 1 << 22   # of products, up to which results are compared with the graph's meaning
@@ -76,6 +78,16 @@ class Result:
         return self.peer / self.ours if self.ours and self.peer else None
 
 
+def chosen_cases(tiny: bool, only: Collection[str]) -> Iterator[Case]:
+    """All cases, or those of some groups; models are read, where they are wanted, when their turn comes."""
+    for case in (*cases(tiny), *narrow_cases(tiny)):
+        if not only or case.group in only:
+            yield case
+    if not only or "models" in only:
+        from benchmarks.gpu_model_cases import model_cases  # needs the packages of tests/models.txt
+        yield from model_cases(tiny)
+
+
 def predicted(case: Case) -> float:
     """Microseconds by the roofline."""
     return max(case.moved / BANDWIDTH, case.operations / PEAKS[case.unit]) * 1e6 + LAUNCH
@@ -97,7 +109,7 @@ def measure(case: Case, target: str, torch: Any) -> Result:
         ours = partial(executable, *tensors)
         result.checked = _compared_tensors(torch, case, inputs, ours(), peer)
         result.ours, result.peer = _in_turns(torch, [ours] if peer is None else [ours, peer])
-        if peer is None and case.moved and case.operations == 0:
+        if peer is None and case.moved and (case.copied or case.operations == 0):
             result.peer = case.moved / BANDWIDTH * 1e6
     except Exception as error:  # a case that fails must not keep the others from being measured
         result.error = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -120,6 +132,8 @@ def _compared(case: Case, inputs: Sequence[Array], found: Sequence[Array]) -> st
 def _tensor(torch: Any, array: Array) -> Any:
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).cuda().view(torch.bfloat16)
+    if array.dtype == ml_dtypes.float8_e4m3fn:
+        return torch.from_numpy(array.view(np.uint8)).cuda().view(torch.float8_e4m3fn)
     return torch.from_numpy(array).cuda()
 
 
@@ -129,7 +143,7 @@ def _compared_tensors(torch: Any, case: Case, inputs: Sequence[Array], found: An
     results = list(found) if isinstance(found, (list, tuple)) else [found]
     if case.operations <= 2 * CHECKED_ELEMENTS or peer is None:
         arrays = [r.float().cpu().numpy() if r.is_floating_point() else r.cpu().numpy() for r in results]
-        return _compared(case, inputs, arrays) if case.operations <= 64 * CHECKED_ELEMENTS else "not checked"
+        return _compared(case, inputs, arrays) if case.checked or case.operations <= 64 * CHECKED_ELEMENTS else "not checked"
     expected = peer()
     wide = expected.double().reshape(-1)
     worst = float((wide - results[0].double().reshape(-1)).abs().max() / max(1.0, float(wide.abs().max())))
@@ -178,7 +192,7 @@ def _table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def _predictions(chosen: Sequence[Case], architecture: str) -> str:
+def _predictions(chosen: Iterable[Case], architecture: str) -> str:
     """For each case its time by the roofline, its kernels, and of the one with the largest blocks how many fit a multiprocessor."""
     limits = capabilities_of(architecture)
     lines = [f"{'group':<10} {'case':<34} {'us':>9} {'bound by':>10} {'kernels':>8} {'threads':>8} {'shared':>8} {'blocks':>7}"]
@@ -207,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     only = set(filter(None, given.only.split(",")))
     if given.predict:
-        print(_predictions([case for case in cases() if not only or case.group in only], given.architecture or "sm_90a"))
+        print(_predictions(chosen_cases(False, only), given.architecture or "sm_90a"))
         return 0
     cache = open_cache(read_environment(), tw.Options())
     if given.emulate:
@@ -225,9 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"  {name}: {text}")
     torch = None if given.emulate else _torch()
     results = []
-    for case in cases(tiny=given.emulate):
-        if only and case.group not in only:
-            continue
+    for case in chosen_cases(given.emulate, only):
         if time.monotonic() - began > given.seconds:
             print(f"{case.group} {case.name}: not begun, {given.seconds:.0f} s are over")
             continue

@@ -21,12 +21,13 @@ from tilewright.ir.types import BF16, F16, F32, I8, I32, DType
 Array = np.ndarray
 Peer = Callable[[Any, Sequence[Any]], Callable[[], Any]]
 # operations a second of an H200's units, dense, by its datasheet
-PEAKS = {"f16": 989e12, "bf16": 989e12, "i8": 1979e12, "f32": 67e12, "memory": float("inf")}
+PEAKS = {"f16": 989e12, "bf16": 989e12, "i8": 1979e12, "f8": 1979e12, "f32": 67e12, "memory": float("inf")}
 
 
 @dataclass(frozen=True)
 class Case:
-    """`operations` counts a multiply-add as two; `moved` are the bytes of inputs and results; `against`: what the peer is."""
+    """`operations` counts a multiply-add as two; `moved` are the bytes of inputs and results; `against`: what the peer is. `given`: inputs
+    that are not random numbers. `checked`: against the graph's meaning, whatever the size; `copied`: the peer is a copy of as much."""
 
     group: str
     name: str
@@ -36,12 +37,17 @@ class Case:
     unit: str
     against: str
     peer: Peer | None = None
+    given: Callable[[], list[Array]] | None = None
+    checked: bool = False
+    copied: bool = False
 
     def inputs(self, random: np.random.Generator) -> list[Array]:
+        if self.given is not None:
+            return self.given()
         made = []
         for param in self.graph.params:
             dtype, shape = param.dtype, param.tensor.static_shape
-            if dtype.is_float:
+            if dtype.is_float or dtype.is_stored:
                 made.append((random.standard_normal(shape, np.float32) * 0.5).astype(dtype.numpy))
             else:
                 made.append(random.integers(-128, 128, shape).astype(dtype.numpy))
@@ -62,11 +68,13 @@ def cases(tiny: bool = False) -> Iterator[Case]:
         for head in (64,) if tiny else (64, 128):
             for causal in (False, True):
                 yield _attention(F16, 2 if tiny else max(1, 16384 // tokens), 2 if tiny else 16, tokens, head, causal)
+    for tokens in (16,) if tiny else (4096,):
+        yield _attention(BF16, 1 if tiny else 4, 4 if tiny else 32, tokens, 64 if tiny else 128, True, 4)
     for n in (64,) if tiny else (2048, 4096, 8192):
         yield _integer_matmul(n)
 
 
-def _graph(name: str, shapes: Sequence[tuple[tuple[int, ...], DType]], build: Callable[..., Node]) -> tuple[Graph, float]:
+def graph_of(name: str, shapes: Sequence[tuple[tuple[int, ...], DType]], build: Callable[..., Node]) -> tuple[Graph, float]:
     """A graph of some inputs, and the bytes of those and its result."""
     b = Builder()
     params = [b.add(Param(f"x{i}", dtype, shape)) for i, (shape, dtype) in enumerate(shapes)]
@@ -77,7 +85,7 @@ def _graph(name: str, shapes: Sequence[tuple[tuple[int, ...], DType]], build: Ca
 
 
 def _matmul(dtype: DType, m: int, n: int, k: int) -> Case:
-    graph, moved = _graph("matmul", [((m, k), dtype), ((k, n), dtype)], lib.matmul)
+    graph, moved = graph_of("matmul", [((m, k), dtype), ((k, n), dtype)], lib.matmul)
     return Case("matmul", f"{dtype} {m} x {n} x {k}", graph, 2.0 * m * n * k, moved, str(dtype), "cuBLAS",
                 lambda torch, t: lambda: torch.matmul(t[0], t[1]))
 
@@ -92,7 +100,7 @@ def _with_epilogue(kind: str, dtype: DType, m: int, n: int, k: int) -> Case:
             return lib.layer_norm(b, total, one, zero, (1,), 1e-5)
         return total
 
-    graph, moved = _graph(kind, [((m, k), dtype), ((k, n), dtype), ((n,) if kind == "bias_gelu" else (m, n), dtype)], build)
+    graph, moved = graph_of(kind, [((m, k), dtype), ((k, n), dtype), ((n,) if kind == "bias_gelu" else (m, n), dtype)], build)
 
     def peer(torch: Any, t: Sequence[Any]) -> Callable[[], Any]:
         functional = torch.nn.functional
@@ -122,13 +130,18 @@ def _memory_bound(tiny: bool) -> Iterator[Case]:
         ("transpose", lambda b, x: lib.transpose(b, x, (1, 0)), lambda torch, x: x.t().contiguous())]
     for dtype in (F32, F16):
         for name, build, other in plans:
-            graph, moved = _graph(name, [((m, n), dtype)], build)
+            graph, moved = graph_of(name, [((m, n), dtype)], build)
             yield Case("memory", f"{name} {dtype} {m} x {n}", graph, 0.0, moved, "memory", "torch",
                        lambda torch, t, other=other: lambda: other(torch, t[0]))
 
 
-def _attention(dtype: DType, batch: int, heads: int, tokens: int, head: int, causal: bool) -> Case:
+def _attention(dtype: DType, batch: int, heads: int, tokens: int, head: int, causal: bool, shared: int = 1) -> Case:
+    """`shared`: heads that have the same keys and values."""
     def build(b: Builder, q: Node, k: Node, v: Node) -> Node:
+        if shared > 1:
+            own = (batch, heads // shared)
+            k, v = (lib.reshape(b, lib.broadcast(b, lib.reshape(b, x, (*own, 1, tokens, head)), (*own, shared, tokens, head)), q.shape)
+                    for x in (k, v))
         scores = lib.matmul(b, q, lib.transpose(b, k, (0, 1, 3, 2)))
         scores = lib.apply(b, "mul", scores, lib.constant(b, head ** -0.5, dtype))
         if causal:
@@ -137,14 +150,15 @@ def _attention(dtype: DType, batch: int, heads: int, tokens: int, head: int, cau
             scores = lib.apply(b, "select", lib.apply(b, "ge", row, column), scores, hidden)
         return lib.matmul(b, lib.softmax(b, scores, 3), v)
 
-    graph, moved = _graph("attention", [((batch, heads, tokens, head), dtype)] * 3, build)
+    graph, moved = graph_of("attention", [((batch, n, tokens, head), dtype) for n in (heads, heads // shared, heads // shared)], build)
     operations = 4.0 * batch * heads * tokens * tokens * head * (0.5 if causal else 1.0)
-    return Case("attention", f"{dtype} {batch} x {heads} x {tokens} x {head}{' causal' if causal else ''}", graph, operations, moved,
+    kind = f"{' causal' if causal else ''}{f' shared by {shared}' if shared > 1 else ''}"
+    return Case("attention", f"{dtype} {batch} x {heads} x {tokens} x {head}{kind}", graph, operations, moved,
                 str(dtype), "scaled_dot_product_attention",
-                lambda torch, t: lambda: torch.nn.functional.scaled_dot_product_attention(*t, is_causal=causal))
+                lambda torch, t: lambda: torch.nn.functional.scaled_dot_product_attention(*t, is_causal=causal, enable_gqa=shared > 1))
 
 
 def _integer_matmul(n: int) -> Case:
-    graph, moved = _graph("integers", [((n, n), I8), ((n, n), I8)], lambda b, x, w: b.add(Dot((1,), (0,), result=I32), x, w))
+    graph, moved = graph_of("integers", [((n, n), I8), ((n, n), I8)], lambda b, x, w: b.add(Dot((1,), (0,), result=I32), x, w))
     return Case("integers", f"i8 {n} x {n} x {n}", graph, 2.0 * n ** 3, moved, "i8", "torch._int_mm",
                 lambda torch, t: lambda: torch._int_mm(t[0], t[1]))

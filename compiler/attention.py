@@ -110,6 +110,17 @@ def unit_attention(last: Node) -> Attention | None:
     return found if small and whole and bounds(found.first.shape[-1])[0] >= 1 else None
 
 
+def repeated(packed: Node) -> tuple[Node, ...]:
+    """What repeats a packed operand [*batch, panels, K, tile] along its batch axes, last node first; none where it is stored so."""
+    found: list[Node] = []
+    node = packed
+    while isinstance(node.op, (Broadcast, Reshape)) and node.rank >= 3 and node.inputs[0].shape[-3:] == node.shape[-3:]:
+        found.append(node)
+        node = node.inputs[0]
+    last = next((number for number in range(len(found), 0, -1) if isinstance(found[number - 1].op, Broadcast)), 0)
+    return tuple(found[:last])
+
+
 def plain_attention(last: Node) -> Attention | None:
     """An attention that is worth a kernel of `lowering/attention.py`."""
     found = find_attention(last)
@@ -219,4 +230,4 @@ def _of_rows(roots: Sequence[Node], exponentials: Node, largest: Node) -> set[No
     return found
 
 
-__all__ = ["POINTWISE", "Attention", "find_attention", "is_worth_fusing", "plain_attention", "unit_attention"]
+__all__ = ["POINTWISE", "Attention", "find_attention", "is_worth_fusing", "plain_attention", "repeated", "unit_attention"]

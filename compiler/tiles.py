@@ -57,6 +57,7 @@ UNEVEN = 0.97        # of the rate where addresses of rows are divided out, a ti
 USUAL_VECTORS = 2    # of a panel's columns; kernels of one width are shared, so another one must be worth its code
 WORTH = 1.06
 GPU_PANELS = (128, 64, 32)  # columns of a packed panel that a block of a GPU takes, where its matrix units multiply
+GPU_CODE_PANELS = (32, 16, 8)  # and of panels of codes: a warp reads 512 bytes that lie beside one another of each
 PLAIN_GPU_PANELS = (8, 16, 32, 64)  # and of those by plain multiply-adds
 LOW_HEIGHTS = (2, 4)  # of tiles for few rows; a single row is bound by memory in a tile of two as well
 
@@ -97,6 +98,12 @@ def gpu_panel_columns(columns: DimLike, rows: DimLike, dtype: DType, caps: Caps)
         if most >= width and -(-most // width) * -(-high // 128) >= caps.multiprocessors:
             return width
     return 64 if most > GPU_PANELS[-1] else GPU_PANELS[-1]
+
+
+def gpu_code_columns(columns: int, caps: Caps) -> int:
+    """Columns of a panel of weights of a few bits, which one block takes where there are few rows: as many as leave blocks for all
+    multiprocessors."""
+    return next((width for width in GPU_CODE_PANELS if -(-columns // width) >= caps.multiprocessors), GPU_CODE_PANELS[-1])
 
 
 def _vectors_of_few_rows(columns: int, rows: int, usual: int, lanes: int, caps: Caps, near: bool) -> int:

@@ -30,7 +30,7 @@ from .loop import (
     While,
     walk,
 )
-from .types import BF16, F16, I32, U8
+from .types import BF16, F16, F32, I32
 
 MOST_THREADS = 1024
 WARP = 32
@@ -112,8 +112,9 @@ def collective_rule(statement: Stmt, buffers: list[Buffer]) -> str:
                 return f"matmul_tile adds to %{name}, expected a fragment [warps, rows, columns]"
             if not len(left.shape) == len(right.shape) == len(rows) == len(columns) == 2 or depth < 1:
                 return "matmul_tile multiplies parts of matrices of two axes each, one element deep or more"
-            held = I32 if left.dtype == U8 else left.dtype
-            if right.dtype != held or left.dtype == U8 and (accumulator.dtype != I32 or depth % 4):
+            held = I32 if left.dtype.bytes == 1 else left.dtype
+            sums = F32 if left.dtype.is_stored else I32
+            if right.dtype != held or held == I32 and (accumulator.dtype != sums or depth % 4):
                 return f"matmul_tile adds {left.dtype} times {right.dtype} to {accumulator.dtype}, expected {held} on the right"
             if grouped:
                 return _group_rule(statement, accumulator, left, right)

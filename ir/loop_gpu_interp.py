@@ -48,9 +48,10 @@ def add_products(accumulator: tuple[Array, bytearray | None, tuple[int, int, int
     if known is not None and 0 in known[start:start + size]:
         faults.unset(name, known.index(0, start))
     a = _part(left, (rows, depth), faults).astype(memory.dtype)
-    if left[0].dtype == np.uint8:  # words of four signed bytes each
+    if left[0].dtype.itemsize == 1:  # words of four signed bytes each, or of four of the left operand's float8
         words = _part(right, (depth // 4, columns), faults)
-        b = np.moveaxis(np.ascontiguousarray(words).view(np.int8).reshape(depth // 4, columns, 4), -1, 1).reshape(depth, columns)
+        held = np.int8 if left[0].dtype.kind in "iu" else left[0].dtype
+        b = np.moveaxis(np.ascontiguousarray(words).view(held).reshape(depth // 4, columns, 4), -1, 1).reshape(depth, columns)
     else:
         b = _part(right, (depth, columns), faults)
     b = b.astype(memory.dtype)

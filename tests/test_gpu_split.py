@@ -49,8 +49,9 @@ def test_deep_products_of_few_tiles(dtype: DType, sizes: list[tuple[int, int, in
     check(graph, values, len(sizes))
 
 
-def test_deep_products_of_bytes() -> None:
-    graph, values = integer_products([(5, 1440, 40)], U8, I8)
+@pytest.mark.parametrize("left", [U8, I8])
+def test_deep_products_of_bytes(left: DType) -> None:
+    graph, values = integer_products([(5, 1440, 40)], left, I8)
     check(graph, values, 1)
 
 

@@ -19,13 +19,15 @@ from tilewright.ir.errors import InternalError
 from tilewright.ir.loop import Buffer
 from tilewright.ir.loop_gpu import GROUP_ROWS, GROUP_STEPS
 from tilewright.ir.loop_proofs import linear_factor
-from tilewright.ir.types import BF16, F16, F32, I32, U8, DType
+from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType, dtype_named
 
 TILE_ROWS, TILE_COLUMNS, LANES = 16, 8, 32
 # what the text of a product names by itself, so that a kernel's own names may not hide it
 RESERVED = frozenset(("lane", "step", "down", "across", "place", "from_left", "from_right", "left_words", "right_words"))
 PRODUCTS: dict[DType, tuple[str, int]] = {
-    F16: ("tw_mma_m16n8k16_f16", 16), BF16: ("tw_mma_m16n8k16_bf16", 16), U8: ("tw_mma_m16n8k32_u8s8", 32)}  # and steps
+    F16: ("tw_mma_m16n8k16_f16", 16), BF16: ("tw_mma_m16n8k16_bf16", 16), U8: ("tw_mma_m16n8k32_u8s8", 32),
+    I8: ("tw_mma_m16n8k32_s8", 32), dtype_named("f8e4m3fn"): ("tw_mma_m16n8k32_e4m3", 32),
+    dtype_named("f8e5m2"): ("tw_mma_m16n8k32_e5m2", 32)}  # and steps
 
 GROUPED: dict[DType, str] = {F16: "f16", BF16: "bf16"}  # products of four warps
 

@@ -35,10 +35,10 @@ from msgspec import Struct
 from ..ir.dims import DimLike, Symbol, add_all, bounds, ceildiv, dim_max, dim_min, divides, product, row_major_strides, size_of
 from ..ir.graph import Node
 from ..ir.loop import Alloc, Buffer, For, If, Let, Prefetch, Stmt, Store, loop_variable
-from ..ir.ops.compute import Elementwise, PackedConv, PackedDot, accumulator_dtype
+from ..ir.ops.compute import FLOATS8, Elementwise, PackedConv, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
 from ..ir.rewrite import COSTS
-from ..ir.types import F32, I16, I32, INDEX, U32, dtype_of
+from ..ir.types import F32, I8, I16, I32, INDEX, U32, dtype_of
 from ..tiles import Blocks, Tile
 from .inline import Index, Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
 from .left_operand import row_operand
@@ -372,12 +372,42 @@ class TileWork:
         if self.operand.words > 1:
             return self._products_in_16_bits(inner, left, right, old)
         word, weights = self._word(inner, left), inner.load(self._flat(self.rhs), (right,))
+        if self.node.inputs[0].dtype in FLOATS8:
+            return self._products_of_floats8(inner, word, inner.bitcast(weights, U32), old)
         if weights.dtype == I16:
             weights = inner.scalar("widen_pairs", weights)
         if weights.dtype == U32:
             return inner.scalar("dot_bfloats", word, weights, old)
         function = "dot_pairs" if self.operand.step == 2 else "dot_quads_saturating" if self.node.op.saturates else "dot_quads"
-        return inner.scalar(function, inner.bitcast(word, I32), weights, old)
+        if self.node.inputs[0].dtype != I8:
+            return inner.scalar(function, inner.bitcast(word, I32), weights, old)
+        # the instruction takes unsigned bytes: each plus 128, and 128 times the weights are subtracted
+        surplus = inner.literal(0x80808080, U32)
+        total = inner.scalar(function, inner.bitcast(inner.scalar("xor", word, surplus), I32), weights, old)
+        return inner.scalar("sub", total, inner.scalar(function, inner.bitcast(surplus, I32), weights, inner.literal(0, I32)))
+
+    def _products_of_floats8(self, inner: Inliner, word: Node, weights: Node, old: Node) -> Node:
+        """Four float8 of each operand as floats: bits of the narrow float in their place of the wide one, times the power of two between
+        their exponents. Codes past the greatest number are infinite or NaN."""
+        form = self.node.inputs[0].dtype
+        five = form == FLOATS8[1]  # bits of exponent; else four
+        literal = partial(inner.literal, dtype=U32)
+
+        def part(packed: Node, i: int) -> Node:
+            code = inner.scalar("shr", packed, literal(8 * i)) if i else packed
+            size = inner.scalar("and", code, literal(0x7F))
+            value = inner.bitcast(inner.scalar("shl", size, literal(21 if five else 20)), F32)
+            value = inner.scalar("mul", value, inner.literal(2.0 ** (112 if five else 120), F32))
+            past = inner.scalar("ge", size, literal(0x7C if five else 0x7F))
+            infinite = inner.scalar("eq", size, literal(0x7C))
+            beyond = inner.scalar("select", infinite, inner.literal(float("inf"), F32), inner.literal(float("nan"), F32))
+            value = inner.scalar("select", past, beyond if five else inner.literal(float("nan"), F32), value)
+            sign = inner.scalar("shl", inner.scalar("and", code, literal(0x80)), literal(24))
+            return inner.bitcast(inner.scalar("or", inner.bitcast(value, U32), sign), F32)
+
+        for i in range(4):
+            old = inner.multiply_add(part(word, i), part(weights, i), old)
+        return old
 
     def _word(self, inner: Inliner, left: DimLike) -> Node:
         """Elements of the left operand that lie side by side: one load for the backend."""

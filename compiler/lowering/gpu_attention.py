@@ -6,20 +6,25 @@ fragments, go through the epilogue (scale, mask) to shared memory, and become we
 row of scores. A row's largest score, the sum of its exponentials and the result are float32; scores are as exact as the graph's, and
 weights have the dtype of the values. What the sum divides is the result, not each weight.
 
+Keys that a mask hides from all rows of a block by their numbers (`gpu_masks.py`: causal attention) are not looked at, so neither scores
+nor values there that are NaN show; blocks with most keys begin first. Heads that share keys and values read the same ones
+(`attention.repeated`).
+
 Assumes what `attention.unit_attention` found. Rows past the last one are computed as copies of it and not stored; keys past the last one
 have weight zero and values zero. A row without any score above minus infinity is NaN, as the softmax of nothing else is.
 """
 
 from __future__ import annotations
 
-from ..attention import Attention
-from ..ir.dims import DimLike, ceildiv, dim_min, divides, product
+from ..attention import Attention, repeated
+from ..ir.dims import DimLike, ceildiv, dim_max, dim_min, divides, product
 from ..ir.graph import Node
 from ..ir.loop import Alloc, Buffer, Collect, Commit, CopyAsync, For, If, Load, MatmulTile, Stmt, Store, Wait
 from ..ir.ops.compute import Elementwise, PackedDot
-from ..ir.ops.shape import Transpose
+from ..ir.ops.shape import Broadcast, Transpose
 from ..ir.types import F32, DType, TensorType
 from .contraction import named_parts
+from .gpu_masks import KeyLimit, key_limit
 from .inline import Index, Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
 
 WARPS, WARP_ROWS = 4, 16
@@ -65,14 +70,29 @@ class GpuAttention:
         shape = (*self.grid, ceildiv(self.rows, ROWS))
         variable, at = loop_symbol(self.names.fresh("t"), product(shape))
         labels = [*(f"b{a}_" for a in range(len(self.grid))), "block"]
-        lets, (*batch, block) = named_parts(self.inliner, labels, unflatten_index(at, shape))
+        limit = key_limit(self.attention.first, self.attention.scores, self.inliner)
+        places = list(unflatten_index(at, shape))
+        places[-1] = places[-1] if limit is None else shape[-1] - 1 - places[-1]
+        lets, (*batch, block) = named_parts(self.inliner, labels, tuple(places))
         self.batch, self.first_row = tuple(batch), block * ROWS
+        parts = ceildiv(self._seen(limit), self.width)
         memory = (self.queries, self.key_part, *self.values, self.scores, self.weights, self.factors, self.largest, self.total,
                   self.products, *self.sums, self.best, self.summed, self.part)
-        part, p = loop_symbol(self.names.fresh("p"), ceildiv(self.keys, self.width))
+        part, p = loop_symbol(self.names.fresh("p"), parts)
         return For(variable, product(shape), "block", (
             *lets, *map(Alloc, memory), self._begin(), *[self._over(sums, self._zero) for sums in self.sums],
-            For(part, ceildiv(self.keys, self.width), "serial", self._part_of_keys(p)), *self._finish()))
+            For(part, parts, "serial", self._part_of_keys(p)), *self._finish()))
+
+    def _seen(self, limit: KeyLimit | None) -> DimLike:
+        """The keys, from the first on, that rows of the block see."""
+        if limit is None:
+            return self.keys
+        length = self.row_axes[-1]
+        if len(self.row_axes) == 1:
+            last = dim_min(self.first_row + ROWS, length) - 1
+        else:
+            last = self.first_row % length + ROWS - 1 if divides(ROWS, length) else length - 1
+        return dim_max(dim_min(limit.at(last), self.keys), 0)
 
     # --- loops over threads and elements ------------------------------------------------------------------------------
 
@@ -131,19 +151,32 @@ class GpuAttention:
 
     def _copy(self, part: DimLike) -> Stmt:
         """A panel of keys, and the rows of values that belong to them; zeros past the last key."""
-        first, last = (self.inliner.buffers[n.inputs[1]] for n in (self.attention.first, self.attention.last))
-        place = flatten_index(self.batch, self.grid)
+        (first, keys), (last, values) = (self._stored(n.inputs[1]) for n in (self.attention.first, self.attention.last))
         several = self.panel // self.width  # parts of a panel
-        from_keys = (place * ceildiv(self.keys, self.panel) + part // several) * self.depth
+        from_keys = (keys * ceildiv(self.keys, self.panel) + part // several) * self.depth
 
         def body(t: DimLike) -> list[Stmt]:
             made = self._pieces(t, self.depth, self.width, lambda row, at: [CopyAsync(
                 self.key_part.name, (row, at), first.name, ((from_keys + row) * self.panel + part % several * self.width + at,), COPIED)])
             for number, target in enumerate(self.values):
                 made += self._pieces(t, self.width, self.wide, lambda row, at, number=number, target=target: self._value_piece(
-                    target, last, place * self.panels + number, part * self.width, row, at))
+                    target, last, values * self.panels + number, part * self.width, row, at))
             return made
         return self._threads(body)
+
+    def _stored(self, packed: Node) -> tuple[Buffer, DimLike]:
+        """The buffer of a packed operand, and the block's place in its batch."""
+        place: Index = self.batch
+        for node in repeated(packed):
+            if node in self.inliner.buffers:
+                break
+            source = node.inputs[0].shape[:-3]
+            if isinstance(node.op, Broadcast):
+                place = tuple(0 if n == 1 else i for i, n in zip(place[len(place) - len(source):], source))
+            else:
+                place = reshape_index(place, node.shape[:-3], source)
+            packed = node.inputs[0]
+        return self.inliner.buffers[packed], flatten_index(place, packed.shape[:-3])
 
     def _value_piece(self, target: Buffer, source: Buffer, panel: DimLike, start: DimLike, row: DimLike, at: DimLike) -> list[Stmt]:
         key = start + row

@@ -44,9 +44,9 @@ from ..ir.loop import (
     variable_size,
 )
 from ..ir.loop_vectors import first_neighbour
-from ..ir.ops.compute import PackedDot, accumulator_dtype
+from ..ir.ops.compute import FLOATS8, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
-from ..ir.types import BF16, F16, I32, U8, TensorType
+from ..ir.types import BF16, F16, I8, I32, U8, TensorType
 from ..tiles import GPU_PANELS
 from .contraction import named_parts
 from .gpu_split import Round, choose_parts, part_rounds
@@ -55,7 +55,8 @@ from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatte
 from .left_operand import row_operand
 
 # dtypes of both operands and the steps in a word of the right one, and the unit that takes them
-OPERANDS = {(F16, F16, 1): "f16", (BF16, BF16, 1): "bf16", (U8, I32, 4): "i8"}
+OPERANDS = {(F16, F16, 1): "f16", (BF16, BF16, 1): "bf16", (U8, I32, 4): "i8", (I8, I32, 4): "i8",
+            **{(dtype, I32, 4): str(dtype) for dtype in FLOATS8}}
 COPIED = 16         # bytes that are copied at a time
 ROW_BYTES = 64      # of a row of the left operand in shared memory
 STAGES = 4          # of shared memory
@@ -244,7 +245,8 @@ class _Work:
         inliner = self.inliner
         flat = Buffer(source.name, source.dtype, (product(source.shape),), source.space)
         inside = inliner.scalar("lt", inliner.index(step), inliner.index(steps))
-        zero = inliner.literal(0.0 if target.dtype.is_float else 0, target.dtype)
+        zero = inliner.bitcast(inliner.literal(0, U8), target.dtype) if target.dtype.is_stored else \
+            inliner.literal(0.0 if target.dtype.is_float else 0, target.dtype)
         clamped = dim_max(dim_min(step, steps - 1), 0)
         return If(inside, (Store(target.name, place, inliner.inner().load(flat, (where(clamped),))),), (Store(target.name, place, zero),))
 

@@ -66,6 +66,7 @@ from .gpu_reductions import in_parts
 from .gpu_split import parts_type, sums_of_parts
 from .gpu_tiles import PlainTile, lower_plain_tiles, plain_tile
 from .gpu_transposes import in_squares
+from .gpu_weight_only import lower_gpu_weight_only
 from .in_place import writes_over
 from .inline import ERROR_INDEX, Inliner, Names
 from .rows import LONG_CHAINS, RowKernel
@@ -366,8 +367,11 @@ class KernelMaker:
         names = self._fresh_names(body)
         lhs, words, scales, *points = (inputs[x] for x in core.inputs)
         operands = Operands(lhs, words, scales, points[0] if points else None)
-        statements = lower_weight_only(core, body.results[0], out, operands, Inliner(inputs, names, self.caps.has_fma),
-                                       choose_plan(core, self.caps))
+        inliner = Inliner(inputs, names, self.caps.has_fma)
+        on_grid = lower_gpu_weight_only(core, body.results[0], out, operands, inliner, self.caps) if self.caps.is_gpu else None
+        if on_grid is not None:
+            return self._kernel(body.name, [*inputs.values(), out], list(map(Nest, on_grid)), loc, Choice("weight_only"))
+        statements = lower_weight_only(core, body.results[0], out, operands, inliner, choose_plan(core, self.caps))
         nests = [*map(Nest, statements), *self._borders(body, out, inputs, names)]
         return self._kernel(body.name, [*inputs.values(), out], nests, loc, Choice("weight_only"))
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from ..attention import plain_attention, unit_attention
+from ..attention import plain_attention, repeated, unit_attention
 from ..cost import WEIGHTS
 from ..ir.dims import DimLike, bounds, product
 from ..ir.errors import merge_locs
@@ -105,6 +105,7 @@ class _Fuser:
         self.deep: set[Node] = set()
         self.spread: set[Node] = set()
         self.copying: set[Node] = set()  # contractions that copy their left operand, so that it need not lie in memory
+        self.reading: set[Node] = set()  # what only repeats packed operands for the products of an attention, which read these from memory
 
     def run(self) -> Graph:
         if self.options.precision == "default":  # it divides by the sum at last, and not each weight
@@ -220,8 +221,21 @@ class _Fuser:
                 group.members.add(moved)
                 group.exits = [moved]
         group.members |= inner
+        if self.on_gpu:
+            self._read_repeated(group, attention.first, last)
         self.copying.add(attention.first)
         self._claim(group)
+
+    def _read_repeated(self, group: Group, *products: Node) -> None:
+        """Heads that share keys or values read the same ones: what only repeats them for these products is a way to read them."""
+        known = group.members | set(products)
+        for made in products:
+            for node in repeated(made.inputs[1]):
+                if node in self.group_of or node in self.results or not known.issuperset(self.users[node]):
+                    break
+                group.members.add(node)
+                known.add(node)
+                self.reading.add(node)
 
     def _grow(self, strategy: str, core: Node) -> Group:
         """The core with elementwise users of the same shape (axes of size 1 aside), cut back to the last point with a
@@ -400,6 +414,8 @@ class _Fuser:
             return True
         for user in self.users[node]:
             if isinstance(user.op, OWN_LOWERING) or user in self.views or isinstance(user.op, (MakeTuple, Get)):
+                return True
+            if user in self.reading and node not in self.reading:
                 return True
             if isinstance(user.op, CONTRACTION) and not (user in self.copying and user.inputs[1] is not node):
                 return True

@@ -5,6 +5,8 @@ bytes, unsigned ones with signed ones (vpdpbusd). So the right operand is packed
 four consecutive steps of the contraction, and the left one stays as it lies, in i16 or u8. Weights of 8 bits stay bytes: two
 to a word of 16 bits, which the kernel widens.
 
+A GPU's matrix units take signed bytes on the left as well, as they are.
+
 Where there is an instruction for bytes and the right operand is i8, a left operand that is a difference of u8 and a zero point
 (or i8, which is u8 less 128) is multiplied as u8, and the zero point times the sums of the columns subtracted: int32 wraps, so
 that is exact. An instruction that adds the products of two neighbours within 16 bits (pmaddubsw) serves where the weights are known
@@ -27,7 +29,7 @@ from ..ir.graph import Array, Builder, Constant, Node
 from ..ir.ops.compute import Bitcast, Cast, Conv, Elementwise, PackedConv, PackedDot
 from ..ir.ops.control import Const
 from ..ir.ops.shape import Broadcast, Pad, Reshape, Slice, Transpose
-from ..ir.types import I8, I16, I32, U8
+from ..ir.types import I8, I16, I32, U8, DType
 from ..library import apply, broadcast, cast, constant, pad, reduce, reshape, slice_axis, transpose
 from ..tiles import gpu_panel_columns, panel_columns
 from .panels import pack_columns
@@ -46,20 +48,20 @@ class _Left(Struct, frozen=True):
 
     @property
     def step(self) -> int:
-        return 4 if self.value.dtype == U8 else 2
+        return 4 if self.value.dtype in (U8, I8) else 2
 
 
 def packed_integers(b: Builder, left: Node, right: Node, batch: int, caps: Caps) -> Node:
     """[*batch, *rows, K] times [*batch, K, N], both of narrow integers -> i32 [*batch, *rows, N]."""
     right = _narrowed(b, right)
-    operand = _left_operand(b, left, right, batch, caps)
+    operand = _left_operand(b, left, right, batch, caps, str(I8) in caps.matrix_units)
     step, depth, width = operand.step, right.shape[batch], right.shape[batch + 1]
     missing = ceildiv(depth, step) * step - depth
-    x = _lengthened(b, operand.value, left.rank - 1, missing)
+    x = lengthened(b, operand.value, left.rank - 1, missing)
     rows = product(left.shape[batch:-1])
     tile = gpu_panel_columns(width, rows, I8, caps) if caps.is_gpu and step == 4 else None
-    longer = _lengthened(b, right, batch, missing)
-    packed = _packed_words(b, longer, batch, rows, step, caps, tile)
+    longer = lengthened(b, right, batch, missing)
+    packed = packed_words(b, longer, batch, rows, step, caps, tile)
     saturates = step == 4 and not caps.has_quads
     narrow = _words_in_16_bits(longer, batch, longer.shape[batch] // step) if saturates else 1
     total = b.add(PackedDot(batch, width, step=step, saturates=saturates, narrow=narrow), x, packed)
@@ -78,11 +80,11 @@ def packed_integer_conv(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> N
     step, groups = operand.step, op.groups
     missing = ceildiv(channels, step) * step - channels
     value = reshape(b, operand.value, (*x.shape[:-1], groups, channels))
-    value = reshape(b, _lengthened(b, value, x.rank, missing), (*x.shape[:-1], groups * (channels + missing)))
+    value = reshape(b, lengthened(b, value, x.rank, missing), (*x.shape[:-1], groups * (channels + missing)))
     depth, of_group = product((*kernel, channels + missing)), out // groups
-    matrices = reshape(b, _lengthened(b, w, w.rank - 2, missing), (depth, groups, of_group))
+    matrices = reshape(b, lengthened(b, w, w.rank - 2, missing), (depth, groups, of_group))
     matrices = transpose(b, matrices, [1, 0, 2]) if groups != 1 else reshape(b, matrices, (depth, of_group))
-    packed = _packed_words(b, matrices, int(groups != 1), product(x.shape[:-1]), step, caps)
+    packed = packed_words(b, matrices, int(groups != 1), product(x.shape[:-1]), step, caps)
     sizes, saturates = tuple(int(k) for k in kernel), step == 4 and not caps.has_quads
     made = PackedConv(sizes, op.strides, op.dilation, out, groups, step, saturates)
     if saturates:
@@ -117,7 +119,7 @@ def _less_zero_point(b: Builder, total: Node, zero_point: Node, sums: Node) -> N
     return apply(b, "sub", total, broadcast(b, surplus, total.shape))
 
 
-def _lengthened(b: Builder, x: Node, axis: int, by: DimLike) -> Node:
+def lengthened(b: Builder, x: Node, axis: int, by: DimLike) -> Node:
     """Zeros at the end of an axis."""
     array = known_array(x) if by != 0 else None
     if array is not None and isinstance(by, int):
@@ -125,7 +127,7 @@ def _lengthened(b: Builder, x: Node, axis: int, by: DimLike) -> Node:
     return pad(b, x, [0] * x.rank, [by if a == axis else 0 for a in range(x.rank)]) if by != 0 else x
 
 
-def _packed_words(b: Builder, right: Node, batch: int, rows: DimLike, step: int, caps: Caps, tile: int | None = None) -> Node:
+def packed_words(b: Builder, right: Node, batch: int, rows: DimLike, step: int, caps: Caps, tile: int | None = None) -> Node:
     """[*batch, K, N] of integers in panels [*batch, ceil(N / tile), K / step, tile] of words."""
     held = I8 if right.dtype == I8 else I16
     word, bits = (I32, 8) if step == 4 else (I16, 8) if held == I8 else (I32, 16)
@@ -151,10 +153,11 @@ def _packed_words(b: Builder, right: Node, batch: int, rows: DimLike, step: int,
     return pack_columns(b, words, batch, tile)
 
 
-def _left_operand(b: Builder, left: Node, right: Node, axis: int, caps: Caps) -> _Left:
-    """How the left operand is multiplied with the right one, of which that axis is contracted."""
+def _left_operand(b: Builder, left: Node, right: Node, axis: int, caps: Caps, signed: bool = False) -> _Left:
+    """How the left operand is multiplied with the right one, of which that axis is contracted; `signed`: the target multiplies signed bytes
+    as well."""
     if right.dtype == I8 and (caps.has_quads or caps.has_byte_pairs and _are_small(right, axis)):
-        found = _as_bytes(b, left)
+        found = _as_bytes(b, left, signed)
         if found is not None:
             return found
     return _Left(cast(b, left, I16))
@@ -198,43 +201,50 @@ def gain_of_integers(weights: Node, axis: int, caps: Caps) -> float:
     return GAINS["byte_words" if len(rows) % (4 * NARROW) == 0 and _fit_16_bits(rows, 0) else "byte_pairs"]
 
 
-def _as_bytes(b: Builder, x: Node) -> _Left | None:
-    """The operand as u8 and a zero point; None where it is neither bytes nor a difference of bytes and one number."""
-    if x.dtype == U8:
+def _as_bytes(b: Builder, x: Node, signed: bool) -> _Left | None:
+    """The operand as u8, or as i8 where that may be, and a zero point; None where it is neither bytes nor a difference of bytes and one
+    number."""
+    if x.dtype == U8 or signed and x.dtype == I8:
         return _Left(x)
     if x.dtype == I8:
         flipped = apply(b, "xor", b.add(Bitcast(U8), x), constant(b, 128, U8))
         return _Left(flipped, constant(b, 128, I32))
     match x.op:
         case Reshape() | Transpose():
-            inner = _as_bytes(b, x.inputs[0])
+            inner = _as_bytes(b, x.inputs[0], signed)
             return None if inner is None else _Left(b.add(x.op, inner.value), inner.zero_point)
         case Pad() as op if _is_zero(x.inputs[1]):
-            inner = _as_bytes(b, x.inputs[0])
+            inner = _as_bytes(b, x.inputs[0], signed)
             if inner is None:
                 return None
-            fill = constant(b, 0, U8) if inner.zero_point is None else cast(b, inner.zero_point, U8)
+            held = inner.value.dtype
+            fill = constant(b, 0, held) if inner.zero_point is None else cast(b, inner.zero_point, held)
             return _Left(b.add(op, inner.value, fill), inner.zero_point)
         case Elementwise("sub"):
-            value, point = (_bytes_of(operand) for operand in x.inputs)
-            if value is None or value.dtype != U8 or value.shape != x.shape or point is None or product(point.shape) != 1:
-                return None
-            return _Left(value, _one_number(b, point))
-        case Cast() if (value := _bytes_of(x)) is not None:
-            return _Left(value)
+            for dtype in (U8, I8) if signed else (U8,):
+                value, point = (_bytes_of(operand, dtype) for operand in x.inputs)
+                is_whole = value is not None and value.dtype == dtype and value.shape == x.shape
+                if value is not None and is_whole and point is not None and product(point.shape) == 1:
+                    return _Left(value, _one_number(b, point))
+        case Cast():
+            for dtype in (U8, I8) if signed else (U8,):
+                value = _bytes_of(x, dtype)
+                if value is not None:
+                    return _Left(value)
     return None
 
 
-def _bytes_of(x: Node) -> Node | None:
-    """The u8 that a wider integer was made of."""
+def _bytes_of(x: Node, dtype: DType) -> Node | None:
+    """The bytes of that dtype that a wider integer was made of."""
     is_spread = isinstance(x.op, (Broadcast, Reshape))
     while isinstance(x.op, (Broadcast, Reshape)):
         x = x.inputs[0]
     if isinstance(x.op, Const):
         array = x.op.value.array
-        fits = array.size == 1 and 0 <= int(array.reshape(-1)[0]) <= 255
+        limits = np.iinfo(dtype.numpy)
+        fits = array.size == 1 and limits.min <= int(array.reshape(-1)[0]) <= limits.max
         return x if fits else None
-    if isinstance(x.op, Cast) and x.inputs[0].dtype == U8 and (not is_spread or product(x.shape) == 1):
+    if isinstance(x.op, Cast) and x.inputs[0].dtype == dtype and (not is_spread or product(x.shape) == 1):
         return x.inputs[0]
     return None
 

@@ -37,7 +37,9 @@ from ..library import apply, broadcast, cast, constant, full, pad, reduce, resha
 from ..options import Options
 from ..tiles import PLAIN_GPU_PANELS, gpu_panel_columns, panel_columns
 from .pack_bfloats import packed_bfloat_conv, packed_bfloats, widened
+from .pack_floats8 import packed_floats8
 from .pack_integers import largest, packed_integer_conv, packed_integers
+from .pack_repeated import pack_repeated
 from .panels import pack_columns
 from .winograd import fast_convolution, known_array
 
@@ -92,6 +94,9 @@ def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps, only: bool 
     right = reshape(b, transpose(b, rhs, [*op.rhs_batch, *op.rhs_contract, *free_right]), (*batch, depth, width))
     if width == 1:
         return _sum_of_products(b, left, right, len(batch), rows, columns, op.result)
+    in_bytes = packed_floats8(b, op, lhs, rhs, caps)
+    if in_bytes is not None:
+        return in_bytes
     if op.result is not None:
         value = packed_integers(b, left, right, len(batch), caps)
         return reshape(b, value, (*batch, *rows, *columns))
@@ -103,7 +108,8 @@ def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps, only: bool 
     tile = gpu_panel_columns(width, product(rows), lhs.dtype, caps) if caps.is_gpu else None
     if tile is None:
         tile = panel_columns(width, product(rows), accumulator_dtype(lhs.dtype), caps, depth)
-    packed = pack_columns(b, right, len(batch), tile)
+    shared = pack_repeated(b, op, rhs, tile) if str(lhs.dtype) in caps.matrix_units else None
+    packed = pack_columns(b, right, len(batch), tile) if shared is None else shared
     gated = _gated(lhs, op) if only and not batch and _is_less(width, rows) else None
     if gated is not None:
         x, gate = gated

@@ -7,7 +7,8 @@ This pass runs before that. It looks for the product, evaluates both factors, an
 exact: each weight is (code - zero) * scale with the very integers and scales of the graph.
 
 Left as floats: groups that do not fill whole words or are shorter than LEAST_GROUP, spans of more than 8 bits, float64, and
-products that many rows have with a matrix that stays in the second level of memory, where decoding would only cost time.
+products that many rows have with a matrix that stays in the second level of memory, where decoding would only cost time; on a GPU those
+of so many rows that its units limit them.
 
 Contract: finite and bounded. A weight is not rounded before it is multiplied; sums of a group are of codes, less the group's zero
 times the sum of its activations (`ir/ops/weight_only.py`). Only `precision="default"` allows it.
@@ -34,10 +35,12 @@ from ..ir.types import F16, F32, TensorType
 from ..library import constant, reshape, transpose
 from ..library_quantized import is_dequantize
 from ..options import Options
+from ..tiles import gpu_code_columns
 
 LEAST_GROUP = 16     # steps that share a scale
 LEAST_WEIGHTS = 256  # that are worth a kernel of their own
 MANY_ROWS = 32       # which gain nothing by weights that are near anyway
+MANY_ROWS_OF_UNITS = 256  # which a GPU multiplies no slower with wide weights
 MOST_NODES = 64      # that weights are made of
 ROUNDING = 2.0**-20  # of a zero point that is no whole number
 MOVES = (Transpose, Reshape, Slice, Broadcast)
@@ -55,7 +58,7 @@ def keep_weights_narrow(graph: Graph, options: Options, caps: Caps) -> Graph:
 
 
 def _narrow_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps) -> Node | None:
-    if caps.is_gpu or op.lhs_batch or op.result is not None or lhs.dtype not in FLOATS:
+    if op.lhs_batch or op.result is not None or lhs.dtype not in FLOATS:
         return None
     if not rhs.tensor.is_static or 0 in (*lhs.shape, *rhs.shape):
         return None
@@ -63,7 +66,7 @@ def _narrow_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps) -> Node |
     free_right = [a for a in range(rhs.rank) if a not in op.rhs_contract]
     rows, columns = tuple(lhs.shape[a] for a in free_left), tuple(rhs.shape[a] for a in free_right)
     size = int(product(rhs.shape))
-    if size < LEAST_WEIGHTS or bounds(product(rows))[0] >= MANY_ROWS and size * F32.bytes <= caps.level2_bytes:
+    if size < LEAST_WEIGHTS or _gains_nothing(bounds(product(rows))[0], size, caps):
         return None
     factors = factors_of(rhs)
     if factors is None:
@@ -76,6 +79,12 @@ def _narrow_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps) -> Node |
         return None
     left = reshape(b, transpose(b, lhs, [*free_left, *op.lhs_contract]), (*rows, depth))
     return reshape(b, packed_codes(b, left, codes, width, caps), (*rows, *columns))
+
+
+def _gains_nothing(rows: float, size: int, caps: Caps) -> bool:
+    """Whether there are so many rows that decoding would only cost time: where weights are near, or, on a GPU, where a product is bound by
+    its units."""
+    return rows >= MANY_ROWS_OF_UNITS if caps.is_gpu else rows >= MANY_ROWS and size * F32.bytes <= caps.level2_bytes
 
 
 # --- finding the factors ---------------------------------------------------------------------------------------------
@@ -222,7 +231,8 @@ def _bits(span: float) -> int | None:
 def packed_codes(b: Builder, left: Node, found: Codes, width: int, caps: Caps) -> Node:
     """The op with its operands in panels of a few vectors of columns, as lowering has register tiles for."""
     lanes = caps.lanes(F32)
-    columns = lanes * min(3 if caps.vector_registers >= 32 else 2, -(-width // lanes))
+    vectors = min(3 if caps.vector_registers >= 32 else 2, -(-width // lanes))
+    columns = gpu_code_columns(width, caps) if caps.is_gpu else lanes * vectors
     words = words_of_codes(_panels(found.codes, columns), found.bits)
     scales = found.scales
     if scales.dtype == F32.numpy and caps.has_fma and _is_narrow(scales):  # where halves cost nothing to read

@@ -16,7 +16,7 @@ import numpy as np
 from ..dims import DimLike, bounds, ceildiv, divides, evaluate, product
 from ..errors import CompileError, IndexFailure, RuntimeFailure
 from ..graph import Array, Binding, Op, Sample
-from ..types import BF16, BOOL, F32, F64, I8, I16, I32, I64, U8, U32, DType, TensorType, Type, dtype_of
+from ..types import BF16, BOOL, F32, F64, I8, I16, I32, I64, U8, U32, DType, TensorType, Type, dtype_named, dtype_of
 from .scalar import SCALARS, evaluate_scalar, result_dtype
 from .shape import check_axis, operands
 
@@ -385,7 +385,8 @@ class Dot(Op, frozen=True):
 
 
 # words of a packed operand: (elements of the contraction that one holds, its dtype) -> the dtypes of the left operand and of what it holds
-WORDS = {(2, I16): (I16, I8), (2, I32): (I16, I16), (4, I32): (U8, I8)}
+WORDS = {(2, I16): ((I16,), I8), (2, I32): ((I16,), I16), (4, I32): ((U8, I8), I8)}
+FLOATS8 = tuple(dtype_named(name) for name in ("f8e4m3fn", "f8e5m2"))  # left operands of words of four of them in i32; sums are float32
 BFLOATS = (BF16, F32)  # left operands of words of two bfloat16, which are u32; sums are float32 then
 
 
@@ -397,16 +398,19 @@ def packed_dtype(op: Op, lhs: DType, rhs: DType, step: int) -> DType:
         return lhs
     if step == 2 and rhs == U32 and lhs in BFLOATS:
         return F32
-    if WORDS.get((step, rhs), (None,))[0] != lhs:
-        known = "; ".join(f"{n} elements in {word} with {left}" for (n, word), (left, _) in WORDS.items())
+    if step == 4 and rhs == I32 and lhs in FLOATS8:
+        return F32
+    if (step, rhs) not in WORDS or lhs not in WORDS[step, rhs][0]:
+        known = "; ".join(f"{n} elements in {word} with {' or '.join(map(str, left))}" for (n, word), (left, _) in WORDS.items())
+        known += f"; 4 elements in i32 with {' or '.join(map(str, FLOATS8))}"
         known += f"; 2 elements in u32 with {' or '.join(map(str, BFLOATS))}"
         raise CompileError(f"{op.spelling}: words of {step} elements in {rhs} do not fit {lhs}; there are {known}")
     return I32
 
 
-def check_saturation(op: Op, step: int, saturates: bool, narrow: int, words: DimLike) -> None:
-    if saturates and step != 4:
-        raise CompileError(f"{op.spelling}: only sums of the products of four bytes saturate, found words of {step}")
+def check_saturation(op: Op, lhs: DType, step: int, saturates: bool, narrow: int, words: DimLike) -> None:
+    if saturates and (step != 4 or lhs != U8):
+        raise CompileError(f"{op.spelling}: only sums of the products of four unsigned bytes saturate, found words of {step} with {lhs}")
     if narrow < 1 or narrow > 1 and not (saturates and divides(narrow, words)):
         raise CompileError(f"{op.spelling}: {narrow} words are added within 16 bits of {words}, which must be a multiple and saturate")
 
@@ -443,13 +447,14 @@ class PackedDot(Op, frozen=True):
     transpose to the bit.
 
     `step`: how many elements along K a word of rhs holds, which is [*batch, ceil(N / tile), K / step, tile] then. Integers alone
-    are packed so (`WORDS`), and the sums are int32; or bfloat16, whose sums are float32 (a target may count subnormal numbers as zeros
-    where the left operand is bfloat16, too). `saturates`: of words of four bytes the products of two neighbours are added
-    within 16 bits, as some instructions do, and to those the ones of as many words as `narrow` says, which wrap; passes let it only
-    where that changes nothing.
+    are packed so (`WORDS`), and the sums are int32; or float8 of one format on both sides (`FLOATS8`), whose sums are float32; or
+    bfloat16, whose sums are float32 (a target may count subnormal numbers as zeros where the left operand is bfloat16, too).
+    `saturates`: of words of four bytes the products of two neighbours are added within 16 bits, as some instructions do, and to
+    those the ones of as many words as `narrow` says, which wrap; passes let it only where that changes nothing.
     """
 
     name: ClassVar[str] = "packed_dot"
+    stores: ClassVar[bool] = True
     batch: int
     columns: DimLike
     symmetric: bool = False
@@ -460,7 +465,7 @@ class PackedDot(Op, frozen=True):
     def infer(self, *types: Type) -> Type:
         lhs, rhs = operands(self, types, 2)
         dtype = packed_dtype(self, lhs.dtype, rhs.dtype, self.step)
-        check_saturation(self, self.step, self.saturates, self.narrow, rhs.shape[-2] if rhs.rank > 1 else 0)
+        check_saturation(self, lhs.dtype, self.step, self.saturates, self.narrow, rhs.shape[-2] if rhs.rank > 1 else 0)
         tile = rhs.shape[-1] if rhs.rank else None
         if rhs.rank != self.batch + 3 or lhs.rank < self.batch + 1 or not isinstance(tile, int) or tile < 1:
             raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit {self.batch} batch axes")
@@ -473,6 +478,9 @@ class PackedDot(Op, frozen=True):
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
         lhs, rhs = inputs[0], unpacked_words(inputs[1], self.step)
+        if dtype_of(lhs.dtype) in FLOATS8:
+            with np.errstate(all="ignore"):
+                lhs, rhs = lhs.astype(np.float32), rhs.astype(np.int8).view(lhs.dtype).astype(np.float32)
         lhs = lhs if self.step == 1 else lhs.astype(rhs.dtype)
         b = self.batch
         columns = evaluate(self.columns, binding)
@@ -497,6 +505,7 @@ class PackedDot(Op, frozen=True):
                 Sample(cls(1, 5, step=2), (TensorType(BF16, (2, 3, 4)), TensorType(U32, (2, 1, 2, 8)))),
                 Sample(cls(1, 5, step=2), (TensorType(I16, (2, 3, 4)), TensorType(I16, (2, 1, 2, 8)))),
                 Sample(cls(0, 19, step=4), (TensorType(U8, (5, 12)), TensorType(I32, (2, 3, 16)))),
+                Sample(cls(0, 19, step=4), (TensorType(I8, (5, 12)), TensorType(I32, (2, 3, 16)))),
                 Sample(cls(1, 5, step=4, saturates=True), (TensorType(U8, (2, 3, 8)), TensorType(I32, (2, 1, 2, 8)))),
                 Sample(cls(0, 19, False, 4, True, 2), (TensorType(U8, (5, 16)), TensorType(I32, (2, 4, 16)))))
 
@@ -637,7 +646,7 @@ class PackedConv(Op, frozen=True):
         grouped = self.groups != 1
         channels = x.shape[-1] if x.rank else 0
         words = channels * (self.kernel[-1] if self.kernel and self.is_joined else 1) // max(self.step * self.groups, 1)
-        check_saturation(self, self.step, self.saturates, self.narrow, words)
+        check_saturation(self, x.dtype, self.step, self.saturates, self.narrow, words)
         dtype = packed_dtype(self, x.dtype, w.dtype, self.step)
         if x.rank != len(self.kernel) + 2 or w.rank != 3 + grouped or self.step == 1 and not x.dtype.is_float:
             raise CompileError(f"packed_conv: {x} and {w} do not fit")

@@ -20,15 +20,20 @@ from benchmarks.models import MODELS, bind_sizes
 from tests.cuda_programs import joined_source
 from tests.lowering_checks import one
 from tests.test_cuda_kernels import convolution, matmul
+from tests.test_gpu_attention import MASKS, masked_graph
+from tests.test_gpu_floats8 import product_of
+from tests.test_gpu_quantized import layer
 from tilewright import library as lib
 from tilewright.backends.cuda.backend import CudaBackend
 from tilewright.backends.cuda.compile import Usage, usage_of
 from tilewright.backends.cuda.emit import emit_module
 from tilewright.backends.cuda.module import CudaModule
-from tilewright.ir.dims import symbol
-from tilewright.ir.graph import Graph
-from tilewright.ir.ops.compute import Sort
-from tilewright.ir.types import BF16, F16, F32
+from tilewright.ir.dims import DimLike, symbol
+from tilewright.ir.graph import Builder, Graph
+from tilewright.ir.ops.compute import FLOATS8, Sort
+from tilewright.ir.ops.control import Param
+from tilewright.ir.ops.weight_only import WeightOnlyDot
+from tilewright.ir.types import BF16, F16, F32, I8, I32, DType
 from tilewright.lowering.lower import lower_program
 from tilewright.options import Environment, Options
 from tilewright.pipeline import run_passes
@@ -38,6 +43,21 @@ EXPECTED = Path(__file__).with_name("cuda.csv")
 NVCC = 13000
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 ROWS = symbol("R")
+
+
+def attention(dtype: DType, heads: int, key_heads: int, tokens: int, size: int) -> Graph:
+    return masked_graph(MASKS[0][0], (1, heads, tokens, size), (1, key_heads, tokens, size), dtype)
+
+
+def coded(rows: DimLike, bits: int, group: int, dtype: DType = F16) -> Graph:
+    """A product with weights 4096 x 4096 of so many bits, in groups of so many steps."""
+    b, panels = Builder(), 256
+    x = b.add(Param("x", dtype, (rows, 4096)))
+    words = b.add(Param("words", I32, (panels, 4096 * bits // 32, 4096 // panels)))
+    scales = b.add(Param("scales", F16, (panels, 4096 // group, 4096 // panels)))
+    return Graph("coded", [x, words, scales], [b.add(WeightOnlyDot(4096, bits, group, 1 << bits - 1), x, words, scales)])
+
+
 PROGRAMS: dict[str, Callable[[], Graph]] = {
     "softmax": lambda: one((ROWS, 1000), lambda b, x: lib.softmax(b, x, 1)),
     "long softmax": lambda: one((ROWS, 8192), lambda b, x: lib.softmax(b, x, 1)),
@@ -49,6 +69,16 @@ PROGRAMS: dict[str, Callable[[], Graph]] = {
     "deep matmul bf16 of few tiles": lambda: matmul(64, 8192, 256, (), BF16),
     "deep matmul f32 of few tiles": lambda: matmul(64, 8192, 256),
     "batched matmul f16": lambda: matmul(128, 64, 128, (12,), F16),
+    "attention f16, causal": lambda: attention(F16, 4, 4, 2048, 128),
+    "attention bf16, shared heads": lambda: attention(BF16, 8, 2, 1024, 64),
+    "int4 weights, one row": lambda: coded(1, 4, 128),
+    "int4 weights, 8 rows of f32": lambda: coded(8, 4, 32, F32),
+    "int4 weights, 16 rows": lambda: coded(16, 4, 32),
+    "int8 weights, 64 rows": lambda: coded(64, 8, 4096),
+    "int4 weights, any rows": lambda: coded(ROWS, 4, 32),
+    "matmul f8e4m3": lambda: product_of(*[FLOATS8[0]] * 2, 1024, 1024, 1024, BF16),
+    "matmul f8e5m2": lambda: product_of(*[FLOATS8[1]] * 2, 1024, 1024, 1024, BF16),
+    "int8 layer": lambda: layer(I8, I8, 1024, 1024, 1024, True),
     "convolution": lambda: convolution((8, 64, 56, 56), 3, 1, 1, 64),
     "sort": lambda: one((64, 1000), lambda b, x: b.add(Sort(1, False), x), F32),
 }
