@@ -14,7 +14,9 @@ import pytest
 from comparing import assert_close
 
 from tilewright.fuzz.generate import random_inputs
+from tilewright.ir.caps import Caps
 from tilewright.ir.errors import IndexFailure
+from tilewright.ir.graph import Graph
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.parser import parse
 from tilewright.ir.printer import format_graph
@@ -29,10 +31,17 @@ from tilewright.passes.forward_scales import forward_scales
 from tilewright.passes.inline_control import inline_control
 from tilewright.passes.share_divisors import share_divisors
 from tilewright.passes.share_sorts import share_sorts
+from tilewright.passes.weight_only import keep_weights_narrow
+
+
+def weight_only(graph: Graph, options: Options) -> Graph:
+    return keep_weights_narrow(graph, options, Caps(vector_bits=128))
+
 
 FOLDER = Path(__file__).parent / "golden"
 PASSES = {f.__name__: f for f in (
-    canonicalize, decompose, eliminate_dead, fold_constants, fold_scales, forward_scales, inline_control, share_divisors, share_sorts)}
+    canonicalize, decompose, eliminate_dead, fold_constants, fold_scales, forward_scales, inline_control, share_divisors, share_sorts,
+    weight_only)}
 MARK = "// expected\n"
 CASES = sorted(p for name in PASSES for p in (FOLDER / name).glob("*.ir"))
 
