@@ -8,6 +8,7 @@ random inputs and compared, so that no golden file can state a wrong result. A l
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from tilewright.ir.parser import parse
 from tilewright.ir.printer import format_graph
 from tilewright.ir.verify import verify
 from tilewright.options import Options
+from tilewright.passes import narrow_tables as narrow_tables_module
 from tilewright.passes.canonicalize import canonicalize
 from tilewright.passes.decompose import decompose
 from tilewright.passes.eliminate_dead import eliminate_dead
@@ -34,14 +36,20 @@ from tilewright.passes.share_sorts import share_sorts
 from tilewright.passes.weight_only import keep_weights_narrow
 
 
+def narrow_tables(graph: Graph, options: Options) -> Graph:
+    """With tables that a reader can read."""
+    with patch.multiple(narrow_tables_module, SMALL_BYTES=8, LEAST_PART=2):
+        return narrow_tables_module.narrow_tables(graph, options)
+
+
 def weight_only(graph: Graph, options: Options) -> Graph:
     return keep_weights_narrow(graph, options, Caps(vector_bits=128))
 
 
 FOLDER = Path(__file__).parent / "golden"
 PASSES = {f.__name__: f for f in (
-    canonicalize, decompose, eliminate_dead, fold_constants, fold_scales, forward_scales, inline_control, share_divisors, share_sorts,
-    weight_only)}
+    canonicalize, decompose, eliminate_dead, fold_constants, fold_scales, forward_scales, inline_control, narrow_tables, share_divisors,
+    share_sorts, weight_only)}
 MARK = "// expected\n"
 CASES = sorted(p for name in PASSES for p in (FOLDER / name).glob("*.ir"))
 
