@@ -20,7 +20,7 @@ from ..ir.types import BF16, F32, I8, U8, DType, dtype_named
 from ..library import apply as apply_scalar
 from ..library import cast, constant, like, reduce, reshape, scalar
 from ..library_quantized import dequantize, quantize, widened
-from .layers import Layer, find_layers
+from .layers import Layer, find_layers, with_constants
 from .outliers import rest_of, with_columns
 from .plan import ActivationPlan, Fold, LayerPlan, Plan, WeightPlan, merged
 
@@ -29,6 +29,7 @@ ROW_LEVELS = 127.0  # of activations whose range is found at run time
 
 def apply_plan(graph: Graph, plan: Plan) -> Graph:
     """The graph with the plan's layers quantized. ArgumentError where the plan belongs to another graph."""
+    graph = with_constants(graph)
     if plan.fingerprint != graph.fingerprint:
         raise ArgumentError(f"quantize: the plan was made for another graph than {graph.name}: {plan.graph}",
                             hint="make a plan for this one: sizes and constants are part of it")
