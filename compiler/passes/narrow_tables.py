@@ -140,8 +140,10 @@ class _Packing:
         length = values.shape[1] // parts
         if parts == 1 or length < LEAST_PART:
             return None
-        codes = (values.astype(np.int16) - least).astype(np.uint8).reshape(count, parts, length)
-        packed = np.bitwise_or.reduce(codes << np.arange(0, 8, bits, dtype=np.uint8)[:, np.newaxis], axis=1)
+        codes = (values.view(np.uint8) - np.uint8(least % 256)).reshape(count, parts, length)
+        packed = codes[:, 0].copy()
+        for part in range(1, parts):
+            packed |= codes[:, part] << np.uint8(bits * part)
         rows = b.add(Take(0), constant(b, packed), inputs[1])
         lead = inputs[1].shape
         apart = broadcast(b, reshape(b, rows, (*lead, 1, length)), (*lead, parts, length))
