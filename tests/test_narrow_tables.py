@@ -85,6 +85,12 @@ def test_rows_and_places_of_any_rank(shape: tuple[int, ...], places: tuple[DimLi
     assert_identical(run_compiled(compiled(graph), [given]), evaluate_graph(graph, [given]))
 
 
+def test_rows_too_short_for_parts_of_two_bits_are_of_four(small_tables: None) -> None:
+    graph = taken(integers(-2, 2, ROWS, 32).astype(np.int8), "i8")
+    assert held(graph)[0] == ROWS * 16 + 2, "and the shifts"
+    assert_identical(run_compiled(compiled(graph), [PLACES]), evaluate_graph(graph, [PLACES]))
+
+
 def test_a_row_of_the_second_part_that_is_empty_is_packed_at_once(small_tables: None) -> None:
     table = integers(0, 16, ROWS, 128).astype(np.uint8)
     table[:, 64:] = 0

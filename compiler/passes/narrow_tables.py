@@ -134,12 +134,13 @@ class _Packing:
         values = table.array.reshape(count, math.prod(rest)).view(np.int8 if table.dtype.is_integer and table.dtype.is_signed else np.uint8)
         least = int(values.min())
         bits = next((bits for bits in TABLE_BITS if int(values.max()) - least < 1 << bits), 8)
-        while bits < 8 and values.shape[1] % (8 // bits):
+        width = values.shape[1]
+        while bits < 8 and (width % (8 // bits) or width // (8 // bits) < LEAST_PART):
             bits *= 2
         parts = 8 // bits
-        length = values.shape[1] // parts
-        if parts == 1 or length < LEAST_PART:
+        if parts == 1:
             return None
+        length = width // parts
         codes = (values.view(np.uint8) - np.uint8(least % 256)).reshape(count, parts, length)
         packed = codes[:, 0].copy()
         for part in range(1, parts):
