@@ -201,6 +201,24 @@ def test_a_chain_runs_slice_by_slice() -> None:
         assert_close(run_program(executable.program, [x], threads=2), as_list(executable(x)))
 
 
+def attention(x: Any) -> Any:
+    """Heads wider than what comes and goes, no row of which sees a later one."""
+    rows, heads, width = x.shape[0], 4, 16
+    q, k, v = ((x @ weights(16, heads * width, seed=n)).reshape(rows, heads, width).transpose(1, 0, 2) for n in range(3))
+    scores = np.where(np.arange(rows)[:, None] >= np.arange(rows), q @ k.transpose(0, 2, 1) / 4, F32(-np.inf))
+    return (tw.softmax(scores, axis=-1) @ v).transpose(1, 0, 2).reshape(rows, heads * width) @ weights(heads * width, 16, seed=5)
+
+
+def test_attention_runs_by_rows_of_queries() -> None:
+    """From the queries to the product behind it, a few rows at a time; all keys and values are there."""
+    graph = tw.trace(attention, (tw.spec((50, 16), F32),))
+    room = least(graph, "slices")
+    assert room < least(graph) * 0.7
+    executable = executed(graph, room, weights(50, 16, seed=3), allow=("slices",))
+    attended = [step for step in executable.program.steps if isinstance(step, Launch) and step.facts.choice.strategy == "attention"]
+    assert len(attended) > 10
+
+
 def test_slices_through_views_and_of_many_axes() -> None:
     """Rows of tokens that are a batch of one; a product with what all rows need; rows that a reshape divides are no rows."""
     def function(x: Any, y: Any) -> Any:

@@ -20,7 +20,7 @@ from ..ir.ops.control import Fusion, Param
 from ..ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Transpose
 from ..ir.types import TensorType
 
-STRATEGIES = ("contraction", "rows", "elements")
+STRATEGIES = ("contraction", "attention", "rows", "elements")
 WHOLE = -1  # instead of an axis: of an operand that all rows need
 
 
