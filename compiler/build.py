@@ -109,7 +109,7 @@ def build(graph: Graph, target_name: str, options: Options, environment: Environ
     dump_constants(environment, graph)
     optimized, report = run_passes(graph, options, caps, environment)
     clock.lap("passes")
-    program, statistics = lower_checked(optimized, caps, partial(place_least, limit=options.max_memory))
+    program, statistics = lower_least(optimized, caps, options)
     clock.lap("lower")
     dump_program(environment, caps, program, statistics)
     check_memory(program)
@@ -153,6 +153,11 @@ def lower_checked(graph: Graph, caps: Caps, place: Callable[[Drafted], Placement
         raise
     except Exception as error:
         raise internal("lowering", graph.name, error) from error
+
+
+def lower_least(graph: Graph, caps: Caps, options: Options) -> tuple[Program, Statistics]:
+    """Lowering with launches in the order for the least memory between them; CompileError where that is above `max_memory`."""
+    return lower_checked(graph, caps, partial(place_least, limit=options.max_memory))
 
 
 def generate(program: Program, target: Target, digest: str, quick: bool = False, prefix: str = OBJECT_PREFIX) -> CompiledObject:

@@ -70,7 +70,8 @@ def compile_command(model: Path, output: Path | None, dims: Sequence[str], targe
                     tune_record: Path | None, cache_bytes: int, max_memory: int | None, emit: str, as_json: bool) -> None:
     """Compile MODEL (.onnx, or .ir) to a C library with a header, and a file of weights."""
     if emit == "source":
-        write_source(output or Path(model.stem.replace("-", "_") + ".cu"), load_graph(model, dims), target, precision, as_json)
+        options = Options(precision=precision, max_memory=max_memory or 0)
+        write_source(output or Path(model.stem.replace("-", "_") + ".cu"), load_graph(model, dims), target, options, as_json)
         return
     place = output or Path(model.stem.replace("-", "_") + (".a" if static else ".so"))
     check_writable(place)
@@ -95,14 +96,14 @@ def compile_command(model: Path, output: Path | None, dims: Sequence[str], targe
     answer(as_json, data, lines)
 
 
-def write_source(place: Path, graph: Graph, target: str, precision: str, as_json: bool) -> None:
+def write_source(place: Path, graph: Graph, target: str, options: Options, as_json: bool) -> None:
     """The kernels of a graph as a .cu file that checks itself, and its data."""
     if not is_gpu(target):
         raise click.UsageError(f"--emit source needs a target that is compiled from source: found {target}, expected cuda or cuda:sm_90")
     check_writable(place)
     data_place = place.with_suffix(".data")
     with progress(f"compiling {graph.name}"):
-        made = gpu_compiler().standalone_source(graph, target, Options(precision=precision), read_environment(), data_place.name)
+        made = gpu_compiler().standalone_source(graph, target, options, read_environment(), data_place.name)
     with replacing(place) as temporary:
         temporary.write_text(made.source, encoding="utf-8")
     with replacing(data_place) as temporary:

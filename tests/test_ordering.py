@@ -11,11 +11,14 @@ from comparing import assert_close, assert_identical
 
 import tilewright as tw
 from tilewright import cli
+from tilewright.backends.cuda.backend import CudaBackend
 from tilewright.backends.reference import PLAIN
+from tilewright.gpu.compiling import check_shared, source_of
 from tilewright.ir.errors import CompileError
 from tilewright.ir.graph import Graph
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop_interp import run_program
+from tilewright.ir.loop_parser import parse_program
 from tilewright.lowering.lower import Drafted, Placement, lower_program
 from tilewright.lowering.memory import assign_offsets
 from tilewright.options import Options, read_environment
@@ -142,12 +145,52 @@ def test_limits() -> None:
     assert "max_memory" not in Options().code_key() and "max_memory=7" in Options(max_memory=7).code_key()
 
 
+def test_gpus() -> None:
+    """The same order, limits and errors."""
+    graph = tw.trace(chain, (tw.spec((6, 8), F32),))
+    environment = read_environment()
+    program, _ = source_of(graph, "cuda:sm_80", OPTIONS, environment)
+    caps = CudaBackend("sm_80").capabilities
+    plain, _ = lower_program(run_passes(graph, OPTIONS, caps, environment)[0], caps)
+    size = program.workspace_bytes
+    assert isinstance(size, int) and isinstance(plain.workspace_bytes, int) and size < plain.workspace_bytes
+    x = weights(6, 8)
+    assert_close(run_program(program, [x]), evaluate_graph(graph, [x]))
+    assert source_of(graph, "cuda:sm_80", Options(max_memory=size), environment)[0].workspace_bytes == size
+    for limit, words in ((size - 1, "alone needs|alive at once|found no order"), (100, r"kernel \w+ alone needs \d+ bytes, but max_memory is 100")):
+        with pytest.raises(CompileError, match=words):
+            tw.compile(graph, target="cuda:sm_90", options=Options(cache=False, max_memory=limit))
+    with pytest.raises(CompileError, match="the memory of a call depends on n, so that no limit can be promised"):
+        tw.compile(tw.trace(lambda x: np.cumsum(x, axis=0) @ weights(4, 4) + np.sort(x), (tw.spec(("n", 4), F32),)),
+                   target="cuda:sm_90", options=Options(cache=False, max_memory=1 << 30))
+
+
+def test_shared_memory_of_an_architecture() -> None:
+    """A kernel made for one architecture is not compiled for another one whose blocks have less room."""
+    program = parse_program("""\
+kernel @wide(%y: out f32[1]) {
+  alloc %s: f32[30000] shared
+}
+
+program @main() -> (%y: f32[1]) {
+  constants 0
+  workspace 0
+  launch @wide(output 0)
+}
+""")
+    check_shared(program, ["sm_80", "sm_90"])
+    with pytest.raises(CompileError, match="a block of kernel wide needs 120064 bytes of shared memory, but one of sm_86 has 101376"):
+        check_shared(program, ["sm_80", "sm_86"])
+
+
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tmp_path / "m.ir"
     tw.save_text(tw.trace(branches, (tw.spec((6, 8), F32),)), model)
     arguments = ["compile", str(model), "-o", str(tmp_path / "m.so"), "--no-cache", "--max-memory"]
     assert cli.run([*arguments, "1KiB"]) == 1
     assert "alone needs" in capsys.readouterr().err
+    source = ["compile", str(model), "-o", str(tmp_path / "m.cu"), "--target", "cuda:sm_90", "--emit", "source", "--max-memory", "1KiB"]
+    assert cli.run(source) == 1 and "alone needs" in capsys.readouterr().err
     assert cli.run([*arguments, "1MiB"]) == 0
     assert cli.run([*arguments, "much"]) == 2
     assert cli.run(["explain", str(model)]) == 0

@@ -31,20 +31,17 @@ Key = tuple[str, int]  # of a spot: its space, and the number, the offset of a c
 
 
 class Part(Struct, frozen=True):
-    """A launch for a slice of rows, of which `first` is the first."""
+    """A launch for a slice of rows, and for each of its buffers the bytes before these rows."""
 
-    first: int
+    begins: tuple[int, ...]
     draft: Draft
 
 
 class Member(Struct, frozen=True):
-    """What an operator of a chain launches, slice by slice. `places`: for each spot the tensor at whose address it begins; `steps`: for
-    each buffer the bytes of a row, 0 for one that is needed whole; `local`: tensors that hold a slice alone."""
+    """What an operator of a chain launches, slice by slice. `places`: for each spot the tensor at whose address it begins."""
 
     places: dict[Key, int]
     parts: tuple[Part, ...]
-    steps: tuple[int, ...]
-    local: frozenset[int]
 
 
 class Operators(Struct):

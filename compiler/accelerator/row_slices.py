@@ -1,9 +1,10 @@
-"""A fused group for some of the rows of its result: which operands it needs the same rows of, and the group for that many.
+"""A fused group for some of the rows of its result: which rows of which operands it needs, and the group for these.
 
 Rows are along the first axis of the result that has more than one element, so that rows that follow one another lie one behind the
-other in memory. A group has them where each of its operations makes a row from rows of the same number, and from whole operands that
-are the same for all rows; what crosses rows (a reduction along them, a window, a transpose that moves them behind another axis) has
-none. Sizes are numbers. Guarantees: rows of the result are computed by the same operations on the same elements, however many at once.
+other in memory. A group has them where each of its operations makes a row from rows of the same number or from those that a window
+reaches, and from whole operands that are the same for all rows; what crosses all rows (a reduction along them, a transpose that moves them
+behind another axis) has none. Sizes are numbers. Guarantees: rows of the result are computed by the same operations on the same
+elements, however many at once.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ from msgspec.structs import replace
 
 from ..ir.dims import DimLike, product
 from ..ir.graph import Builder, Graph, Node, Op
-from ..ir.ops.compute import ArgReduce, Bitcast, Cast, Elementwise, PackedConv, PackedDot, Reduce
+from ..ir.ops.compute import ArgReduce, Bitcast, Cast, Conv, Elementwise, PackedConv, PackedDot, Reduce, ReduceWindow
 from ..ir.ops.control import Fusion, Param
 from ..ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Transpose
 from ..ir.types import TensorType
 
-STRATEGIES = ("contraction", "rows", "elements")
+STRATEGIES = ("contraction", "attention", "rows", "elements")
 WHOLE = -1  # instead of an axis: of an operand that all rows need
+Span = tuple[int, int]  # a row and the one behind the last
 
 
 class Rows(Struct, frozen=True):
-    """`extent`: rows of the result; `operands`: for each operand of the node, whether only the same rows of it are needed. `axes`: of the
+    """`extent`: rows of the result; `operands`: for each operand of the node, whether only some rows of it are needed. `axes`: of the
     nodes of the body that have rows, the axis along which."""
 
     node: Node
@@ -56,7 +58,7 @@ def rows_of(node: Node) -> Rows | None:
         for operand, axis in zip(inner.inputs, operands or ()):
             if axis == WHOLE:
                 whole.add(operand)
-            elif operand.shape[axis] != extent or axes.setdefault(operand, axis) != axis:
+            elif not isinstance(operand.shape[axis], int) or axes.setdefault(operand, axis) != axis:
                 return None
     if not isinstance(extent, int) or any(param in axes and axes[param] != row_axis(param) for param in body.params):
         return None
@@ -68,18 +70,47 @@ def row_axis(node: Node) -> int:
     return next((axis for axis, size in enumerate(node.shape) if size != 1), WHOLE)
 
 
-def with_rows(rows: Rows, count: int) -> Node:
-    """The node for so many rows, on parameters."""
-    node, axes = rows.node, rows.axes
+def spans_of(rows: Rows, span: Span) -> dict[Node, Span] | None:
+    """The rows of each node of the body that those of the result need; None where two readers of a node need others, or none of it."""
+    assert isinstance(rows.node.op, Fusion)
+    body = rows.node.op.body
+    found = {body.results[0]: span}
+    for inner in reversed(body.nodes()):
+        if inner not in rows.axes:
+            continue
+        for operand, axis in zip(inner.inputs, _operand_axes(inner, rows.axes[inner]) or ()):
+            if axis != WHOLE:
+                begin, end = _reached(inner, rows.axes[inner], found[inner])
+                needed = max(0, begin), min(end, int(operand.shape[axis]))
+                if needed[0] >= needed[1] or found.setdefault(operand, needed) != needed:
+                    return None
+    return found
+
+
+def with_rows(rows: Rows, spans: Mapping[Node, Span]) -> Node:
+    """The node for these rows, on parameters."""
+    node = rows.node
     assert isinstance(node.op, Fusion)
     inside, outside = Builder(node.loc), Builder(node.loc)
     made: dict[Node, Node] = {}
     for inner in node.op.body.nodes():
-        op = _with_rows(inner.op, axes[inner], count) if inner in axes else inner.op
+        op = _with_rows(inner, rows.axes[inner], spans) if inner in rows.axes else inner.op
         made[inner] = inside.add(op, *(made[i] for i in inner.inputs), loc=inner.loc)
     body = Graph(node.op.body.name, [made[p] for p in node.op.body.params], [made[r] for r in node.op.body.results])
     params = [outside.add(Param(f"x{number}", p.dtype, p.shape)) for number, p in enumerate(body.params)]
     return outside.add(replace(node.op, body=body), *params, loc=node.loc)
+
+
+def has_windows(rows: Rows) -> bool:
+    """Whether some rows need others than those of the same number."""
+    return any(isinstance(inner.op, (Pad, PackedConv, Conv, ReduceWindow)) for inner in rows.axes)
+
+
+def alike(rows: Rows, spans: Mapping[Node, Span]) -> tuple[object, ...]:
+    """Equal where the groups for some rows are equal."""
+    padded = (Pad, Conv, ReduceWindow)
+    return tuple((end - begin, _with_rows(inner, rows.axes[inner], spans) if isinstance(inner.op, padded) else None)
+                 for inner, (begin, end) in spans.items())
 
 
 def _operand_axes(node: Node, axis: int) -> tuple[int, ...] | None:
@@ -101,14 +132,18 @@ def _operand_axes(node: Node, axis: int) -> tuple[int, ...] | None:
             return (axis + (gone <= axis),)
         case Concat(axis=along) if along != axis:
             return (axis,) * len(node.inputs)
-        case Pad(low, high) if low[axis] == high[axis] == 0:
+        case Pad(low, high) if isinstance(low[axis], int) and isinstance(high[axis], int):
             return axis, WHOLE
         case Slice(start, size, step) if start[axis] == 0 and step[axis] == 1 and size[axis] == node.inputs[0].shape[axis]:
             return (axis,)
         case PackedDot(batch, symmetric=False) if axis < len(node.shape) - 1:
             return axis, axis if axis < batch else WHOLE
-        case PackedConv(kernel=kernel, strides=strides) if axis < len(node.shape) - 1:
-            return (axis, WHOLE) if axis == 0 or kernel[axis - 1] == strides[axis - 1] == 1 else None
+        case PackedConv() if axis < len(node.shape) - 1:
+            return axis, WHOLE
+        case Conv(channels_last=True, input_dilation=spread) if axis < len(node.shape) - 1 and set(spread) == {1}:
+            return axis, WHOLE
+        case ReduceWindow():
+            return (axis,)
     return None
 
 
@@ -119,13 +154,45 @@ def _reshaped(x: Node, node: Node, axis: int) -> tuple[int, ...] | None:
     return None
 
 
-def _with_rows(op: Op, axis: int, count: int) -> Op:
+def _window(node: Node, axis: int) -> tuple[int, int, int]:
+    """How many rows a window reaches over, from one to the next, and how many of padding lie before the first."""
+    match node.op:
+        case PackedConv(kernel=kernel, strides=strides, dilation=dilation) if axis:
+            return (kernel[axis - 1] - 1) * dilation[axis - 1] + 1, strides[axis - 1], 0
+        case Conv(strides=strides, padding=padding, dilation=dilation) if axis:
+            size = node.inputs[1].shape[axis - 1]
+            assert isinstance(size, int)
+            return (size - 1) * dilation[axis - 1] + 1, strides[axis - 1], padding[axis - 1][0]
+        case ReduceWindow(window=window, strides=strides, padding=padding, dilation=dilation):
+            return (window[axis] - 1) * dilation[axis] + 1, strides[axis], padding[axis][0]
+        case Pad(low=low):
+            return 1, 1, int(low[axis])
+    return 1, 1, 0
+
+
+def _reached(node: Node, axis: int, span: Span) -> Span:
+    """The rows of an operand that rows of a node are made of, some of which may lie in the padding."""
+    reach, stride, before = _window(node, axis)
+    return span[0] * stride - before, (span[1] - 1) * stride + reach - before
+
+
+def _with_rows(node: Node, axis: int, spans: Mapping[Node, Span]) -> Op:
     """What a node's attributes say of its rows."""
+    op, (begin, end) = node.op, spans[node]
     match op:
         case Param(shape=shape) | Broadcast(shape) | Reshape(shape):
-            return replace(op, shape=_changed(shape, axis, count))
+            return replace(op, shape=_changed(shape, axis, end - begin))
         case Slice(size=size):
-            return replace(op, size=_changed(size, axis, count))
+            return replace(op, size=_changed(size, axis, end - begin))
+    reached, there = _reached(node, axis, (begin, end)), spans.get(node.inputs[0], (0, 0)) if node.inputs else (0, 0)
+    low, high = there[0] - reached[0], reached[1] - there[1]
+    match op:
+        case Pad():
+            return replace(op, low=_changed(op.low, axis, low), high=_changed(op.high, axis, high))
+        case ReduceWindow():
+            return replace(op, padding=(*op.padding[:axis], (low, high), *op.padding[axis + 1:]))
+        case Conv() if axis:
+            return replace(op, padding=(*op.padding[:axis - 1], (low, high), *op.padding[axis:]))
     return op
 
 

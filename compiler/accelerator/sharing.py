@@ -9,7 +9,7 @@ operators of the old one did, on values of the same bytes or slices of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -19,12 +19,13 @@ from ..lowering.in_place import writes_over
 from ..lowering.lower import Draft, Drafts
 from ..scheduling.aliasing import without_copies
 from ..scheduling.beyond import Allowed
+from ..scheduling.exact import working_set
 from ..scheduling.permissions import concatenated, is_light
 from ..scheduling.problem import Operator, Problem
 from ..scheduling.recomputing import repeated
 from ..scheduling.slicing import sliced
 from .operators import Key, Member, Operators, key_of, launches_of
-from .slices import PREFIX, Parts, parts_of, permitted_slices, with_counts
+from .slices import PREFIX, Parts, named_alike, parts_of, permitted_slices, with_counts
 
 
 def shared(operators: Operators, allowed: Allowed, budget: int, alignment: int) -> Operators:
@@ -34,7 +35,7 @@ def shared(operators: Operators, allowed: Allowed, budget: int, alignment: int) 
     rows = [_permitted(operator, group, operators, allowed, over, names)
             for operator, group in zip(operators.problem.operators, operators.groups)]
     whole = operators.problem
-    permitted = Problem(whole.name, whole.tensors, tuple(rows), whole.results, whole.pinned)
+    permitted = Problem(whole.name, whole.tensors, tuple(named_alike(whole, rows)), whole.results, whole.pinned)
     problem = without_copies(permitted, alignment) if allowed.concat else permitted
     trace = _Trace(operators, permitted)
     if allowed.recompute:
@@ -103,42 +104,59 @@ def _stored_over(kernel: Kernel, position: int, names: set[str]) -> Kernel | Non
 
 class _Trace(Struct):
     """From operators and tensors of a rewritten problem to those of the one that was `permitted`, by their names. The origins: of what
-    was added, the name of what it repeats. `parts`: what operators launch for slices, by name."""
+    was added, the name of what it repeats. `parts`: what chains launch for slices, by name and number of slices; where they can not, the
+    member that does not."""
 
     operators: Operators
     permitted: Problem
     operator_origins: dict[str, str] = {}
     tensor_origins: dict[str, str] = {}
-    parts: dict[str, Parts] = {}
-    tried: dict[tuple[str, int], Parts | None] = {}  # for so many slices
+    parts: dict[tuple[str, int], Parts | int] = {}
 
     def sliced(self, problem: Problem, budget: int, alignment: int) -> Problem:
-        """Chains slice by slice, of operators that have kernels for slices: where one has none, fewer along all that axis are tried, and
-        it is whole where it has none for two."""
+        """Chains slice by slice. Where windows make them take more than was foreseen, shorter ones are tried, as for more room."""
+        found = self.sliced_for(problem, budget, alignment)
+        for more in (2, 4):
+            if working_set(found, alignment)[0] > budget:
+                found = min(found, self.sliced_for(problem, more * budget, alignment), key=lambda made: working_set(made, alignment)[0])
+        return found
+
+    def sliced_for(self, problem: Problem, budget: int, alignment: int) -> Problem:
+        """Of operators that have kernels for slices: where one has none, fewer along all that axis are tried, and it is whole where it has
+        none for two."""
         counts: dict[str, int] = {}
         whole = set[str]()
         while True:
             found = sliced(with_counts(problem, counts, whole), budget, alignment, over=False)
-            chained = [(name, operator.slices[0]) for operator in found.operators for name in _members(operator) if _is_chain(operator)]
-            missing = next(((name, how) for name, how in chained if not self.has_parts(name, how.count)), None)
+            chains = [operator for operator in found.operators if _is_chain(operator)]
+            missing = next((operator for operator in chains if isinstance(self.parts_of(operator), int)), None)
             if missing is None:
-                return found
-            name, how = missing
+                return self.with_rooms(found, chains)
+            how, number = missing.slices[0], self.parts_of(missing)
+            assert isinstance(number, int)
             if how.count > 2:
                 counts[how.axis] = how.count // 2
             else:
-                whole.add(name)
+                whole.add(_members(missing)[number])
                 counts.pop(how.axis, None)
 
-    def has_parts(self, name: str, count: int) -> bool:
-        """Whether there are kernels; `parts` has them then."""
-        if (name, count) not in self.tried:
-            draft, = launches_of(self.operators.groups[self.number(name)])
-            self.tried[name, count] = parts_of(self.operators.drafted, draft, count)
-        made = self.tried[name, count]
-        if made is not None:
-            self.parts[name] = made
-        return made is not None
+    def parts_of(self, chain: Operator) -> Parts | int:
+        key = chain.name, chain.slices[0].count
+        if key not in self.parts:
+            drafts = [draft for name in _members(chain) for draft in launches_of(self.operators.groups[self.number(name)])]
+            self.parts[key] = parts_of(self.operators.drafted, drafts, key[1])
+        return self.parts[key]
+
+    def with_rooms(self, problem: Problem, chains: Sequence[Operator]) -> Problem:
+        """The problem with what slices within its chains take: windows of several members reach over more rows than those of one."""
+        tensors = list(problem.tensors)
+        for chain in chains:
+            made = self.parts_of(chain)
+            assert isinstance(made, Parts)
+            sizes = {self.permitted.tensors[self.operators.tensors[key]].name: size for key, size in made.local.items()}
+            for t in chain.outputs[1:]:
+                tensors[t] = replace(tensors[t], bytes=sizes[self.origin(tensors[t].name)])
+        return replace(problem, tensors=tuple(tensors))
 
     def number(self, name: str) -> int:
         origin = self.operator_origins.get(name, name)
@@ -156,8 +174,9 @@ class _Trace(Struct):
             groups.append([draft for n in numbers for draft in self.operators.groups[n]])
             places.append(found[0])
             if _is_chain(operator):
-                chains[number] = [Member(there, self.parts[name].parts, self.parts[name].steps, frozenset(operator.outputs[1:]))
-                                  for name, there in zip(names, found)]
+                made = self.parts_of(operator)
+                assert isinstance(made, Parts)
+                chains[number] = [Member(there, parts) for there, parts in zip(found, made.members)]
         left = {tensor.name: t for t, tensor in enumerate(problem.tensors)}
         tensors = {key: left[name] for key, t in self.operators.tensors.items() if (name := self.permitted.tensors[t].name) in left}
         return Operators(self.operators.drafted, problem, groups, tensors, places, over, chains)

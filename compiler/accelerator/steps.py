@@ -56,7 +56,7 @@ class _Writer:
                     self.run_in_slices(operator, self.operators.chains[number])
                     return
                 if has_control(group):
-                    self.steps += [Reserve(self.addresses[t], self.tensors[t].bytes) for t in operator.outputs if self.tensors[t].bytes]
+                    self.reserve(operator.outputs)
                 if over < 0:
                     self.steps += finish_drafts(group, lambda spot: self.place(spot, places))
                 else:  # a launch alone (`sharing.py`)
@@ -75,6 +75,10 @@ class _Writer:
                     self.steps.append(Free(address))
             case _:
                 raise InternalError(f"scratchpad: a schedule has no step {type(step).__name__}")
+
+    def reserve(self, tensors: Sequence[int]) -> None:
+        """What launches store to in parts."""
+        self.steps += [Reserve(self.addresses[t], self.tensors[t].bytes) for t in tensors if self.tensors[t].bytes]
 
     def off_chip(self, tensor: int) -> Place:
         """Where it lies off the chip; a value that is no output gets bytes of its own."""
@@ -100,17 +104,14 @@ class _Writer:
 
     def run_in_slices(self, operator: scheduled.Operator, chain: Sequence[Member]) -> None:
         """All members for a slice, then for the next one."""
-        result = operator.outputs[0]
-        self.steps.append(Reserve(self.addresses[result], self.tensors[result].bytes))
+        self.reserve(operator.outputs)
         for number in range(len(chain[0].parts)):
             self.steps += [self.launch_part(member, member.parts[number]) for member in chain]
 
     def launch_part(self, member: Member, part: Part) -> Launch:
-        """A launch on a slice of its rows; what holds a slice alone begins with it."""
+        """A launch on a slice of its rows."""
         whole = self.launch(part.draft, member.places)
-        steps = [0 if member.places.get(key_of(spot)) in member.local else step for spot, step in zip(part.draft.spots, member.steps)]
-        return replace(whole, places=tuple(replace(place, offset=place.offset + part.first * step)
-                                           for place, step in zip(whole.places, steps)))
+        return replace(whole, places=tuple(replace(place, offset=place.offset + begin) for place, begin in zip(whole.places, part.begins)))
 
     def launch_over(self, draft: Draft, tensors: Mapping[Key, int], over: int) -> Launch:
         """The launch whose result takes the place of an operand."""

@@ -30,7 +30,7 @@ from ..build import (
     dump_program,
     fill_segment,
     internal,
-    lower_checked,
+    lower_least,
     sample_shapes,
     segment_digest,
 )
@@ -39,6 +39,7 @@ from ..explaining import explanation_of, launches_at
 from ..ir.errors import CompileError, TilewrightError
 from ..ir.graph import Graph
 from ..ir.interp import bind_shapes, evaluate_graph
+from ..ir.loop_gpu import shared_bytes
 from ..ir.program import Program
 from ..ir.verify import verify
 from ..launch_facts import KEY as LAUNCHES
@@ -138,10 +139,11 @@ def build(graph: Graph, architectures: tuple[str, ...], options: Options,
     dump_constants(environment, graph)
     optimized, report = run_passes(graph, options, backend.capabilities, environment)
     clock.lap("passes")
-    program, statistics = lower_checked(optimized, backend.capabilities)
+    program, statistics = lower_least(optimized, backend.capabilities, options)
     clock.lap("lower")
     dump_program(environment, backend.capabilities, program, statistics)
     check_memory(program)
+    check_shared(program, architectures)
     digest = segment_digest(program) if program.constants_bytes else ""
     module = emitted(program, architecture)
     if environment.dump is not None:
@@ -159,11 +161,21 @@ def build(graph: Graph, architectures: tuple[str, ...], options: Options,
         "kernels": [kernel.name for kernel in program.kernels()], LAUNCHES: describe_launches(program),
         "constants_bytes": program.constants_bytes, "constants_digest": digest,
         "workspace": program.workspace_bytes if isinstance(program.workspace_bytes, int) else str(program.workspace_bytes),
-        "workspace_lower_bound": statistics.arena_bound, "compile_seconds": clock.total,
+        "workspace_lower_bound": statistics.arena_bound, "workspace_order_bound": statistics.order_bound, "compile_seconds": clock.total,
         "stages": {**stages, **{name: seconds for name, seconds in clock.seconds.items() if name != "passes"}},
         "sample_shapes": sample_shapes(graph), "tuned_tiles": 0,
     }
     return compiled.object_code, constants, digest, metadata
+
+
+def check_shared(program: Program, architectures: Sequence[str]) -> None:
+    """CompileError where a block of a kernel takes more shared memory than one of the architectures has."""
+    for architecture in architectures:
+        most = CudaBackend(architecture).capabilities.shared_bytes
+        for kernel in program.kernels():
+            if (needed := shared_bytes(kernel)) > most:
+                raise CompileError(f"{program.name}: a block of kernel {kernel.name} needs {needed} bytes of shared memory, but one of "
+                                   f"{architecture} has {most}", loc=kernel.loc, hint=f"compile for {architecture} alone")
 
 
 def emitted(program: Program, architecture: str) -> CudaModule:
@@ -184,7 +196,7 @@ def source_of(graph: Graph, target: str, options: Options, environment: Environm
     backend = CudaBackend(architecture)
     verify(graph)
     optimized, _ = run_passes(graph, options, backend.capabilities, environment)
-    program = lower_checked(optimized, backend.capabilities)[0]
+    program = lower_least(optimized, backend.capabilities, options)[0]
     return program, emitted(program, architecture)
 
 

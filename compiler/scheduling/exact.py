@@ -1,7 +1,7 @@
 """The whole method: bounds, instant schedules, divide and conquer, then the search that proves; the best is kept at every moment.
 
 `solve` gives a schedule that the checker accepted, with a lower bound on the bytes of any schedule. The bound is that of the
-problem without addresses, from `search` where it ran to its end, else from `forecast`: `proven` says so only where the
+problem without addresses, from `search` where it ran to its end, else from `forecast` or `returning`: `proven` says so only where the
 schedule moves no byte more. Ctrl-C and the time limit give the best so far. With a time limit of zero only what is instant is tried.
 """
 
@@ -19,11 +19,13 @@ from .aliasing import separate
 from .beyond import NOTHING, Allowed, changed
 from .bodies import Stay, by_search, by_size
 from .checker import Account, check
+from .deciding import decided
 from .feedback import strained, tightened
 from .forecast import Forecast
 from .heuristics import Baseline, Peak, baselines, belady, known_orders, least_peak
 from .placing import place, stays_of, steps_of
 from .problem import LARGEST, Problem, Schedule, rounded
+from .returning import returning
 from .search import End, Limits, Move, beam, relaxed
 from .space import NEVER, Space
 
@@ -32,6 +34,7 @@ BEAM_WIDTH = 8
 ADDRESSED = 300_000  # states of the search with addresses
 FEEDBACKS = 8         # searches with less room where packing failed
 SHARE_DIVIDED = 0.4  # of the time left, for divide and conquer before the search that proves
+SHARE_DECIDED = 0.2  # of the time left then, for orders that nothing better can have
 
 Progress = Callable[[str, int, int], None]  # what is being done, excess bytes of the best so far, bound
 Change = Callable[[Problem, int, int, Allowed], Problem]  # what becomes of a problem by what is allowed, for a budget and an alignment
@@ -198,6 +201,7 @@ class _Work:
         default = tuple(range(len(space.need)))
         self.keep_way(belady(space, default), "default order, Belady")
         self.keep_bound(Forecast(space, space.all).remaining((0, 0, 0)), "what crosses operators")
+        self.keep_bound(returning(space), "what must come back")
         self.peak = least_peak(space)
         orders = known_orders(space, self.peak)
         for baseline in baselines(space, self.alignment, orders) if self.compare else ():
@@ -249,11 +253,13 @@ class _Work:
         ways = sorted(self.ways, key=lambda way: way.cost)
         yield from ((end, "divide and conquer") for end in divide.improve(space, ways, share))
 
-    def searched(self, states: int) -> list[End]:
-        """The search from cut to cut; keeps its bound."""
-        least = min((way.cost for way in self.ways), default=None)
-        limits = Limits(self.deadline, states, NEVER if least is None else least)
-        found = relaxed(self.space, limits, progress=lambda cost: self.tell("search"))
+    def searched(self, states: int, share: float = 0.0) -> list[End]:
+        """The search from cut to cut for what is cheaper than all ways known; keeps its bound. `share` of the time left goes to deciding
+        orders first."""
+        least = min((way.cost for way in self.ways), default=NEVER)
+        now = time.monotonic()
+        space = decided(self.space, least, now + share * (self.deadline - now)) if share and least < NEVER else self.space
+        found = relaxed(space, Limits(self.deadline, states, least), progress=lambda cost: self.tell("search"))
         self.keep_bound(found.bound, "search without addresses")
         return found.ends
 
@@ -263,7 +269,7 @@ class _Work:
             self.place_too()
         if self.done() or min((way.cost for way in self.ways), default=NEVER) <= self.bound:
             return
-        for end in self.searched(NEVER):
+        for end in self.searched(NEVER, SHARE_DECIDED):
             self.keep_way(end.moves, "search")
 
     def place_too(self) -> None:

@@ -223,9 +223,9 @@ class _Run:
         if rest[0] < excess:
             return
         count = 0
-        stack = [(0, excess, 0, NEVER)]  # row, what is missing, chosen, smallest chosen
+        stack = [(0, excess, 0, NEVER, cost)]  # row, what is missing, chosen, smallest chosen, cost with these
         while stack:
-            number, missing, chosen, smallest = stack.pop()
+            number, missing, chosen, smallest, dearer = stack.pop()
             if missing <= 0:
                 if smallest > -missing:
                     count += 1
@@ -236,12 +236,14 @@ class _Run:
                 continue
             if number == len(rows) or rest[number] < missing:
                 continue
-            units, members = rows[number][0][0], rows[number][1]
+            (units, price, _), members = rows[number]
             mask = 0
-            stack.append((number + 1, missing, chosen, smallest))
+            stack.append((number + 1, missing, chosen, smallest, dearer))
             for taken, tensor in enumerate(members, 1):
                 mask |= 1 << tensor
-                stack.append((number + 1, missing - taken * units, chosen | mask, min(smallest, units)))
+                if dearer + taken * price >= self.limits.cost:
+                    break
+                stack.append((number + 1, missing - taken * units, chosen | mask, min(smallest, units), dearer + taken * price))
                 if missing - taken * units <= 0:
                     break
 

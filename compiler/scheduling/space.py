@@ -7,6 +7,7 @@ place are left out, and so are pinned ones: the room is what these leave.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 
 from .problem import VALUE, Problem, rounded
 
@@ -94,6 +95,22 @@ class Space:
             for p in bits(self.before[o]):
                 below[p] |= below[o] | 1 << o
         return above, below
+
+    def related(self, one: int, other: int) -> bool:
+        """Whether all orders run them in the same order."""
+        return bool((self.above[one] | self.below[one]) >> other & 1)
+
+    def ordered(self, one: int, other: int) -> Space:
+        """The same with one operator before another that it stands in no relation to."""
+        found = copy(self)
+        found.before, found.above, found.below = list(self.before), list(self.above), list(self.below)
+        found.before[other] |= 1 << one
+        up, down = self.above[one] | 1 << one, self.below[other] | 1 << other
+        for o in bits(down):
+            found.above[o] |= up
+        for o in bits(up):
+            found.below[o] |= down
+        return found
 
     def crossing(self, operator: int) -> int:
         """Tensors that exist before the operator and are read after it in every order, and that it does not need itself."""

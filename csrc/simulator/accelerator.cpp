@@ -50,6 +50,19 @@ int64_t bank_bytes(const machine_facts &facts) {
 
 std::string text(int64_t number) { return std::to_string(number); }
 
+bool goes_elsewhere(kind what) { return what == kind::repeat || what == kind::next || what == kind::unless || what == kind::jump; }
+
+/* Of each step, whether something goes past it, forwards or back: so often as data says, or never. */
+std::vector<bool> within_control(const std::vector<step> &steps) {
+  std::vector<bool> found(steps.size(), false);
+  for (size_t number = 0; number < steps.size(); number++) {
+    if (!goes_elsewhere(steps[number].what)) continue;
+    const size_t other = static_cast<size_t>(steps[number].address), end = std::min(std::max(number, other), steps.size());
+    for (size_t at = std::min(number, other); at < end; at++) found[at] = true;
+  }
+  return found;
+}
+
 }  // namespace
 
 machine::machine(const machine_facts &facts, const code &generated, std::vector<chunk> inputs, std::vector<chunk> outputs, chunk constants)
@@ -59,10 +72,13 @@ machine::machine(const machine_facts &facts, const code &generated, std::vector<
       timing_({bank_bytes(facts), facts.banks, facts.transfer_bytes_per_cycle, facts.transfer_latency}) {}
 
 account machine::run(const std::vector<step> &steps) {
+  controlled_ = within_control(steps);
   for (size_t number = 0, following; number < steps.size(); number = following) {
     const step &one = steps[number];
     following = number + 1;
     where_ = "step " + text(static_cast<int64_t>(number)) + " (" + one.label + "): ";
+    within_ = controlled_[number];
+    if (within_ && one.what != kind::launch && !goes_elsewhere(one.what)) fail("there are no transfers within control flow");
     switch (one.what) {
       case kind::fetch: fetch(one); break;
       case kind::spill: spill(one); break;
@@ -223,16 +239,19 @@ void machine::find_read(const operand &each, std::vector<use> &found) {
   }
 }
 
+/* Within control flow, of which nobody knows how often it runs, no value begins and none is replaced. */
 void machine::find_stored(const operand &each, std::vector<use> &found) {
   const int64_t end = each.address + each.bytes;
   value *there = around(each.address, end);
   if (there == nullptr && each.read) fail("reads bytes " + text(each.address) + " to " + text(end) + ", which hold no value");
+  if (there == nullptr && within_)
+    fail("stores to bytes " + text(each.address) + " to " + text(end) + ", where a value would begin within control flow");
   if (there == nullptr) {
     reserve(each.address, each.bytes);
     there = &values_[each.address];
   }
   const auto begins = values_.find(each.address);
-  const bool over = each.read && begins != values_.end() && begins->second.bytes == each.bytes;
+  const bool over = !within_ && each.read && begins != values_.end() && begins->second.bytes == each.bytes;
   if (!over && (!there->made || there->kept))
     fail("stores to bytes " + text(each.address) + " to " + text(end) + ", whose value " + (there->made ? "was spilled" : "was fetched"));
   found.push_back({there, true, over});

@@ -2,9 +2,9 @@
  *
  * A launch is generated code that is given the scratchpad and the constants, nothing else; memory.h shuts away what is not its operand.
  * Guarantees: before a launch every operand lies in values that are there, and what it stores to in no other operand; afterwards no other
- * byte has changed; a value that was fetched or spilled is stored over as a whole or not at all; a transfer stays within what it copies
- * from and to. Whatever breaks that is a `trap` that names the step. Bytes and cycles are counted as the steps
- * happen, from nothing but the steps. Shares no code with what makes schedules or verifies programs.
+ * byte has changed; a value that was fetched or spilled is stored over as a whole or not at all; values begin, end and are replaced outside
+ * of control flow alone; a transfer stays within what it copies from and to. Whatever breaks that is a `trap` that names the step. Bytes and
+ * cycles are counted as the steps happen, from nothing but the steps. Shares no code with what makes schedules or verifies programs.
  * Ownership: all pointers stay the caller's and live as long as a run. One run at a time for a machine; machines are independent.
  */
 #ifndef TILEWRIGHT_SIMULATOR_ACCELERATOR_H
@@ -127,6 +127,8 @@ class machine {
   std::vector<count> counts_;
   timing timing_;
   account account_;
+  std::vector<bool> controlled_; /* of each step, whether it is within control flow */
+  bool within_ = false;          /* whether the step that runs is */
   std::string where_;
 };
 

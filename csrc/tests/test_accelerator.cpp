@@ -179,6 +179,14 @@ void test_control_flow() {
   const result never = play(repeated(0, COUNT));
   EXPECT(never.status == TW_OK && never.counted.launches == 0 && never.output[0] == poison);
   EXPECT(traps(repeated(4, COUNT_ELSEWHERE), "stored to byte 192"));
+  /* no value begins or is replaced within */
+  std::vector<step> begun = repeated(4, COUNT);
+  begun[0] = fetch(0, 0, 64);
+  EXPECT(traps(begun, "stores to bytes 176 to 177, where a value would begin within control flow"));
+  begun[2] = launch_on(DOUBLE, {{0, 64, true, true}});
+  EXPECT(traps(begun, "whose value was fetched"));
+  begun[2] = release(0);
+  EXPECT(traps(begun, "there are no transfers within control flow"));
   /* byte 0 of the input is 0, byte 1 is not */
   for (int64_t at = 0; at < 2; at++) {
     const step unless = {kind::unless, space::input, 0, 0, 4, 0, 0, {{{at, 1, true, false}}}, "branch"};
