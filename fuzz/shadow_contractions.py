@@ -17,7 +17,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from ..ir.graph import Binding
-from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot, unpacked_words
+from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot, panels_of_squares, unpacked_words
 from ..ir.ops.winograd import WinogradConv
 from ..ir.types import BF16
 from ..ir.winograd import MOST_POINTS, winograd
@@ -54,6 +54,11 @@ def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding
             return all_tainted(value)
         op, w = replace(op, step=1), Traced(unpacked_words(w.value, op.step), known=w.known)
         operands = (x, w)
+    if isinstance(op, PackedDot) and op.square > 1:
+        if not are_exact((w,)):
+            return all_tainted(value)
+        w = Traced(panels_of_squares(w.value, op.square)[..., :x.value.shape[-1], :], known=w.known)
+        op, operands = replace(op, square=1), (x, w)
     finite = bool(np.isfinite(x.value).all() and np.isfinite(w.value).all())
     if isinstance(op, WinogradConv):
         return _by_tiles(op, x, w, value) if finite else all_tainted(value)

@@ -12,12 +12,14 @@ from .loop import (
     COMBINES,
     GPU_KINDS,
     GPU_SPACES,
+    PIPELINE,
     Alloc,
     Buffer,
     Check,
     Collect,
     Commit,
     CopyAsync,
+    CopyBulk,
     For,
     If,
     Kernel,
@@ -37,6 +39,9 @@ WARP = 32
 WIDTHS = (2, 4, 8, 16, 32)    # of groups of threads that shuffles combine; any more are all threads of a block
 COPIED_BYTES = (4, 8, 16)
 MOST_GROUPS = 7
+STAGES = range(3, 9)  # of a pipeline
+COPYING_THREADS = 128  # of a block with one, which copy alone
+SQUARE = 8            # steps and columns of the parts in which the right operand of a product of four warps lies
 GROUP_ROWS, GROUP_COLUMNS, GROUP_STEPS = 16, (64, 128, 256), 64  # of a warp's part of a product of four, and in a row on the left
 # the loops that one of a kind may stand in, innermost first among those that divide work
 INSIDE = {"block": "", "thread": "block", "warp": "block", "lane": "warp"}
@@ -47,6 +52,8 @@ def block_rule(statement: Stmt, level: str, depth: int) -> str:
     match statement:
         case For(kind=kind) if kind in GPU_KINDS:
             return _loop_rule(statement, level, depth)
+        case For(kind=kind) if kind == PIPELINE:
+            return _pipeline_rule(statement, level, depth)
         case For(kind=kind, symbol=symbol) if level and kind == "parallel":
             return f"parallel loop {symbol.name} stands inside a {level} loop"
         case Alloc(buffer=buffer) if buffer.space in GPU_SPACES and level != "block":
@@ -63,6 +70,8 @@ def block_rule(statement: Stmt, level: str, depth: int) -> str:
             return f"matmul_tile stands in {_where(level)}, expected a warp loop"
         case CopyAsync() if level != "thread":
             return f"copy_async stands in {_where(level)}, expected a thread loop"
+        case CopyBulk() if level != "block":
+            return f"copy_bulk stands in {_where(level)}, expected a pipeline"
         case Let() | Check() | If() | While():
             return ""
     return ""
@@ -81,6 +90,31 @@ def _loop_rule(loop: For, level: str, depth: int) -> str:
     most = {"thread": MOST_THREADS, "warp": MOST_THREADS // WARP}.get(kind)
     if not isinstance(loop.extent, int) or most is not None and not 1 <= loop.extent <= most:
         return f"{kind} loop {name} has the extent {loop.extent}, expected a static one" + (f" of 1 to {most}" if most else "")
+    return ""
+
+
+def _pipeline_rule(loop: For, level: str, depth: int) -> str:
+    name = loop.symbol.name
+    if level != "block" or depth != 2:
+        return f"pipeline {name} stands in {_where(level)} or inside of another statement, expected a block loop alone around it"
+    if loop.lanes not in STAGES:
+        return f"pipeline {name} has {loop.lanes} stages, expected {STAGES[0]} to {STAGES[-1]}"
+    bulk = len([s for s in loop.body if isinstance(s, CopyBulk)])
+    match loop.body[bulk:]:
+        case (For(kind="thread", extent=extent, body=copies), For(kind="warp", body=(MatmulTile(grouped=True) as products,))):
+            brought = {s.buffer for s in walk(loop.body) if isinstance(s, (CopyAsync, CopyBulk))}
+            if extent == COPYING_THREADS and all(isinstance(s, (For, If, Let, CopyAsync, Store)) for s in walk(copies)):
+                absent = sorted({products.left, products.right} - brought)
+                return f"pipeline {name} multiplies %{absent[0]}, which it does not copy" if absent else ""
+    return (f"pipeline {name} has other statements than copy_bulk, a thread loop of {COPYING_THREADS} that copies, and a warp loop "
+            "with a matmul_group")
+
+
+def kernel_rule(kernel: Kernel) -> str:
+    """The rule about all of its statements that a kernel breaks."""
+    inside = {id(s) for loop in walk(kernel.body) if isinstance(loop, For) and loop.kind == PIPELINE for s in walk(loop.body)}
+    if any(isinstance(s, MatmulTile) and s.grouped and id(s) not in inside for s in walk(kernel.body)):
+        return "matmul_group stands outside of a pipeline"
     return ""
 
 
@@ -118,11 +152,13 @@ def collective_rule(statement: Stmt, buffers: list[Buffer]) -> str:
                 return f"matmul_tile adds {left.dtype} times {right.dtype} to {accumulator.dtype}, expected {held} on the right"
             if grouped:
                 return _group_rule(statement, accumulator, left, right)
-        case CopyAsync(buffer=name, source=source, count=count):
+        case CopyAsync(name, _, source, _, count) | CopyBulk(name, _, source, _, count):
             target, origin = buffers
             if target.space != "shared" or origin.space not in ("in", "inout") or target.dtype != origin.dtype:
-                return f"copy_async of %{source} to %{name}, expected an input and shared memory of one dtype"
-            if count * target.dtype.bytes not in COPIED_BYTES:
+                return f"a copy of %{source} to %{name}, expected an input and shared memory of one dtype"
+            if isinstance(statement, CopyBulk) and (count < 1 or count * target.dtype.bytes % COPIED_BYTES[-1]):
+                return f"copy_bulk of {count * target.dtype.bytes} bytes, expected a multiple of {COPIED_BYTES[-1]}"
+            if isinstance(statement, CopyAsync) and count * target.dtype.bytes not in COPIED_BYTES:
                 return f"copy_async of {count * target.dtype.bytes} bytes, expected {', '.join(map(str, COPIED_BYTES))}"
         case Wait(groups=groups) if not 0 <= groups <= MOST_GROUPS:
             return f"wait leaves {groups} groups under way, expected 0 to {MOST_GROUPS}"
@@ -151,13 +187,16 @@ def block_loops(kernel: Kernel) -> tuple[For, ...]:
 
 
 def threads_of(kernel: Kernel) -> int:
-    """The threads of a block: as many as the greatest loop over threads or warps needs, at least one."""
-    most = 1
+    """The threads of a block: as many as the greatest loop over threads or warps needs, at least one; with a pipeline those
+    that copy as well."""
+    most, copying = 1, 0
     for statement in walk(kernel.body):
+        if isinstance(statement, For) and statement.kind == PIPELINE:
+            copying = COPYING_THREADS
         if isinstance(statement, For) and statement.kind in ("thread", "warp"):
             assert isinstance(statement.extent, int)
             most = max(most, statement.extent * (WARP if statement.kind == "warp" else 1))
-    return most
+    return most + copying
 
 
 def shared_bytes(kernel: Kernel) -> int:

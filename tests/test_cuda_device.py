@@ -311,7 +311,8 @@ def test_casts_of_floats_to_integers(module: EmulatedModule) -> None:
 
 # --- faults ---
 
-HOPPER = ("missing_mbarrier_wait", "wrong_byte_count", "too_many_arrivals", "missing_proxy_fence", "store_changed_under_way", "missing_wgmma_wait")
+HOPPER = ("missing_mbarrier_wait", "wrong_byte_count", "too_many_arrivals", "missing_proxy_fence", "store_changed_under_way", "missing_wgmma_wait",
+          "copy_over_operand")
 
 
 @pytest.mark.parametrize("kernel, threads, message", [
@@ -344,6 +345,7 @@ HOPPER = ("missing_mbarrier_wait", "wrong_byte_count", "too_many_arrivals", "mis
     ("missing_proxy_fence", 128, r"a unit reads 16 bytes at byte 0 of tile, which thread .* has stored without tw_async_proxy_fence"),
     ("store_changed_under_way", 32, r"shared memory was changed while a bulk copy was reading it"),
     ("missing_wgmma_wait", 128, r"returns while asynchronous copies are under way"),
+    ("copy_over_operand", 128, r"reads 16 bytes at byte \d+ of tile, which an asynchronous copy is yet to fill: a wait is missing"),
     ("stores_to_input", 32, r"array 1, which is only read"),
 ])
 def test_faults(faults: EmulatedModule, kernel: str, threads: int, message: str) -> None:
@@ -351,7 +353,7 @@ def test_faults(faults: EmulatedModule, kernel: str, threads: int, message: str)
     fixed.flags.writeable = False
     blocks = 2 if kernel == "race_of_blocks" else 1
     with pytest.raises(EmulationError, match=message) as caught:
-        faults.launch(kernel, blocks, threads, [memory, fixed], shared_bytes=8192 if kernel in HOPPER else 128)
+        faults.launch(kernel, blocks, threads, [memory, fixed], shared_bytes=8320 if kernel in HOPPER else 128)
     assert f"kernel {kernel}, " in str(caught.value)
     assert "  line " in str(caught.value) or kernel in ("no_wait_at_all", "missing_wgmma_wait")  # which are found behind the last line
 

@@ -333,23 +333,27 @@ TW_FUNCTION void tw_async_proxy_fence() { asm volatile("fence.proxy.async.shared
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
-// Operands of the instructions below: matrices of 16-bit elements in shared memory, in rows of 128 bytes whose 16-byte piece c lies in the place
-// of c ^ (r % 8) in row r (`tw_swizzled`); the array is aligned to 1024 bytes. (PTX ISA, asynchronous warpgroup level matrix shared memory
-// layout: 128-byte swizzling, of the left matrix K-major, of the right one MN-major.)
+// Operands of the instructions below: matrices of 16-bit elements in shared memory. (PTX ISA, asynchronous warpgroup level matrix shared
+// memory layout, canonical layouts: the left matrix K-major with 128-byte swizzling, the right one MN-major without.)
 //
-// Left: a row of the matrix is a row, 64 steps of the contraction side by side; from step 0, 16, 32 or 48 of a row that 8 divides.
+// Left: a row of the matrix is a row of 128 bytes, 64 steps of the contraction side by side, whose 16-byte piece c lies in the place of
+// c ^ (r % 8) in row r (`tw_swizzled`); the array is aligned to 1024 bytes; from step 0, 16, 32 or 48 of a row that 8 divides.
 TW_FUNCTION unsigned long long tw_wgmma_left(const void *shared) {
   return (unsigned long long)((tw_shared_address(shared) & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
-// Right: a step is a row, 64 columns side by side; the next 64 columns lie `distance` bytes further; from a step that 8 divides.
+// Right: squares of 8 steps, each 8 columns side by side; the next 8 columns are the next square, 128 bytes further, and the next 8 steps
+// lie `distance` bytes further.
 TW_FUNCTION unsigned long long tw_wgmma_right(const void *shared, unsigned distance) {
-  return (unsigned long long)((tw_shared_address(shared) & 0x3ffff) >> 4) | (unsigned long long)(distance >> 4) << 16 | 64ull << 32 | 1ull << 62;
+  return (unsigned long long)((tw_shared_address(shared) & 0x3ffff) >> 4) | (unsigned long long)(distance >> 4) << 16 | 8ull << 32;
 }
 // Before the first product, and whenever registers that one uses were written by other means.
 TW_FUNCTION void tw_wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 TW_FUNCTION void tw_wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// All products have been added.
-TW_FUNCTION void tw_wgmma_wait_all() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+// All products but those of the last `open` groups have been added, and have read their operands (a constant, 0 or 1).
+TW_FUNCTION void tw_wgmma_wait(int open) {
+  if (open == 0) asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  else asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+}
 
 // sums = left * right, or more than they were where it `accumulates`: 64 rows of 16 steps times N columns of 16 steps, by the four warps
 // of a group whose first one is a multiple of 4. Warp w has rows 16 w .., of each 8 columns the accumulators of a 16 x 8 product.

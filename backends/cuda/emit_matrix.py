@@ -3,8 +3,9 @@
 A fragment [warps, m, n] is m * n / 32 registers of each lane: tiles of 16 x 8 in C order, of each the four accumulators that the PTX
 ISA gives a lane. Operands lie in shared memory by rows, the left one [rows, steps], the right one [steps, columns], and
 come by `ldmatrix`, whose rows begin at multiples of 16 bytes: rows of shared memory are padded by whoever allocates them, so that
-eight of them below one another meet all banks. Products of four warps (wgmma) have operands in rows of 128 bytes, whose pieces of 16
-are exchanged instead (`tw_swizzled`): wherever a kernel touches such a buffer, its index goes through that.
+eight of them below one another meet all banks. Products of four warps (wgmma) have a left operand in rows of 128 bytes, whose pieces of 16
+are exchanged instead (`tw_swizzled`): wherever a kernel touches such a buffer, its index goes through that. Their right operand lies
+in squares of 8 x 8, 128 bytes each.
 A right operand of bytes lies in words of four steps, which lanes read as they are.
 """
 
@@ -17,13 +18,14 @@ from msgspec import Struct
 from tilewright.ir.dims import DimLike, Symbol, divides, size_of
 from tilewright.ir.errors import InternalError
 from tilewright.ir.loop import Buffer
-from tilewright.ir.loop_gpu import GROUP_ROWS, GROUP_STEPS
+from tilewright.ir.loop_gpu import GROUP_ROWS, GROUP_STEPS, SQUARE
 from tilewright.ir.loop_proofs import linear_factor
 from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType, dtype_named
 
 TILE_ROWS, TILE_COLUMNS, LANES = 16, 8, 32
 # what the text of a product names by itself, so that a kernel's own names may not hide it
-RESERVED = frozenset(("lane", "step", "down", "across", "place", "from_left", "from_right", "left_words", "right_words"))
+RESERVED = frozenset(("lane", "step", "down", "across", "place", "from_left", "from_right", "left_words", "right_words",
+                      "filled", "emptied", "stage"))
 PRODUCTS: dict[DType, tuple[str, int]] = {
     F16: ("tw_mma_m16n8k16_f16", 16), BF16: ("tw_mma_m16n8k16_bf16", 16), U8: ("tw_mma_m16n8k32_u8s8", 32),
     I8: ("tw_mma_m16n8k32_s8", 32), dtype_named("f8e4m3fn"): ("tw_mma_m16n8k32_e4m3", 32),
@@ -94,11 +96,10 @@ def first_row(row: DimLike, warp: Symbol) -> DimLike:
 
 def emit_group_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPart, matrix: Buffer, depth: int) -> list[str]:
     """`name` plus the product of two parts, `depth` steps long, by each four warps. `left.row` is that of the first warp of the block;
-    `matrix`: the right operand."""
-    columns, steps = fragment.shape[2], matrix.shape[0]
-    assert isinstance(steps, int)
+    `matrix`: the right operand. They are under way afterwards."""
+    columns = fragment.shape[2]
     row = f"({left.row} + threadIdx.x / {4 * LANES} * {4 * GROUP_ROWS}) * {GROUP_STEPS} + step"
-    step, distance = f"({right.row} + step) * {GROUP_STEPS}", 2 * GROUP_STEPS * steps
+    step, distance = f"({right.row} + step) * {columns}", SQUARE * matrix.dtype.bytes * right.distance
     return [
         "tw_wgmma_fence();",
         "#pragma unroll",
@@ -108,7 +109,6 @@ def emit_group_products(fragment: Buffer, name: str, left: MatrixPart, right: Ma
         f"  tw_wgmma_m64n{columns}k16_{GROUPED[matrix.dtype]}({name}, from_left, from_right, 1);",
         "}",
         "tw_wgmma_commit();",
-        "tw_wgmma_wait_all();",
     ]
 
 

@@ -47,5 +47,5 @@ unsigned tw_emulated_shared_address(const void *shared);
 struct tw_wgmma_arguments { int columns; bool is_bfloat; float *sums; unsigned long long left, right; bool accumulates; };
 void tw_emulated_wgmma(struct tw_wgmma_arguments *arguments);
 void tw_emulated_wgmma_commit();
-void tw_emulated_wgmma_wait();
+void tw_emulated_wgmma_wait(int open);
 }

@@ -263,12 +263,11 @@ TW_HOST unsigned long long tw_wgmma_left(const void *shared) {
   return (unsigned long long)((tw_emulated_shared_address(shared) & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
 TW_HOST unsigned long long tw_wgmma_right(const void *shared, unsigned distance) {
-  return (unsigned long long)((tw_emulated_shared_address(shared) & 0x3ffff) >> 4) | (unsigned long long)(distance >> 4) << 16 | 64ull << 32 |
-         1ull << 62;
+  return (unsigned long long)((tw_emulated_shared_address(shared) & 0x3ffff) >> 4) | (unsigned long long)(distance >> 4) << 16 | 8ull << 32;
 }
 TW_HOST void tw_wgmma_fence() {}
 TW_HOST void tw_wgmma_commit() { tw_emulated_wgmma_commit(); }
-TW_HOST void tw_wgmma_wait_all() { tw_emulated_wgmma_wait(); }
+TW_HOST void tw_wgmma_wait(int open) { tw_emulated_wgmma_wait(open); }
 TW_HOST void tw_host_wgmma(int columns, bool is_bfloat, float *sums, unsigned long long left, unsigned long long right, int accumulates) {
   tw_wgmma_arguments arguments = {columns, is_bfloat, sums, left, right, accumulates != 0};
   tw_emulated_wgmma(&arguments);

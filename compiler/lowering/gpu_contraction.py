@@ -10,8 +10,10 @@ Rows past the last one are copies of it, which nothing stores; panels are full, 
 multiple of `depth`, or of what 16 bytes hold, are brought by ordinary loads, zeros after the last one. Where tiles are few and deep, the
 steps are cut into parts (`gpu_split.py`).
 
-Where the target multiplies matrices in shared memory by four warps at once (`Caps.has_group_products`), large products go that way: a
-warp has 16 rows and all columns of the tile, and the backend lays both operands out as these instructions want them, without padding.
+Where the target multiplies matrices in shared memory by four warps at once (`Caps.has_group_products`), large products go that way, as
+`pack_operands` has chosen by panels in squares: a warp has 16 rows and all columns of the tile. A pipeline brings the operands: four more
+warps copy the left one, and a part of a panel is one copy by the copy engine, since its squares lie as the units want them. Panels have
+whole parts, with zeros past the last step; what the left operand lacks there is stored as zeros.
 
 Blocks that run at the same time should share what they read in the second level of memory: they go down a few tiles of rows for each panel.
 
@@ -29,10 +31,12 @@ from ..ir.caps import Caps
 from ..ir.dims import DimLike, bounds, ceildiv, dim_max, dim_min, divides, product, substitute
 from ..ir.graph import Node
 from ..ir.loop import (
+    PIPELINE,
     Alloc,
     Buffer,
     Commit,
     CopyAsync,
+    CopyBulk,
     For,
     If,
     Let,
@@ -43,11 +47,12 @@ from ..ir.loop import (
     Wait,
     variable_size,
 )
+from ..ir.loop_gpu import COPYING_THREADS, GROUP_ROWS, GROUP_STEPS, SQUARE
 from ..ir.loop_vectors import first_neighbour
 from ..ir.ops.compute import FLOATS8, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
 from ..ir.types import BF16, F16, I8, I32, U8, TensorType
-from ..tiles import GPU_PANELS
+from ..tiles import GPU_PANELS, group_tile
 from .contraction import named_parts
 from .gpu_split import Round, choose_parts, part_rounds
 from .gpu_vectors import vector_loop
@@ -60,7 +65,7 @@ OPERANDS = {(F16, F16, 1): "f16", (BF16, BF16, 1): "bf16", (U8, I32, 4): "i8", (
 COPIED = 16         # bytes that are copied at a time
 ROW_BYTES = 64      # of a row of the left operand in shared memory
 STAGES = 4          # of shared memory
-GROUP_ROW_BYTES, GROUP_STAGES = 128, 3  # where four warps multiply together: two blocks of that have room in a multiprocessor
+GROUP_STAGES = {(128, 256): 4, (128, 128): 6, (64, 128): 4}  # where four warps multiply together; of the last tile two blocks have room
 GROUPED_ROWS = 8    # tiles of rows that blocks go down before the next panel
 # of `depth` steps in microseconds: what three stages wait for memory, and elements of 64 bytes of steps that units take (A100, its figures)
 ROUND_TIME, ELEMENTS_A_MICROSECOND = 0.2, 45000
@@ -80,7 +85,7 @@ class GpuTile(Struct, frozen=True):
 
     @property
     def stages(self) -> int:
-        return GROUP_STAGES if self.grouped else STAGES
+        return GROUP_STAGES[self.rows, self.columns] if self.grouped else STAGES
 
     @property
     def threads(self) -> int:
@@ -93,6 +98,8 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     if not isinstance(op, PackedDot) or op.symmetric or isinstance(result.op, Pad):
         return None
     left, right = node.inputs
+    if op.square > 1:
+        return _group_tile(node, op, caps)
     columns, unit = right.shape[-1], OPERANDS.get((left.dtype, right.dtype, op.step))
     if unit not in caps.matrix_units or columns not in GPU_PANELS:
         return None
@@ -102,8 +109,7 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     most = bounds(rows)[1]
     panels = bounds(ceildiv(node.shape[-1], columns) * product(node.shape[:op.batch]))[1]
     if columns == 128 and most > 64 and panels * -(-most // 128) >= caps.multiprocessors:
-        grouped = caps.has_group_products and left.dtype in (F16, BF16)
-        return GpuTile(128, 128, GROUP_ROW_BYTES // left.dtype.bytes, 8, 1, grouped=True) if grouped else GpuTile(128, 128, depth, 2, 4)
+        return GpuTile(128, 128, depth, 2, 4)
     if columns >= 64:
         tile = GpuTile(64, columns, depth, 2, 2) if most > 32 else GpuTile(32, columns, depth, 1, 4)
     else:
@@ -113,6 +119,17 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     sums = product(node.shape) * accumulator_dtype(node.dtype).bytes
     rounds, each = ceildiv(left.shape[-1], depth), Round(max(ROUND_TIME, busy), busy)
     return replace(tile, parts=choose_parts(panels * -(-most // tile.rows), rounds, each, read, sums, caps))
+
+
+def _group_tile(node: Node, op: PackedDot, caps: Caps) -> GpuTile | None:
+    """The tile where warps multiply in groups of four: panels are in squares, of whole parts."""
+    left, right = node.inputs
+    columns, steps = right.shape[-1], right.shape[-2]
+    whole = divides(GROUP_STEPS, steps) and divides(COPIED // left.dtype.bytes, left.shape[-1])
+    fits = op.square == SQUARE and left.dtype in (F16, BF16) and whole
+    assert isinstance(columns, int)
+    tile = group_tile(node.shape[-1], product(node.shape[op.batch:-1]), caps, columns) if caps.has_group_products and fits else None
+    return None if tile is None else GpuTile(*tile, GROUP_STEPS, tile[0] // GROUP_ROWS, 1, grouped=True)
 
 
 def lower_gpu_contraction(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner, tile: GpuTile) -> Stmt:
@@ -160,7 +177,8 @@ class _Work:
         self.first_row = (group * order[2] + down) * tile.rows
         self.rows = rows
         memory = (Alloc(self.left), Alloc(self.right), Alloc(self.sums))
-        return For(variable, count, "block", (*lets, *memory, self._clear(), *self._contract(), self._epilogue()))
+        contract = (self._pipeline(),) if tile.grouped else self._contract()
+        return For(variable, count, "block", (*lets, *memory, self._clear(), *contract, self._epilogue()))
 
     # --- the contraction ---
 
@@ -188,6 +206,31 @@ class _Work:
             statements.append(self._loaded_steps(first + whole, end - first - whole))
         return tuple(statements)
 
+    def _pipeline(self) -> Stmt:
+        """All steps: the copies of a round run ahead of its products."""
+        tile, inliner, n = self.tile, self.inliner, self.copied[0]
+        assert isinstance(self.node.op, PackedDot)
+        rounds = self.node.inputs[1].shape[-2] // tile.depth
+        variable, step = loop_symbol(inliner.names.fresh("k"), rounds)
+        stage = step % tile.stages
+        part = tile.depth * tile.columns
+        panel = CopyBulk(self.right.name, (stage * tile.depth, 0), self.rhs.name, (self._right(step * tile.depth),), part)
+        thread, t = loop_symbol(inliner.names.fresh("c"), COPYING_THREADS)
+
+        def copy(row: DimLike, piece: DimLike) -> Stmt:
+            place, first = (stage * tile.rows + row, piece * n), step * tile.depth + piece * n
+            copied = CopyAsync(self.left.name, place, self.lhs.name, (self._left(row, first),), n)
+            if divides(tile.depth, self.steps):
+                return copied
+            zero = inliner.literal(0.0, self.left.dtype)
+            lane, e = loop_symbol(inliner.names.fresh("z"), n)
+            zeros = For(lane, n, "unrolled", (Store(self.left.name, (place[0], place[1] + e), zero),))
+            return If(inliner.scalar("lt", inliner.index(first), inliner.index(self.steps)), (copied,), (zeros,))
+
+        pieces = self._pieces(t, tile.rows, tile.depth // n, copy, COPYING_THREADS)
+        left = For(thread, COPYING_THREADS, "thread", tuple(pieces))
+        return For(variable, rounds, PIPELINE, (panel, left, self._multiply(stage)), tile.stages)
+
     def _copy(self, step: DimLike, stage: DimLike, when: Node) -> Stmt:
         """Begins to copy the operands of a step into a stage. The condition stands within the loop over threads, so that the one barrier
         before it serves what was waited for as well."""
@@ -202,10 +245,10 @@ class _Work:
             (self._right(step * self.right_depth + row) + piece * m,), m))
         return For(thread, tile.threads, "thread", (If(when, tuple(body)),))
 
-    def _pieces(self, thread: DimLike, rows: int, pieces: int, make: object) -> list[Stmt]:
-        """What all threads do together for each piece of each row, neighbouring threads for neighbouring pieces."""
+    def _pieces(self, thread: DimLike, rows: int, pieces: int, make: object, threads: int = 0) -> list[Stmt]:
+        """What all threads, or so many, do together for each piece of each row, neighbouring threads for neighbouring pieces."""
         assert callable(make)
-        count, threads = rows * pieces, self.tile.threads
+        count, threads = rows * pieces, threads or self.tile.threads
         variable, turn = loop_symbol(self.inliner.names.fresh("i"), max(1, count // threads))
         lets, (row, piece) = named_parts(self.inliner, ["row", "piece"], unflatten_index(turn * threads + thread, (rows, pieces)))
         body = (*lets, *_as_statements(make(row, piece)))

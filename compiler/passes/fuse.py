@@ -114,7 +114,9 @@ class _Fuser:
                     self._claim_attention(node)
         for node in self.nodes:
             if isinstance(node.op, CONTRACTION) and node not in self.group_of:
-                self._claim(self._with_padding(self._grow("contraction", node), node))
+                grown = self._grow("contraction", node)
+                in_squares = isinstance(node.op, PackedDot) and node.op.square > 1  # whose tiles store no border
+                self._claim(grown if in_squares else self._with_padding(grown, node))
         for node in self.nodes:
             if isinstance(node.op, Reduce) and node not in self.group_of and _row_space(node) is not None \
                     and not self._across(node):

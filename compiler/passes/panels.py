@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..ir.dims import DimLike, bounds, ceildiv, divides
 from ..ir.graph import Builder, Node
+from ..ir.loop_gpu import GROUP_STEPS, SQUARE
 from ..ir.ops.control import Param
 from ..ir.ops.shape import Concat
 from ..library import pad, reshape, slice_axis, transpose
@@ -31,6 +32,18 @@ def _panels(b: Builder, matrix: Node, batch: int, panels: DimLike, tile: int) ->
     split = reshape(b, padded, (*matrix.shape[:batch], depth, panels, tile))
     axes = list(range(batch))
     return transpose(b, split, [*axes, batch + 1, batch, batch + 2])
+
+
+def pack_squares(b: Builder, matrix: Node, batch: int, tile: int) -> Node:
+    """[*batch, K, N] -> [*batch, ceil(N / tile), ceil(K / 64) * 64, tile] in squares of 8 x 8 (`PackedDot.square`), zeros past K and N."""
+    depth, width = matrix.shape[batch:]
+    steps, panels = ceildiv(depth, GROUP_STEPS) * GROUP_STEPS, ceildiv(width, tile)
+    zeros = [0] * batch
+    padded = pad(b, matrix, [*zeros, 0, 0], [*zeros, steps - depth, panels * tile - width])
+    apart = reshape(b, padded, (*matrix.shape[:batch], ceildiv(depth, GROUP_STEPS) * (GROUP_STEPS // SQUARE), SQUARE, panels,
+                                tile // SQUARE, SQUARE))
+    squares = transpose(b, apart, [*range(batch), *(batch + axis for axis in (2, 0, 3, 1, 4))])
+    return reshape(b, squares, (*matrix.shape[:batch], panels, steps, tile))
 
 
 def _is_known(node: Node) -> bool:
