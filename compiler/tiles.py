@@ -63,6 +63,7 @@ PLAIN_GPU_PANELS = (8, 16, 32, 64)  # and of those by plain multiply-adds
 # rows and columns of a block where four warps multiply together, and what share of the units' peak that reaches at most: narrower tiles
 # read more of shared memory for each product
 GROUP_TILES = {(128, 256): 1.0, (128, 128): 0.75, (64, 128): 0.65}
+OPEN_GROUP_TILE = (128, 128)  # where a size is open, which may be small
 LEAST_GROUP_SIZE = 129    # of steps and columns: both products of an attention are smaller (`attention.MOST_UNIT_HEAD`)
 LEAST_GROUP_SHARE = 0.75  # of the multiprocessors that have a block
 LOW_HEIGHTS = (2, 4)  # of tiles for few rows; a single row is bound by memory in a tile of two as well
@@ -110,16 +111,17 @@ def group_tile(columns: DimLike, rows: DimLike, caps: Caps, panel: int = 0) -> t
     """Rows and columns of the tile of a block whose warps multiply in groups of four, with a panel of so many columns if that is chosen:
     the one that takes least in all, blocks taking turns on the multiprocessors. None where there is too little for that."""
     wide, high = bounds(columns)[1], bounds(rows)[1]
+    fitting = [tile for tile in GROUP_TILES if panel in (0, tile[1])]
+    if math.inf in (wide, high):
+        return OPEN_GROUP_TILE if OPEN_GROUP_TILE in fitting else next(iter(fitting), None)
 
-    def blocks(tile: tuple[int, int]) -> float:
-        return math.inf if math.inf in (wide, high) else -(-wide // tile[1]) * -(-high // tile[0])
+    def blocks(tile: tuple[int, int]) -> int:
+        return -(-int(wide) // tile[1]) * -(-int(high) // tile[0])
 
     def time(tile: tuple[int, int]) -> float:
-        if blocks(tile) == math.inf:
-            return 1 / GROUP_TILES[tile]
         return math.ceil(blocks(tile) / caps.multiprocessors) * tile[0] * tile[1] / GROUP_TILES[tile]
 
-    best = min((tile for tile in GROUP_TILES if panel in (0, tile[1])), key=time, default=None)
+    best = min(fitting, key=time, default=None)
     enough = high > min(low for low, _ in GROUP_TILES) and \
         any(blocks(tile) >= LEAST_GROUP_SHARE * caps.multiprocessors for tile in GROUP_TILES)
     return best if panel or enough else None

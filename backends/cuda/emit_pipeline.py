@@ -24,7 +24,7 @@ ALIGNMENT = 128
 # of a multiprocessor of sm_90: registers, and shared memory, of which each block takes some bytes for itself
 REGISTERS, SHARED_BYTES, OWN_BYTES = 65536, 233472, 1024
 MOST_REGISTERS, REGISTER_STEP = 240, 8  # of a thread
-COPYING_REGISTERS = 40
+COPYING_REGISTERS = 72
 
 
 class Pipeline(Struct, frozen=True):
