@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from .ir.caps import Caps
 from .ir.dims import DimLike, bounds, ceildiv, divides, product
-from .ir.types import BF16, F16, DType
+from .ir.types import DType
 
 
 class Tile(Struct, frozen=True):
@@ -130,7 +130,7 @@ def group_tile(columns: DimLike, rows: DimLike, caps: Caps, panel: int = 0) -> t
 def group_panel_columns(columns: DimLike, rows: DimLike, steps: DimLike, dtype: DType, caps: Caps) -> int | None:
     """Columns of a panel in squares, for products of four warps; None where a product goes another way. Rows of the left operand
     are copied 16 bytes at a time."""
-    if not caps.has_group_products or dtype not in (F16, BF16) or not divides(16 // dtype.bytes, steps):
+    if not caps.has_group_products or str(dtype) not in caps.matrix_units or not divides(16 // dtype.bytes, steps):
         return None
     if bounds(steps)[0] < LEAST_GROUP_SIZE or bounds(columns)[0] < LEAST_GROUP_SIZE:
         return None

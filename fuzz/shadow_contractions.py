@@ -49,16 +49,17 @@ def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding
     x, w = operands
     if not x.is_float:
         return Traced(value) if are_exact(operands) else all_tainted(value)
+    if isinstance(op, PackedDot) and op.square > 1:
+        if not are_exact((w,)):
+            return all_tainted(value)
+        words = -(-x.value.shape[-1] // op.step)
+        w = Traced(panels_of_squares(w.value, op.square, op.step > 1)[..., :words, :], known=w.known)
+        op, operands = replace(op, square=1), (x, w)
     if isinstance(op, (PackedDot, PackedConv)) and op.step > 1:
         if not are_exact((w,)) or _may_be_flushed(x.value, unpacked_words(w.value, op.step)):
             return all_tainted(value)
         op, w = replace(op, step=1), Traced(unpacked_words(w.value, op.step), known=w.known)
         operands = (x, w)
-    if isinstance(op, PackedDot) and op.square > 1:
-        if not are_exact((w,)):
-            return all_tainted(value)
-        w = Traced(panels_of_squares(w.value, op.square)[..., :x.value.shape[-1], :], known=w.known)
-        op, operands = replace(op, square=1), (x, w)
     finite = bool(np.isfinite(x.value).all() and np.isfinite(w.value).all())
     if isinstance(op, WinogradConv):
         return _by_tiles(op, x, w, value) if finite else all_tainted(value)

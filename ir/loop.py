@@ -58,7 +58,7 @@ combination; likewise for the other combinations and widths. An `atomic` store c
 %b[k, j], 16` in a warp loop adds to the warp's part of c the product of a's `[m, 16]` from [i, k] on and b's `[16, n]` from
 [k, j] on (float sums in any order; of a matrix a of bytes, b's elements are i32 words of four signed bytes, or of four of a's
 float8, a quarter as many rows: k counts words there); `matmul_group` likewise, where four neighbouring warps, with 16 rows each
-that follow one another, compute together; there b lies in squares of 8 steps and 8 columns (`PackedDot.square`). A `lane` loop of
+that follow one another, compute together; there b lies in squares of 8 x 8 elements or 4 x 4 words (`PackedDot.square`). A `lane` loop of
 extent m * n within a warp loop is the one place where elements of its fragments are touched, element e at [w, e // n, e % n]; one of
 extent m * n / 2 holds a loop over the two elements 2 * e and the next.
 `copy_async` copies neighbouring elements from a parameter into shared memory; they are there for a thread loop after `commit` has

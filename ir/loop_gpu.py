@@ -32,7 +32,7 @@ from .loop import (
     While,
     walk,
 )
-from .types import BF16, F16, F32, I32
+from .types import BF16, F16, F32, I32, DType
 
 MOST_THREADS = 1024
 WARP = 32
@@ -41,10 +41,20 @@ COPIED_BYTES = (4, 8, 16)
 MOST_GROUPS = 7
 STAGES = range(3, 9)  # of a pipeline
 COPYING_THREADS = 128  # of a block with one, which copy alone
-SQUARE = 8            # steps and columns of the parts in which the right operand of a product of four warps lies
-GROUP_ROWS, GROUP_COLUMNS, GROUP_STEPS = 16, (64, 128, 256), 64  # of a warp's part of a product of four, and in a row on the left
+GROUP_ROWS, GROUP_COLUMNS = 16, (64, 128, 256)  # of a warp's part of a product of four
+GROUP_BYTES, PIECE_BYTES = 128, 16              # of a row of its left operand, and of those parts of it that lie together
 # the loops that one of a kind may stand in, innermost first among those that divide work
 INSIDE = {"block": "", "thread": "block", "warp": "block", "lane": "warp"}
+
+
+def group_steps(dtype: DType) -> int:
+    """Steps in a row of the left operand of a product of four warps."""
+    return GROUP_BYTES // dtype.bytes
+
+
+def square_of(size: int) -> int:
+    """Elements, or words, of so many bytes on a side of the squares in which its right operand lies (`PackedDot.square`)."""
+    return PIECE_BYTES // size
 
 
 def block_rule(statement: Stmt, level: str, depth: int) -> str:
@@ -171,13 +181,17 @@ def _group_rule(statement: MatmulTile, accumulator: Buffer, left: Buffer, right:
     if rows != GROUP_ROWS or columns not in GROUP_COLUMNS or not isinstance(warps, int) or warps % 4:
         return (f"matmul_group adds to %{accumulator.name} of {' x '.join(map(str, accumulator.shape))}, expected 4 warps or a multiple, "
                 f"{GROUP_ROWS} rows and {', '.join(map(str, GROUP_COLUMNS))} columns")
-    if left.dtype not in (F16, BF16) or left.shape[1] != GROUP_STEPS or statement.depth % 16 or statement.depth > GROUP_STEPS:
-        return (f"matmul_group multiplies {statement.depth} steps of %{left.name}, expected 16 bits, rows of {GROUP_STEPS} and a part of "
-                f"those")
+    steps, least = group_steps(left.dtype), 2 * PIECE_BYTES // left.dtype.bytes  # of a row, and of an instruction
+    fits = left.dtype in (F16, BF16) or left.dtype.bytes == 1
+    if not fits or left.shape[1] != steps or statement.depth % least or statement.depth > steps:
+        return (f"matmul_group multiplies {statement.depth} steps of %{left.name}, expected 16 bits or bytes, rows of {GROUP_BYTES} bytes "
+                "and a part of those")
     if right.shape[1] != columns or statement.left_index[1] != 0 or statement.right_index[1] != 0:
         return f"matmul_group multiplies parts of rows of %{left.name} and %{right.name}, expected whole ones"
-    if any(not divides(8, size) for size in (left.shape[0], right.shape[0], statement.right_index[0])):
-        return f"matmul_group multiplies %{left.name} and %{right.name}, expected multiples of 8 rows, and a first step that is one"
+    high = square_of(right.dtype.bytes)
+    if not divides(8, left.shape[0]) or any(not divides(high, size) for size in (right.shape[0], statement.right_index[0])):
+        return (f"matmul_group multiplies %{left.name} and %{right.name}, expected multiples of 8 rows on the left, and of {high} on the "
+                "right, with a first one that is one")
     return ""
 
 

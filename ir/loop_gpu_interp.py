@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .loop_gpu import SQUARE
+from .loop_gpu import square_of
 from .ops.compute import panels_of_squares
 
 Array = np.ndarray[Any, Any]
@@ -53,11 +53,12 @@ def add_products(accumulator: tuple[Array, bytearray | None, tuple[int, int, int
     a = _part(left, (rows, depth), faults).astype(memory.dtype)
     if left[0].dtype.itemsize == 1:  # words of four signed bytes each, or of four of the left operand's float8
         words = _part(right, (depth // 4, columns), faults)
+        words = panels_of_squares(words, square_of(words.dtype.itemsize), True) if grouped else words
         held = np.int8 if left[0].dtype.kind in "iu" else left[0].dtype
         b = np.moveaxis(np.ascontiguousarray(words).view(held).reshape(depth // 4, columns, 4), -1, 1).reshape(depth, columns)
     else:
         b = _part(right, (depth, columns), faults)
-        b = panels_of_squares(b, SQUARE) if grouped else b
+        b = panels_of_squares(b, square_of(b.dtype.itemsize), False) if grouped else b
     b = b.astype(memory.dtype)
     memory.reshape(warps, rows, columns)[warp] += a @ b
 

@@ -260,6 +260,17 @@ def test_products_of_four_warps(module: EmulatedModule, columns: int, dtype: typ
     np.testing.assert_array_equal(result, left[:, :steps].astype(np.float32) @ right[:, :steps].astype(np.float32).T)
 
 
+@pytest.mark.parametrize("name, columns, left, right", [
+    ("s8", 64, np.int8, np.int8), ("u8s8", 128, np.uint8, np.int8), ("e4m3", 256, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e4m3fn),
+    ("e5m2", 64, ml_dtypes.float8_e5m2, ml_dtypes.float8_e5m2)])
+def test_products_of_bytes_by_four_warps(module: EmulatedModule, name: str, columns: int, left: type, right: type) -> None:
+    random = np.random.default_rng(10)
+    a, b = (random.integers(0 if kind is np.uint8 else -4, 5, (n, 128)).astype(kind) for kind, n in ((left, 64), (right, columns)))
+    result = np.zeros((64, columns), np.int32 if "s8" in name else np.float32)
+    module.launch(f"wgmma_{name}", 1, 128, [*(x.view(np.uint8) for x in (a, b)), result], shared_bytes=8192 + columns * 128)
+    np.testing.assert_array_equal(result, a.astype(result.dtype) @ b.astype(result.dtype).T)
+
+
 # --- scalar functions against the table of the IR ---
 
 INTEGERS = {"i8": np.int8, "i16": np.int16, "i32": np.int32, "i64": np.int64, "u8": np.uint8, "u16": np.uint16, "u32": np.uint32, "u64": np.uint64}

@@ -15,6 +15,8 @@ from tests.cuda_programs import EmulatedPrograms
 from tests.emulated import emulate
 from tests.lowering_checks import lowered_for_gpu
 from tests.test_gpu_contraction import integer_products, products
+from tests.test_gpu_floats8 import product_of
+from tests.test_gpu_quantized import layer
 from tilewright import library as lib
 from tilewright.backends.cuda.backend import CudaBackend, capabilities_of
 from tilewright.backends.cuda.emit import emit_module
@@ -30,7 +32,7 @@ from tilewright.ir.loop_interp import run_program
 from tilewright.ir.loop_parser import parse_kernel
 from tilewright.ir.loop_text import format_kernel
 from tilewright.ir.loop_verify import verify_kernel
-from tilewright.ir.ops.compute import PackedDot
+from tilewright.ir.ops.compute import FLOATS8, PackedDot
 from tilewright.ir.ops.control import Param
 from tilewright.ir.program import Program
 from tilewright.ir.types import BF16, F16, F32, I8, U8, DType, TensorType
@@ -65,17 +67,39 @@ CASES = [(1, (128, 256), products(F16, [(130, 136, 400)])), (2, (128, 128), prod
          (4, (64, 128), products(BF16, [(66, 320, 136)]))]
 
 
-def test_products() -> None:
-    programs = [lowered(graph, multiprocessors) for multiprocessors, _, (graph, _) in CASES]
+def product_of_floats8(dtype: DType) -> tuple[Graph, list[np.ndarray]]:
+    """Of an open number of rows."""
+    graph = product_of(dtype, dtype, symbol("M"), 272, 136)
+    return graph, [np.random.default_rng(3).integers(-4, 5, shape).astype(dtype.numpy) for shape in ((66, 272), (272, 136))]
+
+
+def quantized(left: DType) -> tuple[Graph, list[np.ndarray]]:
+    """A layer, whose weights are packed at compile time."""
+    shape = np.iinfo(left.numpy)
+    return layer(left, U8, 66, 400, 200, True), [np.random.default_rng(5).integers(shape.min, shape.max, (66, 400), left.numpy)]
+
+
+# bytes of each kind, with rounds of 128 steps that are not whole
+BYTES = [(4, (64, 128), integer_products([(66, 272, 136)], U8, I8)), (1, (128, 256), integer_products([(66, 144, 200)], I8, I8)),
+         (2, (128, 128), product_of_floats8(FLOATS8[0])), (2, (128, 128), product_of_floats8(FLOATS8[1])),
+         (4, (64, 128), quantized(U8)), (4, (64, 128), quantized(I8))]
+
+
+@pytest.mark.parametrize("cases", [CASES, BYTES], ids=["16 bits", "bytes"])
+def test_products(cases: list[tuple[int, tuple[int, int], tuple[Graph, list[np.ndarray]]]]) -> None:
+    programs = [lowered(graph, multiprocessors) for multiprocessors, _, (graph, _) in cases]
     emulated = EmulatedPrograms(programs, architecture="sm_90a")
-    for number, (program, (_, tile, (graph, values))) in enumerate(zip(programs, CASES, strict=True)):
+    for number, (program, (_, tile, (graph, values))) in enumerate(zip(programs, cases, strict=True)):
         assert set(tiles(program)) == {tile}
         np.testing.assert_array_equal(emulated.run(number, values)[0], evaluate_graph(graph, values)[0])
 
 
-def test_in_the_interpreter() -> None:
-    graph, values = products(F16, [(66, 328, 136)])
-    np.testing.assert_array_equal(run_program(lowered(graph, 4), values)[0], evaluate_graph(graph, values)[0])
+@pytest.mark.parametrize("case", [products(F16, [(66, 328, 136)]), integer_products([(66, 144, 136)], U8, I8)], ids=["f16", "bytes"])
+def test_in_the_interpreter(case: tuple[Graph, list[np.ndarray]]) -> None:
+    graph, values = case
+    program = lowered(graph, 4)
+    assert tiles(program) == [(64, 128)]
+    np.testing.assert_array_equal(run_program(program, values)[0], evaluate_graph(graph, values)[0])
 
 
 @pytest.mark.parametrize("rows", [symbol("M", 0, 512), symbol("M")])
@@ -92,10 +116,10 @@ def test_open_sizes(rows: DimLike) -> None:
 
 
 def test_where_they_are_chosen() -> None:
-    """For sm_90a alone, and for 16 bits; nor where the source serves later architectures as well, or rows do not lie in pieces of 16 bytes."""
+    """For sm_90a alone; nor where the source serves later architectures as well, or rows do not lie in pieces of 16 bytes."""
     assert [name for name in ("sm_80", "sm_90", "sm_90a", "sm_100", "sm_100a", "sm_120") if capabilities_of(name).has_group_products] == ["sm_90a"]
     assert CudaBackend("sm_90a").capabilities.has_group_products and not CudaBackend("sm_90a", ("sm_100",)).capabilities.has_group_products
-    assert tiles(lowered(integer_products([(128, 256, 136)], U8, I8)[0], 1)) == [(0,)]
+    assert tiles(lowered(integer_products([(128, 264, 136)], U8, I8)[0], 1)) == [(0,)]
     assert tiles(lowered(products(F16, [(128, 140, 136)])[0], 1)) == [(0,)]
     assert tiles(lowered(products(F32, [(128, 256, 136)])[0], 1)) == []
 
@@ -145,7 +169,7 @@ def test_text_and_rules() -> None:
     assert format_kernel(parse_kernel(PIPELINE)) == PIPELINE
     for old, new, message in (
             ("f32[8, 16, 256] fragment", "f32[8, 32, 256] fragment", "expected 4 warps or a multiple, 16 rows"),
-            ("f16[512, 64] shared", "f16[512, 72] shared", "expected 16 bits, rows of 64"),
+            ("f16[512, 64] shared", "f16[512, 72] shared", "expected 16 bits or bytes, rows of 128 bytes"),
             ("f16[256, 256] shared", "f16[256, 264] shared", "expected whole ones"),
             ("pipeline(4)", "pipeline(2)", "has 2 stages, expected 3 to 8"),
             ("pipeline(4)", "serial", "a loop is parallel"),

@@ -293,7 +293,7 @@ class _Writer(Expressions):
             assert self.warp_loop is not None
             rows = (first_row(rows[0], self.warp_loop.symbol), rows[1])
         left, right = self.part(statement.left, rows), self.part(statement.right, statement.right_index)
-        made = (emit_group_products(fragment, self.buffer_name(fragment.name), left, right, self.buffers[statement.right], statement.depth)
+        made = (emit_group_products(fragment, self.buffer_name(fragment.name), left, right, dtype, statement.depth)
                 if statement.grouped else emit_products(fragment, self.buffer_name(fragment.name), left, right, dtype, statement.depth))
         for line in made:
             self.emit(line)

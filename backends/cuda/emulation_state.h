@@ -48,8 +48,8 @@ struct Copy {
 
 // Sums of products of four warps that this thread will have; the group of the last one, 0 before it is closed.
 struct Product {
-  float *sums;
-  std::vector<float> values;
+  void *sums;
+  std::vector<uint32_t> values;
   unsigned group;
 };
 
@@ -163,6 +163,14 @@ bool advance_copies();
 
 // emulation_matrix.cpp
 const char *operation_name(int operation);
+// Elements as they lie in words of operands, the steps of a word and of a product.
+struct Format {
+  int steps_a_word, steps;
+  double (*value)(unsigned word, int place);
+};
+Format left_format(int operation);
+Format right_format(int operation);
+bool has_integer_sums(int operation);
 void perform(const Meeting &meeting, Warp &warp);
 
 }  // namespace tw

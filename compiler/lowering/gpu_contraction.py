@@ -47,11 +47,11 @@ from ..ir.loop import (
     Wait,
     variable_size,
 )
-from ..ir.loop_gpu import COPYING_THREADS, GROUP_ROWS, GROUP_STEPS, SQUARE
+from ..ir.loop_gpu import COPYING_THREADS, GROUP_ROWS, group_steps, square_of
 from ..ir.loop_vectors import first_neighbour
 from ..ir.ops.compute import FLOATS8, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
-from ..ir.types import BF16, F16, I8, I32, U8, TensorType
+from ..ir.types import BF16, F16, I8, I32, U8, DType, TensorType
 from ..tiles import GPU_PANELS, group_tile
 from .contraction import named_parts
 from .gpu_split import Round, choose_parts, part_rounds
@@ -125,11 +125,12 @@ def _group_tile(node: Node, op: PackedDot, caps: Caps) -> GpuTile | None:
     """The tile where warps multiply in groups of four: panels are in squares, of whole parts."""
     left, right = node.inputs
     columns, steps = right.shape[-1], right.shape[-2]
-    whole = divides(GROUP_STEPS, steps) and divides(COPIED // left.dtype.bytes, left.shape[-1])
-    fits = op.square == SQUARE and left.dtype in (F16, BF16) and whole
+    depth = group_steps(left.dtype)
+    whole = divides(depth // op.step, steps) and divides(COPIED // left.dtype.bytes, left.shape[-1])
+    fits = op.square == square_of(right.dtype.bytes) and OPERANDS.get((left.dtype, right.dtype, op.step)) in caps.matrix_units and whole
     assert isinstance(columns, int)
     tile = group_tile(node.shape[-1], product(node.shape[op.batch:-1]), caps, columns) if caps.has_group_products and fits else None
-    return None if tile is None else GpuTile(*tile, GROUP_STEPS, tile[0] // GROUP_ROWS, 1, grouped=True)
+    return None if tile is None else GpuTile(*tile, depth, tile[0] // GROUP_ROWS, 1, grouped=True)
 
 
 def lower_gpu_contraction(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner, tile: GpuTile) -> Stmt:
@@ -210,11 +211,11 @@ class _Work:
         """All steps: the copies of a round run ahead of its products."""
         tile, inliner, n = self.tile, self.inliner, self.copied[0]
         assert isinstance(self.node.op, PackedDot)
-        rounds = self.node.inputs[1].shape[-2] // tile.depth
+        rounds = self.node.inputs[1].shape[-2] // self.right_depth
         variable, step = loop_symbol(inliner.names.fresh("k"), rounds)
         stage = step % tile.stages
-        part = tile.depth * tile.columns
-        panel = CopyBulk(self.right.name, (stage * tile.depth, 0), self.rhs.name, (self._right(step * tile.depth),), part)
+        part = self.right_depth * tile.columns
+        panel = CopyBulk(self.right.name, (stage * self.right_depth, 0), self.rhs.name, (self._right(step * self.right_depth),), part)
         thread, t = loop_symbol(inliner.names.fresh("c"), COPYING_THREADS)
 
         def copy(row: DimLike, piece: DimLike) -> Stmt:
@@ -222,7 +223,7 @@ class _Work:
             copied = CopyAsync(self.left.name, place, self.lhs.name, (self._left(row, first),), n)
             if divides(tile.depth, self.steps):
                 return copied
-            zero = inliner.literal(0.0, self.left.dtype)
+            zero = self._zero(self.left.dtype)
             lane, e = loop_symbol(inliner.names.fresh("z"), n)
             zeros = For(lane, n, "unrolled", (Store(self.left.name, (place[0], place[1] + e), zero),))
             return If(inliner.scalar("lt", inliner.index(first), inliner.index(self.steps)), (copied,), (zeros,))
@@ -288,10 +289,13 @@ class _Work:
         inliner = self.inliner
         flat = Buffer(source.name, source.dtype, (product(source.shape),), source.space)
         inside = inliner.scalar("lt", inliner.index(step), inliner.index(steps))
-        zero = inliner.bitcast(inliner.literal(0, U8), target.dtype) if target.dtype.is_stored else \
-            inliner.literal(0.0 if target.dtype.is_float else 0, target.dtype)
+        zero = self._zero(target.dtype)
         clamped = dim_max(dim_min(step, steps - 1), 0)
         return If(inside, (Store(target.name, place, inliner.inner().load(flat, (where(clamped),))),), (Store(target.name, place, zero),))
+
+    def _zero(self, dtype: DType) -> Node:
+        inliner = self.inliner
+        return inliner.bitcast(inliner.literal(0, U8), dtype) if dtype.is_stored else inliner.literal(0.0 if dtype.is_float else 0, dtype)
 
     def _warp_loop(self) -> tuple[tuple[For, DimLike], DimLike, DimLike]:
         """A loop over warps, and where a warp's part of the tile begins."""

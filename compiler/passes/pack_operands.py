@@ -29,7 +29,7 @@ from msgspec.structs import replace
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, bounds, product
 from ..ir.graph import Builder, Graph, Node
-from ..ir.loop_gpu import SQUARE
+from ..ir.loop_gpu import square_of
 from ..ir.ops.compute import Conv, Dot, Elementwise, PackedConv, PackedDot, ReduceWindow, accumulator_dtype, reduction_identity
 from ..ir.ops.shape import Broadcast, Concat, Slice, Take, Transpose, UpdateSlice
 from ..ir.rewrite import rewrite_graph
@@ -110,7 +110,7 @@ def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps, only: bool 
     symmetric = _is_symmetric(op, lhs, rhs, free_left, free_right)
     grouped = group_panel_columns(width, product(rows), depth, lhs.dtype, caps)
     if grouped is not None and gated is None and not symmetric:
-        squares = PackedDot(len(batch), width, square=SQUARE)
+        squares = PackedDot(len(batch), width, square=square_of(lhs.dtype.bytes))
         return reshape(b, b.add(squares, left, pack_squares(b, right, len(batch), grouped)), (*batch, *rows, *columns))
     tile = gpu_panel_columns(width, product(rows), lhs.dtype, caps) if caps.is_gpu else None
     if tile is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..ir.dims import DimLike, bounds, ceildiv, divides
 from ..ir.graph import Builder, Node
-from ..ir.loop_gpu import GROUP_STEPS, SQUARE
+from ..ir.loop_gpu import group_steps, square_of
 from ..ir.ops.control import Param
 from ..ir.ops.shape import Concat
 from ..library import pad, reshape, slice_axis, transpose
@@ -35,15 +35,24 @@ def _panels(b: Builder, matrix: Node, batch: int, panels: DimLike, tile: int) ->
 
 
 def pack_squares(b: Builder, matrix: Node, batch: int, tile: int) -> Node:
-    """[*batch, K, N] -> [*batch, ceil(N / tile), ceil(K / 64) * 64, tile] in squares of 8 x 8 (`PackedDot.square`), zeros past K and N."""
+    """[*batch, K, N] -> [*batch, ceil(N / tile), K, tile] in squares (`PackedDot.square`), zeros past N, and past K up to whole rows of the
+    left operand of a product of four warps."""
     depth, width = matrix.shape[batch:]
-    steps, panels = ceildiv(depth, GROUP_STEPS) * GROUP_STEPS, ceildiv(width, tile)
+    steps, square = group_steps(matrix.dtype), square_of(matrix.dtype.bytes)
+    parts, panels = ceildiv(depth, steps), ceildiv(width, tile)
     zeros = [0] * batch
-    padded = pad(b, matrix, [*zeros, 0, 0], [*zeros, steps - depth, panels * tile - width])
-    apart = reshape(b, padded, (*matrix.shape[:batch], ceildiv(depth, GROUP_STEPS) * (GROUP_STEPS // SQUARE), SQUARE, panels,
-                                tile // SQUARE, SQUARE))
+    padded = pad(b, matrix, [*zeros, 0, 0], [*zeros, parts * steps - depth, panels * tile - width])
+    apart = reshape(b, padded, (*matrix.shape[:batch], parts * (steps // square), square, panels, tile // square, square))
     squares = transpose(b, apart, [*range(batch), *(batch + axis for axis in (2, 0, 3, 1, 4))])
-    return reshape(b, squares, (*matrix.shape[:batch], panels, steps, tile))
+    return reshape(b, squares, (*matrix.shape[:batch], panels, parts * steps, tile))
+
+
+def squares_of_words(b: Builder, panels: Node) -> Node:
+    """[.., K, tile] words in squares, in which columns lie one after another."""
+    *lead, depth, tile = panels.shape
+    square, outer = square_of(panels.dtype.bytes), range(panels.rank - 2)
+    apart = reshape(b, panels, (*lead, depth // square, square, tile))
+    return reshape(b, transpose(b, apart, [*outer, *(panels.rank - 2 + axis for axis in (0, 2, 1))]), panels.shape)
 
 
 def _is_known(node: Node) -> bool:

@@ -437,10 +437,12 @@ def unpacked_words(words: Array, step: int) -> Array:
     return np.moveaxis(parts, -1, -2).reshape(*words.shape[:-2], words.shape[-2] * step, words.shape[-1])
 
 
-def panels_of_squares(panels: Array, square: int) -> Array:
-    """[.., K, tile] whose memory is [.., K / square, tile / square, square, square] -> the same elements in C order."""
+def panels_of_squares(panels: Array, square: int, by_columns: bool) -> Array:
+    """[.., K, tile] whose memory is [.., K / square, tile / square, square, square] -> the same elements in C order. `by_columns`: the last
+    axis of a square goes down."""
     *lead, depth, tile = panels.shape
     apart = panels.reshape(*lead, depth // square, tile // square, square, square)
+    apart = np.swapaxes(apart, -2, -1) if by_columns else apart
     return np.swapaxes(apart, -3, -2).reshape(panels.shape)
 
 
@@ -459,8 +461,9 @@ class PackedDot(Op, frozen=True):
     `saturates`: of words of four bytes the products of two neighbours are added within 16 bits, as some instructions do, and to
     those the ones of as many words as `narrow` says, which wrap; passes let it only where that changes nothing.
 
-    `square`: more than 1 where a panel [K, tile] lies in squares of so many steps and columns, each by itself, one beside another
-    before the next ones below. Then rhs may have more steps than lhs, of zeros that are multiplied by nothing.
+    `square`: more than 1 where a panel [K, tile], of words [K / step, tile], lies in squares of so many rows and columns, each by itself,
+    one beside another before the next ones below; in a square of words columns lie one after another. Then rhs may have more steps than
+    lhs, of zeros that are multiplied by nothing.
     """
 
     name: ClassVar[str] = "packed_dot"
@@ -492,13 +495,14 @@ class PackedDot(Op, frozen=True):
 
     def _check_squares(self, rhs: TensorType, tile: int) -> None:
         whole = self.square > 1 and tile % self.square == 0 and divides(self.square, rhs.shape[-2])
-        if self.step != 1 or self.symmetric or not whole:
-            raise CompileError(f"packed_dot: {rhs} in squares of {self.square}, expected panels of whole squares of single elements")
+        if self.symmetric or self.saturates or not whole:
+            raise CompileError(f"packed_dot: {rhs} in squares of {self.square}, expected panels of whole squares")
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
-        lhs, rhs = inputs[0], unpacked_words(inputs[1], self.step)
+        lhs, rhs = inputs
         if self.square > 1:
-            rhs = panels_of_squares(rhs, self.square)[..., :lhs.shape[-1], :]
+            rhs = panels_of_squares(rhs, self.square, self.step > 1)[..., :-(-lhs.shape[-1] // self.step), :]
+        rhs = unpacked_words(rhs, self.step)
         if dtype_of(lhs.dtype) in FLOATS8:
             with np.errstate(all="ignore"):
                 lhs, rhs = lhs.astype(np.float32), rhs.astype(np.int8).view(lhs.dtype).astype(np.float32)

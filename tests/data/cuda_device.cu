@@ -329,7 +329,7 @@ extern "C" __global__ void __launch_bounds__(128) wgmma_64(const tw_float16 *lef
   TW_DYNAMIC_SHARED(tw_float16, a, 64 * 64, 0);
   TW_DYNAMIC_SHARED(tw_float16, b, 64 * 64, 8192);
   for (int i = threadIdx.x; i < 64 * 64; i += 128) {
-    a[tw_swizzled(i / 64, i % 64, 64)] = left[i];
+    a[tw_swizzled(i / 64, i % 64, 8)] = left[i];
     b[in_squares(i % 64, i / 64, 64)] = right[i];
   }
   tw_async_proxy_fence();
@@ -349,7 +349,7 @@ extern "C" __global__ void __launch_bounds__(128) wgmma_128(const tw_bfloat16 *l
   TW_DYNAMIC_SHARED(tw_bfloat16, a, 64 * 64, 0);
   TW_DYNAMIC_SHARED(tw_bfloat16, b, 128 * 64, 8192);
   for (int i = threadIdx.x; i < 128 * 64; i += 128) {
-    if (i < 64 * 64) a[tw_swizzled(i / 64, i % 64, 64)] = left[i];
+    if (i < 64 * 64) a[tw_swizzled(i / 64, i % 64, 8)] = left[i];
     b[in_squares(i % 64, i / 64, 128)] = right[i];
   }
   tw_async_proxy_fence();
@@ -371,7 +371,7 @@ extern "C" __global__ void __launch_bounds__(128) wgmma_256(const tw_bfloat16 *l
   TW_DYNAMIC_SHARED(tw_bfloat16, a, 64 * 64, 0);
   TW_DYNAMIC_SHARED(tw_bfloat16, b, 256 * 64, 8192);
   for (int i = threadIdx.x; i < 256 * 64; i += 128) {
-    if (i < 64 * 64) a[tw_swizzled(i / 64, i % 64, 64)] = left[i];
+    if (i < 64 * 64) a[tw_swizzled(i / 64, i % 64, 8)] = left[i];
     b[in_squares(i % 64, i / 64, 256)] = right[i];
   }
   tw_async_proxy_fence();
@@ -384,6 +384,44 @@ extern "C" __global__ void __launch_bounds__(128) wgmma_256(const tw_bfloat16 *l
   const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
 #pragma unroll
   for (int i = 0; i < 128; ++i) result[(row + i / 2 % 2 * 8) * 256 + column + i / 4 * 8 + i % 2] = sums[i];
+}
+
+
+// 128 steps of bytes, which lie side by side on both sides.
+#define WGMMA_BYTES(format, sum, columns) \
+  TW_DYNAMIC_SHARED(unsigned char, a, 64 * 128, 0); \
+  TW_DYNAMIC_SHARED(unsigned char, b, columns * 128, 8192); \
+  for (int i = threadIdx.x; i < columns * 128; i += 128) { \
+    const int row = i / 128, step = i % 128; \
+    if (row < 64) a[tw_swizzled(row, step, 16)] = (unsigned char)left[i]; \
+    b[(step / 16 * columns + row) * 16 + step % 16] = (unsigned char)right[i]; \
+  } \
+  tw_async_proxy_fence(); \
+  __syncthreads(); \
+  sum sums[columns / 2]; \
+  tw_wgmma_fence(); \
+  for (int step = 0; step < 128; step += 32) \
+    tw_wgmma_m64n##columns##k32_##format(sums, tw_wgmma_left(&a[step]), tw_wgmma_right(&b[columns * step], columns * 16), step > 0); \
+  tw_wgmma_commit(); \
+  tw_wgmma_wait(0); \
+  const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2; \
+  _Pragma("unroll") for (int i = 0; i < columns / 2; ++i) \
+    result[(row + i / 2 % 2 * 8) * columns + column + i / 4 * 8 + i % 2] = sums[i];
+
+extern "C" __global__ void __launch_bounds__(128) wgmma_s8(const signed char *left, const signed char *right, int *result) {
+  WGMMA_BYTES(s8, int, 64)
+}
+
+extern "C" __global__ void __launch_bounds__(128) wgmma_u8s8(const unsigned char *left, const signed char *right, int *result) {
+  WGMMA_BYTES(u8s8, int, 128)
+}
+
+extern "C" __global__ void __launch_bounds__(128) wgmma_e4m3(const unsigned char *left, const unsigned char *right, float *result) {
+  WGMMA_BYTES(e4m3, float, 256)
+}
+
+extern "C" __global__ void __launch_bounds__(128) wgmma_e5m2(const unsigned char *left, const unsigned char *right, float *result) {
+  WGMMA_BYTES(e5m2, float, 64)
 }
 
 #endif

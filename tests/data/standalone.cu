@@ -146,11 +146,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) kernel_packed_dot_max(
           const int row = i0 * 16 + c / 8;
           const int piece = c % 8;
           if (k0 * 64 + piece * 8 < 136) {
-            tw_copy_async_16(&left[tw_swizzled(k0 * 128 + row, piece * 8, 768)], &x0[tw_min(R - 1, tile * 128 + row) * 136 + k0 * 64 + piece * 8]);
+            tw_copy_async_16(&left[tw_swizzled(k0 * 128 + row, piece * 8, 8)], &x0[tw_min(R - 1, tile * 128 + row) * 136 + k0 * 64 + piece * 8]);
           } else {
             #pragma unroll
             for (int z = 0; z < 8; ++z) {
-              left[tw_swizzled(k0 * 128 + row, piece * 8 + z, 768)] = tw_to_bfloat16(0.0f);
+              left[tw_swizzled(k0 * 128 + row, piece * 8 + z, 8)] = tw_to_bfloat16(0.0f);
             }
           }
         }

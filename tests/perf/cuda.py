@@ -85,6 +85,7 @@ PROGRAMS: dict[str, Callable[[], Graph]] = {
     "int8 weights, 64 rows": lambda: coded(64, 8, 4096),
     "int4 weights, any rows": lambda: coded(ROWS, 4, 32),
     "matmul f8e4m3": lambda: product_of(*[FLOATS8[0]] * 2, 1024, 1024, 1024, BF16),
+    "large matmul f8e4m3": lambda: product_of(*[FLOATS8[0]] * 2, 4096, 4096, 4096, BF16),
     "matmul f8e5m2": lambda: product_of(*[FLOATS8[1]] * 2, 1024, 1024, 1024, BF16),
     "int8 layer": lambda: layer(I8, I8, 1024, 1024, 1024, True),
     "convolution": lambda: convolution((8, 64, 56, 56), 3, 1, 1, 64),
