@@ -123,8 +123,10 @@ def _pipeline_rule(loop: For, level: str, depth: int) -> str:
 def kernel_rule(kernel: Kernel) -> str:
     """The rule about all of its statements that a kernel breaks."""
     inside = {id(s) for loop in walk(kernel.body) if isinstance(loop, For) and loop.kind == PIPELINE for s in walk(loop.body)}
-    if any(isinstance(s, MatmulTile) and s.grouped and id(s) not in inside for s in walk(kernel.body)):
-        return "matmul_group stands outside of a pipeline"
+    for statement in walk(kernel.body):
+        alone = isinstance(statement, CopyBulk) or isinstance(statement, MatmulTile) and statement.grouped
+        if alone and id(statement) not in inside:
+            return f"{'copy_bulk' if isinstance(statement, CopyBulk) else 'matmul_group'} stands outside of a pipeline"
     return ""
 
 

@@ -20,11 +20,12 @@ from tests.test_gpu_quantized import layer
 from tilewright import library as lib
 from tilewright.backends.cuda.backend import CudaBackend, capabilities_of
 from tilewright.backends.cuda.emit import emit_module
+from tilewright.backends.cuda.emit_kernel import emit_kernel
 from tilewright.backends.cuda.emit_pipeline import multiplying_registers
 from tilewright.backends.cuda.emulate import EmulationError
 from tilewright.ir.caps import Caps
 from tilewright.ir.dims import DimLike, symbol
-from tilewright.ir.errors import CompileError, VerifyError
+from tilewright.ir.errors import CompileError, InternalError, VerifyError
 from tilewright.ir.graph import Builder, Graph
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop import Alloc, MatmulTile, walk
@@ -180,6 +181,25 @@ def test_text_and_rules() -> None:
         assert old in PIPELINE
         with pytest.raises(CompileError, match=message):
             verify_kernel(parse_kernel(PIPELINE.replace(old, new)))
+
+
+def test_where_pipelines_stand() -> None:
+    lines = PIPELINE.splitlines()
+    start = next(number for number, line in enumerate(lines) if "pipeline(4)" in line)
+    end = next(number for number in range(start, len(lines)) if lines[number] == "    }")
+    loop, bulk = lines[start:end + 1], next(line for line in lines if "copy_bulk" in line)
+    for made, message in (
+            ([*lines[:start], "for %r in 0..2 {", *loop, "}", *lines[end + 1:]], "pipeline k0 stands in a block loop or inside of another"),
+            ([*lines[:start], "for %k0 in 0..5 {", bulk, "}", *lines[end + 1:]], "copy_bulk stands outside of a pipeline"),
+            ([*lines[:start], "for %k0 in 0..5 thread {", bulk, "}", *lines[end + 1:]], "copy_bulk stands in a thread loop, expected a pipeline")):
+        with pytest.raises(VerifyError, match=message):
+            verify_kernel(parse_kernel("\n".join(made) + "\n"))
+
+
+def test_one_pipeline_a_kernel() -> None:
+    kernel = parse_kernel(PIPELINE)
+    with pytest.raises(InternalError, match="has 2 pipelines in 2 block loops, expected one of each"):
+        emit_kernel(replace(kernel, body=kernel.body * 2), "twice", {})
 
 
 def test_copies_that_run_ahead_are_seen_in_the_interpreter() -> None:
