@@ -14,7 +14,8 @@ from msgspec import Struct
 
 from .ir.caps import Caps
 from .ir.dims import DimLike, bounds, ceildiv, divides, product
-from .ir.types import DType
+from .ir.ops.compute import PackedDot
+from .ir.types import DType, TensorType
 
 
 class Tile(Struct, frozen=True):
@@ -136,6 +137,12 @@ def group_panel_columns(columns: DimLike, rows: DimLike, steps: DimLike, dtype: 
         return None
     tile = group_tile(columns, rows, caps)
     return None if tile is None else tile[1]
+
+
+def is_plain_matrix(op: PackedDot, right: TensorType) -> bool:
+    """Whether a packed right operand is a matrix as it was, one panel that is wider than any that is packed for a block of a GPU."""
+    columns = right.shape[-1]
+    return op.square == op.step == 1 and not op.symmetric and right.shape[-3] == 1 and isinstance(columns, int) and columns > GPU_PANELS[0]
 
 
 def gpu_code_columns(columns: int, caps: Caps) -> int:

@@ -24,7 +24,7 @@ ALIGNMENT = 128
 # of a multiprocessor of sm_90: registers, and shared memory, of which each block takes some bytes for itself
 REGISTERS, SHARED_BYTES, OWN_BYTES = 65536, 233472, 1024
 MOST_REGISTERS, REGISTER_STEP = 240, 8  # of a thread
-COPYING_REGISTERS = 72
+COPYING_REGISTERS = 96
 
 
 class Pipeline(Struct, frozen=True):
@@ -95,9 +95,10 @@ def emit_pipeline(pipeline: Pipeline, copies: Callable[[], None], products: Call
 
     def bring() -> None:
         emit(f"if ({k} >= {stages}) tw_mbarrier_wait(&emptied[{stage}], {k} / {stages} + 1 & 1);")
-        block(f"if (threadIdx.x == {multiplying})",
-              f"tw_mbarrier_expect(&filled[{stage}], {sum(count for _, _, count in pipeline.bulk)});",
-              *(f"tw_bulk_load({target}, {source}, {count}, &filled[{stage}]);" for target, source, count in pipeline.bulk))
+        if pipeline.bulk:
+            block(f"if (threadIdx.x == {multiplying})",
+                  f"tw_mbarrier_expect(&filled[{stage}], {sum(count for _, _, count in pipeline.bulk)});",
+                  *(f"tw_bulk_load({target}, {source}, {count}, &filled[{stage}]);" for target, source, count in pipeline.bulk))
         copies()
 
     def copying_round() -> None:
@@ -107,7 +108,8 @@ def emit_pipeline(pipeline: Pipeline, copies: Callable[[], None], products: Call
               f"tw_mbarrier_arrive(&filled[({k} - {behind}) % {stages}]);")
 
     def initialise() -> None:
-        block(f"for (int stage = 0; stage < {stages}; ++stage)", f"tw_mbarrier_init(&filled[stage], {COPYING_THREADS + 1});",
+        arrivals = COPYING_THREADS + bool(pipeline.bulk)  # one announces bytes
+        block(f"for (int stage = 0; stage < {stages}; ++stage)", f"tw_mbarrier_init(&filled[stage], {arrivals});",
               f"tw_mbarrier_init(&emptied[stage], {multiplying // WARP});")
         emit("tw_mbarrier_init_fence();")
 

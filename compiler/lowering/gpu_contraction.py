@@ -13,7 +13,8 @@ steps are cut into parts (`gpu_split.py`).
 Where the target multiplies matrices in shared memory by four warps at once (`Caps.has_group_products`), large products go that way, as
 `pack_operands` has chosen by panels in squares: a warp has 16 rows and all columns of the tile. A pipeline brings the operands: four more
 warps copy the left one, and a part of a panel is one copy by the copy engine, since its squares lie as the units want them. Panels have
-whole parts, with zeros past the last step; what the left operand lacks there is stored as zeros.
+whole parts, with zeros past the last step; what the left operand lacks there is stored as zeros. A right operand that is no constant
+is no panels, but the matrix that it was: those warps copy its pieces to their places in squares.
 
 Blocks that run at the same time should share what they read in the second level of memory: they go down a few tiles of rows for each panel.
 
@@ -52,7 +53,7 @@ from ..ir.loop_vectors import first_neighbour
 from ..ir.ops.compute import FLOATS8, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
 from ..ir.types import BF16, F16, I8, I32, U8, DType, TensorType
-from ..tiles import GPU_PANELS, group_tile
+from ..tiles import GPU_PANELS, group_tile, is_plain_matrix
 from .contraction import named_parts
 from .gpu_split import Round, choose_parts, part_rounds
 from .gpu_vectors import vector_loop
@@ -73,7 +74,7 @@ ROUND_TIME, ELEMENTS_A_MICROSECOND = 0.2, 45000
 
 class GpuTile(Struct, frozen=True):
     """What a block computes: `rows` x `columns` of the result, `depth` steps at a time, by warps that lie `down` x `across`; of the steps
-    one of `parts`. `grouped`: each four warps multiply together."""
+    one of `parts`. `grouped`: each four warps multiply together; `plain`: then the right operand is no panels, but a matrix."""
 
     rows: int
     columns: int
@@ -82,6 +83,7 @@ class GpuTile(Struct, frozen=True):
     across: int
     parts: int = 1
     grouped: bool = False
+    plain: bool = False
 
     @property
     def stages(self) -> int:
@@ -98,7 +100,7 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     if not isinstance(op, PackedDot) or op.symmetric or isinstance(result.op, Pad):
         return None
     left, right = node.inputs
-    if op.square > 1:
+    if op.square > 1 or caps.has_group_products and is_plain_matrix(op, right.tensor):
         return _group_tile(node, op, caps)
     columns, unit = right.shape[-1], OPERANDS.get((left.dtype, right.dtype, op.step))
     if unit not in caps.matrix_units or columns not in GPU_PANELS:
@@ -125,12 +127,15 @@ def _group_tile(node: Node, op: PackedDot, caps: Caps) -> GpuTile | None:
     """The tile where warps multiply in groups of four: panels are in squares, of whole parts."""
     left, right = node.inputs
     columns, steps = right.shape[-1], right.shape[-2]
-    depth = group_steps(left.dtype)
-    whole = divides(depth // op.step, steps) and divides(COPIED // left.dtype.bytes, left.shape[-1])
-    fits = op.square == square_of(right.dtype.bytes) and OPERANDS.get((left.dtype, right.dtype, op.step)) in caps.matrix_units and whole
+    depth, pieces = group_steps(left.dtype), COPIED // left.dtype.bytes
     assert isinstance(columns, int)
-    tile = group_tile(node.shape[-1], product(node.shape[op.batch:-1]), caps, columns) if caps.has_group_products and fits else None
-    return None if tile is None else GpuTile(*tile, depth, tile[0] // GROUP_ROWS, 1, grouped=True)
+    plain, square = op.square == 1, square_of(right.dtype.bytes)
+    whole = (columns % square == 0 or not plain) and (divides(depth // op.step, steps) or plain) and divides(pieces, left.shape[-1])
+    fits = (plain or op.square == square) and OPERANDS.get((left.dtype, right.dtype, op.step)) in caps.matrix_units and whole
+    if not caps.has_group_products or not fits:
+        return None
+    tile = group_tile(node.shape[-1], product(node.shape[op.batch:-1]), caps, 0 if plain else columns)
+    return None if tile is None else GpuTile(*tile, depth, tile[0] // GROUP_ROWS, 1, grouped=True, plain=plain)
 
 
 def lower_gpu_contraction(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner, tile: GpuTile) -> Stmt:
@@ -211,26 +216,39 @@ class _Work:
         """All steps: the copies of a round run ahead of its products."""
         tile, inliner, n = self.tile, self.inliner, self.copied[0]
         assert isinstance(self.node.op, PackedDot)
-        rounds = self.node.inputs[1].shape[-2] // self.right_depth
+        rounds = ceildiv(self.node.inputs[1].shape[-2], self.right_depth)
         variable, step = loop_symbol(inliner.names.fresh("k"), rounds)
         stage = step % tile.stages
         part = self.right_depth * tile.columns
         panel = CopyBulk(self.right.name, (stage * self.right_depth, 0), self.rhs.name, (self._right(step * self.right_depth),), part)
         thread, t = loop_symbol(inliner.names.fresh("c"), COPYING_THREADS)
 
-        def copy(row: DimLike, piece: DimLike) -> Stmt:
-            place, first = (stage * tile.rows + row, piece * n), step * tile.depth + piece * n
-            copied = CopyAsync(self.left.name, place, self.lhs.name, (self._left(row, first),), n)
+        def piece_or_zeros(copied: CopyAsync, at: DimLike) -> Stmt:
+            """A piece of a step, zeros past the last one."""
             if divides(tile.depth, self.steps):
                 return copied
-            zero = self._zero(self.left.dtype)
             lane, e = loop_symbol(inliner.names.fresh("z"), n)
-            zeros = For(lane, n, "unrolled", (Store(self.left.name, (place[0], place[1] + e), zero),))
-            return If(inliner.scalar("lt", inliner.index(first), inliner.index(self.steps)), (copied,), (zeros,))
+            *outer, last = copied.index
+            zeros = For(lane, n, "unrolled", (Store(copied.buffer, (*outer, last + e), self._zero(self.left.dtype)),))
+            return If(inliner.scalar("lt", inliner.index(at), inliner.index(self.steps)), (copied,), (zeros,))
 
-        pieces = self._pieces(t, tile.rows, tile.depth // n, copy, COPYING_THREADS)
-        left = For(thread, COPYING_THREADS, "thread", tuple(pieces))
-        return For(variable, rounds, PIPELINE, (panel, left, self._multiply(stage)), tile.stages)
+        def from_left(row: DimLike, piece: DimLike) -> Stmt:
+            first, place = step * tile.depth + piece * n, (stage * tile.rows + row, piece * n)
+            return piece_or_zeros(CopyAsync(self.left.name, place, self.lhs.name, (self._left(row, first),), n), first)
+
+        def from_right(square: DimLike, row: DimLike) -> Stmt:
+            """Row of a square, where squares lie one after another; columns past the last one are some that are there."""
+            down, across = unflatten_index(square, (tile.depth // n, tile.columns // n))
+            at, columns = step * tile.depth + down * n + row, self.node.shape[-1]
+            column = dim_min(self.panel * tile.columns + across * n, columns - n)
+            place = (stage * part + square * n * n + row * n,)
+            return piece_or_zeros(CopyAsync(self.right.name, place, self.rhs.name, (self._plain_right(at) + column,), n), at)
+
+        pieces = self._pieces(t, tile.rows, tile.depth // n, from_left, COPYING_THREADS)
+        if tile.plain:
+            pieces += self._pieces(t, part // (n * n), n, from_right, COPYING_THREADS)
+        copies = For(thread, COPYING_THREADS, "thread", tuple(pieces))
+        return For(variable, rounds, PIPELINE, (*([] if tile.plain else [panel]), copies, self._multiply(stage)), tile.stages)
 
     def _copy(self, step: DimLike, stage: DimLike, when: Node) -> Stmt:
         """Begins to copy the operands of a step into a stage. The condition stands within the loop over threads, so that the one barrier
@@ -269,6 +287,11 @@ class _Work:
         panels, depth, width = self.node.inputs[1].shape[-3:]
         batch = flatten_index(self.batch, self.batch_shape)
         return ((batch * panels + self.panel) * depth + step) * width
+
+    def _plain_right(self, step: DimLike) -> DimLike:
+        """Where a step of a right operand begins that is no panels."""
+        depth, width = self.node.inputs[1].shape[-2:]
+        return (flatten_index(self.batch, self.batch_shape) * depth + step) * width
 
     def _loaded_steps(self, first: DimLike, count: DimLike) -> Stmt:
         """Steps whose operands are brought by ordinary loads, zeros past the last one."""

@@ -41,7 +41,7 @@ from .pack_bfloats import packed_bfloat_conv, packed_bfloats, widened
 from .pack_floats8 import packed_floats8
 from .pack_integers import largest, packed_integer_conv, packed_integers
 from .pack_repeated import pack_repeated
-from .panels import pack_columns, pack_squares
+from .panels import is_known, pack_columns, pack_squares
 from .winograd import fast_convolution, known_array
 
 MOST_PARTS = 16  # convolutions that one transposed convolution may become
@@ -110,8 +110,12 @@ def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps, only: bool 
     symmetric = _is_symmetric(op, lhs, rhs, free_left, free_right)
     grouped = group_panel_columns(width, product(rows), depth, lhs.dtype, caps)
     if grouped is not None and gated is None and not symmetric:
-        squares = PackedDot(len(batch), width, square=square_of(lhs.dtype.bytes))
-        return reshape(b, b.add(squares, left, pack_squares(b, right, len(batch), grouped)), (*batch, *rows, *columns))
+        square = square_of(lhs.dtype.bytes)
+        if isinstance(width, int) and width % square == 0 and not is_known(right):  # copied as it is, piece by piece
+            value = b.add(PackedDot(len(batch), width), left, reshape(b, right, (*batch, 1, depth, width)))
+        else:
+            value = b.add(PackedDot(len(batch), width, square=square), left, pack_squares(b, right, len(batch), grouped))
+        return reshape(b, value, (*batch, *rows, *columns))
     tile = gpu_panel_columns(width, product(rows), lhs.dtype, caps) if caps.is_gpu else None
     if tile is None:
         tile = panel_columns(width, product(rows), accumulator_dtype(lhs.dtype), caps, depth)

@@ -18,7 +18,7 @@ def pack_columns(b: Builder, matrix: Node, batch: int, tile: int) -> Node:
     that all others are read where they lie and not from a copy with zeros beside it."""
     width = matrix.shape[batch + 1]
     others = ceildiv(width, tile) - 1
-    if bounds(others)[1] < 2 or divides(tile, width) or bounds(width)[0] < 1 or _is_known(matrix):
+    if bounds(others)[1] < 2 or divides(tile, width) or bounds(width)[0] < 1 or is_known(matrix):
         return _panels(b, matrix, batch, others + 1, tile)
     last = slice_axis(b, matrix, batch + 1, others * tile, (width - 1) % tile + 1)
     return b.add(Concat(batch), _panels(b, slice_axis(b, matrix, batch + 1, 0, others * tile), batch, others, tile),
@@ -55,7 +55,7 @@ def squares_of_words(b: Builder, panels: Node) -> Node:
     return reshape(b, transpose(b, apart, [*outer, *(panels.rank - 2 + axis for axis in (0, 2, 1))]), panels.shape)
 
 
-def _is_known(node: Node) -> bool:
+def is_known(node: Node) -> bool:
     """Whether a node is a constant, moved or not: packing is folded then."""
     while len(node.inputs) == 1:
         node = node.inputs[0]
