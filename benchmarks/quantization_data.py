@@ -281,8 +281,8 @@ class DataSet:
 
 DATA: dict[str, DataSet] = {
     "minilm": DataSet(128, 500, sentence_inputs),
-    "recognition": DataSet(168, 200, line_inputs),
-    "classifier": DataSet(168, 200, lambda texts, count: {"x": np.ascontiguousarray(line_inputs(texts, count)["x"][..., :192])}),
+    "recognition": DataSet(464, 500, line_inputs),
+    "classifier": DataSet(464, 500, lambda texts, count: {"x": np.ascontiguousarray(line_inputs(texts, count)["x"][..., :192])}),
     "detection": DataSet(64, 64, page_inputs),
     "magika": DataSet(256, 500, None),
 }

@@ -13,13 +13,14 @@ import numpy as np
 
 from .ir.dims import bounds, product
 from .ir.graph import Builder, Node
-from .ir.ops.compute import Conv
+from .ir.ops.compute import Bitcast, Conv
 from .ir.ops.control import Composite, Param
 from .ir.types import F32, I8, I16, I32, U8, DType, TensorType, Type
-from .library import apply, cast, composite, like, scalar
+from .library import apply, cast, composite, constant, like, scalar
 
 BYTES = (I8, U8)
 QUANTIZED = (*BYTES, I16)  # what a composite takes or gives
+STORED_BITS = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2}
 LEAST_CHANNELS = 64  # of a convolution that are worth a product of their own for each tap of the kernel
 MOST_TAPS = 16
 
@@ -54,6 +55,18 @@ def _dequantize(b: Builder, q: Node, scale: Node, *zero_point: Node) -> Node:
 def dequantize(b: Builder, q: Node, scale: Node, zero_point: Node | None = None) -> Node:
     """(q - zero point) * scale in the dtype of the scale; the difference is exact in int32."""
     return composite(b, "dequantize", _dequantize, q, scale, *([] if zero_point is None else [zero_point]))
+
+
+def widened(b: Builder, q: Node) -> Node:
+    """Integers that are only stored, in the lowest bits of a byte, as int8 or uint8; others as they are."""
+    bits = STORED_BITS.get(q.dtype.name)
+    if bits is None:
+        return q
+    code = b.add(Bitcast(U8), q)
+    if q.dtype.name.startswith("u"):
+        return apply(b, "and", code, constant(b, (1 << bits) - 1, U8))
+    top = b.add(Bitcast(I8), apply(b, "shl", code, constant(b, 8 - bits, U8)))  # the sign is brought to the top of the byte, and back
+    return apply(b, "shr", top, constant(b, 8 - bits, I8))
 
 
 @lru_cache(maxsize=256)

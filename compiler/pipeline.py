@@ -38,6 +38,7 @@ from .passes.inline_control import inline_control
 from .passes.lower_quantized import left_as_floats as left_by_lower_quantized
 from .passes.lower_quantized import lower_quantized
 from .passes.narrow_products import narrow_products
+from .passes.narrow_tables import narrow_tables
 from .passes.pack_operands import pack_operands
 from .passes.share_divisors import share_divisors
 from .passes.share_sorts import share_sorts
@@ -108,6 +109,8 @@ PASSES: tuple[Pass, ...] = (
          lambda graph, options, caps: in_bodies(partial(lower_quantized, caps=caps))(graph, options), "finite"),
     Pass("decompose", "only primitives are left", for_any_target(decompose), makes=("primitive",)),
     Pass("weight_only", "no product with constant integers times scales is left", keep_weights_narrow, "finite", needs=("primitive",)),
+    Pass("narrow_tables", "rows are taken of no table that is computed of narrower ones, or of bytes that hold few bits",
+         for_any_target(in_bodies(narrow_tables)), needs=("primitive",)),
     Pass("inline_control", "no `if` on a constant is left", for_any_target(inline_control)),
     Pass("canonicalize", "identities applied; chains of one kind of movement are one", for_any_target(canonicalize), "bounded"),
     Pass("fold_constants", "only large fillings and moved operands are made of constants alone", for_any_target(fold_constants)),

@@ -68,7 +68,7 @@ def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding
         transposed = not strict and max(op.input_dilation, default=1) > 1
         if transposed and not np.isfinite(w.value).all():
             return all_tainted(value)  # no product is taken with the zeros between the elements
-        if precision == "default" and w.known and min(x.value.shape, default=0) and _may_be_winograd(op, value):
+        if precision == "default" and w.known and min(x.value.shape, default=0) and all(s == 1 for s in (*op.strides, *op.dilation)):
             return _as_winograd(op, x, w, value) if finite else all_tainted(value)
     count = _terms(op, x.value, w.value)
     on_lattice = _on_lattice(op, operands, value, binding, count)
@@ -143,13 +143,9 @@ def _terms(op: Any, x: Array, w: Array) -> int:
 # --- Winograd's algorithm -----------------------------------------------------------------------------------------------
 
 
-def _may_be_winograd(op: Conv, value: Array) -> bool:
-    single = accumulator(value.dtype) is FORMATS[value.dtype]
-    return single and all(s == 1 for s in (*op.strides, *op.dilation))
-
-
 def _as_winograd(op: Conv, x: Traced, w: Traced, value: Array) -> Traced:
     """A plain convolution with the error of the worst tiles that passes may choose for it."""
+    inner = accumulator(value.dtype)
     spatial = tuple(range(1, x.value.ndim - 1)) if op.channels_last else tuple(range(2, x.value.ndim))
     kernel = w.value.shape[:-2] if op.channels_last else w.value.shape[2:]
     able = [[winograd(m, k) for m in ((1,) if k == 1 else RESULTS) if m + k - 1 <= MOST_POINTS] for k in kernel]
@@ -165,10 +161,10 @@ def _as_winograd(op: Conv, x: Traced, w: Traced, value: Array) -> Traced:
     most = np.where(most >= 0, most, INFINITE)
     terms, channels = _terms(op, x.value, w.value), w.value.shape[-2] if op.channels_last else w.value.shape[1]
     rounds = amplification * (channels + 2 * points) + terms + 4  # of a unit of roundoff each: the tiles', and the plain sum's
-    bound = SAFETY * (most - size) + rounds * FORMATS[value.dtype].epsilon / 2 * most
-    overflow = most * amplification >= FORMATS[value.dtype].largest
+    bound = SAFETY * (most - size) + rounds * inner.epsilon / 2 * most
+    overflow = most * amplification >= inner.largest
     bound = np.broadcast_to(np.where(overflow, INFINITE, bound), value.shape)
-    return Traced(value, settled(within(value, bound, FORMATS[value.dtype])), True)
+    return Traced(value, settled(within(value, rounded(bound, value), FORMATS[value.dtype])), True)
 
 
 def _by_tiles(op: WinogradConv, x: Traced, u: Traced, value: Array) -> Traced:

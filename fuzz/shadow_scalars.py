@@ -87,6 +87,9 @@ def _computed(name: str, operands: Sequence[Traced], value: Array, known: bool, 
     form, exact = FORMATS[value.dtype], are_exact(operands)
     signless = not strict or not exact or are_signless(operands)
     bound = None if exact else _propagated(name, operands, value)
+    if bound is not None and name in ("mul", "div") and not strict:
+        # a factor may be moved into the terms of a sum, which bounds it by an epsilon of them at least: they may overflow then
+        bound = np.where(bound > form.largest * form.epsilon, INFINITE, bound)
     on_lattice = _result_lattice(name, operands, form)
     if on_lattice is None and not (strict and exact and name in ARITHMETIC):
         own = _own_error(name, operands, value, form, strict)

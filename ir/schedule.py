@@ -36,12 +36,12 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from .dependence import accesses_of, conflicts, lie_apart_later, ranges_of, reached
+from .dependence import accesses_of, conflicts, lie_apart_later, ranges_of, reached, stored_buffers
 from .dims import DimLike, bounds, ceildiv, dim_min, divides, product, substitute, symbol, symbols_of
 from .errors import ScheduleError, VerifyError
 from .graph import Node
 from .lexer import Lexer
-from .loop import For, If, IndexValue, Kernel, loop_variable, map_sizes, names_of, substitute_statements, variable_size
+from .loop import For, If, IndexValue, Kernel, loop_variable, map_sizes, names_of, substitute_statements, variable_size, walk
 from .loop_places import (
     LATE,
     Meeting,
@@ -340,7 +340,8 @@ def unroll(kernel: Kernel, loop: str) -> Kernel:
 
 def parallelize(kernel: Kernel, loop: str) -> Kernel:
     """Divides an outermost serial loop among threads. Legal where no iteration depends on another and no other outermost
-    statement touches what it stores to or stores to what it touches (there is no barrier between them)."""
+    statement touches what it stores to or stores to what it touches (there is no barrier between them); and where, of those
+    others, what every thread runs touches nothing that the first one alone stores to."""
     place = find_loop(kernel, loop)
     old = place.loop
     need_kind(kernel, old, "serial", "parallelize")
@@ -348,7 +349,13 @@ def parallelize(kernel: Kernel, loop: str) -> Kernel:
         raise refusal(kernel, f"parallelize {loop}: it stands inside another statement; only outermost loops may be parallel")
     need_independent(place, "parallelize")
     # what is parallel already promises to touch nothing that another statement stores to
-    need_apart(kernel, old, [s for s in kernel.body if s is not old and not is_parallel(s)], f"parallelize {loop}")
+    others = [s for s in kernel.body if s is not old and not is_parallel(s)]
+    need_apart(kernel, old, others, f"parallelize {loop}")
+    parameters = {b.name for b in kernel.buffers}
+    alone = [s for s in others if stored_buffers(walk([s])) & parameters]
+    for statement in others:
+        if statement not in alone:
+            need_apart(kernel, statement, alone, f"parallelize {loop}")
     return place.replaced((replace(old, kind="parallel"),))
 
 

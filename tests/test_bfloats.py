@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -75,23 +78,69 @@ def contractions(graph: Graph, caps: Caps, precision: str = "default") -> list[t
 # --- the function ----------------------------------------------------------------------------------------------------
 
 
-def test_words_of_bfloats_are_multiplied_and_added_one_after_the_other() -> None:
-    def word(low: float, high: float) -> int:
-        low_bits, high_bits = np.array([low, high], np.float32).view(np.uint32)
-        return int(low_bits >> 16 | high_bits)
+def with_zeros(x: float) -> float:
+    """x, a zero of its sign where it is no normal float32."""
+    return math.copysign(0.0, x) if abs(x) < 2.0**-126 else x
 
-    tiny, small = float(np.float32(2.0**-126)), float(np.float32(2.0**-130))
-    rows = [((1, 2), (3, 4), 5.0, 16.0), ((1, 2.0**60), (-(2.0**100), 2.0**40), 0.0, 0.0), ((small, 1), (2.0**100, small), 1.0, 1.0),
-            ((0, tiny), (0, 0.5), 0.0, 0.0), ((0, 0), (0, 0), small, 0.0), ((np.inf, 1), (0, 1), 0.0, np.nan), ((1, 0), (np.inf, 0), 0.0, np.inf)]
-    a, b = (np.array([word(*row[i]) for row in rows], np.uint32) for i in (0, 1))
-    c, expected = (np.array([row[i] for row in rows], np.float32) for i in (2, 3))
-    np.testing.assert_array_equal(evaluate_scalar("dot_bfloats", [a, b, c]), expected)
+
+def multiply_add(x: float, y: float, c: float) -> float:
+    """One step of vdpbf16ps, in exact arithmetic: a result is rounded to 24 bits to nearest even, whatever its exponent; what is then no
+    normal number is a zero, as in all instructions of x86 that flush (Intel SDM volume 1, 4.9.1.5: tiny after rounding)."""
+    x, y, c = map(with_zeros, (x, y, c))
+    in_double = x * y + c  # the product is exact
+    if not math.isfinite(in_double) or not (exact := Fraction(x) * Fraction(y) + Fraction(c)):
+        return in_double
+    exponent = exact.numerator.bit_length() - exact.denominator.bit_length() - 24
+    exponent += abs(exact) >= Fraction(2) ** (exponent + 24)
+    nearest = round(exact / Fraction(2) ** exponent) * Fraction(2) ** exponent
+    if abs(nearest) >= 2**128:
+        return math.copysign(math.inf, nearest)
+    return with_zeros(math.copysign(float(abs(nearest)), exact))
+
+
+def by_the_definition(a: Array, b: Array, c: Array) -> Array:
+    """The upper products first, then the lower ones (Intel SDM volume 2, VDPBF16PS, Operation: DAZ, FTZ, RNE)."""
+    for half in (0xFFFF0000, 0x0000FFFF):
+        shift = np.uint32(0 if half > 0xFFFF else 16)
+        x, y = (((word & np.uint32(half)) << shift).view(np.float32).astype(float).tolist() for word in (a, b))
+        c = np.array(list(map(multiply_add, x, y, c.astype(float).tolist())), np.float32)
+    return c
+
+
+def words_and_sums(count: int = 2000) -> tuple[Array, Array, Array]:
+    """Random bits, numbers whose sums lie about the least normal one, and special ones."""
+    rng = np.random.default_rng(3)
+    random = [rng.integers(0, 1 << 32, count, dtype=np.uint32) for _ in range(3)]
+    signs_and_bits = [rng.integers(0, 1 << 32, count, dtype=np.uint32) & np.uint32(mask) for mask in (0x807F807F, 0x807F807F, 0x807FFFFF)]
+    about_the_least = [bits + (np.uint32(127 - 63) * np.uint32(1 << 23 | 1 << 7) if i < 2 else rng.integers(1, 5, count, dtype=np.uint32) << np.uint32(23))
+                       for i, bits in enumerate(signs_and_bits)]
+    special = np.array([0, 1, 0x7F, 0x80, 0x81, 0x1F80, 0x3F80, 0x3F81, 0x5F80, 0x7F7F, 0x7F80, 0x7F81, 0x7FC0], np.uint32)
+    special = np.concatenate([special, special | np.uint32(0x8000)])
+    pairs = [rng.choice(special, count) | rng.choice(special, count) << np.uint32(16) for _ in range(2)]
+    sums = rng.choice(special, count) << np.uint32(16) | rng.choice(np.array([0, 1, 0xFFFF], np.uint32), count)
+    # just below the least normal number: 2**-126 less some quarters of the last place that a subnormal number has
+    parts = np.arange(1, 17, dtype=np.float32) * np.float32(2.0**-4 * 2.0**-75)
+    edge = [(parts.view(np.uint32) >> np.uint32(shift)) for shift in (0, 16)]
+    other = np.float32(-(2.0**-75)).view(np.uint32)
+    edges = [np.concatenate(edge), np.repeat([other, other >> np.uint32(16)], 16).astype(np.uint32), np.full(32, np.float32(2.0**-126).view(np.uint32))]
+    a, b, c = (np.concatenate(parts) for parts in zip(random, about_the_least, [*pairs, sums], edges))
+    return a, b, c.view(np.float32)
+
+
+def test_words_of_bfloats_are_multiplied_and_added_one_after_the_other() -> None:
+    """By the definition; by the instruction where this machine has it; by what stands for it on other targets."""
+    a, b, c = words_and_sums()
+    with np.errstate(all="ignore"):
+        expected = by_the_definition(a, b, c)
+        assert_identical([evaluate_scalar("dot_bfloats", [a, b, c])], [expected])
+    assert 16 < np.isnan(expected).sum() < len(expected) / 2 and (expected == 0).sum() > 100
     builder = Builder()
-    params = [builder.add(Param(name, dtype, (len(rows),))) for name, dtype in (("a", U32), ("b", U32), ("c", F32))]
+    params = [builder.add(Param(name, dtype, a.shape)) for name, dtype in (("a", U32), ("b", U32), ("c", F32))]
     graph = Graph("words", params, [builder.add(Elementwise("dot_bfloats"), *params)])
-    for target in ("cpu:x86-64", "cpu:x86-64-v3"):
+    assert "vdpbf16ps" in program_text(lower(enter(graph, "", "", "cpu:znver4", Options()), "cpu:znver4"), "asm", "cpu:znver4")
+    for target in ("cpu:x86-64", "cpu:x86-64-v3", "cpu:znver4"):
         if runs_here(target):
-            np.testing.assert_array_equal(run_compiled(compiled(graph, target), [a, b, c])[0], expected)
+            assert_identical(run_compiled(compiled(graph, target), [a, b, c]), [expected])
     with pytest.raises(CompileError, match="two words of u32 and an f32"):
         result_dtype("dot_bfloats", [U32, I32, F32])
 

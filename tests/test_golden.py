@@ -8,18 +8,22 @@ random inputs and compared, so that no golden file can state a wrong result. A l
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from comparing import assert_close
 
 from tilewright.fuzz.generate import random_inputs
+from tilewright.ir.caps import Caps
 from tilewright.ir.errors import IndexFailure
+from tilewright.ir.graph import Graph
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.parser import parse
 from tilewright.ir.printer import format_graph
 from tilewright.ir.verify import verify
 from tilewright.options import Options
+from tilewright.passes import narrow_tables as narrow_tables_module
 from tilewright.passes.canonicalize import canonicalize
 from tilewright.passes.decompose import decompose
 from tilewright.passes.eliminate_dead import eliminate_dead
@@ -29,10 +33,23 @@ from tilewright.passes.forward_scales import forward_scales
 from tilewright.passes.inline_control import inline_control
 from tilewright.passes.share_divisors import share_divisors
 from tilewright.passes.share_sorts import share_sorts
+from tilewright.passes.weight_only import keep_weights_narrow
+
+
+def narrow_tables(graph: Graph, options: Options) -> Graph:
+    """With tables that a reader can read."""
+    with patch.multiple(narrow_tables_module, SMALL_BYTES=8, LEAST_PART=2):
+        return narrow_tables_module.narrow_tables(graph, options)
+
+
+def weight_only(graph: Graph, options: Options) -> Graph:
+    return keep_weights_narrow(graph, options, Caps(vector_bits=128))
+
 
 FOLDER = Path(__file__).parent / "golden"
 PASSES = {f.__name__: f for f in (
-    canonicalize, decompose, eliminate_dead, fold_constants, fold_scales, forward_scales, inline_control, share_divisors, share_sorts)}
+    canonicalize, decompose, eliminate_dead, fold_constants, fold_scales, forward_scales, inline_control, narrow_tables, share_divisors,
+    share_sorts, weight_only)}
 MARK = "// expected\n"
 CASES = sorted(p for name in PASSES for p in (FOLDER / name).glob("*.ir"))
 

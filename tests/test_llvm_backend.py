@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import mmap
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -501,6 +502,26 @@ def test_division_of_the_vector_variable() -> None:
     run = executable(kernel([vector("a", size=5), vector("b"), vector("c", access="out")], [N], body))
     a, b, n = floats(5), floats(50), np.arange(50)
     np.testing.assert_array_equal(run(a, b), a[n // 3 % 5] + np.minimum(n % 7, 4).astype(np.float32) + b)
+
+
+@pytest.mark.parametrize("part, offset, by_chunk", [(16, 0, True), (24, 8, True), (8, 16, True), (12, 0, False), (16, 4, False), (4, 0, False)])
+@pytest.mark.parametrize("size", [N, 61])
+def test_parts_of_a_row_that_are_whole_vectors_are_read_as_vectors(part: int, offset: int, by_chunk: bool, size: DimLike) -> None:
+    """Of 8 lanes: the place within a part goes on from lane to lane, and the part's number is one for all. What is stored is not read."""
+    at = i + 24 * j + offset
+    value = apply("add", apply("mul", load("a", at % part), load("b", at // part)), load("e", i))
+    body = loop(j, 3, "serial", loop(i, size, "vector", Store("c", (j, i), value), Store("d", (at // part,), number(1, I32), "add")))
+    clear = loop(k, 60, "serial", Store("d", (k,), number(0, I32)))
+    buffers = [vector("a", size=24), vector("b", size=60), Buffer("c", F32, (3, size), "out"), vector("d", I32, "out", 60), vector("e", size=size)]
+    made = compile_program(single(kernel(buffers, [] if size == 61 else [N], clear, body)), HOST)
+    assert (re.search(r"insertelement <8 x float> .* i64 7", made.llvm_ir) is None) == by_chunk
+    run = Executable.from_object(made.object_code, threads=1)
+    a, b = floats(24), floats(60)
+    for length in (61,) if size == 61 else (0, 1, 8, 23, 61):
+        n, e = np.arange(length) + 24 * np.arange(3)[:, None] + offset, floats(length)
+        found = run(a, b, e)
+        np.testing.assert_array_equal(found[0], a[n % part] * b[n // part] + e)
+        np.testing.assert_array_equal(found[1], np.bincount((n // part).ravel(), minlength=60))
 
 
 def test_histogram_combines_lanes_that_meet() -> None:

@@ -19,9 +19,10 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 import tilewright as tw
-from tilewright.frontends.onnx_ops.narrow import FORMATS, INTEGER_BITS
+from tilewright.frontends.onnx_ops.narrow import FORMATS
 from tilewright.ir.errors import IndexFailure
 from tilewright.ir.types import dtype_named
+from tilewright.library_quantized import STORED_BITS
 
 pytestmark = pytest.mark.usefixtures("quick_code")
 
@@ -193,7 +194,7 @@ def test_casts_to_narrow_floats(name: str, saturate: int, backend: str, monkeypa
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", [*FORMATS, *INTEGER_BITS, "f8e8m0"])
+@pytest.mark.parametrize("name", [*FORMATS, *STORED_BITS, "f8e8m0"])
 def test_narrow_values_are_read(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.arange(256, dtype=np.uint8).view(dtype_named(name).numpy).reshape(4, 64)
     model = model_of("Cast", [x], [(np.float32, x.shape)], to=TensorProto.FLOAT)
@@ -202,7 +203,7 @@ def test_narrow_values_are_read(name: str, backend: str, monkeypatch: pytest.Mon
     assert run(turned, [x], backend, monkeypatch)[0].tobytes() == np.ascontiguousarray(x.T).tobytes()
 
 
-@pytest.mark.parametrize("name", INTEGER_BITS)
+@pytest.mark.parametrize("name", STORED_BITS)
 def test_narrow_integers_wrap_and_quantize(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     target = dtype_named(name).numpy
     code = helper.np_dtype_to_tensor_dtype(target)

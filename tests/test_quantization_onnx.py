@@ -23,7 +23,7 @@ from tilewright.frontends.onnx_editing import packed
 from tilewright.ir.interp import evaluate_graph
 from tilewright.quantizing import Recipe, quantize
 from tilewright.quantizing.applying import apply_plan
-from tilewright.quantizing.layers import find_layers
+from tilewright.quantizing.layers import find_layers, with_constants
 from tilewright.quantizing.plan import ActivationPlan, Fold, LayerPlan, Plan, WeightPlan, merged
 from tilewright.quantizing.write_onnx import write_onnx
 
@@ -78,7 +78,7 @@ def activation_of(kind: str) -> ActivationPlan:
 def plan_of(graph: Any, dtype: str = "i8", activation: str = "u8", group: int = 0, correct: bool = True,
             change: Callable[[LayerPlan], LayerPlan] = lambda layer: layer) -> Plan:
     """A plan that rounds every layer to nearest, with a random correction."""
-    layers = []
+    layers, graph = [], with_constants(graph)
     for layer in find_layers(graph)[0]:
         shape = [1] * layer.node.rank
         if shape:
@@ -252,6 +252,24 @@ def test_constants_of_nodes_are_dropped_with_the_nodes(tmp_path: Path) -> None:
                     node("MatMul", ["t", "w"], "y")], (8, 3), {})
     found = written(tmp_path, source, {"x": normal(8, 3)})
     assert "Constant" not in ops(found) and ops(found)["Transpose"] == 1
+
+
+def test_weights_that_are_cast_or_repeated_are_constants(tmp_path: Path) -> None:
+    """float16 in the file, before a transpose and behind one, and one number of a shape; what made them goes with them."""
+    half = {name: normal(*shape).astype(np.float16) for name, shape in (("h", (8, 8)), ("t", (6, 8)), ("k", (4, 6)))}
+    source = model([
+        node("Cast", ["h"], "w0", to=FLOAT), node("MatMul", ["x", "w0"], "a"),
+        node("Cast", ["t"], "u", to=FLOAT), node("Transpose", ["u"], "w1", perm=[1, 0]), node("MatMul", ["a", "w1"], "b"),
+        node("Transpose", ["k"], "r", perm=[1, 0]), node("Cast", ["r"], "w2", to=FLOAT), node("MatMul", ["b", "w2"], "c"),
+        node("ConstantOfShape", ["shape"], "w3", value=numpy_helper.from_array(np.array([0.25], np.float32))), node("MatMul", ["c", "w3"], "y")],
+        (5, 8), {**half, "shape": np.array([4, 3])})
+    found = written(tmp_path, source, {"x": normal(5, 8)}, activation="float")
+    assert not {tensor.name for tensor in found.graph.initializer} & {*half, "shape"}
+    assert not {"Cast", "ConstantOfShape"} & ops(found).keys() and ops(found)["DequantizeLinear"] == 4
+    graph = tw.from_onnx(saved(tmp_path, source))
+    assert not find_layers(graph)[0] and len(find_layers(with_constants(graph))[0]) == 4
+    report = quantize(graph, recipe="weight-only int8", data_free=True, goal="size").report
+    assert [layer.shape for layer in report.layers if not layer.reason] == [(8, 8), (6, 8), (6, 4), (4, 3)]
 
 
 def test_a_correction_joins_the_bias_or_stands_behind(tmp_path: Path) -> None:

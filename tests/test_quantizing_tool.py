@@ -5,6 +5,7 @@ Most tests run the interpreter, which compiles nothing, with times that the test
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -26,7 +27,7 @@ from tilewright.library import apply, constant, like, mean
 from tilewright.quantizing import RECIPES, Recipe, apply_plan, diagnose, tool
 from tilewright.quantizing.choose import Contender, Judge, Search, gains
 from tilewright.quantizing.layers import Layer
-from tilewright.quantizing.metrics import cosine, disagreement, figures, loss_of, metric_named, noise
+from tilewright.quantizing.metrics import cosine, disagreement, figures, loss_of, metric_named, noise, sure_loss, typical_loss
 from tilewright.quantizing.plan import LayerPlan
 from tilewright.quantizing.tool import quantize
 
@@ -152,6 +153,22 @@ def test_a_coarse_metric_has_layers_compared_by_what_they_turn(interpreted: type
                                                                     if layer.reason)
     turned = [sum(not layer.reason for layer in report.layers) for report in found]
     assert turned[0] == 4 and turned == sorted(turned, reverse=True)
+
+
+def test_losses_of_samples_are_joined_as_said() -> None:
+    """The mean, what it may be with its standard error, and the median, which one sample that turns does not move."""
+    losses = [0.0, 0.1, 0.2, 0.9]
+    expected = [(np.array([loss]),) for loss in losses]
+
+    def given(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> float:
+        return float(first[0][0])
+
+    assert loss_of(given, expected, expected) == pytest.approx(0.3)
+    assert sure_loss(given, expected, expected) == pytest.approx(0.3 + np.std(losses, ddof=1) / 2)
+    assert typical_loss(given, expected, expected) == pytest.approx(0.15)
+    broken = [(np.array([math.nan]),), *expected[1:]]
+    assert loss_of(given, expected, broken) == sure_loss(given, expected, broken) == math.inf
+    assert sure_loss(given, expected[2:3], expected[2:3]) == 0.2 and sure_loss(given, [], []) == 0
 
 
 def rough(expected: tuple[np.ndarray, ...], found: tuple[np.ndarray, ...]) -> float:
@@ -442,4 +459,4 @@ def test_a_search_without_contenders_chooses_nothing(interpreted: type[Made]) ->
     options = Search(refused, "time", prepared.plan)
     plan = options.plan(options.cheapest())
     assert [layer.reason for layer in plan.layers] == ["it is too small"]
-    assert Judge(graph, prepared.judged, metric_named("cosine")[1], interpreted(), "cpu", tw.Options()).loss(graph)[0] == 0
+    assert Judge(graph, prepared.judged, metric_named("cosine")[1], interpreted(), "cpu", tw.Options()).judge(graph)[0] == 0

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import weight_only as benchmark
+from benchmarks.ggml_product import q4_0_blocks
 from tests.comparing import assert_close, assert_identical
 from tests.compiled import QUIET, compiled, run_compiled, runs_here
 from tilewright import library as lib
@@ -339,3 +340,46 @@ def test_the_benchmark_says_what_share_of_the_limits_is_reached() -> None:
     assert len(forgotten) == 6 and row["error"] < 1e-5 and row["rate"] == (64 * 64 / 2 + 4 * 64 * 4) / row["seconds"]
     assert row["of reading"] == row["rate"] / 1e10 and row["of computing"] == 2 * 2 * 64 * 64 / row["seconds"] / 1e11
     assert "int4    2 rows" in benchmark.line(row)
+
+
+def test_blocks_of_the_peer_hold_the_same_weights() -> None:
+    """By the definition of Q4_0, in ggml's `dequantize_row_q4_0`."""
+    weights = benchmark.random_weights(4, 96, 32, half_scales=True)
+    blocks = q4_0_blocks(weights.integers.reshape(96, 96), weights.scales[:, 0])
+    assert blocks.shape == (96, 3) and blocks.dtype.itemsize == 18
+    halves = [(codes.astype(int) - 8) * blocks["scale"].astype(np.float32)[..., None] for codes in (blocks["codes"] & 15, blocks["codes"] >> 4)]
+    np.testing.assert_array_equal(np.concatenate(halves, axis=-1).reshape(96, 96).T, weights.dense)
+
+
+def test_the_benchmark_takes_turns_with_a_peer_and_refuses_its_wrong_results(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Peer:
+        wrong = 0.0
+
+        def __init__(self, x: Array, integers: Array, scales: Array) -> None:
+            self.x, self.dense, self.calls = x, integers * np.repeat(scales, 32, axis=0), 0
+
+        def __call__(self) -> None:
+            self.calls += 1
+
+        def values(self) -> Array:
+            assert self.calls == 2
+            return self.x @ self.dense + np.float32(self.wrong)
+
+        def close(self) -> None:
+            self.calls = 0
+
+    ticks = itertools.count()
+
+    def row() -> dict[str, float]:
+        return benchmark.measure(4, 1, 64, 32, lambda: float(next(ticks)), lambda: None, {"read": 1e10, "float32": 1e11}, calls=2, peer=Peer)
+
+    found = row()
+    assert found["ggml error"] < 1e-5 and found["rate"] == (64 * 64 / 2 + 2 * 64 * 2) / found["seconds"]
+    assert "ggml / ours  1.00" in benchmark.line(found)
+    monkeypatch.setattr(Peer, "wrong", 1.0)
+    with pytest.raises(ValueError, match="ggml's product 1x64x64 is wrong by"):
+        row()
+    for arguments, complaint in ((["--bits", "2"], "Q4_0 has 4 bits in groups of 32"), ([], "no libggml-base.so in nowhere: build the targets")):
+        with pytest.raises(SystemExit):
+            benchmark.main(["--ggml", "nowhere", *arguments])
+        assert complaint in capsys.readouterr().err

@@ -17,8 +17,22 @@ from msgspec import Struct
 
 from tilewright.backends.llvm.emit_scalars import spread_text
 from tilewright.backends.llvm.emit_text import Block, Function, shaped, splat_text
-from tilewright.ir.dims import Atom, Composed, Dim, DimLike, Monomial, Symbol, bounds, substitute, symbols_of
+from tilewright.ir.dims import (
+    Atom,
+    Composed,
+    Dim,
+    DimLike,
+    Monomial,
+    Symbol,
+    bounds,
+    divides,
+    size_of,
+    size_of_terms,
+    substitute,
+    symbols_of,
+)
 from tilewright.ir.errors import InternalError
+from tilewright.ir.loop_proofs import linear_factor
 
 Terms = tuple[tuple[Monomial, int], ...]
 NARROW = 2**31 - 1
@@ -41,12 +55,12 @@ def monomial_names(monomial: Monomial) -> tuple[str, ...]:
 
 class Binding(Struct):
     """What a symbol stands for: `value`, an integer or an i64 operand, bound in scope `depth`. `lanes`: `value` is a vector.
-    `is_chunk`: lane l of a vector loop is at value + l."""
+    `chunk`: lane l of a vector loop of so many is at value + l, and value is a multiple of their number."""
 
     value: int | str
     depth: int
     lanes: int = 0
-    is_chunk: bool = False
+    chunk: int = 0
 
 
 class Scope:
@@ -91,17 +105,17 @@ class Indices:
         """Leaves `depth` scopes."""
         del self.scopes[depth:]
 
-    def bind(self, name: str, value: int | str, lanes: int = 0, is_chunk: bool = False) -> Binding | None:
+    def bind(self, name: str, value: int | str, lanes: int = 0, chunk: int = 0) -> Binding | None:
         """Binds a symbol in the innermost scope and returns what it stood for before."""
         before = self.bindings.get(name)
-        self.bind_to(name, Binding(value, len(self.scopes) - 1, lanes, is_chunk))
+        self.bind_to(name, Binding(value, len(self.scopes) - 1, lanes, chunk))
         return before
 
     def bind_to(self, name: str, binding: Binding) -> None:
         self.bindings[name] = binding
         self.integers.pop(name, None)
         self.varying_names.discard(name)
-        if binding.lanes or binding.is_chunk:
+        if binding.lanes or binding.chunk:
             self.varying_names.add(name)
         elif isinstance(binding.value, int):
             self.integers[name] = binding.value
@@ -290,8 +304,9 @@ class Indices:
 
     # ---- vectors ----
 
-    def place(self, size: DimLike) -> Place:
-        """How the lanes' offsets follow from the first one's."""
+    def place(self, size: DimLike, by_chunk: bool = False) -> Place:
+        """How the lanes' offsets follow from the first one's. `by_chunk`: also where that holds within each chunk of lanes alone, as of
+        parts of a row that are whole chunks; what is uniform may then differ between chunks."""
         constant, terms = self.resolve(size)
         if not self.is_varying(size):
             return Place("uniform", constant, terms)
@@ -305,23 +320,44 @@ class Indices:
                 continue
             varying = [(atom, power) for atom, power in monomial if self._atom_varies(atom)]
             atom, power = varying[0]
-            found = self.bindings[atom.name] if isinstance(atom, Symbol) else None
-            if len(varying) > 1 or power > 1 or found is None or not found.is_chunk:
+            symbol, step = self._step_in_chunk(atom, by_chunk)
+            if len(varying) > 1 or power > 1 or symbol is None:
                 return Place("lanes", constant, terms)
-            chunk = found
+            chunk = self.bindings[symbol.name]
             rest = tuple(factor for factor in monomial if factor[0] != atom)
-            strides.append((rest, coefficient))
-            if not isinstance(found.value, int):
+            if step:
+                strides.append((rest, coefficient))
+            if not isinstance(chunk.value, int):
                 kept.append((monomial, coefficient))
+            elif isinstance(atom, Composed):
+                known, others = self.resolve(substitute(size_of(atom), {symbol.name: chunk.value}) * size_of_terms([(rest, coefficient)]))
+                first_lane += known
+                kept += others
             elif not rest:
-                first_lane += coefficient * found.value
-            elif found.value:
-                kept.append((rest, coefficient * found.value))
+                first_lane += coefficient * chunk.value
+            elif chunk.value:
+                kept.append((rest, coefficient * chunk.value))
         if chunk is None:  # what varied fell away
             return Place("uniform", constant, terms)
         stride = self._stride(strides)
         first = _merged(kept) if isinstance(chunk.value, int) else tuple(kept)
+        if stride == 0:
+            return Place("uniform", first_lane, first)
         return Place("contiguous" if stride == 1 else "strided", first_lane, first, stride)
+
+    def _step_in_chunk(self, atom: Atom, by_chunk: bool) -> tuple[Symbol | None, int]:
+        """The variable of the vector loop where the atom is that, or a quotient or remainder that divides no chunk; and by how much it
+        grows from lane to lane."""
+        if isinstance(atom, Symbol):
+            return (atom if self.bindings[atom.name].chunk else None), 1
+        if not by_chunk or atom.kind == "min" or not isinstance(atom.right, int):
+            return None, 0
+        varying = [symbol for symbol in symbols_of(atom.left) if symbol.name in self.varying_names]
+        lanes = self.bindings[varying[0].name].chunk if len(varying) == 1 else 0
+        if not lanes or atom.right % lanes or linear_factor(atom.left, varying[0]) != 1:
+            return None, 0
+        starts_whole = divides(lanes, self.substituted(atom.left - size_of(varying[0])))
+        return (varying[0] if starts_whole else None), int(atom.kind == "mod")
 
     def _atom_varies(self, atom: Atom) -> bool:
         return not self.varying_names.isdisjoint(atom_names(atom))
@@ -361,7 +397,7 @@ class Indices:
         if found.lanes:
             return str(found.value)
         first = spread_text(self.code, "i64", str(found.value), lanes)
-        if not found.is_chunk:
+        if not found.chunk:
             return first
         steps = "<" + ", ".join(f"i64 {lane}" for lane in range(lanes)) + ">"
         return self.code.pure(f"add {kind} {first}, {steps}")

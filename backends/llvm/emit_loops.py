@@ -550,7 +550,7 @@ class KernelEmitter:
         vector.mask = mask
         self.accesses.vector = vector
         depth = self.indices.push_scope()
-        before = self.indices.bind(loop.symbol.name, position, is_chunk=True)
+        before = self.indices.bind(loop.symbol.name, position, chunk=loop.lanes)
         self.emit_block(loop.body)
         self.indices.restore(loop.symbol.name, before)
         self.indices.pop_scopes(depth)

@@ -117,14 +117,14 @@ class Accesses:
             raise InternalError(f"llvm backend: no buffer {name}; there are {', '.join(self.memories)}")
         return found
 
-    def place(self, memory: Memory, index: tuple[DimLike, ...]) -> Place:
+    def place(self, memory: Memory, index: tuple[DimLike, ...], by_chunk: bool = False) -> Place:
         key = (memory.address, index)
         offset = self.offsets.get(key)
         if offset is None:
             offset = self.offsets[key] = self.offset(memory, index)
         if self.vector is None:
             return Place("uniform", *self.indices.resolve(offset))
-        place = self.indices.place(offset)
+        place = self.indices.place(offset, by_chunk)
         if memory.private_lanes:
             return self.private_place(memory, place)
         if place.kind == "lanes" and memory.is_register:
@@ -169,7 +169,7 @@ class Accesses:
 
     def load(self, name: str, index: tuple[DimLike, ...]) -> Value:
         memory = self.memory(name)
-        place = self.place(memory, index)
+        place = self.place(memory, index, by_chunk=True)
         if memory.lanes:
             text = self.read(memory, f"load {shaped(memory.element, memory.lanes)}, ptr {self.private(memory, place)}, align 64")
             return from_memory(self.code, text, memory.dtype, memory.lanes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tilewright.backends.llvm.emit_math_calls import call_math
-from tilewright.backends.llvm.emit_text import Function, Value, mangled, shaped, splat_text
+from tilewright.backends.llvm.emit_text import Function, Value, float_text, mangled, shaped, splat_text
 from tilewright.ir.types import F32, I32
 
 PAIRS = {128: "llvm.x86.sse2.pmadd.wd", 256: "llvm.x86.avx2.pmadd.wd", 512: "llvm.x86.avx512.pmaddw.d.512"}
@@ -124,20 +124,37 @@ def _dot_bfloats(code: Function, operands: list[Value]) -> Value:
         halves = f"<{2 * a.lanes} x bfloat>"
         pairs = [(halves, code.pure(f"bitcast {a.type} {word.text} to {halves}")) for word in (a, b)]
         return Value(code.call_pure(BFLOATS[bits], kind, (kind, total.text), *pairs), F32, a.lanes)
-    found = _flushed(code, code.pure(f"bitcast {kind} {total.text} to {a.type}"), a.lanes)
+    found = code.pure(f"bitcast {a.type} {_flushed(code, code.pure(f'bitcast {kind} {total.text} to {a.type}'), a.lanes)} to {kind}")
     for place in (16, 0):
         parts = []
         for word in (a, b):
             move, by = ("and", -0x10000) if place else ("shl", 16)
             upper = words.combined(move, word.text, words.number(by))
             parts.append(code.pure(f"bitcast {a.type} {_flushed(code, upper, a.lanes)} to {kind}"))
-        parts.append(code.pure(f"bitcast {a.type} {found} to {kind}"))
+        found = _flushed_multiply_add(code, parts[0], parts[1], found, a.lanes)
+    return Value(found, F32, a.lanes)
+
+
+def _flushed_multiply_add(code: Function, x: str, y: str, addend: str, lanes: int) -> str:
+    """x * y + addend rounded to 24 bits, a zero of the same sign where that is less than the least normal number. The same sum times 2**32
+    says which that is, since its exponent is not too low; where it overflows, the sum is no small number or an exact zero."""
+    kind, bits = shaped("float", lanes), shaped("i32", lanes)
+
+    def multiply_add(*operands: str) -> str:
         if code.module.options.has_fma:
-            sum_of_both = code.call_pure(f"llvm.fma.{mangled('float', a.lanes)}", kind, *((kind, part) for part in parts))
-        else:
-            sum_of_both = call_math(code, "fma", "float", a.lanes, tuple(parts))
-        found = _flushed(code, code.pure(f"bitcast {kind} {sum_of_both} to {a.type}"), a.lanes)
-    return Value(code.pure(f"bitcast {a.type} {found} to {kind}"), F32, a.lanes)
+            return code.call_pure(f"llvm.fma.{mangled('float', lanes)}", kind, *((kind, part) for part in operands))
+        return call_math(code, "fma", "float", lanes, operands)
+
+    def constant(value: float) -> str:
+        return splat_text(float_text(value, F32), "float", lanes)
+
+    found = multiply_add(x, y, addend)
+    raised = [code.pure(f"fmul {kind} {part}, {constant(2.0**32)}") for part in (x, addend)]
+    large = multiply_add(raised[0], y, raised[1])
+    size = code.call_pure(f"llvm.fabs.{mangled('float', lanes)}", kind, (kind, large))
+    small = code.pure(f"fcmp olt {kind} {size}, {constant(2.0 ** (32 - 126))}")
+    sign = code.pure(f"and {bits} {code.pure(f'bitcast {kind} {found} to {bits}')}, {splat_text('-2147483648', 'i32', lanes)}")
+    return code.pure(f"select {shaped('i1', lanes)} {small}, {kind} {code.pure(f'bitcast {bits} {sign} to {kind}')}, {kind} {found}")
 
 
 def _widen_pairs(code: Function, operands: list[Value]) -> Value:

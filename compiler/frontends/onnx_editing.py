@@ -32,12 +32,14 @@ IR_VERSIONS = {13: 7, 21: 10, 25: 13}  # the oldest version of the format that k
 UNLISTED = 4  # the version of the format from which initializers need not be inputs
 EMBEDDED = 1_900_000_000  # bytes of arrays that a file of protobuf holds, with room for the rest below its 2 GiB
 ALIGNMENT = 4096  # of arrays in a file of data, so that it can be mapped
+COMPUTED = ("Cast", "ConstantOfShape")  # of constants, what models have weights of
 MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
 
 class Origin(Struct, frozen=True, eq=False):
-    """A constant that a node reads: the name of the initializer, or of what a Constant node makes; and the orders of axes that
-    Transpose nodes between give it, in the order in which they run; None where nodes between change its shape."""
+    """A constant that a node reads: the name of the initializer, or of what a Constant node makes, or one of COMPUTED of a constant;
+    and the orders of axes that Transpose nodes between give it, in the order in which they run; None where nodes between change its
+    shape."""
 
     name: str
     perms: tuple[tuple[int, ...], ...] | None
@@ -147,6 +149,10 @@ class ModelEditor:
                 return None
             if maker.op_type == "Constant":
                 return Origin(name, None if perms is None else tuple(reversed(perms))) if _constant_tensor(maker) is not None else None
+            if maker.op_type in COMPUTED:
+                inner = self.origin(maker.input[0])
+                known = inner is not None and inner.perms is not None and not (maker.op_type == "Cast" and _cast_dtype(maker) is None)
+                return Origin(name, None if perms is None else tuple(reversed(perms))) if known else None
             if maker.op_type not in MOVES:
                 return None
             if maker.op_type == "Transpose" and perms is not None:
@@ -157,17 +163,37 @@ class ModelEditor:
 
     def array(self, origin: Origin) -> Array:
         """The elements of a constant."""
+        maker = self._computing(origin)
+        if maker is not None:
+            return self._computed(maker)
         tensor = self._tensor(origin)
         payload = memoryview(self._bytes_of(tensor.name)) if origin.name in self.initializers and tensor.name in self.data else None
         return decode_tensor(tensor, self.folder, self.label, payload)
 
     def shape(self, origin: Origin) -> tuple[int, ...]:
-        return tuple(self._tensor(origin).dims)
+        return tuple(self._tensor(origin).dims) if self._computing(origin) is None else self.array(origin).shape
 
     def digest(self, origin: Origin) -> str:
         """What names the constant in a graph that was imported from the file."""
+        if self._computing(origin) is not None:
+            return Constant(self.array(origin)).digest
         dtype = element_dtype(self._tensor(origin).data_type, f"tensor {origin.name!r}")
         return Constant(self.array(origin), dtype).digest
+
+    def _computing(self, origin: Origin) -> Node | None:
+        """The node that computes the constant of others, where one does."""
+        maker = None if origin.name in self.initializers else self.makers[origin.name]
+        return maker if maker is not None and maker.op_type in COMPUTED else None
+
+    def _computed(self, maker: Node) -> Array:
+        inner = self.origin(maker.input[0])
+        assert inner is not None and inner.perms is not None
+        operand = moved(self.array(inner), inner.perms)
+        if maker.op_type == "Cast":
+            return operand.astype(_cast_dtype(maker))
+        tensor = _constant_tensor(maker)
+        element = np.zeros(1, np.float32) if tensor is None else decode_tensor(tensor, self.folder, self.label, None)
+        return np.full(operand.tolist(), element.reshape(-1)[0])
 
     def _tensor(self, origin: Origin) -> Any:
         if origin.name in self.initializers:
@@ -243,9 +269,9 @@ class ModelEditor:
         while waiting:
             name = waiting.pop()
             maker = self.makers.get(name)
-            if used.get(name) or name in self.results or name in dropped or maker is not None and maker.op_type not in (*MOVES, "Constant"):
+            if used.get(name) or name in self.results or name in dropped:
                 continue
-            if maker is None and name not in self.initializers:
+            if name not in self.initializers if maker is None else maker.op_type not in (*MOVES, *COMPUTED, "Constant"):
                 continue
             dropped.add(name)
             for operand in () if maker is None else maker.input:
@@ -320,6 +346,13 @@ def _counted(names: Iterator[str]) -> dict[str, int]:
 def _constant_tensor(node: Node) -> Any:
     """The tensor of a Constant node; None where it holds something else."""
     return next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
+
+
+def _cast_dtype(node: Node) -> np.dtype | None:
+    """What a Cast node makes of floats; None where it makes something else."""
+    code = next((attribute.i for attribute in node.attribute if attribute.name == "to"), 0)
+    found = DTYPES.get(code)
+    return found.numpy if found is not None and found.is_float else None
 
 
 def _permutation(node: Node) -> tuple[int, ...]:

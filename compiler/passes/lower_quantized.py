@@ -269,10 +269,11 @@ def _moved(b: Builder, node: Node, inner: Form) -> Form | None:
                 found.append(reshape(b, x, shape))
             case Broadcast():
                 found.append(_of_rank(b, x, node.rank))
-            case _:
-                if any(n != 1 and n != m for n, m in zip(x.shape, node.shape)):
-                    return None  # a slice of what varies
-                found.append(x)
+            case Slice(start, _, step):
+                varies = [n != 1 for n in x.shape]
+                found.append(b.add(Slice(tuple(first if v else 0 for first, v in zip(start, varies)),
+                                         tuple(n if v else 1 for n, v in zip(node.shape, varies)),
+                                         tuple(stride if v else 1 for stride, v in zip(step, varies))), x))
     return Form(b.add(node.op, inner.value), found[0], found[1] if len(found) > 1 else None)
 
 

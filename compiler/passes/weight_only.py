@@ -118,7 +118,7 @@ def _of_product(node: Node) -> tuple[Array, Array] | None:
         integers, scales = scales, integers
     if not _holds_integers(integers) or _holds_integers(scales):
         return None
-    order = _constant_nodes(node)
+    order = constant_nodes(node)
     if order is None:
         return None
     values = _evaluate(order)
@@ -127,7 +127,7 @@ def _of_product(node: Node) -> tuple[Array, Array] | None:
 
 def _of_composite(node: Node) -> tuple[Array, Array] | None:
     """The integers less their zero points, and the scales, of a `dequantize` of constants."""
-    orders = [_constant_nodes(x) for x in node.inputs]
+    orders = [constant_nodes(x) for x in node.inputs]
     if node.dtype not in FLOATS or any(order is None for order in orders):
         return None
     value, scale, *points = (_evaluate(order)[x] for x, order in zip(node.inputs, orders) if order is not None)
@@ -135,7 +135,7 @@ def _of_composite(node: Node) -> tuple[Array, Array] | None:
     return integers, np.broadcast_to(scale, integers.shape)
 
 
-def _constant_nodes(root: Node) -> list[Node] | None:
+def constant_nodes(root: Node) -> list[Node] | None:
     """What a node is made of, operands first; None where that is not constants alone."""
     order: dict[Node, None] = {}
     stack = [root]

@@ -14,23 +14,22 @@ import numpy as np
 
 from ..ir.errors import ArgumentError
 from ..ir.graph import Array, Builder, Constant, Graph, Node
-from ..ir.ops.compute import Bitcast
 from ..ir.ops.control import Const, Param
 from ..ir.rewrite import rewrite_graph
 from ..ir.types import BF16, F32, I8, U8, DType, dtype_named
 from ..library import apply as apply_scalar
 from ..library import cast, constant, like, reduce, reshape, scalar
-from ..library_quantized import dequantize, quantize
-from .layers import Layer, find_layers
+from ..library_quantized import dequantize, quantize, widened
+from .layers import Layer, find_layers, with_constants
 from .outliers import rest_of, with_columns
 from .plan import ActivationPlan, Fold, LayerPlan, Plan, WeightPlan, merged
 
-NARROW_BITS = {"int4": 4, "int2": 2}
 ROW_LEVELS = 127.0  # of activations whose range is found at run time
 
 
 def apply_plan(graph: Graph, plan: Plan) -> Graph:
     """The graph with the plan's layers quantized. ArgumentError where the plan belongs to another graph."""
+    graph = with_constants(graph)
     if plan.fingerprint != graph.fingerprint:
         raise ArgumentError(f"quantize: the plan was made for another graph than {graph.name}: {plan.graph}",
                             hint="make a plan for this one: sizes and constants are part of it")
@@ -148,15 +147,6 @@ def _dequantized(b: Builder, values: Node, scale: Node, point: Node | None, grou
 
 def _constant(b: Builder, array: Array, dtype: DType) -> Node:
     return b.add(Const(Constant(np.ascontiguousarray(array), dtype)))
-
-
-def widened(b: Builder, x: Node) -> Node:
-    """Integers that are only stored as int8: their sign is brought to the top of the byte, and back."""
-    bits = NARROW_BITS.get(x.dtype.name)
-    if bits is None:
-        return x
-    top = b.add(Bitcast(I8), apply_scalar(b, "shl", b.add(Bitcast(U8), x), constant(b, 8 - bits, U8)))
-    return apply_scalar(b, "shr", top, constant(b, 8 - bits, I8))
 
 
 def layer_alone(layer: Layer, shape: tuple[int, ...], plan: LayerPlan | None) -> Graph:

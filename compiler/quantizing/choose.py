@@ -26,7 +26,7 @@ from .applying import apply_plan
 from .budget import Choice, Option, front, solve
 from .calibration import results_of_call
 from .layers import Layer
-from .metrics import Metric, Results, figures, loss_of, metric_named
+from .metrics import Metric, Results, figures, loss_of, metric_named, sure_loss, typical_loss
 from .plan import LayerPlan, Measured, Plan
 from .probe import Probe
 from .report import FrontPoint, WholeReport
@@ -37,9 +37,9 @@ GAIN = 0.97          # of the time in float, which a layer, and the whole, must 
 ROUNDS = 6           # in which the budget of the sum is tightened
 TIGHTENED = 0.95     # of what would just do, if the whole lost as much more than the sum as it just did
 LEAST_STEP, MOST_STEP = 0.1, 0.5  # what is left of a sum of turns that was too much
-REFINED = 2          # rounds between a sum of turns that was too much and one that was not
+REFINED = 4          # rounds between a sum of turns that was too much and one that was not
 TIMED = 4            # held-out samples that the whole is timed on
-RANGED = 4           # samples that decide between ranges
+RANGED = 8          # samples that decide between ranges
 GOALS = ("time", "size")
 ANY = "any"          # of a diagnosis, which chooses nothing
 NOTHING = -1.0       # a sum that no layer can keep that loses anything, or nothing
@@ -82,7 +82,7 @@ def with_losses(contenders: Sequence[Contender], probe: Probe, samples: Sequence
     def lost(plans: Mapping[str, LayerPlan]) -> tuple[float, float]:
         """By the metric; of what is the same by a coarse one, by the angle."""
         results = probe.run(samples[:RANGED], plans)
-        return loss_of(metric, expected[:RANGED], results), loss_of(angle, expected[:RANGED], results)
+        return loss_of(metric, expected[:RANGED], results), typical_loss(angle, expected[:RANGED], results)
 
     contenders = _with_best_ranges(contenders, goal, progress, lost)
     found = []
@@ -91,7 +91,8 @@ def with_losses(contenders: Sequence[Contender], probe: Probe, samples: Sequence
         plans = []
         for plan in contender.plans:
             results = probe.run(samples, {label: plan}) if gains(plan, goal) else None
-            error, turn = (math.nan if results is None else loss_of(by, expected, results) for by in (metric, angle))
+            error = math.nan if results is None else loss_of(metric, expected, results)
+            turn = math.nan if results is None else typical_loss(angle, expected, results)
             plans.append(replace(plan, measured=replace(plan.measured, error=error, turn=turn)))
         found.append(replace(contender, plans=tuple(plans)))
         progress(f"losses: layer {number + 1} of {len(contenders)}, {label}")
@@ -256,11 +257,11 @@ class Judge:
     def _run(self, program: Any) -> list[Results]:
         return [results_of_call(program, sample) for sample in self.samples]
 
-    def loss(self, graph: Graph) -> tuple[float, Any, list[Results]]:
-        """The loss of a graph, its program and its results."""
+    def judge(self, graph: Graph) -> tuple[float, float, Any, list[Results]]:
+        """The loss of a graph, without and with its standard error, its program and its results."""
         program = self._compiled(graph)
         found = self._run(program)
-        return loss_of(self.metric, self.expected, found), program, found
+        return loss_of(self.metric, self.expected, found), sure_loss(self.metric, self.expected, found), program, found
 
     def times(self, program: Any) -> tuple[float, float]:
         """Seconds of a call in float and of the program, on a few samples."""
@@ -275,6 +276,7 @@ class _Tried(Struct, frozen=True, eq=False):
     plan: Plan
     graph: Graph
     loss: float
+    sure: float
     program: Any
     results: list[Results]
 
@@ -286,12 +288,12 @@ def search(contenders: Sequence[Contender], goal: str, budget: float, empty: Pla
     def attempt(limit: float) -> _Tried:
         choice = solve(options.options, limit) if limit >= 0 else Choice((0,) * len(contenders), 0.0, 0.0)
         if not any(choice.options):
-            return _Tried(choice, options.plan(choice), judge.graph, 0.0, judge.program, judge.expected)
+            return _Tried(choice, options.plan(choice), judge.graph, 0.0, 0.0, judge.program, judge.expected)
         plan = options.plan(choice)
         graph = apply_plan(judge.graph, plan)
-        loss, program, found = judge.loss(graph)
+        loss, sure, program, found = judge.judge(graph)
         progress(f"whole: {len(plan.quantized)} layers quantized, loss {loss:.3g} of {budget:.3g}")
-        return _Tried(choice, plan, graph, loss, program, found)
+        return _Tried(choice, plan, graph, loss, sure, program, found)
 
     tried, rounds = (_least_turn if options.coarse else _within)(attempt, budget)
     before, after = judge.times(tried.program)
@@ -312,18 +314,19 @@ def _within(attempt: Callable[[float], _Tried], budget: float) -> tuple[_Tried, 
 
 
 def _least_turn(attempt: Callable[[float], _Tried], budget: float) -> tuple[_Tried, int]:
-    """The choice that turns the results as far as the budget of the metric allows, as far as some rounds find it."""
+    """The choice that turns the results as far as the budget of the metric allows, as far as some rounds find it. The
+    best of several choices by a few samples is one that these happen to favour, so the standard error counts."""
     tried, high = attempt(math.inf), math.inf
     rounds = 0
-    while tried.loss > budget and rounds < ROUNDS:
+    while tried.sure > budget and rounds < ROUNDS:
         rounds, high = rounds + 1, tried.choice.loss
-        tried = attempt(high * min(MOST_STEP, max(LEAST_STEP, budget / tried.loss)))
-    if tried.loss > budget:
+        tried = attempt(high * min(MOST_STEP, max(LEAST_STEP, budget / tried.sure)))
+    if tried.sure > budget:
         return attempt(NOTHING), rounds + 1
     for _ in range(REFINED if rounds else 0):
         middle = attempt(math.sqrt(max(tried.choice.loss, LEAST_STEP * high) * high))
         rounds += 1
-        if middle.loss <= budget:
+        if middle.sure <= budget:
             tried = middle
         else:
             high = min(high, middle.choice.loss)

@@ -22,10 +22,11 @@ import numpy as np
 from msgspec import Struct
 
 from ..ir.errors import UNKNOWN
-from ..ir.graph import Array, Constant, Graph, Node
-from ..ir.ops.compute import Conv, Dot, window_view
+from ..ir.graph import Array, Builder, Constant, Graph, Node
+from ..ir.ops.compute import Cast, Conv, Dot, window_view
 from ..ir.ops.control import Const
-from ..ir.ops.shape import Reshape, Take, Transpose
+from ..ir.ops.shape import Broadcast, Reshape, Take, Transpose
+from ..ir.rewrite import rewrite_graph
 from ..ir.types import F32
 from ..library_quantized import may_scale_by_place
 
@@ -265,6 +266,32 @@ def _spread(count: int, most: int) -> Array:
 
 
 # --- finding ---------------------------------------------------------------------------------------------------------
+
+
+def with_constants(graph: Graph) -> Graph:
+    """The graph with weights that are casts of a constant, or one number repeated, as the constants that they stand for. The same graph
+    where there are none."""
+
+    def visit(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
+        if not isinstance(node.op, (Dot, Conv)):
+            return None
+        chain: list[Node] = []
+        value = inputs[1]
+        while isinstance(value.op, (Transpose, Reshape, Cast, Broadcast)) and value.tensor.is_static and value.inputs[0].dtype.is_float:
+            chain.append(value)
+            value = value.inputs[0]
+        computed = next((i for i, x in enumerate(chain) if isinstance(x.op, (Cast, Broadcast))), None)
+        if computed is None or not isinstance(value.op, Const):
+            return None
+        array = value.op.value.array
+        for move in reversed(chain[computed:]):
+            array = np.asarray(move.op.evaluate([array], {}))
+        weights = b.add(Const(Constant(np.ascontiguousarray(array))))
+        for move in reversed(chain[:computed]):
+            weights = b.add(move.op, weights, loc=move.loc)
+        return b.add(node.op, inputs[0], weights)
+
+    return rewrite_graph(graph, visit, "quantize")
 
 
 def find_layers(graph: Graph, tables: bool = False) -> tuple[tuple[Layer, ...], tuple[Left, ...]]:

@@ -79,15 +79,36 @@ def metric_named(metric: str | Metric) -> tuple[str, Metric]:
 
 def loss_of(metric: Metric, expected: Sequence[Results], found: Sequence[Results]) -> float:
     """The mean loss over samples. ArgumentError where the user's function gives no number."""
+    losses = losses_of(metric, expected, found)
+    return float(np.mean(losses)) if losses else 0.0
+
+
+def sure_loss(metric: Metric, expected: Sequence[Results], found: Sequence[Results]) -> float:
+    """The mean loss over samples and its standard error: what few samples cannot tell counts as lost."""
+    losses = losses_of(metric, expected, found)
+    if len(losses) < 2 or not np.isfinite(losses).all():
+        return float(np.mean(losses)) if losses else 0.0
+    return float(np.mean(losses) + np.std(losses, ddof=1) / math.sqrt(len(losses)))
+
+
+def typical_loss(metric: Metric, expected: Sequence[Results], found: Sequence[Results]) -> float:
+    """The median loss over samples: what a layer does to all of them, where a few that turn to another answer would outweigh the others."""
+    losses = losses_of(metric, expected, found)
+    return float(np.median(losses)) if losses else 0.0
+
+
+def losses_of(metric: Metric, expected: Sequence[Results], found: Sequence[Results]) -> list[float]:
+    """The loss of each sample; infinite where results are not finite and the float model's are."""
     losses = []
     for ours, theirs in zip(expected, found, strict=True):
         if any(np.isfinite(a).all() and not np.isfinite(b).all() for a, b in zip(ours, theirs) if a.dtype.kind not in "iub"):
-            return math.inf
+            losses.append(math.inf)
+            continue
         value: object = metric(ours, theirs)
         if not isinstance(value, (int, float, np.number)) or not float(value) >= 0:
             raise ArgumentError(f"quantize: the metric gave {value!r}, expected a number of 0 or more: 0 where nothing is lost")
         losses.append(float(value))
-    return float(np.mean(losses)) if losses else 0.0
+    return losses
 
 
 def figures(expected: Sequence[Results], found: Sequence[Results]) -> tuple[float, float, float]:

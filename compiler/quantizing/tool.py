@@ -28,7 +28,7 @@ from .calibration import Statistics, collect
 from .candidates import candidate, candidates, left_alone
 from .choose import ANY, GOALS, Contender, Judge, Outcome, Progress, Search, gains, is_coarse, search, with_losses, with_times
 from .equalize import find_smoothing, smoothed
-from .layers import Layer, Left, find_layers
+from .layers import Layer, Left, find_layers, with_constants
 from .metrics import Metric, metric_named
 from .plan import LayerPlan, Measured, Plan
 from .probe import Probe
@@ -146,7 +146,7 @@ def _silent(message: str) -> None:
 
 
 def _graph_of(source: Graph | str | os.PathLike[str]) -> Graph:
-    graph = source if isinstance(source, Graph) else load_model(source)
+    graph = with_constants(source if isinstance(source, Graph) else load_model(source))
     layers, left = find_layers(graph)
     if not layers:
         why = f"; '{left[0].label}' is left alone: {left[0].reason}" if left else ""

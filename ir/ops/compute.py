@@ -696,7 +696,7 @@ class PackedConv(Op, frozen=True):
         x = x.astype(w.dtype) if w.dtype == np.float32 else x
         depth, of_group = w.shape[-2], self.channels // self.groups
         panels = np.moveaxis(w.reshape(self.groups, *w.shape[-3:]), 2, 0)  # [depth, groups, panels, tile]
-        dense = panels.reshape(depth, self.groups, -1)[..., :of_group]
+        dense = panels.reshape(depth, self.groups, panels.shape[2] * panels.shape[3])[..., :of_group]
         kernel = dense.reshape(*self.kernel, x.shape[-1] // self.groups, self.channels)
         rank = len(self.kernel)
         if self.saturates:
@@ -710,7 +710,7 @@ class PackedConv(Op, frozen=True):
         rank, channels, of_group = len(self.kernel), x.shape[-1] // self.groups, self.channels // self.groups
         rows = np.moveaxis(windows, 1, -1)
         out, depth = rows.shape[:rank + 1], int(np.prod(self.kernel)) * channels
-        sums = [saturating_sums(rows[..., g * channels:(g + 1) * channels].reshape(-1, depth),
+        sums = [saturating_sums(rows[..., g * channels:(g + 1) * channels].reshape(int(np.prod(out)), depth),
                                 kernel[..., g * of_group:(g + 1) * of_group].reshape(depth, of_group), self.narrow)
                 for g in range(self.groups)]
         return np.concatenate(sums, axis=-1).reshape(*out, self.channels)

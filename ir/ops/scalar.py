@@ -18,8 +18,8 @@ A row: name, arity, type rule, NumPy meaning, commutative, identity. Meaning, fo
   products of two neighbouring bytes, limited to 16 bits; that sum wraps in 16 bits. `widen_pairs` makes two signed 16-bit
   integers of two signed bytes. All other sums wrap in 32 bits. They are what CPUs have instructions for (pmaddwd, vpdpbusd, pmaddubsw).
 - `dot_bfloats(a, b, c)` takes a and b as words of two bfloat16 and adds to c the product of the upper halves, then that of the lower
-  ones, each as a fused multiply-add in float32, to nearest even. Subnormal operands and results count as zeros, at each step
-  (vdpbf16ps, as Intel's manual states it).
+  ones, each as a fused multiply-add in float32, to nearest even. Subnormal operands count as zeros, and so do results at each step
+  that are less than the least normal number when rounded to 24 bits (vdpbf16ps, as Intel's manual states it).
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from msgspec import Struct
 
 from ..errors import CompileError
 from ..types import BOOL, F32, I16, I32, U32, DType
+
+LEAST_ROUNDED_TO_NORMAL = 2.0**-126 - 2.0**-151  # by 24 bits, with an exponent as low as it takes
 
 
 class ScalarFunction(Struct, frozen=True):
@@ -192,8 +194,11 @@ def _select(c: Any, a: Any, b: Any) -> Any:
 
 def _fma(a: Any, b: Any, c: Any) -> Any:
     """One rounding. float64 goes through exact fractions, element by element; narrower floats through float64."""
-    if a.dtype.itemsize > 4:
-        return np.asarray(_FMA_EXACT(a, b, c), dtype=a.dtype)
+    return np.asarray(_FMA_EXACT(a, b, c), dtype=a.dtype) if a.dtype.itemsize > 4 else _fma_to_odd(a, b, c).astype(a.dtype)
+
+
+def _fma_to_odd(a: Any, b: Any, c: Any) -> Any:
+    """Of floats of at most 32 bits, in float64: what is not exact has the neighbour whose last bit is 1."""
     product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
     total = product + addend
     # the error of the sum (Knuth, Two-Sum); rounding to odd makes the second rounding see what the first one lost
@@ -202,8 +207,7 @@ def _fma(a: Any, b: Any, c: Any) -> Any:
     bits = np.asarray(total).view(np.int64)  # new memory, and of no axes where the operands have none
     inexact = np.isfinite(total) & (lost != 0) & ((bits & 1) == 0)
     outwards = (lost > 0) == (total > 0)
-    odd = np.where(inexact, bits + np.where(outwards, 1, -1), bits).view(np.float64)
-    return odd.astype(a.dtype)
+    return np.where(inexact, bits + np.where(outwards, 1, -1), bits).view(np.float64)
 
 
 def _fma_exact(a: float, b: float, c: float) -> float:
@@ -257,15 +261,15 @@ def _add_byte_pairs(a: Any, b: Any, c: Any) -> Any:
     return (high << 16) | (low & 0xFFFF)
 
 
-def _flushed(x: Any) -> Any:
-    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x).astype(np.float32)
+def _flushed(x: Any, least: float = 2.0**-126) -> Any:
+    return np.where(np.abs(x) < least, np.copysign(np.float32(0), x), x).astype(np.float32)
 
 
 def _dot_bfloats(a: Any, b: Any, c: Any) -> Any:
     total = _flushed(c)
     for shift in (0, 16):  # the upper halves, then the lower ones
         x, y = (np.asarray((word << np.uint32(shift)) & np.uint32(0xFFFF0000)).view(np.float32) for word in (a, b))
-        total = _flushed(_fma(_flushed(x), _flushed(y), total))
+        total = _flushed(_fma_to_odd(_flushed(x), _flushed(y), total), LEAST_ROUNDED_TO_NORMAL)
     return total
 
 

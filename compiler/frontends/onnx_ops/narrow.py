@@ -1,6 +1,7 @@
 """The narrow formats of quantized models: float8 in its forms, float4, and integers of 4 and 2 bits.
 
-The IR only stores them. What they hold is looked up in a table of 256; a value is brought into them by arithmetic on its bits.
+The IR only stores them. What a float holds is looked up in a table of 256, an integer is widened by shifts; a value is brought into them by
+arithmetic on its bits.
 
 Guarantees: each conversion gives the bits that ml_dtypes gives, rounding half to even: past the greatest number there is that
 number with `saturate`, else the format's infinity or NaN, as the standard's tables say. Integers wrap, after floats lost their
@@ -17,6 +18,7 @@ from ...ir.ops.compute import Bitcast
 from ...ir.ops.shape import Take
 from ...ir.types import F32, F64, I32, I64, U8, DType, dtype_named
 from ...library import apply, cast, constant, like, scalar
+from ...library_quantized import STORED_BITS, widened
 
 
 class Format(Struct, frozen=True):
@@ -40,7 +42,6 @@ FORMATS = {
     # no infinity and no NaN: NaN gives the zero with a sign
     "f4e2m1": Format(1, 0, 0x7, 0x7, 0x8, True, 0x8),
 }
-INTEGER_BITS = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2}
 E8M0 = dtype_named("f8e8m0")
 ROUND_MODES = ("up", "down", "nearest")
 
@@ -54,7 +55,7 @@ def limits_of(dtype: DType) -> tuple[int, int]:
 
 
 def is_integer(dtype: DType) -> bool:
-    return dtype.is_integer or dtype.name in INTEGER_BITS
+    return dtype.is_integer or dtype.name in STORED_BITS
 
 
 def converted(b: Builder, x: Node, dtype: DType, saturate: bool = True, round_mode: str = "up") -> Node:
@@ -65,9 +66,9 @@ def converted(b: Builder, x: Node, dtype: DType, saturate: bool = True, round_mo
         x = _read(b, x)
     if not dtype.is_stored:
         return cast(b, x, dtype)
-    if dtype.name in INTEGER_BITS:
+    if dtype.name in STORED_BITS:
         bits = cast(b, cast(b, x, I64), U8)
-        mask = like(b, (1 << INTEGER_BITS[dtype.name]) - 1, bits)
+        mask = like(b, (1 << STORED_BITS[dtype.name]) - 1, bits)
         return b.add(Bitcast(dtype), apply(b, "and", bits, mask))
     wide = x if x.dtype == F64 else cast(b, x, F32)
     code = _exponent_code(b, wide, saturate, round_mode) if dtype == E8M0 else _code(b, wide, FORMATS[dtype.name], saturate)
@@ -76,13 +77,15 @@ def converted(b: Builder, x: Node, dtype: DType, saturate: bool = True, round_mo
 
 def _read(b: Builder, x: Node) -> Node:
     """Stored values as int32 or float32, which hold all of them."""
+    if x.dtype.name in STORED_BITS:
+        return cast(b, widened(b, x), I32)
     return b.add(Take(0), constant(b, _every_value(x.dtype)), b.add(Bitcast(U8), x))
 
 
 def _every_value(dtype: DType) -> Array:
     """What each byte holds."""
     every = np.arange(256, dtype=np.uint8).view(dtype.numpy)
-    return every.astype(np.int32 if dtype.name in INTEGER_BITS else np.float32)
+    return every.astype(np.int32 if dtype.name in STORED_BITS else np.float32)
 
 
 def _code(b: Builder, x: Node, form: Format, saturate: bool) -> Node:
