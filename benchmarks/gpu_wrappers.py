@@ -57,6 +57,12 @@ def wrappers() -> list[Wrapper]:
         found.append(Wrapper(f"wgmma_{columns}", 128, lambda r, n=columns, d=dtype: [
             *(r.standard_normal((m, 64)).astype(d).view(np.uint16) for m in (64, n)), np.zeros((64, n), np.float32)], single, 1e-6,
             shared_bytes=8192 + 128 * columns, needs="sm_90a"))
+    for name, columns, dtype in (("s8", 64, np.int8), ("u8s8", 128, np.int8), ("e4m3", 256, ml_dtypes.float8_e4m3fn),
+                                 ("e5m2", 64, ml_dtypes.float8_e5m2)):
+        sums = whole if "s8" in name else single
+        found.append(Wrapper(f"wgmma_{name}", 128, lambda r, n=columns, d=dtype, s=sums: [
+            *(r.integers(0, 5, (m, 128)).astype(d).view(np.uint8) for m in (64, n)), np.zeros((64, n), s)], sums,
+            shared_bytes=8192 + 128 * columns, needs="sm_90a"))
     found.append(Wrapper("bulk_copies", 64, lambda r: [_floats(r)[:640].copy(), np.zeros(640, np.float32), 640], single, shared_bytes=1040,
                          needs="sm_90"))
     found.append(Wrapper("matrices", 32, lambda r: [_words(r, 128).view(np.uint16), *(np.zeros(128, np.uint32) for _ in range(3))], whole,

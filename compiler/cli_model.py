@@ -109,7 +109,7 @@ def write_source(place: Path, graph: Graph, target: str, options: Options, as_js
     with replacing(data_place) as temporary:
         temporary.write_bytes(made.data)
     files = {str(file): file.stat().st_size for file in (place, data_place)}
-    lines = [f"{graph.name}: nvcc -std=c++17 --fmad=false -o {place.stem} {place.name} && ./{place.stem}",
+    lines = [f"{graph.name}: nvcc {' '.join(made.options)} -o {place.stem} {place.name} && ./{place.stem}",
              *(f"  {byte_text(size):>12}  {file}" for file, size in files.items())]
     answer(as_json, {"files": files}, lines)
 

@@ -7,13 +7,15 @@ the first two levels of memory.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 from msgspec import Struct
 
 from .ir.caps import Caps
-from .ir.dims import DimLike, bounds, ceildiv, product
-from .ir.types import DType
+from .ir.dims import DimLike, bounds, ceildiv, divides, product
+from .ir.ops.compute import PackedDot
+from .ir.types import DType, TensorType
 
 
 class Tile(Struct, frozen=True):
@@ -59,6 +61,12 @@ WORTH = 1.06
 GPU_PANELS = (128, 64, 32)  # columns of a packed panel that a block of a GPU takes, where its matrix units multiply
 GPU_CODE_PANELS = (32, 16, 8)  # and of panels of codes: a warp reads 512 bytes that lie beside one another of each
 PLAIN_GPU_PANELS = (8, 16, 32, 64)  # and of those by plain multiply-adds
+# rows and columns of a block where four warps multiply together, and what share of the units' peak that reaches at most: narrower tiles
+# read more of shared memory for each product
+GROUP_TILES = {(128, 256): 1.0, (128, 128): 0.75, (64, 128): 0.65}
+OPEN_GROUP_TILE = (128, 128)  # where a size is open, which may be small
+LEAST_GROUP_SIZE = 129    # of steps and columns: both products of an attention are smaller (`attention.MOST_UNIT_HEAD`)
+LEAST_GROUP_SHARE = 0.75  # of the multiprocessors that have a block
 LOW_HEIGHTS = (2, 4)  # of tiles for few rows; a single row is bound by memory in a tile of two as well
 
 
@@ -98,6 +106,43 @@ def gpu_panel_columns(columns: DimLike, rows: DimLike, dtype: DType, caps: Caps)
         if most >= width and -(-most // width) * -(-high // 128) >= caps.multiprocessors:
             return width
     return 64 if most > GPU_PANELS[-1] else GPU_PANELS[-1]
+
+
+def group_tile(columns: DimLike, rows: DimLike, caps: Caps, panel: int = 0) -> tuple[int, int] | None:
+    """Rows and columns of the tile of a block whose warps multiply in groups of four, with a panel of so many columns if that is chosen:
+    the one that takes least in all, blocks taking turns on the multiprocessors. None where there is too little for that."""
+    wide, high = bounds(columns)[1], bounds(rows)[1]
+    fitting = [tile for tile in GROUP_TILES if panel in (0, tile[1])]
+    if math.inf in (wide, high):
+        return OPEN_GROUP_TILE if OPEN_GROUP_TILE in fitting else next(iter(fitting), None)
+
+    def blocks(tile: tuple[int, int]) -> int:
+        return -(-int(wide) // tile[1]) * -(-int(high) // tile[0])
+
+    def time(tile: tuple[int, int]) -> float:
+        return math.ceil(blocks(tile) / caps.multiprocessors) * tile[0] * tile[1] / GROUP_TILES[tile]
+
+    best = min(fitting, key=time, default=None)
+    enough = high > min(low for low, _ in GROUP_TILES) and \
+        any(blocks(tile) >= LEAST_GROUP_SHARE * caps.multiprocessors for tile in GROUP_TILES)
+    return best if panel or enough else None
+
+
+def group_panel_columns(columns: DimLike, rows: DimLike, steps: DimLike, dtype: DType, caps: Caps) -> int | None:
+    """Columns of a panel in squares, for products of four warps; None where a product goes another way. Rows of the left operand
+    are copied 16 bytes at a time."""
+    if not caps.has_group_products or str(dtype) not in caps.matrix_units or not divides(16 // dtype.bytes, steps):
+        return None
+    if bounds(steps)[0] < LEAST_GROUP_SIZE or bounds(columns)[0] < LEAST_GROUP_SIZE:
+        return None
+    tile = group_tile(columns, rows, caps)
+    return None if tile is None else tile[1]
+
+
+def is_plain_matrix(op: PackedDot, right: TensorType) -> bool:
+    """Whether a packed right operand is a matrix as it was, one panel that is wider than any that is packed for a block of a GPU."""
+    columns = right.shape[-1]
+    return op.square == op.step == 1 and not op.symmetric and right.shape[-3] == 1 and isinstance(columns, int) and columns > GPU_PANELS[0]
 
 
 def gpu_code_columns(columns: int, caps: Caps) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from ..ir.graph import Binding
-from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot, unpacked_words
+from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot, panels_of_squares, unpacked_words
 from ..ir.ops.winograd import WinogradConv
 from ..ir.types import BF16
 from ..ir.winograd import MOST_POINTS, winograd
@@ -49,6 +49,12 @@ def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding
     x, w = operands
     if not x.is_float:
         return Traced(value) if are_exact(operands) else all_tainted(value)
+    if isinstance(op, PackedDot) and op.square > 1:
+        if not are_exact((w,)):
+            return all_tainted(value)
+        words = -(-x.value.shape[-1] // op.step)
+        w = Traced(panels_of_squares(w.value, op.square, op.step > 1)[..., :words, :], known=w.known)
+        op, operands = replace(op, square=1), (x, w)
     if isinstance(op, (PackedDot, PackedConv)) and op.step > 1:
         if not are_exact((w,)) or _may_be_flushed(x.value, unpacked_words(w.value, op.step)):
             return all_tainted(value)

@@ -46,7 +46,7 @@ class Caps(Struct, frozen=True):
     registers_per_thread: int = 0
     matrix_units: tuple[str, ...] = ()  # dtypes of operands that matrix instructions take
 
-    has_group_products: bool = False    # of matrices of 16 bits in shared memory, by four warps, as one instruction (wgmma)
+    has_group_products: bool = False    # of matrices of 16 bits and bytes in shared memory, by four warps, as one instruction (wgmma)
 
     @property
     def is_gpu(self) -> bool:

@@ -3,7 +3,7 @@
     kernel    := "kernel" "@"name "[" symbols "]" "(" buffer,* ")" "{" statement* "}"
     buffer    := "%"name ":" access dtype "[" size,* "]"             access: in | out | inout
     statement := "for" "%"i "in" "0.."size kind? "{" statement* "}"
-                 kind: parallel | vector(lanes) | unrolled | block | thread | warp | lane
+                 kind: parallel | vector(lanes) | unrolled | block | thread | warp | lane | pipeline(stages)
                | "while" expression "{" statement* "}"
                | "if" expression "{" statement* "}" ("else" "{" statement* "}")?
                | "let" "%"name "=" expression                        bound until the end of the block
@@ -14,6 +14,7 @@
                | "collect" ("add" | "max" | ...) "%"name "over" width
                | ("matmul_tile" | "matmul_group") "%"name "," "%"name "[" index,* "]" "," "%"name "[" index,* "]" "," depth
                | "copy_async" "%"name "[" index,* "]" "=" "%"name "[" index,* "]" "," count
+               | "copy_bulk" "%"name "[" index,* "]" "=" "%"name "[" index,* "]" "," count
                | "commit" | "wait" groups
                | "prefetch" "%"name "[" index,* "]"
                | "check" expression "," code "," site "," expression "," expression
@@ -57,11 +58,14 @@ combination; likewise for the other combinations and widths. An `atomic` store c
 %b[k, j], 16` in a warp loop adds to the warp's part of c the product of a's `[m, 16]` from [i, k] on and b's `[16, n]` from
 [k, j] on (float sums in any order; of a matrix a of bytes, b's elements are i32 words of four signed bytes, or of four of a's
 float8, a quarter as many rows: k counts words there); `matmul_group` likewise, where four neighbouring warps, with 16 rows each
-that follow one another, compute together of matrices that lie as they need it; and a `lane` loop of extent m * n within a warp
-loop is the one place where elements of its fragments are touched, element e at [w, e // n, e % n]; one of extent m * n / 2 holds
-a loop over the two elements 2 * e and the next.
+that follow one another, compute together; there b lies in squares of 8 x 8 elements or 4 x 4 words (`PackedDot.square`). A `lane` loop of
+extent m * n within a warp loop is the one place where elements of its fragments are touched, element e at [w, e // n, e % n]; one of
+extent m * n / 2 holds a loop over the two elements 2 * e and the next.
 `copy_async` copies neighbouring elements from a parameter into shared memory; they are there for a thread loop after `commit` has
 closed the group of copies and a `wait` that leaves fewer groups under way than have been closed since.
+A `pipeline(stages)` loop stands in a block loop. Its body begins with copies: `copy_bulk` of neighbouring elements, once a block, by
+the copy engine, and a thread loop with `copy_async` and stores to shared memory; then a warp loop multiplies by `matmul_group`
+what they brought. The copies of a round may run up to `stages` rounds before its products, in order, and have come before these.
 """
 
 from __future__ import annotations
@@ -81,6 +85,7 @@ ACCESS = ("in", "out", "inout")
 SPACES = ("register", "local")
 GPU_SPACES = ("shared", "fragment")
 LOOP_KINDS = ("serial", "parallel", "vector", "unrolled")
+PIPELINE = "pipeline"
 GPU_KINDS = ("block", "thread", "warp", "lane")
 INDEPENDENT_KINDS = ("parallel", "vector", *GPU_KINDS)  # of loops whose iterations do not depend on one another
 # combining stores: the scalar function applied to the old and the new value
@@ -142,7 +147,8 @@ class Buffer(Struct, frozen=True):
 
 
 class For(Struct, frozen=True, eq=False):
-    """`symbol` runs over 0 .. extent - 1; its bounds are declared in the symbol itself. `lanes`: of a vector loop."""
+    """`symbol` runs over 0 .. extent - 1; its bounds are declared in the symbol itself. `lanes`: of a vector loop; of a pipeline
+    its stages."""
 
     symbol: Symbol
     extent: DimLike
@@ -241,6 +247,16 @@ class CopyAsync(Struct, frozen=True, eq=False):
     count: int
 
 
+class CopyBulk(Struct, frozen=True, eq=False):
+    """Copies `count` neighbouring elements of a parameter into shared memory, once for the block, in a pipeline."""
+
+    buffer: str
+    index: tuple[DimLike, ...]
+    source: str
+    source_index: tuple[DimLike, ...]
+    count: int
+
+
 class Commit(Struct, frozen=True, eq=False):
     """Closes the group of copies that have begun since the last one was closed."""
 
@@ -251,7 +267,7 @@ class Wait(Struct, frozen=True, eq=False):
     groups: int
 
 
-Stmt = For | While | If | Let | Alloc | Store | Check | Prefetch | Collect | MatmulTile | CopyAsync | Commit | Wait
+Stmt = For | While | If | Let | Alloc | Store | Check | Prefetch | Collect | MatmulTile | CopyAsync | CopyBulk | Commit | Wait
 
 
 class Kernel(Struct, frozen=True, eq=False, weakref=True):
@@ -393,10 +409,10 @@ def map_statements(body: Sequence[Stmt], size: Callable[[DimLike], DimLike], cha
                 left, left_index = access(s.left, s.left_index)
                 right, right_index = access(s.right, s.right_index)
                 return replace(s, left=left, left_index=left_index, right=right, right_index=right_index)
-            case CopyAsync():
+            case CopyAsync() | CopyBulk():
                 buffer, index = access(s.buffer, s.index)
                 source, source_index = access(s.source, s.source_index)
-                return CopyAsync(buffer, index, source, source_index, s.count)
+                return replace(s, buffer=buffer, index=index, source=source, source_index=source_index)
             case Collect() | Commit() | Wait():
                 return s
 

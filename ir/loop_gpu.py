@@ -12,12 +12,14 @@ from .loop import (
     COMBINES,
     GPU_KINDS,
     GPU_SPACES,
+    PIPELINE,
     Alloc,
     Buffer,
     Check,
     Collect,
     Commit,
     CopyAsync,
+    CopyBulk,
     For,
     If,
     Kernel,
@@ -30,16 +32,29 @@ from .loop import (
     While,
     walk,
 )
-from .types import BF16, F16, F32, I32
+from .types import BF16, F16, F32, I32, DType
 
 MOST_THREADS = 1024
 WARP = 32
 WIDTHS = (2, 4, 8, 16, 32)    # of groups of threads that shuffles combine; any more are all threads of a block
 COPIED_BYTES = (4, 8, 16)
 MOST_GROUPS = 7
-GROUP_ROWS, GROUP_COLUMNS, GROUP_STEPS = 16, (64, 128, 256), 64  # of a warp's part of a product of four, and in a row on the left
+STAGES = range(3, 9)  # of a pipeline
+COPYING_THREADS = 128  # of a block with one, which copy alone
+GROUP_ROWS, GROUP_COLUMNS = 16, (64, 128, 256)  # of a warp's part of a product of four
+GROUP_BYTES, PIECE_BYTES = 128, 16              # of a row of its left operand, and of those parts of it that lie together
 # the loops that one of a kind may stand in, innermost first among those that divide work
 INSIDE = {"block": "", "thread": "block", "warp": "block", "lane": "warp"}
+
+
+def group_steps(dtype: DType) -> int:
+    """Steps in a row of the left operand of a product of four warps."""
+    return GROUP_BYTES // dtype.bytes
+
+
+def square_of(size: int) -> int:
+    """Elements, or words, of so many bytes on a side of the squares in which its right operand lies (`PackedDot.square`)."""
+    return PIECE_BYTES // size
 
 
 def block_rule(statement: Stmt, level: str, depth: int) -> str:
@@ -47,6 +62,8 @@ def block_rule(statement: Stmt, level: str, depth: int) -> str:
     match statement:
         case For(kind=kind) if kind in GPU_KINDS:
             return _loop_rule(statement, level, depth)
+        case For(kind=kind) if kind == PIPELINE:
+            return _pipeline_rule(statement, level, depth)
         case For(kind=kind, symbol=symbol) if level and kind == "parallel":
             return f"parallel loop {symbol.name} stands inside a {level} loop"
         case Alloc(buffer=buffer) if buffer.space in GPU_SPACES and level != "block":
@@ -63,6 +80,8 @@ def block_rule(statement: Stmt, level: str, depth: int) -> str:
             return f"matmul_tile stands in {_where(level)}, expected a warp loop"
         case CopyAsync() if level != "thread":
             return f"copy_async stands in {_where(level)}, expected a thread loop"
+        case CopyBulk() if level != "block":
+            return f"copy_bulk stands in {_where(level)}, expected a pipeline"
         case Let() | Check() | If() | While():
             return ""
     return ""
@@ -81,6 +100,33 @@ def _loop_rule(loop: For, level: str, depth: int) -> str:
     most = {"thread": MOST_THREADS, "warp": MOST_THREADS // WARP}.get(kind)
     if not isinstance(loop.extent, int) or most is not None and not 1 <= loop.extent <= most:
         return f"{kind} loop {name} has the extent {loop.extent}, expected a static one" + (f" of 1 to {most}" if most else "")
+    return ""
+
+
+def _pipeline_rule(loop: For, level: str, depth: int) -> str:
+    name = loop.symbol.name
+    if level != "block" or depth != 2:
+        return f"pipeline {name} stands in {_where(level)} or inside of another statement, expected a block loop alone around it"
+    if loop.lanes not in STAGES:
+        return f"pipeline {name} has {loop.lanes} stages, expected {STAGES[0]} to {STAGES[-1]}"
+    bulk = len([s for s in loop.body if isinstance(s, CopyBulk)])
+    match loop.body[bulk:]:
+        case (For(kind="thread", extent=extent, body=copies), For(kind="warp", body=(MatmulTile(grouped=True) as products,))):
+            brought = {s.buffer for s in walk(loop.body) if isinstance(s, (CopyAsync, CopyBulk))}
+            if extent == COPYING_THREADS and all(isinstance(s, (For, If, Let, CopyAsync, Store)) for s in walk(copies)):
+                absent = sorted({products.left, products.right} - brought)
+                return f"pipeline {name} multiplies %{absent[0]}, which it does not copy" if absent else ""
+    return (f"pipeline {name} has other statements than copy_bulk, a thread loop of {COPYING_THREADS} that copies, and a warp loop "
+            "with a matmul_group")
+
+
+def kernel_rule(kernel: Kernel) -> str:
+    """The rule about all of its statements that a kernel breaks."""
+    inside = {id(s) for loop in walk(kernel.body) if isinstance(loop, For) and loop.kind == PIPELINE for s in walk(loop.body)}
+    for statement in walk(kernel.body):
+        alone = isinstance(statement, CopyBulk) or isinstance(statement, MatmulTile) and statement.grouped
+        if alone and id(statement) not in inside:
+            return f"{'copy_bulk' if isinstance(statement, CopyBulk) else 'matmul_group'} stands outside of a pipeline"
     return ""
 
 
@@ -118,11 +164,13 @@ def collective_rule(statement: Stmt, buffers: list[Buffer]) -> str:
                 return f"matmul_tile adds {left.dtype} times {right.dtype} to {accumulator.dtype}, expected {held} on the right"
             if grouped:
                 return _group_rule(statement, accumulator, left, right)
-        case CopyAsync(buffer=name, source=source, count=count):
+        case CopyAsync(name, _, source, _, count) | CopyBulk(name, _, source, _, count):
             target, origin = buffers
             if target.space != "shared" or origin.space not in ("in", "inout") or target.dtype != origin.dtype:
-                return f"copy_async of %{source} to %{name}, expected an input and shared memory of one dtype"
-            if count * target.dtype.bytes not in COPIED_BYTES:
+                return f"a copy of %{source} to %{name}, expected an input and shared memory of one dtype"
+            if isinstance(statement, CopyBulk) and (count < 1 or count * target.dtype.bytes % COPIED_BYTES[-1]):
+                return f"copy_bulk of {count * target.dtype.bytes} bytes, expected a multiple of {COPIED_BYTES[-1]}"
+            if isinstance(statement, CopyAsync) and count * target.dtype.bytes not in COPIED_BYTES:
                 return f"copy_async of {count * target.dtype.bytes} bytes, expected {', '.join(map(str, COPIED_BYTES))}"
         case Wait(groups=groups) if not 0 <= groups <= MOST_GROUPS:
             return f"wait leaves {groups} groups under way, expected 0 to {MOST_GROUPS}"
@@ -135,13 +183,17 @@ def _group_rule(statement: MatmulTile, accumulator: Buffer, left: Buffer, right:
     if rows != GROUP_ROWS or columns not in GROUP_COLUMNS or not isinstance(warps, int) or warps % 4:
         return (f"matmul_group adds to %{accumulator.name} of {' x '.join(map(str, accumulator.shape))}, expected 4 warps or a multiple, "
                 f"{GROUP_ROWS} rows and {', '.join(map(str, GROUP_COLUMNS))} columns")
-    if left.dtype not in (F16, BF16) or left.shape[1] != GROUP_STEPS or statement.depth % 16 or statement.depth > GROUP_STEPS:
-        return (f"matmul_group multiplies {statement.depth} steps of %{left.name}, expected 16 bits, rows of {GROUP_STEPS} and a part of "
-                f"those")
+    steps, least = group_steps(left.dtype), 2 * PIECE_BYTES // left.dtype.bytes  # of a row, and of an instruction
+    fits = left.dtype in (F16, BF16) or left.dtype.bytes == 1
+    if not fits or left.shape[1] != steps or statement.depth % least or statement.depth > steps:
+        return (f"matmul_group multiplies {statement.depth} steps of %{left.name}, expected 16 bits or bytes, rows of {GROUP_BYTES} bytes "
+                "and a part of those")
     if right.shape[1] != columns or statement.left_index[1] != 0 or statement.right_index[1] != 0:
         return f"matmul_group multiplies parts of rows of %{left.name} and %{right.name}, expected whole ones"
-    if any(not divides(8, size) for size in (left.shape[0], right.shape[0], statement.right_index[0])):
-        return f"matmul_group multiplies %{left.name} and %{right.name}, expected multiples of 8 rows, and a first step that is one"
+    high = square_of(right.dtype.bytes)
+    if not divides(8, left.shape[0]) or any(not divides(high, size) for size in (right.shape[0], statement.right_index[0])):
+        return (f"matmul_group multiplies %{left.name} and %{right.name}, expected multiples of 8 rows on the left, and of {high} on the "
+                "right, with a first one that is one")
     return ""
 
 
@@ -151,13 +203,16 @@ def block_loops(kernel: Kernel) -> tuple[For, ...]:
 
 
 def threads_of(kernel: Kernel) -> int:
-    """The threads of a block: as many as the greatest loop over threads or warps needs, at least one."""
-    most = 1
+    """The threads of a block: as many as the greatest loop over threads or warps needs, at least one; with a pipeline those
+    that copy as well."""
+    most, copying = 1, 0
     for statement in walk(kernel.body):
+        if isinstance(statement, For) and statement.kind == PIPELINE:
+            copying = COPYING_THREADS
         if isinstance(statement, For) and statement.kind in ("thread", "warp"):
             assert isinstance(statement.extent, int)
             most = max(most, statement.extent * (WARP if statement.kind == "warp" else 1))
-    return most
+    return most + copying
 
 
 def shared_bytes(kernel: Kernel) -> int:

@@ -11,6 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .loop_gpu import square_of
+from .ops.compute import panels_of_squares
+
 Array = np.ndarray[Any, Any]
 # elements, which of them are set, the shape, the first element's indices, the buffer's name
 Part = tuple[Array, bytearray | None, tuple[int, int], tuple[int, int], str]
@@ -40,7 +43,7 @@ def collect(memory: Array, known: bytearray | None, shape: tuple[int, ...], widt
 
 
 def add_products(accumulator: tuple[Array, bytearray | None, tuple[int, int, int], int, str], left: Part, right: Part, depth: int,
-                 faults: Faults) -> None:
+                 grouped: bool, faults: Faults) -> None:
     """Adds the product of two parts to the fragment of a warp."""
     memory, known, (warps, rows, columns), warp, name = accumulator
     size = rows * columns
@@ -50,10 +53,12 @@ def add_products(accumulator: tuple[Array, bytearray | None, tuple[int, int, int
     a = _part(left, (rows, depth), faults).astype(memory.dtype)
     if left[0].dtype.itemsize == 1:  # words of four signed bytes each, or of four of the left operand's float8
         words = _part(right, (depth // 4, columns), faults)
+        words = panels_of_squares(words, square_of(words.dtype.itemsize), True) if grouped else words
         held = np.int8 if left[0].dtype.kind in "iu" else left[0].dtype
         b = np.moveaxis(np.ascontiguousarray(words).view(held).reshape(depth // 4, columns, 4), -1, 1).reshape(depth, columns)
     else:
         b = _part(right, (depth, columns), faults)
+        b = panels_of_squares(b, square_of(b.dtype.itemsize), False) if grouped else b
     b = b.astype(memory.dtype)
     memory.reshape(warps, rows, columns)[warp] += a @ b
 
@@ -71,6 +76,18 @@ def _part(part: Part, extents: tuple[int, int], faults: Faults) -> Array:
             row, column = np.argwhere(flags == 0)[0]
             faults.unset(name, int((first[0] + row) * shape[1] + first[1] + column))
     return memory.reshape(shape)[area]
+
+
+def copy_bulk(target: tuple[Array, bytearray | None], place: int, source: tuple[Array, bytearray | None], origin: int, count: int,
+              unset: Callable[[int], None]) -> None:
+    """Copies neighbouring elements, which are all within their buffers."""
+    memory, known = target
+    values, given = source
+    if given is not None and 0 in given[origin:origin + count]:
+        unset(given.index(0, origin))
+    memory[place:place + count] = values[origin:origin + count]
+    if known is not None:
+        known[place:place + count] = b"\1" * count
 
 
 def finish_copies(groups: list[list[Copy]], left: int) -> None:

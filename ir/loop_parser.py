@@ -19,6 +19,7 @@ from .loop import (
     COMBINES,
     GPU_KINDS,
     GPU_SPACES,
+    PIPELINE,
     SPACES,
     Alloc,
     Buffer,
@@ -26,6 +27,7 @@ from .loop import (
     Collect,
     Commit,
     CopyAsync,
+    CopyBulk,
     For,
     If,
     IndexValue,
@@ -169,7 +171,8 @@ class _LoopParser(GraphParser):
                                                   "prefetch": self.prefetch, "stream": self.stream, "atomic": self.atomic,
                                                   "collect": self.collect, "matmul_tile": self.matmul_tile,
                                                   "matmul_group": lambda: self.matmul_tile(True),
-                                                  "copy_async": self.copy_async, "commit": Commit, "wait": self.wait}
+                                                  "copy_async": lambda: self.copy(CopyAsync),
+                                                  "copy_bulk": lambda: self.copy(CopyBulk), "commit": Commit, "wait": self.wait}
         if token.kind != "word" or token.text not in readers:
             self.fail(f"expected a statement ({', '.join(readers)} or a store), found {self.lexer.describe()}")
         self.lexer.next()
@@ -181,12 +184,12 @@ class _LoopParser(GraphParser):
         kind, lanes = "serial", 0
         if lexer.token.kind == "word":
             kind = lexer.token.text
-            if kind not in ("parallel", "vector", "unrolled", *GPU_KINDS):
-                self.fail(f"a loop is parallel, vector(lanes), unrolled, {', '.join(GPU_KINDS)}, found {kind!r}")
+            if kind not in ("parallel", "vector", "unrolled", *GPU_KINDS, PIPELINE):
+                self.fail(f"a loop is parallel, vector(lanes), unrolled, {', '.join(GPU_KINDS)}, pipeline(stages), found {kind!r}")
             lexer.next()
-        if kind == "vector":
+        if kind in ("vector", PIPELINE):
             lexer.expect("(")
-            lanes = lexer.integer("the number of lanes")
+            lanes = lexer.integer("the number of lanes" if kind == "vector" else "the number of stages")
             lexer.expect(")")
         outside = dict(self.symbols)
         self.declare(symbol.name, symbol, token)
@@ -297,12 +300,12 @@ class _LoopParser(GraphParser):
         self.lexer.expect(",")
         return MatmulTile(name, *left, *right, self.lexer.integer("the depth"), grouped)
 
-    def copy_async(self) -> CopyAsync:
+    def copy(self, kind: type[CopyAsync] | type[CopyBulk]) -> CopyAsync | CopyBulk:
         target = self.element()
         self.lexer.expect("=")
         source = self.element()
         self.lexer.expect(",")
-        return CopyAsync(*target, *source, self.lexer.integer("the number of elements"))
+        return kind(*target, *source, self.lexer.integer("the number of elements"))
 
     def wait(self) -> Wait:
         return Wait(self.lexer.integer("the number of groups"))

@@ -40,6 +40,7 @@ from .loop import (
     Collect,
     Commit,
     CopyAsync,
+    CopyBulk,
     For,
     If,
     IndexValue,
@@ -151,7 +152,7 @@ class _KernelWriter:
             case For(symbol=symbol, extent=extent, kind=kind, body=body, lanes=lanes):
                 name = self.variable_name(symbol.name)
                 declared = "" if symbol == loop_variable(symbol.name, extent) else self.bounds(symbol)
-                mark = "" if kind == "serial" else f" {kind}" + (f"({lanes})" if kind == "vector" else "")
+                mark = "" if kind == "serial" else f" {kind}" + (f"({lanes})" if lanes else "")
                 return [f"{indent}for {name}{declared} in 0..{self.size(extent)}{mark} {{", *self.block(body, inner),
                         indent + "}"]
             case While(body=body):
@@ -175,7 +176,7 @@ class _KernelWriter:
                 return [f"{indent}check {texts[0]}, {code}, {json.dumps(message)}, {texts[1]}, {texts[2]}{shared}"]
         return [indent + self.collective(statement)]
 
-    def collective(self, statement: Collect | MatmulTile | CopyAsync | Commit | Wait) -> str:
+    def collective(self, statement: Collect | MatmulTile | CopyAsync | CopyBulk | Commit | Wait) -> str:
         """What the threads of a block do together."""
         match statement:
             case Collect(buffer=name, combine=combine, width=width):
@@ -183,9 +184,10 @@ class _KernelWriter:
             case MatmulTile(accumulator=name, left=left, left_index=rows, right=right, right_index=columns, depth=depth, grouped=grouped):
                 operands = f"{self.buffer_name(left)}{self.sizes(rows)}, {self.buffer_name(right)}{self.sizes(columns)}"
                 return f"matmul_{'group' if grouped else 'tile'} {self.buffer_name(name)}, {operands}, {depth}"
-            case CopyAsync(buffer=name, index=index, source=source, source_index=place, count=count):
+            case CopyAsync(name, index, source, place, count) | CopyBulk(name, index, source, place, count):
                 target = f"{self.buffer_name(name)}{self.sizes(index)}"
-                return f"copy_async {target} = {self.buffer_name(source)}{self.sizes(place)}, {count}"
+                word = "copy_bulk" if isinstance(statement, CopyBulk) else "copy_async"
+                return f"{word} {target} = {self.buffer_name(source)}{self.sizes(place)}, {count}"
             case Commit():
                 return "commit"
             case Wait(groups=groups):

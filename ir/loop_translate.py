@@ -14,12 +14,14 @@ from .errors import CompileError, IndexFailure, RuntimeFailure, VerifyError
 from .graph import Node
 from .loop import (
     INDEPENDENT_KINDS,
+    PIPELINE,
     Alloc,
     Buffer,
     Check,
     Collect,
     Commit,
     CopyAsync,
+    CopyBulk,
     For,
     If,
     IndexValue,
@@ -38,7 +40,7 @@ from .loop import (
     expressions_of,
     walk,
 )
-from .loop_gpu_interp import add_products, collect, finish_copies
+from .loop_gpu_interp import add_products, collect, copy_bulk, finish_copies
 from .loop_scalars import bitcast_caller, cast_caller, scalar_caller
 from .loop_text import format_statements
 from .ops.compute import Bitcast, Cast, Elementwise
@@ -270,10 +272,10 @@ class Translator:
             case Check():
                 self.emit(f"if not {values[0]}: faults.check({len(self.faults.checks)}, {values[1]}, {values[2]})")
                 self.faults.checks.append(statement)
-            case Collect() | MatmulTile() | CopyAsync() | Commit() | Wait():
+            case Collect() | MatmulTile() | CopyAsync() | CopyBulk() | Commit() | Wait():
                 self.collective(statement)
 
-    def collective(self, statement: Collect | MatmulTile | CopyAsync | Commit | Wait) -> None:
+    def collective(self, statement: Collect | MatmulTile | CopyAsync | CopyBulk | Commit | Wait) -> None:
         """What the threads of a block do together."""
         place = len(self.faults.places) - 1
         match statement:
@@ -296,6 +298,15 @@ class Translator:
                     self.emit(f"copies.append(({self.pair(memory)}, {target}, m{self.memory[source].name}[{element}]))")
                     if memory.unset:
                         self.emit(f"g{memory.name}[{target}] = 0")
+            case CopyBulk(buffer=name, index=index, source=source, source_index=origin, count=count):
+                ends = []
+                for memory, at in ((self.memory[name], index), (self.memory[source], origin)):
+                    flat = _position(at, memory.buffer.shape)
+                    self.element(memory, (flat + count - 1,))
+                    ends += [self.pair(memory), self.element(memory, (flat,))]
+                unset = self.constant(("unset", (place,)), lambda element: self.faults.unset(place, source, element))
+                target, first, read, begin = ends
+                self.emit(f"{self.constant(('helper', 'copy_bulk'), copy_bulk)}(({target}), {first}, ({read}), {begin}, {count}, {unset})")
             case Commit():
                 self.emit("groups.append(copies[:]); copies.clear()")
             case Wait(groups=left):
@@ -314,7 +325,8 @@ class Translator:
         memory = self.memory[statement.accumulator]
         fault = self.constant(("products", (place,)), _ProductFaults(self.faults, place))
         self.emit(f"{self.constant(('helper', 'add_products'), add_products)}(({self.pair(memory)}, {memory.buffer.shape}, "
-                  f"v_{warp.symbol.name}, {statement.accumulator!r}), {parts[0]}, {parts[1]}, {statement.depth}, {fault})")
+                  f"v_{warp.symbol.name}, {statement.accumulator!r}), {parts[0]}, {parts[1]}, {statement.depth}, "
+                  f"{statement.grouped}, {fault})")
 
     def pair(self, memory: _Memory) -> str:
         """A buffer's elements, and which are set where that is followed."""
@@ -349,6 +361,8 @@ class Translator:
         counter = f"v_{name}"
         if self.mode.checked and not isinstance(loop.extent, int):
             self.check_last(loop, extent, place)
+        if loop.kind == PIPELINE:
+            return self.pipeline(loop, extent, counter)
         marked = loop.kind in INDEPENDENT_KINDS
         if loop.kind == "warp":
             self.warp = loop
@@ -368,6 +382,21 @@ class Translator:
         self.indent -= 1
         if marked and self.mode.checked:
             self.open.pop()
+
+    def pipeline(self, loop: For, extent: str, counter: str) -> None:
+        """Copies run as far ahead as they may."""
+        ahead = self.fresh()
+        self.emit(f"for {ahead} in range(-{loop.lanes}, {extent}):")
+        self.indent += 1
+        self.emit(f"{counter} = {ahead}")
+        self.emit(f"if {counter} >= 0:")
+        self.inside(loop.body[-1:])
+        self.emit(f"{counter} += {loop.lanes}")
+        self.emit(f"if {counter} < {extent}:")
+        self.inside(loop.body[:-1])
+        self.emit("groups.append(copies[:]); copies.clear()")
+        self.emit(f"{self.constant(('helper', 'finish_copies'), finish_copies)}(groups, 0)")
+        self.indent -= 1
 
     def check_last(self, loop: For, extent: str, place: int) -> None:
         """The symbol's bounds hold all values of the variable: normal forms and proofs rely on them."""
@@ -562,6 +591,16 @@ class Translator:
         self.emit(f"if not ({' and '.join(tests)}): faults.bounds({place}, {symbol.name!r}, {name}, {key})")
 
 
+def _position(index: tuple[DimLike, ...], shape: tuple[DimLike, ...]) -> DimLike:
+    """The place of an element in C order."""
+    if len(index) != len(shape):
+        return index[0]
+    place: DimLike = 0
+    for i, n in zip(index, shape):
+        place = place * n + i
+    return place
+
+
 def _python(size: DimLike) -> str:
     if isinstance(size, int):
         return f"({size})"
@@ -579,4 +618,4 @@ def _python_atom(atom: Atom) -> str:
 
 
 def _stored(body: Sequence[Stmt]) -> set[str]:
-    return {s.buffer for s in walk(body) if isinstance(s, (Store, CopyAsync))}
+    return {s.buffer for s in walk(body) if isinstance(s, (Store, CopyAsync, CopyBulk))}

@@ -33,6 +33,7 @@ from .loop import (
     GPU_KINDS,
     GPU_SPACES,
     LOOP_KINDS,
+    PIPELINE,
     SPACES,
     Alloc,
     Buffer,
@@ -40,6 +41,7 @@ from .loop import (
     Collect,
     Commit,
     CopyAsync,
+    CopyBulk,
     For,
     If,
     IndexValue,
@@ -58,7 +60,7 @@ from .loop import (
     expressions_of,
     walk,
 )
-from .loop_gpu import block_rule, collective_rule, private_rule
+from .loop_gpu import block_rule, collective_rule, kernel_rule, private_rule
 from .loop_text import first_line, format_place
 from .ops.compute import Bitcast, Cast, Elementwise
 from .ops.scalar import result_dtype
@@ -129,6 +131,10 @@ class _KernelVerifier:
                 self.fail(f"parameter %{buffer.name} has dtype index, which has no arrays outside a kernel")
             self.declare(scope, buffer)
         self.block(scope, self.kernel.body)
+        self.statement = None
+        broken = kernel_rule(self.kernel)
+        if broken:
+            self.fail(broken)
 
     # --- names ---
 
@@ -248,7 +254,7 @@ class _KernelVerifier:
             case Prefetch(buffer=name, index=index):
                 if self.access(scope, name, index).space == "register":
                     self.fail(f"prefetch of %{name}, which is no memory but registers")
-            case Collect() | MatmulTile() | CopyAsync() | Commit() | Wait():
+            case Collect() | MatmulTile() | CopyAsync() | CopyBulk() | Commit() | Wait():
                 self.collective(scope, statement)
             case _:
                 self.fail(f"{type(statement).__name__} is no statement")
@@ -262,8 +268,8 @@ class _KernelVerifier:
 
     def loop(self, scope: _Scope, loop: For) -> None:
         name = loop.symbol.name
-        if loop.kind not in (*LOOP_KINDS, *GPU_KINDS):
-            self.fail(f"loop {name} is {loop.kind!r}, expected one of {', '.join((*LOOP_KINDS, *GPU_KINDS))}")
+        if loop.kind not in (kinds := (*LOOP_KINDS, *GPU_KINDS, PIPELINE)):
+            self.fail(f"loop {name} is {loop.kind!r}, expected one of {', '.join(kinds)}")
         if loop.kind == "parallel" and scope.depth != 1:
             self.fail(f"parallel loop {name} stands inside another statement, expected the outermost level")
         if loop.kind == "vector":
@@ -272,7 +278,7 @@ class _KernelVerifier:
             whole = loop.lanes // 3 if loop.lanes % 3 == 0 else loop.lanes
             if not 1 <= loop.lanes <= MAX_LANES or whole & (whole - 1):
                 self.fail(f"vector loop {name} has {loop.lanes} lanes, expected a power of two, or three times one, up to {MAX_LANES}")
-        elif loop.lanes:
+        elif loop.lanes and loop.kind != PIPELINE:
             self.fail(f"{loop.kind} loop {name} has {loop.lanes} lanes, expected none")
         self.size(scope, loop.extent)
         if loop.kind == "unrolled" and not isinstance(loop.extent, int):
@@ -355,7 +361,7 @@ class _KernelVerifier:
                                   "expected constants, unrolled and vector variables", "allocate it as local")
         return buffer
 
-    def collective(self, scope: _Scope, statement: Collect | MatmulTile | CopyAsync | Commit | Wait) -> None:
+    def collective(self, scope: _Scope, statement: Collect | MatmulTile | CopyAsync | CopyBulk | Commit | Wait) -> None:
         """What the threads of a block do together: its operands are declared, and fit."""
         buffers: list[Buffer] = []
         match statement:
@@ -363,7 +369,7 @@ class _KernelVerifier:
                 buffers = [self.known(scope, name)]
             case MatmulTile(accumulator=name, left=left, left_index=rows, right=right, right_index=columns):
                 buffers = [self.known(scope, name), self.access(scope, left, rows), self.access(scope, right, columns)]
-            case CopyAsync(buffer=name, index=index, source=source, source_index=place):
+            case CopyAsync(name, index, source, place) | CopyBulk(name, index, source, place):
                 buffers = [self.access(scope, name, index), self.access(scope, source, place)]
         broken = collective_rule(statement, buffers)
         if broken:

@@ -42,7 +42,7 @@ class EmulatedPrograms:
 def joined_source(modules: Sequence[CudaModule]) -> str:
     """The kernels of all in one source: kernel NAME of module 3 is p3_NAME."""
     texts = (module.source.partition(HEAD)[2] for module in modules)
-    return HEAD + "\n".join(re.sub(r"(__global__ void __launch_bounds__\(\d+\) )(\w+)\(", rf"\g<1>p{number}_\2(", text)
+    return HEAD + "\n".join(re.sub(r"(__global__ void __launch_bounds__\([\d, ]+\) )(\w+)\(", rf"\g<1>p{number}_\2(", text)
                             for number, text in enumerate(texts))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tempfile
@@ -11,11 +12,13 @@ import pytest
 
 from tests.perf.cuda import ARCHITECTURES, NVCC, PROGRAMS, recorded, row_of, usage_by_program
 from tests.test_cuda_kernels import matmul
+from tests.test_cuda_standalone import product
 from tests.test_gpu_contraction import products
 from tilewright.backends.cuda import compile
 from tilewright.backends.cuda.compile import can_compile, compile_source, toolkit_version
 from tilewright.gpu.compiling import standalone_source
 from tilewright.ir.errors import InternalError, UnsupportedError
+from tilewright.ir.graph import Graph
 from tilewright.ir.types import F16
 from tilewright.options import Environment, Options
 
@@ -33,6 +36,10 @@ def test_what_kernels_take(architecture: str) -> None:
     graphs["large and small tiles"] = products(F16, [(4096, 1024, 4096), (64, 64, 64)])[0]
     used = usage_by_program(graphs, architecture)
     assert {name for name, (_, kernels) in used.items() if any(kernel.stack for kernel in kernels)} == {"sort"}  # whose rows lie there
+    for module, kernels in used.values():  # warps that give registers away do so from an even share of all, which others count on
+        registers = {kernel.kernel: kernel.registers for kernel in kernels}
+        for threads, blocks, name in re.findall(r"__launch_bounds__\((\d+), (\d+)\) (\w+)\(", module.source):
+            assert registers[name] == 65536 // (int(threads) * int(blocks)) // 8 * 8
     found = [row_of(name, architecture, *used[name]) for name in graphs]
     assert [row.program for row in found if row.spills] == []
     if toolkit_version() == NVCC:
@@ -42,11 +49,12 @@ def test_what_kernels_take(architecture: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_NVCC, reason="nvcc is not installed")
-def test_a_standalone_source_compiles(tmp_path: Path) -> None:
-    made = standalone_source(matmul(5, 7, 9), "cuda:sm_80", Options(), QUIET, "model.data")
+@pytest.mark.parametrize("graph, target", [(matmul(5, 7, 9), "cuda:sm_80"), (product(), "cuda:sm_90a")], ids=["sm_80", "sm_90a"])
+def test_a_standalone_source_compiles(tmp_path: Path, graph: Graph, target: str) -> None:
+    made = standalone_source(graph, target, Options(), QUIET, "model.data")
     (tmp_path / "model.cu").write_text(made.source)
     (tmp_path / "model.data").write_bytes(made.data)
-    finished = subprocess.run(["nvcc", "-std=c++17", "--fmad=false", "-arch=sm_80", "-o", str(tmp_path / "model"), str(tmp_path / "model.cu")],
+    finished = subprocess.run(["nvcc", *made.options, "-o", str(tmp_path / "model"), str(tmp_path / "model.cu")],
                               capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     assert "warning" not in finished.stderr

@@ -260,6 +260,17 @@ def test_products_of_four_warps(module: EmulatedModule, columns: int, dtype: typ
     np.testing.assert_array_equal(result, left[:, :steps].astype(np.float32) @ right[:, :steps].astype(np.float32).T)
 
 
+@pytest.mark.parametrize("name, columns, left, right", [
+    ("s8", 64, np.int8, np.int8), ("u8s8", 128, np.uint8, np.int8), ("e4m3", 256, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e4m3fn),
+    ("e5m2", 64, ml_dtypes.float8_e5m2, ml_dtypes.float8_e5m2)])
+def test_products_of_bytes_by_four_warps(module: EmulatedModule, name: str, columns: int, left: type, right: type) -> None:
+    random = np.random.default_rng(10)
+    a, b = (random.integers(0 if kind is np.uint8 else -4, 5, (n, 128)).astype(kind) for kind, n in ((left, 64), (right, columns)))
+    result = np.zeros((64, columns), np.int32 if "s8" in name else np.float32)
+    module.launch(f"wgmma_{name}", 1, 128, [*(x.view(np.uint8) for x in (a, b)), result], shared_bytes=8192 + columns * 128)
+    np.testing.assert_array_equal(result, a.astype(result.dtype) @ b.astype(result.dtype).T)
+
+
 # --- scalar functions against the table of the IR ---
 
 INTEGERS = {"i8": np.int8, "i16": np.int16, "i32": np.int32, "i64": np.int64, "u8": np.uint8, "u16": np.uint16, "u32": np.uint32, "u64": np.uint64}
@@ -311,7 +322,8 @@ def test_casts_of_floats_to_integers(module: EmulatedModule) -> None:
 
 # --- faults ---
 
-HOPPER = ("missing_mbarrier_wait", "wrong_byte_count", "too_many_arrivals", "missing_proxy_fence", "store_changed_under_way", "missing_wgmma_wait")
+HOPPER = ("missing_mbarrier_wait", "wrong_byte_count", "too_many_arrivals", "missing_proxy_fence", "store_changed_under_way", "missing_wgmma_wait",
+          "copy_over_operand")
 
 
 @pytest.mark.parametrize("kernel, threads, message", [
@@ -344,6 +356,7 @@ HOPPER = ("missing_mbarrier_wait", "wrong_byte_count", "too_many_arrivals", "mis
     ("missing_proxy_fence", 128, r"a unit reads 16 bytes at byte 0 of tile, which thread .* has stored without tw_async_proxy_fence"),
     ("store_changed_under_way", 32, r"shared memory was changed while a bulk copy was reading it"),
     ("missing_wgmma_wait", 128, r"returns while asynchronous copies are under way"),
+    ("copy_over_operand", 128, r"reads 16 bytes at byte \d+ of tile, which an asynchronous copy is yet to fill: a wait is missing"),
     ("stores_to_input", 32, r"array 1, which is only read"),
 ])
 def test_faults(faults: EmulatedModule, kernel: str, threads: int, message: str) -> None:
@@ -351,7 +364,7 @@ def test_faults(faults: EmulatedModule, kernel: str, threads: int, message: str)
     fixed.flags.writeable = False
     blocks = 2 if kernel == "race_of_blocks" else 1
     with pytest.raises(EmulationError, match=message) as caught:
-        faults.launch(kernel, blocks, threads, [memory, fixed], shared_bytes=8192 if kernel in HOPPER else 128)
+        faults.launch(kernel, blocks, threads, [memory, fixed], shared_bytes=8320 if kernel in HOPPER else 128)
     assert f"kernel {kernel}, " in str(caught.value)
     assert "  line " in str(caught.value) or kernel in ("no_wait_at_all", "missing_wgmma_wait")  # which are found behind the last line
 

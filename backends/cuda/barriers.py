@@ -15,6 +15,7 @@ from tilewright.ir.graph import Node
 from tilewright.ir.loop import (
     Alloc,
     CopyAsync,
+    CopyBulk,
     For,
     Kernel,
     Load,
@@ -68,7 +69,7 @@ class Barriers:
             match statement:
                 case Store(buffer=name):
                     found.stored.add(name)
-                case CopyAsync(buffer=name, source=source):
+                case CopyAsync(buffer=name, source=source) | CopyBulk(buffer=name, source=source):
                     found.copied.add(name)
                     found.loaded.add(source)
                 case MatmulTile(left=left, right=right):
@@ -83,6 +84,11 @@ class Barriers:
             self.since = Touched(copied=self.since.copied)
         self.since.add(now)
         return needed
+
+    def pipeline(self, loop: For) -> None:
+        """It begins with a barrier, and all that it copies has come at its end."""
+        self.since = self.touched([loop])
+        self.wait()
 
     def wait(self) -> None:
         """Copies have arrived: all that are under way, as far as is known here."""

@@ -23,6 +23,7 @@ from tilewright.ir.dims import DimLike, Symbol
 from tilewright.ir.errors import InternalError
 from tilewright.ir.graph import Node
 from tilewright.ir.loop import Buffer, IndexValue, Kernel, Literal, Load, Local, expression_nodes
+from tilewright.ir.loop_gpu import PIECE_BYTES
 from tilewright.ir.ops.compute import Bitcast, Cast, Elementwise
 from tilewright.ir.types import INDEX, U16
 
@@ -105,7 +106,7 @@ class Expressions:
             return self.buffer_name(name)
         if name in self.swizzled:
             row, column = (self.size(i).text for i in index)
-            return f"{self.buffer_name(name)}[tw_swizzled({row}, {column}, {buffer.shape[0]})]"
+            return f"{self.buffer_name(name)}[tw_swizzled({row}, {column}, {PIECE_BYTES // buffer.dtype.bytes})]"
         return f"{self.buffer_name(name)}[{self.position(buffer, index)}]"
 
     def is_scalar(self, buffer: Buffer) -> bool:

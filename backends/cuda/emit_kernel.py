@@ -24,6 +24,7 @@ from tilewright.backends.cuda.emit_matrix import (
     fragment_registers,
 )
 from tilewright.backends.cuda.emit_names import comment_of, wrapped
+from tilewright.backends.cuda.emit_pipeline import Pipeline, blocks_together, emit_barriers, emit_pipeline, pipeline_of
 from tilewright.backends.cuda.emit_scalars import (
     ROUNDING,
     emit_combined,
@@ -45,6 +46,7 @@ from tilewright.ir.loop import (
     Collect,
     Commit,
     CopyAsync,
+    CopyBulk,
     For,
     If,
     Kernel,
@@ -78,9 +80,11 @@ def emit_kernel(kernel: Kernel, name: str, sites: dict[str, int]) -> tuple[CudaK
     parameters = [writer.parameter(b) for b in kernel.buffers]
     parameters += ["tw_failure *failure"] if fails else []
     parameters += [f"long long {writer.variable(s.name)}" for s in kernel.symbols]
-    head = f'extern "C" __global__ void __launch_bounds__({threads}) {name}('
+    shared = dynamic_shared_bytes(kernel)
+    together = f", {blocks_together(shared)}" if pipeline_of(kernel) is not None else ""
+    head = f'extern "C" __global__ void __launch_bounds__({threads}{together}) {name}('
     lines = [*comment_of(kernel), *wrapped(head, parameters), *body, "}"]
-    return CudaKernel(name, kernel, grid_of(kernel), threads, dynamic_shared_bytes(kernel), fails), "\n".join(lines) + "\n"
+    return CudaKernel(name, kernel, grid_of(kernel), threads, shared, fails), "\n".join(lines) + "\n"
 
 
 class _Writer(Expressions):
@@ -106,6 +110,9 @@ class _Writer(Expressions):
                 array = f"{memory_type(b.dtype)}, {self.buffer_name(b.name)}, {count}"
                 self.emit(f"TW_DYNAMIC_SHARED({array}, {offset});" if dynamic else f"TW_SHARED({array});")
                 offset += -(-count * b.dtype.bytes // 128) * 128
+        pipeline = pipeline_of(self.kernel)
+        for line in emit_barriers(pipeline, offset) if pipeline is not None else ():
+            self.emit(line)
         several = len(self.kernel.body) > 1
         for statement in self.kernel.body:
             if not isinstance(statement, For) or statement.kind != "block":
@@ -172,6 +179,8 @@ class _Writer(Expressions):
                 self.lane_loop(statement)
             case For(kind="vector"):
                 self.vector_loop(statement)
+            case For(kind="pipeline"):
+                self.pipeline(statement)
             case MatmulTile():
                 self.products(statement)
             case For():
@@ -201,9 +210,7 @@ class _Writer(Expressions):
             self.barrier()
 
     def barrier(self) -> None:
-        """The threads of the block wait for one another; what they stored is known to the units that read memory by themselves."""
-        if self.swizzled:
-            self.emit("tw_async_proxy_fence();")
+        """The threads of the block wait for one another."""
         self.emit("__syncthreads();")
 
     def branch(self, statement: If) -> None:
@@ -226,18 +233,39 @@ class _Writer(Expressions):
     def thread_loop(self, loop: For) -> None:
         if self.barriers.before(loop):
             self.barrier()
-        self.level = loop.kind
-        self.warp_loop = loop
-        name = self.variable(loop.symbol.name)
-        width = WARP if loop.kind == "warp" else 1
         assert isinstance(loop.extent, int)
-        self.emit(f"if (threadIdx.x < {loop.extent * width}) {{" if loop.extent * width != self.threads else "{")
+        threads = loop.extent * (WARP if loop.kind == "warp" else 1)
+        self.emit(f"if (threadIdx.x < {threads}) {{" if threads != self.threads else "{")
         self.indent += 1
-        self.emit(f"const int {name} = threadIdx.x{f' / {width}' if width > 1 else ''};")
-        self.block(loop.body)
+        self.threads_work(loop, 0)
         self.indent -= 1
         self.emit("}")
+
+    def threads_work(self, loop: For, first: int) -> None:
+        """What each thread, or warp, of a loop does; they are those from `first` on."""
+        self.level = loop.kind
+        self.warp_loop = loop
+        number = f"threadIdx.x / {WARP}" if loop.kind == "warp" else "threadIdx.x"
+        self.emit(f"const int {self.variable(loop.symbol.name)} = {number}{f' - {first}' if first else ''};")
+        self.block(loop.body)
         self.level = "block"
+
+    def pipeline(self, loop: For) -> None:
+        """One warp copies, the others multiply; a barrier of the block stands before."""
+        *bulk, copies, products = loop.body
+        assert isinstance(copies, For) and isinstance(products, For) and isinstance(products.extent, int)
+        self.declare(loop.symbol.name, not is_narrow(loop.extent))
+        places = [(f"&{self.buffer_name(s.buffer)}[{self.position(self.buffers[s.buffer], s.index)}]",
+                   f"&{self.element(s.source, s.source_index)}", s.count * self.buffers[s.buffer].dtype.bytes)
+                  for s in bulk if isinstance(s, CopyBulk)]
+        multiplying = products.extent * WARP
+        pipeline = Pipeline(self.variable(loop.symbol.name), "int" if is_narrow(loop.extent) else "long long",
+                            within(self.size(loop.extent), SUM), loop.lanes, multiplying, places,
+                            blocks_together(dynamic_shared_bytes(self.kernel)))
+        emit_pipeline(pipeline, lambda: self.threads_work(copies, multiplying), lambda: self.threads_work(products, 0), self.emit,
+                      self.indent_by)
+        self.barriers.pipeline(loop)
+        self.threads = multiplying
 
     def lane_loop(self, loop: For) -> None:
         """Each lane goes through its registers of fragments, which are all of one shape."""
@@ -265,7 +293,7 @@ class _Writer(Expressions):
             assert self.warp_loop is not None
             rows = (first_row(rows[0], self.warp_loop.symbol), rows[1])
         left, right = self.part(statement.left, rows), self.part(statement.right, statement.right_index)
-        made = (emit_group_products(fragment, self.buffer_name(fragment.name), left, right, self.buffers[statement.right], statement.depth)
+        made = (emit_group_products(fragment, self.buffer_name(fragment.name), left, right, dtype, statement.depth)
                 if statement.grouped else emit_products(fragment, self.buffer_name(fragment.name), left, right, dtype, statement.depth))
         for line in made:
             self.emit(line)

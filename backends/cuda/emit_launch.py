@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tilewright.backends.cuda.emit_pipeline import barrier_bytes, pipeline_of
 from tilewright.backends.cuda.module import STATIC_SHARED
 from tilewright.ir.dims import DimLike, dim_max
 from tilewright.ir.loop import Kernel, MatmulTile, walk
@@ -18,12 +19,13 @@ def grid_of(kernel: Kernel) -> DimLike:
 
 
 def swizzled_buffers(kernel: Kernel) -> frozenset[str]:
-    """Buffers that lie as products of four warps want it."""
-    return frozenset(name for s in walk(kernel.body) if isinstance(s, MatmulTile) and s.grouped for name in (s.left, s.right))
+    """Left operands of products of four warps, in rows whose pieces are exchanged."""
+    return frozenset(s.left for s in walk(kernel.body) if isinstance(s, MatmulTile) and s.grouped)
 
 
 def dynamic_shared_bytes(kernel: Kernel) -> int:
     """Shared memory that a launch has to ask for: all of it where it is more than a block has anyway, or begins where products of four
-    warps want it."""
-    total = shared_bytes(kernel)
+    warps want it; the barriers of a pipeline behind all else."""
+    pipeline = pipeline_of(kernel)
+    total = shared_bytes(kernel) + (0 if pipeline is None else barrier_bytes(pipeline))
     return total if total > STATIC_SHARED or swizzled_buffers(kernel) else 0

@@ -3,8 +3,9 @@
 A fragment [warps, m, n] is m * n / 32 registers of each lane: tiles of 16 x 8 in C order, of each the four accumulators that the PTX
 ISA gives a lane. Operands lie in shared memory by rows, the left one [rows, steps], the right one [steps, columns], and
 come by `ldmatrix`, whose rows begin at multiples of 16 bytes: rows of shared memory are padded by whoever allocates them, so that
-eight of them below one another meet all banks. Products of four warps (wgmma) have operands in rows of 128 bytes, whose pieces of 16
-are exchanged instead (`tw_swizzled`): wherever a kernel touches such a buffer, its index goes through that.
+eight of them below one another meet all banks. Products of four warps (wgmma) have a left operand in rows of 128 bytes, whose pieces of 16
+are exchanged instead (`tw_swizzled`): wherever a kernel touches such a buffer, its index goes through that. Their right operand lies
+in squares of 128 bytes.
 A right operand of bytes lies in words of four steps, which lanes read as they are.
 """
 
@@ -17,19 +18,21 @@ from msgspec import Struct
 from tilewright.ir.dims import DimLike, Symbol, divides, size_of
 from tilewright.ir.errors import InternalError
 from tilewright.ir.loop import Buffer
-from tilewright.ir.loop_gpu import GROUP_ROWS, GROUP_STEPS
+from tilewright.ir.loop_gpu import GROUP_ROWS, PIECE_BYTES
 from tilewright.ir.loop_proofs import linear_factor
 from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType, dtype_named
 
 TILE_ROWS, TILE_COLUMNS, LANES = 16, 8, 32
 # what the text of a product names by itself, so that a kernel's own names may not hide it
-RESERVED = frozenset(("lane", "step", "down", "across", "place", "from_left", "from_right", "left_words", "right_words"))
+RESERVED = frozenset(("lane", "step", "down", "across", "place", "from_left", "from_right", "left_words", "right_words",
+                      "filled", "emptied", "stage"))
 PRODUCTS: dict[DType, tuple[str, int]] = {
     F16: ("tw_mma_m16n8k16_f16", 16), BF16: ("tw_mma_m16n8k16_bf16", 16), U8: ("tw_mma_m16n8k32_u8s8", 32),
     I8: ("tw_mma_m16n8k32_s8", 32), dtype_named("f8e4m3fn"): ("tw_mma_m16n8k32_e4m3", 32),
     dtype_named("f8e5m2"): ("tw_mma_m16n8k32_e5m2", 32)}  # and steps
 
-GROUPED: dict[DType, str] = {F16: "f16", BF16: "bf16"}  # products of four warps
+GROUPED: dict[DType, str] = {F16: "k16_f16", BF16: "k16_bf16", U8: "k32_u8s8", I8: "k32_s8",  # products of four warps
+                             dtype_named("f8e4m3fn"): "k32_e4m3", dtype_named("f8e5m2"): "k32_e5m2"}
 
 
 class MatrixPart(Struct, frozen=True):
@@ -92,23 +95,21 @@ def first_row(row: DimLike, warp: Symbol) -> DimLike:
     return first
 
 
-def emit_group_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPart, matrix: Buffer, depth: int) -> list[str]:
-    """`name` plus the product of two parts, `depth` steps long, by each four warps. `left.row` is that of the first warp of the block;
-    `matrix`: the right operand."""
-    columns, steps = fragment.shape[2], matrix.shape[0]
-    assert isinstance(steps, int)
-    row = f"({left.row} + threadIdx.x / {4 * LANES} * {4 * GROUP_ROWS}) * {GROUP_STEPS} + step"
-    step, distance = f"({right.row} + step) * {GROUP_STEPS}", 2 * GROUP_STEPS * steps
+def emit_group_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPart, dtype: DType, depth: int) -> list[str]:
+    """`name` plus the product of two parts, `depth` steps long, by each four warps; it is under way afterwards. `left.row`: that of the
+    block's first warp."""
+    columns, packed = fragment.shape[2], 4 if dtype.bytes == 1 else 1  # steps of an element on the right
+    row = f"({left.row} + threadIdx.x / {4 * LANES} * {4 * GROUP_ROWS}) * {left.distance} + step"
+    step, distance = f"({right.row} + step{f' / {packed}' if packed > 1 else ''}) * {columns}", PIECE_BYTES * right.distance
     return [
         "tw_wgmma_fence();",
         "#pragma unroll",
-        f"for (int step = 0; step < {depth}; step += 16) {{",
+        f"for (int step = 0; step < {depth}; step += {2 * PIECE_BYTES // dtype.bytes}) {{",
         f"  const unsigned long long from_left = tw_wgmma_left(&{left.name}[{row}]);",
         f"  const unsigned long long from_right = tw_wgmma_right(&{right.name}[{step}], {distance});",
-        f"  tw_wgmma_m64n{columns}k16_{GROUPED[matrix.dtype]}({name}, from_left, from_right, 1);",
+        f"  tw_wgmma_m64n{columns}{GROUPED[dtype]}({name}, from_left, from_right, 1);",
         "}",
         "tw_wgmma_commit();",
-        "tw_wgmma_wait_all();",
     ]
 
 

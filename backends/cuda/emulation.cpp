@@ -177,6 +177,8 @@ void start_block(const unsigned counts[3]) {
     fiber.groups.clear();
     fiber.fenced = 0;
     fiber.products.clear();
+    fiber.reads.clear();
+    fiber.product_groups = 0;
     fiber.stores.clear();
     Warp &warp = block.warps[i / 32];
     warp.lanes[i % 32] = &fiber;

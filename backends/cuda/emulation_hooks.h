@@ -44,8 +44,9 @@ void tw_emulated_bulk_commit();
 void tw_emulated_bulk_wait();
 void tw_emulated_proxy_fence();
 unsigned tw_emulated_shared_address(const void *shared);
-struct tw_wgmma_arguments { int columns; bool is_bfloat; float *sums; unsigned long long left, right; bool accumulates; };
+// `operation`: that of the warp's product of the same operands.
+struct tw_wgmma_arguments { int operation, columns; void *sums; unsigned long long left, right; bool accumulates; };
 void tw_emulated_wgmma(struct tw_wgmma_arguments *arguments);
 void tw_emulated_wgmma_commit();
-void tw_emulated_wgmma_wait();
+void tw_emulated_wgmma_wait(int open);
 }

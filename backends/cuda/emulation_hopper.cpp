@@ -1,7 +1,8 @@
 // Hopper's own: barriers in memory, bulk copies that complete on them, and products of four warps.
 //
 // Everything asynchronous happens as late as it may: a bulk copy when no thread of the block can go on without it, a store and a
-// product when their thread waits; until then registers hold NaN and shared memory may not be touched. Layouts are those of device.h.
+// product when their thread waits; until then registers hold NaN and shared memory may not be touched. What a product reads it reads
+// as early and as late as it may, when it is issued and when its thread waits for it. Layouts are those of device.h.
 
 #include "emulation_state.h"
 
@@ -57,57 +58,66 @@ struct Group {
 
 std::map<size_t, Group> groups;  // by the number of the first warp, in fours
 
-double element(const char *place, bool is_bfloat) {
-  uint16_t bits;
-  std::memcpy(&bits, place, 2);
-  if (is_bfloat) {
-    const uint32_t word = uint32_t(bits) << 16;
-    float value;
-    std::memcpy(&value, &word, 4);
-    return value;
-  }
-  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-  const double sign = bits >> 15 ? -1.0 : 1.0;
-  if (exponent == 31) return fraction ? NAN : sign * INFINITY;
-  return sign * std::ldexp(exponent ? fraction + 1024 : fraction, (exponent ? exponent : 1) - 25);
+// Element i of a piece of 16 bytes.
+double element(const char *piece, int i, const Format &format) {
+  unsigned word;
+  std::memcpy(&word, piece + i / format.steps_a_word * 4, 4);
+  return format.value(word, i % format.steps_a_word);
 }
 
-// A piece of 16 bytes of a matrix whose rows are 128 bytes, as the units find it.
-const char *piece_at(Fiber &fiber, unsigned address) {
-  const char *place = shared_place(address ^ (address >> 7 & 7) << 4);
+// A piece of 16 bytes of a matrix, as the units find it.
+const char *piece_at(Fiber &fiber, unsigned address, bool exchanged) {
+  const char *place = shared_place(exchanged ? address ^ (address >> 7 & 7) << 4 : address);
   read_by_unit(fiber, place, 16);
+  UnitRead read = {place, {}, 0};
+  std::memcpy(read.data, place, 16);
+  fiber.reads.push_back(read);
   return place;
 }
 
-// What a descriptor says: the first byte, from one 64 columns to the next (of matrices with columns side by side), from 8 rows to the next.
+// What a descriptor says: the first byte, and the distances that device.h names for its layout.
 struct Described { unsigned start, distance, stride; };
 
-Described described(Fiber &fiber, unsigned long long descriptor) {
-  if (descriptor >> 62 != 1) fault("a descriptor of another layout than rows of 128 bytes with exchanged pieces", &fiber);
+Described described(Fiber &fiber, unsigned long long descriptor, unsigned layout) {
+  if (descriptor >> 62 != layout)
+    fault(format("a descriptor of layout %u, expected %u: rows of 128 bytes with exchanged pieces on the left (1), squares on the right (0)",
+                 unsigned(descriptor >> 62), layout), &fiber);
   return {unsigned(descriptor & 0x3fff) << 4, unsigned(descriptor >> 16 & 0x3fff) << 4, unsigned(descriptor >> 32 & 0x3fff) << 4};
 }
 
-// 16 steps of each of 64 rows, in which steps lie side by side.
-std::vector<double> left_operand(Fiber &fiber, unsigned long long descriptor, bool is_bfloat) {
-  const Described part = described(fiber, descriptor);
-  std::vector<double> values(64 * 16);
+// The steps of each of 64 rows, in which steps lie side by side.
+std::vector<double> left_operand(Fiber &fiber, unsigned long long descriptor, const Format &format) {
+  const Described part = described(fiber, descriptor, 1);
+  const int inside = format.steps / 2;
+  std::vector<double> values(size_t(64 * format.steps));
   for (int row = 0; row < 64; ++row)
     for (int piece = 0; piece < 2; ++piece) {
-      const char *place = piece_at(fiber, part.start + unsigned(row / 8) * part.stride + unsigned(row % 8) * 128 + unsigned(piece) * 16);
-      for (int i = 0; i < 8; ++i) values[size_t(row) * 16 + size_t(piece * 8 + i)] = element(place + 2 * i, is_bfloat);
+      const char *place = piece_at(fiber, part.start + unsigned(row / 8) * part.stride + unsigned(row % 8) * 128 + unsigned(piece) * 16, true);
+      for (int i = 0; i < inside; ++i) values[size_t(row * format.steps + piece * inside + i)] = element(place, i, format);
     }
   return values;
 }
 
-// 16 steps of each column, where columns lie side by side.
-std::vector<double> right_operand(Fiber &fiber, unsigned long long descriptor, int columns, bool is_bfloat) {
-  const Described part = described(fiber, descriptor);
-  std::vector<double> values(size_t(columns) * 16);
-  for (int step = 0; step < 16; ++step)
+// The steps of each column, in squares: `distance` from the steps of one to the next, `stride` from 8 columns to the next. In a square of 16
+// bits columns lie side by side, in one of bytes steps.
+std::vector<double> right_operand(Fiber &fiber, unsigned long long descriptor, int columns, const Format &format) {
+  const Described part = described(fiber, descriptor, 0);
+  const int steps = format.steps;
+  std::vector<double> values(size_t(columns * steps));
+  if (steps == 32) {
+    for (int column = 0; column < columns; ++column)
+      for (int piece = 0; piece < 2; ++piece) {
+        const char *place = piece_at(fiber, part.start + unsigned(column / 8) * part.stride + unsigned(piece) * part.distance +
+                                                unsigned(column % 8) * 16, false);
+        for (int i = 0; i < 16; ++i) values[size_t(column * steps + piece * 16 + i)] = element(place, i, format);
+      }
+    return values;
+  }
+  for (int step = 0; step < steps; ++step)
     for (int column = 0; column < columns; column += 8) {
-      const char *place = piece_at(fiber, part.start + unsigned(column / 64) * part.distance + unsigned(step / 8) * part.stride +
-                                              unsigned(step % 8) * 128 + unsigned(column % 64 / 8) * 16);
-      for (int i = 0; i < 8; ++i) values[size_t(column + i) * 16 + size_t(step)] = element(place + 2 * i, is_bfloat);
+      const char *place = piece_at(fiber, part.start + unsigned(column / 8) * part.stride + unsigned(step / 8) * part.distance +
+                                              unsigned(step % 8) * 16, false);
+      for (int i = 0; i < 8; ++i) values[size_t((column + i) * steps + step)] = element(place, i, format);
     }
   return values;
 }
@@ -115,26 +125,36 @@ std::vector<double> right_operand(Fiber &fiber, unsigned long long descriptor, i
 void multiply(Group &group) {
   const tw_wgmma_arguments &common = *group.arguments[0];
   for (const tw_wgmma_arguments *one : group.arguments)
-    if (one->columns != common.columns || one->left != common.left || one->right != common.right || one->accumulates != common.accumulates)
+    if (one->operation != common.operation || one->columns != common.columns || one->left != common.left || one->right != common.right || one->accumulates != common.accumulates)
       fault("the threads of four warps give different operands of one product");
-  const std::vector<double> a = left_operand(*group.fibers[0], common.left, common.is_bfloat);
-  const std::vector<double> b = right_operand(*group.fibers[0], common.right, common.columns, common.is_bfloat);
+  const Format left = left_format(common.operation), right = right_format(common.operation);
+  const std::vector<double> a = left_operand(*group.fibers[0], common.left, left);
+  const std::vector<double> b = right_operand(*group.fibers[0], common.right, common.columns, right);
+  const int steps = left.steps;
   for (int thread = 0; thread < 128; ++thread) {
     Fiber &fiber = *group.fibers[thread];
-    float *sums = group.arguments[thread]->sums;
+    uint32_t *sums = static_cast<uint32_t *>(group.arguments[thread]->sums);
     const auto same = [&](const Product &product) { return product.sums == sums; };
     auto found = std::find_if(fiber.products.begin(), fiber.products.end(), same);
     if (found == fiber.products.end()) {
-      fiber.products.push_back({sums, std::vector<float>(sums, sums + common.columns / 2), false});
+      fiber.products.push_back({sums, std::vector<uint32_t>(sums, sums + common.columns / 2), 0});
       found = fiber.products.end() - 1;
     }
-    found->committed = false;
+    found->group = 0;
     for (int i = 0; i < common.columns / 2; ++i) {
       const int row = thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + thread % 4 * 2 + i % 2;
-      double sum = common.accumulates ? double(found->values[size_t(i)]) : 0.0;
-      for (int k = 0; k < 16; ++k) sum += a[size_t(row) * 16 + size_t(k)] * b[size_t(column) * 16 + size_t(k)];
-      found->values[size_t(i)] = float(sum);
-      sums[i] = NAN;
+      double sum = 0.0;
+      for (int k = 0; k < steps; ++k) sum += a[size_t(row * steps + k)] * b[size_t(column * steps + k)];
+      uint32_t &total = found->values[size_t(i)];
+      if (has_integer_sums(common.operation)) {
+        total = (common.accumulates ? total : 0) + uint32_t(int(sum));
+      } else {
+        float before = 0.0f;
+        if (common.accumulates) std::memcpy(&before, &total, 4);
+        before = float(sum + double(before));
+        std::memcpy(&total, &before, 4);
+      }
+      sums[i] = 0x7fc00000;  // NaN, and no likely sum of integers
     }
   }
 }
@@ -251,13 +271,26 @@ void tw_emulated_wgmma(tw_wgmma_arguments *arguments) {
 }
 
 void tw_emulated_wgmma_commit() {
-  for (Product &product : block.running->products) product.committed = true;
+  Fiber &fiber = *block.running;
+  ++fiber.product_groups;
+  for (Product &product : fiber.products)
+    if (!product.group) product.group = fiber.product_groups;
+  for (UnitRead &read : fiber.reads)
+    if (!read.group) read.group = fiber.product_groups;
 }
 
-void tw_emulated_wgmma_wait() {
-  std::vector<Product> &products = block.running->products;
-  for (const Product &product : products)
-    if (product.committed) std::copy(product.values.begin(), product.values.end(), product.sums);
-  products.erase(std::remove_if(products.begin(), products.end(), [](const Product &product) { return product.committed; }), products.end());
+void tw_emulated_wgmma_wait(int open) {
+  Fiber &fiber = *block.running;
+  const auto done = [&](unsigned group) { return group && long(group) <= long(fiber.product_groups) - open; };
+  for (const UnitRead &read : fiber.reads) {
+    if (!done(read.group)) continue;
+    read_by_unit(fiber, read.place, 16);
+    if (std::memcmp(read.place, read.data, 16)) fault("shared memory was changed while a product was reading it");
+  }
+  for (const Product &product : fiber.products)
+    if (done(product.group)) std::memcpy(product.sums, product.values.data(), product.values.size() * 4);
+  const auto finished = [&](const auto &one) { return done(one.group); };
+  fiber.reads.erase(std::remove_if(fiber.reads.begin(), fiber.reads.end(), finished), fiber.reads.end());
+  fiber.products.erase(std::remove_if(fiber.products.begin(), fiber.products.end(), finished), fiber.products.end());
 }
 }

@@ -98,10 +98,7 @@ double single(unsigned bits) {
   return value;
 }
 
-struct Format {
-  int steps_a_word, steps;
-  double (*value)(unsigned word, int place);
-};
+}  // namespace
 
 Format left_format(int operation) {
   switch (operation) {
@@ -122,6 +119,10 @@ Format right_format(int operation) {
   return left_format(operation);
 }
 
+bool has_integer_sums(int operation) { return operation >= TW_MMA_S8 && operation <= TW_MMA_S8U8; }
+
+namespace {
+
 void multiply(const Meeting &meeting) {
   const Format left = left_format(meeting.operation), right = right_format(meeting.operation);
   double a[16][32] = {}, b[32][8] = {};
@@ -135,7 +136,7 @@ void multiply(const Meeting &meeting) {
       for (int word = 0; word < 2; ++word) b[e * (t + 4 * word) + i][g] = right.value(arguments->right[word], i);
     }
   }
-  const bool integers = meeting.operation >= TW_MMA_S8 && meeting.operation <= TW_MMA_S8U8;
+  const bool integers = has_integer_sums(meeting.operation);
   for (int lane = 0; lane < 32; ++lane) {
     if (!takes_part(meeting, lane)) continue;
     const tw_mma_arguments *arguments = static_cast<tw_mma_arguments *>(meeting.arguments[lane]);

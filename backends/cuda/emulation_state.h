@@ -46,11 +46,18 @@ struct Copy {
   std::vector<char> data;
 };
 
-// Sums of products of four warps that this thread will have.
+// Sums of products of four warps that this thread will have; the group of the last one, 0 before it is closed.
 struct Product {
-  float *sums;
-  std::vector<float> values;
-  bool committed;
+  void *sums;
+  std::vector<uint32_t> values;
+  unsigned group;
+};
+
+// 16 bytes of shared memory that a product of that group may still read, and what was there when it began.
+struct UnitRead {
+  const char *place;
+  char data[16];
+  unsigned group;
 };
 
 // A copy from shared to global memory, and what lay there when it began.
@@ -75,6 +82,8 @@ struct Fiber {
   Clock clock{1, nullptr};
   uint32_t fenced = 0;                   // its count at its last fence for the units that read shared memory by themselves
   std::vector<Product> products;         // that no wait has made known
+  std::vector<UnitRead> reads;           // of them, for the first thread of four warps
+  unsigned product_groups = 0;
   std::vector<BulkStore> stores;
   std::vector<Copy> open;                // copies that no commit has closed into a group
   std::deque<std::vector<Copy>> groups;  // the oldest first
@@ -154,6 +163,14 @@ bool advance_copies();
 
 // emulation_matrix.cpp
 const char *operation_name(int operation);
+// Elements as they lie in words of operands, the steps of a word and of a product.
+struct Format {
+  int steps_a_word, steps;
+  double (*value)(unsigned word, int place);
+};
+Format left_format(int operation);
+Format right_format(int operation);
+bool has_integer_sums(int operation);
 void perform(const Meeting &meeting, Warp &warp);
 
 }  // namespace tw

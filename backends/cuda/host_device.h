@@ -263,24 +263,27 @@ TW_HOST unsigned long long tw_wgmma_left(const void *shared) {
   return (unsigned long long)((tw_emulated_shared_address(shared) & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
 TW_HOST unsigned long long tw_wgmma_right(const void *shared, unsigned distance) {
-  return (unsigned long long)((tw_emulated_shared_address(shared) & 0x3ffff) >> 4) | (unsigned long long)(distance >> 4) << 16 | 64ull << 32 |
-         1ull << 62;
+  return (unsigned long long)((tw_emulated_shared_address(shared) & 0x3ffff) >> 4) | (unsigned long long)(distance >> 4) << 16 | 8ull << 32;
 }
 TW_HOST void tw_wgmma_fence() {}
 TW_HOST void tw_wgmma_commit() { tw_emulated_wgmma_commit(); }
-TW_HOST void tw_wgmma_wait_all() { tw_emulated_wgmma_wait(); }
-TW_HOST void tw_host_wgmma(int columns, bool is_bfloat, float *sums, unsigned long long left, unsigned long long right, int accumulates) {
-  tw_wgmma_arguments arguments = {columns, is_bfloat, sums, left, right, accumulates != 0};
+TW_HOST void tw_wgmma_wait(int open) { tw_emulated_wgmma_wait(open); }
+TW_HOST void tw_host_wgmma(int operation, int columns, void *sums, unsigned long long left, unsigned long long right, int accumulates) {
+  tw_wgmma_arguments arguments = {operation, columns, sums, left, right, accumulates != 0};
   tw_emulated_wgmma(&arguments);
 }
-#define TW_WGMMA(format, is_bfloat, columns, count) \
-  TW_HOST void tw_wgmma_m64n##columns##k16_##format(float sums[count], unsigned long long left, unsigned long long right, \
-                                                    int accumulates) { \
-    tw_host_wgmma(columns, is_bfloat, sums, left, right, accumulates); \
+#define TW_WGMMA(format, steps, operation, sum, columns) \
+  TW_HOST void tw_wgmma_m64n##columns##k##steps##_##format(sum sums[columns / 2], unsigned long long left, unsigned long long right, \
+                                                           int accumulates) { \
+    tw_host_wgmma(operation, columns, sums, left, right, accumulates); \
   }
-TW_WGMMA(f16, false, 64, 32)
-TW_WGMMA(f16, false, 128, 64)
-TW_WGMMA(f16, false, 256, 128)
-TW_WGMMA(bf16, true, 64, 32)
-TW_WGMMA(bf16, true, 128, 64)
-TW_WGMMA(bf16, true, 256, 128)
+#define TW_WGMMA_SHAPES(format, steps, operation, sum) \
+  TW_WGMMA(format, steps, operation, sum, 64) \
+  TW_WGMMA(format, steps, operation, sum, 128) \
+  TW_WGMMA(format, steps, operation, sum, 256)
+TW_WGMMA_SHAPES(f16, 16, TW_MMA_F16, float)
+TW_WGMMA_SHAPES(bf16, 16, TW_MMA_BF16, float)
+TW_WGMMA_SHAPES(e4m3, 32, TW_MMA_E4M3, float)
+TW_WGMMA_SHAPES(e5m2, 32, TW_MMA_E5M2, float)
+TW_WGMMA_SHAPES(s8, 32, TW_MMA_S8, int)
+TW_WGMMA_SHAPES(u8s8, 32, TW_MMA_U8S8, int)

@@ -1,7 +1,7 @@
 """A program for one choice of sizes as a .cu file that checks itself: device header, kernels, and a `main` that runs them once.
 
 `main` reads inputs, constants and expected results from a file beside it, launches the kernels in their order, and compares. It uses the
-runtime interface of CUDA and nothing of ours: `nvcc -std=c++17 --fmad=false -o model model.cu && ./model`.
+runtime interface of CUDA and nothing of ours: `nvcc OPTIONS -o model model.cu && ./model`, with the options that come with it.
 
 Assumes that all sizes are bound. Guarantees that equal programs and arrays give equal files.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from msgspec import Struct
 
+from tilewright.backends.cuda.compile import OPTIONS
 from tilewright.backends.cuda.emit_scalars import memory_type
 from tilewright.backends.cuda.emit_sizes import ATOM, Text, emit_size
 from tilewright.backends.cuda.module import CudaModule
@@ -27,15 +28,23 @@ TOLERANCES = {"f64": 1e-9, "f32": 1e-3, "f16": 2e-2, "bf16": 5e-2}
 
 
 class Standalone(Struct, frozen=True):
-    """The text of the .cu file, and the bytes of the file beside it."""
+    """The text of the .cu file, the bytes of the file beside it, and how nvcc compiles it."""
 
     source: str
     data: bytes
+    options: tuple[str, ...]
+
+
+def nvcc_options(architecture: str) -> tuple[str, ...]:
+    """For one architecture ('sm_90a') where it alone has some instructions, else for it and all later ones ('sm_80'). `-arch=sm_90a`
+    would compile for plain sm_90 as well, at least with CUDA 13.0."""
+    compute = architecture.replace("sm_", "compute_")
+    return (*OPTIONS, "-gencode", f"arch={compute},code={architecture if architecture.endswith('a') else compute}")
 
 
 def make_standalone(program: Program, module: CudaModule, sizes: Mapping[str, int], inputs: Sequence[np.ndarray],
-                    outputs: Sequence[np.ndarray], data_name: str) -> Standalone:
-    """`sizes` binds the program's symbols as the inputs do; `outputs` are the expected results."""
+                    outputs: Sequence[np.ndarray], data_name: str, architecture: str) -> Standalone:
+    """`sizes` binds the program's symbols as the inputs do; `outputs` are the expected results; `architecture`: as 'sm_90a'."""
     arrays = [*inputs, *outputs]
     constants = np.zeros(program.constants_bytes, np.uint8)
     for offset, constant in program.constants:
@@ -50,7 +59,7 @@ def make_standalone(program: Program, module: CudaModule, sizes: Mapping[str, in
     writer = _Main(program, module, sizes)
     body = writer.main(offsets, position, data_name)
     kernels = module.source.replace('#include "device.h"\n', "")
-    return Standalone("\n".join([_header(), kernels, body]), b"".join(parts))
+    return Standalone("\n".join([_header(), kernels, body]), b"".join(parts), nvcc_options(architecture))
 
 
 def _header() -> str:

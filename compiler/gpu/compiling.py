@@ -203,6 +203,7 @@ def source_of(graph: Graph, target: str, options: Options, environment: Environm
 def standalone_source(graph: Graph, target: str, options: Options, environment: Environment, data_name: str) -> Standalone:
     """A .cu file of the graph at sample sizes that checks itself against the interpreter, and the file of data beside it."""
     program, module = source_of(graph, target, options, environment)
+    architecture = architectures_of(target)[0]
     refused: TilewrightError | None = None
     for shapes in sample_shapes(graph):
         inputs = _sample_inputs(graph, shapes)
@@ -212,7 +213,7 @@ def standalone_source(graph: Graph, target: str, options: Options, environment: 
         except TilewrightError as error:
             refused = refused or error
             continue
-        return make_standalone(program, module, sizes, inputs, outputs, data_name)
+        return make_standalone(program, module, sizes, inputs, outputs, data_name, OLDEST if architecture == EMULATED else architecture)
     raise refused or CompileError(f"{graph.name}: found no sizes that it accepts", hint="bind them: --dims NAME=SIZE")
 
 

@@ -10,8 +10,11 @@ Rows past the last one are copies of it, which nothing stores; panels are full, 
 multiple of `depth`, or of what 16 bytes hold, are brought by ordinary loads, zeros after the last one. Where tiles are few and deep, the
 steps are cut into parts (`gpu_split.py`).
 
-Where the target multiplies matrices in shared memory by four warps at once (`Caps.has_group_products`), large products go that way: a
-warp has 16 rows and all columns of the tile, and the backend lays both operands out as these instructions want them, without padding.
+Where the target multiplies matrices in shared memory by four warps at once (`Caps.has_group_products`), large products go that way, as
+`pack_operands` has chosen by panels in squares: a warp has 16 rows and all columns of the tile. A pipeline brings the operands: four more
+warps copy the left one, and a part of a panel is one copy by the copy engine, since its squares lie as the units want them. Panels have
+whole parts, with zeros past the last step; what the left operand lacks there is stored as zeros. A right operand that is no constant
+is no panels, but the matrix that it was: those warps copy its pieces to their places in squares.
 
 Blocks that run at the same time should share what they read in the second level of memory: they go down a few tiles of rows for each panel.
 
@@ -29,10 +32,12 @@ from ..ir.caps import Caps
 from ..ir.dims import DimLike, bounds, ceildiv, dim_max, dim_min, divides, product, substitute
 from ..ir.graph import Node
 from ..ir.loop import (
+    PIPELINE,
     Alloc,
     Buffer,
     Commit,
     CopyAsync,
+    CopyBulk,
     For,
     If,
     Let,
@@ -43,11 +48,12 @@ from ..ir.loop import (
     Wait,
     variable_size,
 )
+from ..ir.loop_gpu import COPYING_THREADS, GROUP_ROWS, group_steps, square_of
 from ..ir.loop_vectors import first_neighbour
 from ..ir.ops.compute import FLOATS8, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
-from ..ir.types import BF16, F16, I8, I32, U8, TensorType
-from ..tiles import GPU_PANELS
+from ..ir.types import BF16, F16, I8, I32, U8, DType, TensorType
+from ..tiles import GPU_PANELS, group_tile, is_plain_matrix
 from .contraction import named_parts
 from .gpu_split import Round, choose_parts, part_rounds
 from .gpu_vectors import vector_loop
@@ -60,7 +66,8 @@ OPERANDS = {(F16, F16, 1): "f16", (BF16, BF16, 1): "bf16", (U8, I32, 4): "i8", (
 COPIED = 16         # bytes that are copied at a time
 ROW_BYTES = 64      # of a row of the left operand in shared memory
 STAGES = 4          # of shared memory
-GROUP_ROW_BYTES, GROUP_STAGES = 128, 3  # where four warps multiply together: two blocks of that have room in a multiprocessor
+GROUP_STAGES = {(128, 256): 4, (128, 128): 6, (64, 128): 4}  # where four warps multiply together; of the last tile two blocks have room
+BRANCHES_AT_ONCE = 4  # pieces that a thread copies, or stores zeros instead, in a row
 GROUPED_ROWS = 8    # tiles of rows that blocks go down before the next panel
 # of `depth` steps in microseconds: what three stages wait for memory, and elements of 64 bytes of steps that units take (A100, its figures)
 ROUND_TIME, ELEMENTS_A_MICROSECOND = 0.2, 45000
@@ -68,7 +75,7 @@ ROUND_TIME, ELEMENTS_A_MICROSECOND = 0.2, 45000
 
 class GpuTile(Struct, frozen=True):
     """What a block computes: `rows` x `columns` of the result, `depth` steps at a time, by warps that lie `down` x `across`; of the steps
-    one of `parts`. `grouped`: each four warps multiply together."""
+    one of `parts`. `grouped`: each four warps multiply together; `plain`: then the right operand is no panels, but a matrix."""
 
     rows: int
     columns: int
@@ -77,10 +84,11 @@ class GpuTile(Struct, frozen=True):
     across: int
     parts: int = 1
     grouped: bool = False
+    plain: bool = False
 
     @property
     def stages(self) -> int:
-        return GROUP_STAGES if self.grouped else STAGES
+        return GROUP_STAGES[self.rows, self.columns] if self.grouped else STAGES
 
     @property
     def threads(self) -> int:
@@ -93,6 +101,8 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     if not isinstance(op, PackedDot) or op.symmetric or isinstance(result.op, Pad):
         return None
     left, right = node.inputs
+    if op.square > 1 or caps.has_group_products and is_plain_matrix(op, right.tensor):
+        return _group_tile(node, op, caps)
     columns, unit = right.shape[-1], OPERANDS.get((left.dtype, right.dtype, op.step))
     if unit not in caps.matrix_units or columns not in GPU_PANELS:
         return None
@@ -102,8 +112,7 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     most = bounds(rows)[1]
     panels = bounds(ceildiv(node.shape[-1], columns) * product(node.shape[:op.batch]))[1]
     if columns == 128 and most > 64 and panels * -(-most // 128) >= caps.multiprocessors:
-        grouped = caps.has_group_products and left.dtype in (F16, BF16)
-        return GpuTile(128, 128, GROUP_ROW_BYTES // left.dtype.bytes, 8, 1, grouped=True) if grouped else GpuTile(128, 128, depth, 2, 4)
+        return GpuTile(128, 128, depth, 2, 4)
     if columns >= 64:
         tile = GpuTile(64, columns, depth, 2, 2) if most > 32 else GpuTile(32, columns, depth, 1, 4)
     else:
@@ -113,6 +122,21 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     sums = product(node.shape) * accumulator_dtype(node.dtype).bytes
     rounds, each = ceildiv(left.shape[-1], depth), Round(max(ROUND_TIME, busy), busy)
     return replace(tile, parts=choose_parts(panels * -(-most // tile.rows), rounds, each, read, sums, caps))
+
+
+def _group_tile(node: Node, op: PackedDot, caps: Caps) -> GpuTile | None:
+    """The tile where warps multiply in groups of four: panels are in squares, of whole parts."""
+    left, right = node.inputs
+    columns, steps = right.shape[-1], right.shape[-2]
+    depth, pieces = group_steps(left.dtype), COPIED // left.dtype.bytes
+    assert isinstance(columns, int)
+    plain, square = op.square == 1, square_of(right.dtype.bytes)
+    whole = (columns % square == 0 or not plain) and (divides(depth // op.step, steps) or plain) and divides(pieces, left.shape[-1])
+    fits = (plain or op.square == square) and OPERANDS.get((left.dtype, right.dtype, op.step)) in caps.matrix_units and whole
+    if not caps.has_group_products or not fits:
+        return None
+    tile = group_tile(node.shape[-1], product(node.shape[op.batch:-1]), caps, 0 if plain else columns)
+    return None if tile is None else GpuTile(*tile, depth, tile[0] // GROUP_ROWS, 1, grouped=True, plain=plain)
 
 
 def lower_gpu_contraction(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner, tile: GpuTile) -> Stmt:
@@ -160,7 +184,8 @@ class _Work:
         self.first_row = (group * order[2] + down) * tile.rows
         self.rows = rows
         memory = (Alloc(self.left), Alloc(self.right), Alloc(self.sums))
-        return For(variable, count, "block", (*lets, *memory, self._clear(), *self._contract(), self._epilogue()))
+        contract = (self._pipeline(),) if tile.grouped else self._contract()
+        return For(variable, count, "block", (*lets, *memory, self._clear(), *contract, self._epilogue()))
 
     # --- the contraction ---
 
@@ -188,6 +213,45 @@ class _Work:
             statements.append(self._loaded_steps(first + whole, end - first - whole))
         return tuple(statements)
 
+    def _pipeline(self) -> Stmt:
+        """All steps: the copies of a round run ahead of its products."""
+        tile, inliner, n = self.tile, self.inliner, self.copied[0]
+        assert isinstance(self.node.op, PackedDot)
+        rounds = ceildiv(self.node.inputs[1].shape[-2], self.right_depth)
+        variable, step = loop_symbol(inliner.names.fresh("k"), rounds)
+        stage = step % tile.stages
+        part = self.right_depth * tile.columns
+        panel = CopyBulk(self.right.name, (stage * self.right_depth, 0), self.rhs.name, (self._right(step * self.right_depth),), part)
+        thread, t = loop_symbol(inliner.names.fresh("c"), COPYING_THREADS)
+
+        def piece_or_zeros(copied: CopyAsync, at: DimLike) -> Stmt:
+            """A piece of a step, zeros past the last one."""
+            if divides(tile.depth, self.steps):
+                return copied
+            lane, e = loop_symbol(inliner.names.fresh("z"), n)
+            *outer, last = copied.index
+            zeros = For(lane, n, "unrolled", (Store(copied.buffer, (*outer, last + e), self._zero(self.left.dtype)),))
+            return If(inliner.scalar("lt", inliner.index(at), inliner.index(self.steps)), (copied,), (zeros,))
+
+        def from_left(row: DimLike, piece: DimLike) -> Stmt:
+            first, place = step * tile.depth + piece * n, (stage * tile.rows + row, piece * n)
+            return piece_or_zeros(CopyAsync(self.left.name, place, self.lhs.name, (self._left(row, first),), n), first)
+
+        def from_right(square: DimLike, row: DimLike) -> Stmt:
+            """Row of a square, where squares lie one after another; columns past the last one are some that are there."""
+            down, across = unflatten_index(square, (tile.depth // n, tile.columns // n))
+            at, columns = step * tile.depth + down * n + row, self.node.shape[-1]
+            column = dim_min(self.panel * tile.columns + across * n, columns - n)
+            place = (stage * part + square * n * n + row * n,)
+            return piece_or_zeros(CopyAsync(self.right.name, place, self.rhs.name, (self._plain_right(at) + column,), n), at)
+
+        at_once = 0 if divides(tile.depth, self.steps) else BRANCHES_AT_ONCE
+        pieces = self._pieces(t, tile.rows, tile.depth // n, from_left, COPYING_THREADS, at_once)
+        if tile.plain:
+            pieces += self._pieces(t, part // (n * n), n, from_right, COPYING_THREADS, at_once)
+        copies = For(thread, COPYING_THREADS, "thread", tuple(pieces))
+        return For(variable, rounds, PIPELINE, (*([] if tile.plain else [panel]), copies, self._multiply(stage)), tile.stages)
+
     def _copy(self, step: DimLike, stage: DimLike, when: Node) -> Stmt:
         """Begins to copy the operands of a step into a stage. The condition stands within the loop over threads, so that the one barrier
         before it serves what was waited for as well."""
@@ -202,11 +266,17 @@ class _Work:
             (self._right(step * self.right_depth + row) + piece * m,), m))
         return For(thread, tile.threads, "thread", (If(when, tuple(body)),))
 
-    def _pieces(self, thread: DimLike, rows: int, pieces: int, make: object) -> list[Stmt]:
-        """What all threads do together for each piece of each row, neighbouring threads for neighbouring pieces."""
+    def _pieces(self, thread: DimLike, rows: int, pieces: int, make: object, threads: int = 0, at_once: int = 0) -> list[Stmt]:
+        """What all threads, or so many, do together for each piece of each row, neighbouring threads for neighbouring pieces. Turns of a
+        thread are spelled out, all or so many at once, which take fewer registers."""
         assert callable(make)
-        count, threads = rows * pieces, self.tile.threads
-        variable, turn = loop_symbol(self.inliner.names.fresh("i"), max(1, count // threads))
+        count, threads = rows * pieces, threads or self.tile.threads
+        turns = max(1, count // threads)
+        spelled = at_once if 0 < at_once < turns else turns
+        assert turns % spelled == 0
+        variable, inner = loop_symbol(self.inliner.names.fresh("i"), spelled)
+        outer, group = loop_symbol(self.inliner.names.fresh("g"), turns // spelled)
+        turn = group * spelled + inner
         lets, (row, piece) = named_parts(self.inliner, ["row", "piece"], unflatten_index(turn * threads + thread, (rows, pieces)))
         body = (*lets, *_as_statements(make(row, piece)))
         if count < threads:
@@ -214,7 +284,8 @@ class _Work:
             lets, (row, piece) = named_parts(self.inliner, ["row", "piece"], unflatten_index(dim_min(thread, count - 1), (rows, pieces)))
             return [If(inside, (*lets, *_as_statements(make(row, piece))))]
         assert count % threads == 0
-        return [For(variable, count // threads, "unrolled", body)]
+        loop = For(variable, spelled, "unrolled", body)
+        return [loop if spelled == turns else For(outer, turns // spelled, "serial", (loop,))]
 
     def _left(self, row: DimLike, step: DimLike) -> DimLike:
         """Where an element of the left operand lies; past the last row, of that one."""
@@ -225,6 +296,11 @@ class _Work:
         panels, depth, width = self.node.inputs[1].shape[-3:]
         batch = flatten_index(self.batch, self.batch_shape)
         return ((batch * panels + self.panel) * depth + step) * width
+
+    def _plain_right(self, step: DimLike) -> DimLike:
+        """Where a step of a right operand begins that is no panels."""
+        depth, width = self.node.inputs[1].shape[-2:]
+        return (flatten_index(self.batch, self.batch_shape) * depth + step) * width
 
     def _loaded_steps(self, first: DimLike, count: DimLike) -> Stmt:
         """Steps whose operands are brought by ordinary loads, zeros past the last one."""
@@ -245,10 +321,13 @@ class _Work:
         inliner = self.inliner
         flat = Buffer(source.name, source.dtype, (product(source.shape),), source.space)
         inside = inliner.scalar("lt", inliner.index(step), inliner.index(steps))
-        zero = inliner.bitcast(inliner.literal(0, U8), target.dtype) if target.dtype.is_stored else \
-            inliner.literal(0.0 if target.dtype.is_float else 0, target.dtype)
+        zero = self._zero(target.dtype)
         clamped = dim_max(dim_min(step, steps - 1), 0)
         return If(inside, (Store(target.name, place, inliner.inner().load(flat, (where(clamped),))),), (Store(target.name, place, zero),))
+
+    def _zero(self, dtype: DType) -> Node:
+        inliner = self.inliner
+        return inliner.bitcast(inliner.literal(0, U8), dtype) if dtype.is_stored else inliner.literal(0.0 if dtype.is_float else 0, dtype)
 
     def _warp_loop(self) -> tuple[tuple[For, DimLike], DimLike, DimLike]:
         """A loop over warps, and where a warp's part of the tile begins."""

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from ..attention import find_attention, unit_attention
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, Symbol, bounds, product, symbol, symbols_of
-from ..ir.errors import UNKNOWN, InternalError, Loc
+from ..ir.errors import UNKNOWN, CompileError, InternalError, Loc
 from ..ir.facts import Choice
 from ..ir.graph import Builder, Graph, Node, encode, encode_op
 from ..ir.loop import (
@@ -244,6 +244,9 @@ class KernelMaker:
         if isinstance(core.op, WeightOnlyDot):
             return [(self._weight_only(body, core, loc), order, {})]
         tiles = (gpu_tile(core, body.results[0], self.caps) or plain_tile(core, self.caps)) if self.caps.is_gpu else None
+        if tiles is None and isinstance(core.op, PackedDot) and core.op.square > 1:
+            raise CompileError(f"packed_dot: no kernel of this target takes {core.inputs[1].type} in squares of {core.op.square}", loc=loc,
+                               hint="compile from dot, which is packed for the target")
         if tiles is not None and tiles.parts > 1:
             return self._contraction_parts(body, core, tiles, loc)
         if tiles is not None:

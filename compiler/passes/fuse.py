@@ -65,6 +65,7 @@ from ..ir.ops.weight_only import WeightOnlyDot
 from ..ir.ops.winograd import WinogradConv
 from ..ir.types import TensorType
 from ..options import Options
+from ..tiles import is_plain_matrix
 from .siblings import Group, Siblings
 
 CHEAP = 3          # weighted operations that may be computed again in another kernel
@@ -114,7 +115,10 @@ class _Fuser:
                     self._claim_attention(node)
         for node in self.nodes:
             if isinstance(node.op, CONTRACTION) and node not in self.group_of:
-                self._claim(self._with_padding(self._grow("contraction", node), node))
+                grown = self._grow("contraction", node)
+                by_groups = isinstance(node.op, PackedDot) and self.on_gpu and (
+                    node.op.square > 1 or is_plain_matrix(node.op, node.inputs[1].tensor))  # whose tiles store no border
+                self._claim(grown if by_groups else self._with_padding(grown, node))
         for node in self.nodes:
             if isinstance(node.op, Reduce) and node not in self.group_of and _row_space(node) is not None \
                     and not self._across(node):

@@ -17,13 +17,15 @@ from msgspec import Struct
 from ..ir.caps import Caps
 from ..ir.dims import product
 from ..ir.graph import Builder, Constant, Node
+from ..ir.loop_gpu import group_steps, square_of
 from ..ir.ops.compute import FLOATS8, Bitcast, Cast, Dot, Elementwise, PackedDot
 from ..ir.ops.control import Const
 from ..ir.ops.shape import Broadcast, Reshape, Take, Transpose
 from ..ir.types import F32, F64, I8, U8, DType
 from ..library import apply, broadcast, cast, reshape, transpose
-from ..tiles import gpu_panel_columns
+from ..tiles import gpu_panel_columns, group_panel_columns
 from .pack_integers import lengthened, packed_words
+from .panels import squares_of_words
 from .winograd import known_array
 
 STEP = 4   # bytes of a word of the right operand
@@ -59,9 +61,14 @@ def _product(b: Builder, op: Dot, left: Narrow, right: Narrow, dtype: DType, cap
     batch, missing = len(grid), -depth % STEP
     if missing != 0:
         x = b.add(Bitcast(left.value.dtype), lengthened(b, b.add(Bitcast(U8), x), batch + 1, missing))
-    tile = gpu_panel_columns(width, product(high), left.value.dtype, caps)
+    grouped = group_panel_columns(width, product(high), depth, left.value.dtype, caps)
+    if grouped is not None:
+        missing = -depth % group_steps(I8)
+    tile = gpu_panel_columns(width, product(high), left.value.dtype, caps) if grouped is None else grouped
     words = packed_words(b, lengthened(b, b.add(Bitcast(I8), matrices), batch, missing), batch, product(high), STEP, caps, tile)
-    total = reshape(b, b.add(PackedDot(batch, width, step=STEP), x, words), (*grid, *high, *wide))
+    words = words if grouped is None else squares_of_words(b, words)
+    op_in_bytes = PackedDot(batch, width, step=STEP, square=1 if grouped is None else square_of(words.dtype.bytes))
+    total = reshape(b, b.add(op_in_bytes, x, words), (*grid, *high, *wide))
     for scale in (left.scale, right.scale):
         if scale is not None:
             total = apply(b, "mul", total, broadcast(b, reshape(b, scale, ()), total.shape))

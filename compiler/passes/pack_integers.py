@@ -26,13 +26,14 @@ from msgspec.structs import replace
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, ceildiv, product
 from ..ir.graph import Array, Builder, Constant, Node
+from ..ir.loop_gpu import group_steps, square_of
 from ..ir.ops.compute import Bitcast, Cast, Conv, Elementwise, PackedConv, PackedDot
 from ..ir.ops.control import Const
 from ..ir.ops.shape import Broadcast, Pad, Reshape, Slice, Transpose
 from ..ir.types import I8, I16, I32, U8, DType
 from ..library import apply, broadcast, cast, constant, pad, reduce, reshape, slice_axis, transpose
-from ..tiles import gpu_panel_columns, panel_columns
-from .panels import pack_columns
+from ..tiles import gpu_panel_columns, group_panel_columns, panel_columns
+from .panels import pack_columns, squares_of_words
 from .winograd import known_array
 
 # of an instruction's products over those of float32, with panels and tiles as they are
@@ -59,16 +60,27 @@ def packed_integers(b: Builder, left: Node, right: Node, batch: int, caps: Caps)
     missing = ceildiv(depth, step) * step - depth
     x = lengthened(b, operand.value, left.rank - 1, missing)
     rows = product(left.shape[batch:-1])
+    grouped = group_panel_columns(width, rows, depth, I8, caps) if step == 4 else None
+    if grouped is not None:
+        whole = ceildiv(depth, group_steps(I8)) * group_steps(I8)
+        words = packed_words(b, lengthened(b, right, batch, whole - depth), batch, rows, step, caps, grouped)
+        squares = PackedDot(batch, width, step=step, square=square_of(I32.bytes))
+        return _with_zero_point(b, b.add(squares, x, squares_of_words(b, words)), operand, left, right, batch)
     tile = gpu_panel_columns(width, rows, I8, caps) if caps.is_gpu and step == 4 else None
     longer = lengthened(b, right, batch, missing)
     packed = packed_words(b, longer, batch, rows, step, caps, tile)
     saturates = step == 4 and not caps.has_quads
     narrow = _words_in_16_bits(longer, batch, longer.shape[batch] // step) if saturates else 1
     total = b.add(PackedDot(batch, width, step=step, saturates=saturates, narrow=narrow), x, packed)
+    return _with_zero_point(b, total, operand, left, right, batch)
+
+
+def _with_zero_point(b: Builder, total: Node, operand: _Left, left: Node, right: Node, batch: int) -> Node:
+    """The product of what the left operand stands for, made of the one of its bytes."""
     if operand.zero_point is None:
         return total
-    sums = reshape(b, _sums(b, right, (batch,)), (*right.shape[:batch], *[1] * (left.rank - 1 - batch), width))
-    return _less_zero_point(b, total, operand.zero_point, sums)
+    shape = (*right.shape[:batch], *[1] * (left.rank - 1 - batch), right.shape[-1])
+    return _less_zero_point(b, total, operand.zero_point, reshape(b, _sums(b, right, (batch,)), shape))
 
 
 def packed_integer_conv(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> Node:

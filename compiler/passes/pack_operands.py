@@ -29,18 +29,19 @@ from msgspec.structs import replace
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, bounds, product
 from ..ir.graph import Builder, Graph, Node
+from ..ir.loop_gpu import square_of
 from ..ir.ops.compute import Conv, Dot, Elementwise, PackedConv, PackedDot, ReduceWindow, accumulator_dtype, reduction_identity
 from ..ir.ops.shape import Broadcast, Concat, Slice, Take, Transpose, UpdateSlice
 from ..ir.rewrite import rewrite_graph
 from ..ir.types import BF16, F32, I64, DType, TensorType
 from ..library import apply, broadcast, cast, constant, full, pad, reduce, reshape, slice_axis, transpose
 from ..options import Options
-from ..tiles import PLAIN_GPU_PANELS, gpu_panel_columns, panel_columns
+from ..tiles import PLAIN_GPU_PANELS, gpu_panel_columns, group_panel_columns, panel_columns
 from .pack_bfloats import packed_bfloat_conv, packed_bfloats, widened
 from .pack_floats8 import packed_floats8
 from .pack_integers import largest, packed_integer_conv, packed_integers
 from .pack_repeated import pack_repeated
-from .panels import pack_columns
+from .panels import is_known, pack_columns, pack_squares
 from .winograd import fast_convolution, known_array
 
 MOST_PARTS = 16  # convolutions that one transposed convolution may become
@@ -105,21 +106,34 @@ def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps, only: bool 
     narrow = packed_bfloats(b, left, right, len(batch), caps)
     if narrow is not None:
         return reshape(b, narrow, (*batch, *rows, *columns))
+    gated = _gated(lhs, op) if only and not batch and _is_less(width, rows) else None
+    symmetric = _is_symmetric(op, lhs, rhs, free_left, free_right)
+    grouped = group_panel_columns(width, product(rows), depth, lhs.dtype, caps)
+    if grouped is not None and gated is None and not symmetric:
+        square = square_of(lhs.dtype.bytes)
+        if isinstance(width, int) and width % square == 0 and not is_known(right):  # copied as it is, piece by piece
+            value = b.add(PackedDot(len(batch), width), left, reshape(b, right, (*batch, 1, depth, width)))
+        else:
+            value = b.add(PackedDot(len(batch), width, square=square), left, pack_squares(b, right, len(batch), grouped))
+        return reshape(b, value, (*batch, *rows, *columns))
     tile = gpu_panel_columns(width, product(rows), lhs.dtype, caps) if caps.is_gpu else None
     if tile is None:
         tile = panel_columns(width, product(rows), accumulator_dtype(lhs.dtype), caps, depth)
     shared = pack_repeated(b, op, rhs, tile) if str(lhs.dtype) in caps.matrix_units else None
     packed = pack_columns(b, right, len(batch), tile) if shared is None else shared
-    gated = _gated(lhs, op) if only and not batch and _is_less(width, rows) else None
     if gated is not None:
         x, gate = gated
         left = reshape(b, transpose(b, x, [*free_left, *op.lhs_contract]), left.shape)
         packed = apply(b, "mul", packed, broadcast(b, reshape(b, gate, (1, depth, 1)), packed.shape))
-    lhs_moved, rhs_moved = (_moved(x, (*axes[0], *axes[1], *axes[2])) for x, axes in (
-        (lhs, (op.lhs_batch, op.lhs_contract, free_left)), (rhs, (op.rhs_batch, op.rhs_contract, free_right))))
-    symmetric = lhs_moved == rhs_moved and len(rows) == 1 and _is_worth_mirroring(width, depth, tile)
+    symmetric = symmetric and _is_worth_mirroring(width, depth, tile)
     value = b.add(PackedDot(len(batch), width, symmetric), packed if symmetric else left, packed)
     return reshape(b, value, (*batch, *rows, *columns))
+
+
+def _is_symmetric(op: Dot, lhs: Node, rhs: Node, free_left: list[int], free_right: list[int]) -> bool:
+    """Whether a matrix is multiplied by its own transpose."""
+    left = _moved(lhs, (*op.lhs_batch, *op.lhs_contract, *free_left))
+    return len(free_left) == 1 and left == _moved(rhs, (*op.rhs_batch, *op.rhs_contract, *free_right))
 
 
 def _gated(lhs: Node, op: Dot) -> tuple[Node, Node] | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..ir.dims import DimLike, bounds, ceildiv, divides
 from ..ir.graph import Builder, Node
+from ..ir.loop_gpu import group_steps, square_of
 from ..ir.ops.control import Param
 from ..ir.ops.shape import Concat
 from ..library import pad, reshape, slice_axis, transpose
@@ -17,7 +18,7 @@ def pack_columns(b: Builder, matrix: Node, batch: int, tile: int) -> Node:
     that all others are read where they lie and not from a copy with zeros beside it."""
     width = matrix.shape[batch + 1]
     others = ceildiv(width, tile) - 1
-    if bounds(others)[1] < 2 or divides(tile, width) or bounds(width)[0] < 1 or _is_known(matrix):
+    if bounds(others)[1] < 2 or divides(tile, width) or bounds(width)[0] < 1 or is_known(matrix):
         return _panels(b, matrix, batch, others + 1, tile)
     last = slice_axis(b, matrix, batch + 1, others * tile, (width - 1) % tile + 1)
     return b.add(Concat(batch), _panels(b, slice_axis(b, matrix, batch + 1, 0, others * tile), batch, others, tile),
@@ -33,7 +34,28 @@ def _panels(b: Builder, matrix: Node, batch: int, panels: DimLike, tile: int) ->
     return transpose(b, split, [*axes, batch + 1, batch, batch + 2])
 
 
-def _is_known(node: Node) -> bool:
+def pack_squares(b: Builder, matrix: Node, batch: int, tile: int) -> Node:
+    """[*batch, K, N] -> [*batch, ceil(N / tile), K, tile] in squares (`PackedDot.square`), zeros past N, and past K up to whole rows of the
+    left operand of a product of four warps."""
+    depth, width = matrix.shape[batch:]
+    steps, square = group_steps(matrix.dtype), square_of(matrix.dtype.bytes)
+    parts, panels = ceildiv(depth, steps), ceildiv(width, tile)
+    zeros = [0] * batch
+    padded = pad(b, matrix, [*zeros, 0, 0], [*zeros, parts * steps - depth, panels * tile - width])
+    apart = reshape(b, padded, (*matrix.shape[:batch], parts * (steps // square), square, panels, tile // square, square))
+    squares = transpose(b, apart, [*range(batch), *(batch + axis for axis in (2, 0, 3, 1, 4))])
+    return reshape(b, squares, (*matrix.shape[:batch], panels, parts * steps, tile))
+
+
+def squares_of_words(b: Builder, panels: Node) -> Node:
+    """[.., K, tile] words in squares, in which columns lie one after another."""
+    *lead, depth, tile = panels.shape
+    square, outer = square_of(panels.dtype.bytes), range(panels.rank - 2)
+    apart = reshape(b, panels, (*lead, depth // square, square, tile))
+    return reshape(b, transpose(b, apart, [*outer, *(panels.rank - 2 + axis for axis in (0, 2, 1))]), panels.shape)
+
+
+def is_known(node: Node) -> bool:
     """Whether a node is a constant, moved or not: packing is folded then."""
     while len(node.inputs) == 1:
         node = node.inputs[0]

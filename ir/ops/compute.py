@@ -437,6 +437,15 @@ def unpacked_words(words: Array, step: int) -> Array:
     return np.moveaxis(parts, -1, -2).reshape(*words.shape[:-2], words.shape[-2] * step, words.shape[-1])
 
 
+def panels_of_squares(panels: Array, square: int, by_columns: bool) -> Array:
+    """[.., K, tile] whose memory is [.., K / square, tile / square, square, square] -> the same elements in C order. `by_columns`: the last
+    axis of a square goes down."""
+    *lead, depth, tile = panels.shape
+    apart = panels.reshape(*lead, depth // square, tile // square, square, square)
+    apart = np.swapaxes(apart, -2, -1) if by_columns else apart
+    return np.swapaxes(apart, -3, -2).reshape(panels.shape)
+
+
 class PackedDot(Op, frozen=True):
     """Matmul with a right operand in panels, as `pack_operands` makes it.
 
@@ -451,6 +460,10 @@ class PackedDot(Op, frozen=True):
     bfloat16, whose sums are float32 (a target may count subnormal numbers as zeros where the left operand is bfloat16, too).
     `saturates`: of words of four bytes the products of two neighbours are added within 16 bits, as some instructions do, and to
     those the ones of as many words as `narrow` says, which wrap; passes let it only where that changes nothing.
+
+    `square`: more than 1 where a panel [K, tile], of words [K / step, tile], lies in squares of so many rows and columns, each by itself,
+    one beside another before the next ones below; in a square of words columns lie one after another. Then rhs may have more steps than
+    lhs, of zeros that are multiplied by nothing.
     """
 
     name: ClassVar[str] = "packed_dot"
@@ -461,6 +474,7 @@ class PackedDot(Op, frozen=True):
     step: int = 1
     saturates: bool = False
     narrow: int = 1
+    square: int = 1
 
     def infer(self, *types: Type) -> Type:
         lhs, rhs = operands(self, types, 2)
@@ -469,15 +483,26 @@ class PackedDot(Op, frozen=True):
         tile = rhs.shape[-1] if rhs.rank else None
         if rhs.rank != self.batch + 3 or lhs.rank < self.batch + 1 or not isinstance(tile, int) or tile < 1:
             raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit {self.batch} batch axes")
-        fits = (lhs == rhs if self.symmetric
-                else lhs.shape[:self.batch] == rhs.shape[:self.batch] and lhs.shape[-1] == rhs.shape[-2] * self.step)
+        if self.square != 1:
+            self._check_squares(rhs, tile)
+        steps = rhs.shape[-2] * self.step
+        enough = lhs.shape[-1] == steps or self.square > 1 and bounds(steps - lhs.shape[-1])[0] >= 0
+        fits = lhs == rhs if self.symmetric else lhs.shape[:self.batch] == rhs.shape[:self.batch] and enough
         if not fits or rhs.shape[-3] != ceildiv(self.columns, tile):
             raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit, columns {self.columns}")
         lead = (*lhs.shape[:self.batch], self.columns) if self.symmetric else lhs.shape[:-1]
         return TensorType(dtype, (*lead, self.columns))
 
+    def _check_squares(self, rhs: TensorType, tile: int) -> None:
+        whole = self.square > 1 and tile % self.square == 0 and divides(self.square, rhs.shape[-2])
+        if self.symmetric or self.saturates or not whole:
+            raise CompileError(f"packed_dot: {rhs} in squares of {self.square}, expected panels of whole squares")
+
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
-        lhs, rhs = inputs[0], unpacked_words(inputs[1], self.step)
+        lhs, rhs = inputs
+        if self.square > 1:
+            rhs = panels_of_squares(rhs, self.square, self.step > 1)[..., :-(-lhs.shape[-1] // self.step), :]
+        rhs = unpacked_words(rhs, self.step)
         if dtype_of(lhs.dtype) in FLOATS8:
             with np.errstate(all="ignore"):
                 lhs, rhs = lhs.astype(np.float32), rhs.astype(np.int8).view(lhs.dtype).astype(np.float32)
@@ -507,7 +532,8 @@ class PackedDot(Op, frozen=True):
                 Sample(cls(0, 19, step=4), (TensorType(U8, (5, 12)), TensorType(I32, (2, 3, 16)))),
                 Sample(cls(0, 19, step=4), (TensorType(I8, (5, 12)), TensorType(I32, (2, 3, 16)))),
                 Sample(cls(1, 5, step=4, saturates=True), (TensorType(U8, (2, 3, 8)), TensorType(I32, (2, 1, 2, 8)))),
-                Sample(cls(0, 19, False, 4, True, 2), (TensorType(U8, (5, 16)), TensorType(I32, (2, 4, 16)))))
+                Sample(cls(0, 19, False, 4, True, 2), (TensorType(U8, (5, 16)), TensorType(I32, (2, 4, 16)))),
+                Sample(cls(1, 13, square=4), (TensorType(F32, (2, 3, 6)), TensorType(F32, (2, 2, 8, 8)))))
 
 
 class Conv(Op, frozen=True):

@@ -320,21 +320,26 @@ extern "C" __global__ void bulk_copies(const float *source, float *result, long 
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+// The place of an element of a right operand in squares.
+TW_FUNCTION int in_squares(int step, int column, int columns) {
+  return (step / 8 * (columns / 8) + column / 8) * 64 + step % 8 * 8 + column % 8;
+}
+
 extern "C" __global__ void __launch_bounds__(128) wgmma_64(const tw_float16 *left, const tw_float16 *right, float *result) {
   TW_DYNAMIC_SHARED(tw_float16, a, 64 * 64, 0);
   TW_DYNAMIC_SHARED(tw_float16, b, 64 * 64, 8192);
   for (int i = threadIdx.x; i < 64 * 64; i += 128) {
-    a[tw_swizzled(i / 64, i % 64, 64)] = left[i];
-    b[tw_swizzled(i % 64, i / 64, 64)] = right[i];
+    a[tw_swizzled(i / 64, i % 64, 8)] = left[i];
+    b[in_squares(i % 64, i / 64, 64)] = right[i];
   }
   tw_async_proxy_fence();
   __syncthreads();
   float sums[32];
   tw_wgmma_fence();
   for (int step = 0; step < 64; step += 16)
-    tw_wgmma_m64n64k16_f16(sums, tw_wgmma_left(&a[step]), tw_wgmma_right(&b[64 * step], 8192), step > 0);
+    tw_wgmma_m64n64k16_f16(sums, tw_wgmma_left(&a[step]), tw_wgmma_right(&b[64 * step], 1024), step > 0);
   tw_wgmma_commit();
-  tw_wgmma_wait_all();
+  tw_wgmma_wait(0);
   const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
 #pragma unroll
   for (int i = 0; i < 32; ++i) result[(row + i / 2 % 2 * 8) * 64 + column + i / 4 * 8 + i % 2] = sums[i];
@@ -344,17 +349,19 @@ extern "C" __global__ void __launch_bounds__(128) wgmma_128(const tw_bfloat16 *l
   TW_DYNAMIC_SHARED(tw_bfloat16, a, 64 * 64, 0);
   TW_DYNAMIC_SHARED(tw_bfloat16, b, 128 * 64, 8192);
   for (int i = threadIdx.x; i < 128 * 64; i += 128) {
-    if (i < 64 * 64) a[tw_swizzled(i / 64, i % 64, 64)] = left[i];
-    b[tw_swizzled(i % 64, i / 64, 64)] = right[i];
+    if (i < 64 * 64) a[tw_swizzled(i / 64, i % 64, 8)] = left[i];
+    b[in_squares(i % 64, i / 64, 128)] = right[i];
   }
   tw_async_proxy_fence();
   __syncthreads();
   float sums[64];
   tw_wgmma_fence();
-  for (int step = 0; step < 64; step += 16)
-    tw_wgmma_m64n128k16_bf16(sums, tw_wgmma_left(&a[step]), tw_wgmma_right(&b[64 * step], 8192), step > 0);
-  tw_wgmma_commit();
-  tw_wgmma_wait_all();
+  for (int step = 0; step < 64; step += 16) {
+    tw_wgmma_m64n128k16_bf16(sums, tw_wgmma_left(&a[step]), tw_wgmma_right(&b[128 * step], 2048), step > 0);
+    tw_wgmma_commit();
+    tw_wgmma_wait(1);
+  }
+  tw_wgmma_wait(0);
   const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
 #pragma unroll
   for (int i = 0; i < 64; ++i) result[(row + i / 2 % 2 * 8) * 128 + column + i / 4 * 8 + i % 2] = sums[i];
@@ -364,19 +371,57 @@ extern "C" __global__ void __launch_bounds__(128) wgmma_256(const tw_bfloat16 *l
   TW_DYNAMIC_SHARED(tw_bfloat16, a, 64 * 64, 0);
   TW_DYNAMIC_SHARED(tw_bfloat16, b, 256 * 64, 8192);
   for (int i = threadIdx.x; i < 256 * 64; i += 128) {
-    if (i < 64 * 64) a[tw_swizzled(i / 64, i % 64, 64)] = left[i];
-    b[tw_swizzled(i % 64, i / 64, 64)] = right[i];
+    if (i < 64 * 64) a[tw_swizzled(i / 64, i % 64, 8)] = left[i];
+    b[in_squares(i % 64, i / 64, 256)] = right[i];
   }
   tw_async_proxy_fence();
   __syncthreads();
   float sums[128];
   tw_wgmma_fence();
-  tw_wgmma_m64n256k16_bf16(sums, tw_wgmma_left(a), tw_wgmma_right(b, 8192), 0);
+  tw_wgmma_m64n256k16_bf16(sums, tw_wgmma_left(a), tw_wgmma_right(b, 4096), 0);
   tw_wgmma_commit();
-  tw_wgmma_wait_all();
+  tw_wgmma_wait(0);
   const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
 #pragma unroll
   for (int i = 0; i < 128; ++i) result[(row + i / 2 % 2 * 8) * 256 + column + i / 4 * 8 + i % 2] = sums[i];
+}
+
+
+// 128 steps of bytes, which lie side by side on both sides.
+#define WGMMA_BYTES(format, sum, columns) \
+  TW_DYNAMIC_SHARED(unsigned char, a, 64 * 128, 0); \
+  TW_DYNAMIC_SHARED(unsigned char, b, columns * 128, 8192); \
+  for (int i = threadIdx.x; i < columns * 128; i += 128) { \
+    const int row = i / 128, step = i % 128; \
+    if (row < 64) a[tw_swizzled(row, step, 16)] = (unsigned char)left[i]; \
+    b[(step / 16 * columns + row) * 16 + step % 16] = (unsigned char)right[i]; \
+  } \
+  tw_async_proxy_fence(); \
+  __syncthreads(); \
+  sum sums[columns / 2]; \
+  tw_wgmma_fence(); \
+  for (int step = 0; step < 128; step += 32) \
+    tw_wgmma_m64n##columns##k32_##format(sums, tw_wgmma_left(&a[step]), tw_wgmma_right(&b[columns * step], columns * 16), step > 0); \
+  tw_wgmma_commit(); \
+  tw_wgmma_wait(0); \
+  const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2; \
+  _Pragma("unroll") for (int i = 0; i < columns / 2; ++i) \
+    result[(row + i / 2 % 2 * 8) * columns + column + i / 4 * 8 + i % 2] = sums[i];
+
+extern "C" __global__ void __launch_bounds__(128) wgmma_s8(const signed char *left, const signed char *right, int *result) {
+  WGMMA_BYTES(s8, int, 64)
+}
+
+extern "C" __global__ void __launch_bounds__(128) wgmma_u8s8(const unsigned char *left, const signed char *right, int *result) {
+  WGMMA_BYTES(u8s8, int, 128)
+}
+
+extern "C" __global__ void __launch_bounds__(128) wgmma_e4m3(const unsigned char *left, const unsigned char *right, float *result) {
+  WGMMA_BYTES(e4m3, float, 256)
+}
+
+extern "C" __global__ void __launch_bounds__(128) wgmma_e5m2(const unsigned char *left, const unsigned char *right, float *result) {
+  WGMMA_BYTES(e5m2, float, 64)
 }
 
 #endif

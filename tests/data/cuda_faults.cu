@@ -190,9 +190,9 @@ extern "C" __global__ void missing_proxy_fence(float *memory, const float *fixed
   for (int i = threadIdx.x; i < 2048; i += 128) tile[i] = 0.0f;
   __syncthreads();
   float sums[32];
-  tw_wgmma_m64n64k16_f16(sums, tw_wgmma_left(tile), tw_wgmma_right(tile, 8192), 0);
+  tw_wgmma_m64n64k16_f16(sums, tw_wgmma_left(tile), tw_wgmma_right(tile, 1024), 0);
   tw_wgmma_commit();
-  tw_wgmma_wait_all();
+  tw_wgmma_wait(0);
   memory[threadIdx.x] = sums[0];
 }
 
@@ -215,8 +215,27 @@ extern "C" __global__ void missing_wgmma_wait(float *memory, const float *fixed)
   tw_async_proxy_fence();
   __syncthreads();
   float sums[32];
-  tw_wgmma_m64n64k16_f16(sums, tw_wgmma_left(tile), tw_wgmma_right(tile, 8192), 0);
+  tw_wgmma_m64n64k16_f16(sums, tw_wgmma_left(tile), tw_wgmma_right(tile, 1024), 0);
   tw_wgmma_commit();
+}
+
+extern "C" __global__ void copy_over_operand(float *memory, const float *fixed) {
+  TW_DYNAMIC_SHARED(float, tile, 2048, 0);
+  TW_DYNAMIC_SHARED(unsigned long long, barrier, 1, 8192);
+  for (int i = threadIdx.x; i < 2048; i += 128) tile[i] = 0.0f;
+  if (threadIdx.x == 0) tw_mbarrier_init(barrier, 1);
+  tw_mbarrier_init_fence();
+  tw_async_proxy_fence();
+  __syncthreads();
+  float sums[32];
+  tw_wgmma_m64n64k16_f16(sums, tw_wgmma_left(tile), tw_wgmma_right(tile, 1024), 0);
+  tw_wgmma_commit();
+  if (threadIdx.x == 0) {
+    tw_mbarrier_expect(barrier, 128);
+    tw_bulk_load(tile, fixed, 128, barrier);
+  }
+  tw_wgmma_wait(0);
+  tw_mbarrier_wait(barrier, 0);
 }
 
 extern "C" __global__ void no_fault(float *memory, const float *fixed) {

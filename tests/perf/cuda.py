@@ -49,6 +49,12 @@ def attention(dtype: DType, heads: int, key_heads: int, tokens: int, size: int) 
     return masked_graph(MASKS[0][0], (1, heads, tokens, size), (1, key_heads, tokens, size), dtype)
 
 
+def with_residual(dtype: DType, rows: DimLike, steps: int, columns: int) -> Graph:
+    b = Builder()
+    x, w, other = (b.add(Param(name, dtype, shape)) for name, shape in (("x", (rows, steps)), ("w", (steps, columns)), ("other", (rows, columns))))
+    return Graph("residual", [x, w, other], [lib.gelu(b, lib.apply(b, "add", lib.matmul(b, x, w), other))])
+
+
 def coded(rows: DimLike, bits: int, group: int, dtype: DType = F16) -> Graph:
     """A product with weights 4096 x 4096 of so many bits, in groups of so many steps."""
     b, panels = Builder(), 256
@@ -65,6 +71,8 @@ PROGRAMS: dict[str, Callable[[], Graph]] = {
     "matmul f32 of open sizes": lambda: matmul(ROWS, symbol("K"), symbol("N")),
     "matmul f16": lambda: matmul(1024, 1024, 1024, (), F16),
     "large matmul bf16": lambda: matmul(4096, 4096, 4096, (), BF16),
+    "large matmul f16 of open rows, residual and gelu": lambda: with_residual(F16, ROWS, 4104, 4096),
+    "large matmul bf16, residual and gelu": lambda: with_residual(BF16, 4096, 4096, 4096),
     "matmul bf16 of few rows": lambda: matmul(16, 1024, 4096, (), BF16),
     "deep matmul bf16 of few tiles": lambda: matmul(64, 8192, 256, (), BF16),
     "deep matmul f32 of few tiles": lambda: matmul(64, 8192, 256),
@@ -77,6 +85,7 @@ PROGRAMS: dict[str, Callable[[], Graph]] = {
     "int8 weights, 64 rows": lambda: coded(64, 8, 4096),
     "int4 weights, any rows": lambda: coded(ROWS, 4, 32),
     "matmul f8e4m3": lambda: product_of(*[FLOATS8[0]] * 2, 1024, 1024, 1024, BF16),
+    "large matmul f8e4m3": lambda: product_of(*[FLOATS8[0]] * 2, 4096, 4096, 4096, BF16),
     "matmul f8e5m2": lambda: product_of(*[FLOATS8[1]] * 2, 1024, 1024, 1024, BF16),
     "int8 layer": lambda: layer(I8, I8, 1024, 1024, 1024, True),
     "convolution": lambda: convolution((8, 64, 56, 56), 3, 1, 1, 64),
