@@ -1,7 +1,7 @@
 """Measures functions of `backends/llvm/math.py` on every float32 (or every n-th): the greatest error, and where.
 
     python -m benchmarks.exhaustive_math exp log sin              # all 2^32 inputs, some two minutes a function
-    python -m benchmarks.exhaustive_math --stride 257 --baseline  # all functions of one operand, a sample, SSE2 code
+    python -m benchmarks.exhaustive_math --stride 257 --machine sse2   # all functions of one operand, a sample, SSE2 code
 
 Progress goes to stderr; a line a function to stdout: name, greatest error in units in the last place, the input, wrong NaNs and zeros.
 The reference is NumPy's in float64 (erf, erfc: our float64 function, which `tests/test_math.py` compares with long double); its own
@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.math_harness import BASELINE, HOST, Array, Loop, numpy_reference
+from benchmarks.math_harness import MACHINES, Array, Loop, Machine, numpy_reference
 from tilewright.backends.llvm.math import MATH
 
 CHUNK = 1 << 18             # stays in the second-level cache
@@ -45,9 +45,9 @@ def chunk_errors(found: Array, reference: Array) -> tuple[Array, int]:
     return np.where(nans, 0.0, error), wrong
 
 
-def measure(name: str, stride: int, baseline: bool) -> tuple[float, float, int]:
+def measure(name: str, stride: int, machine: Machine) -> tuple[float, float, int]:
     """(greatest error, its input, wrong specials)."""
-    function = Loop(name, "float32", 8, BASELINE if baseline else HOST)
+    function = Loop(name, "float32", 8, machine)
     reference = float64_reference(name)
     greatest, where, wrong = -1.0, 0.0, 0
     span = CHUNK * stride
@@ -71,14 +71,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="name", help="functions of one operand (default: all)")
     parser.add_argument("--stride", type=int, default=1, help="take every n-th float (odd numbers meet all exponents)")
-    parser.add_argument("--baseline", action="store_true", help="code for x86-64 without FMA and SSE4.1")
+    parser.add_argument("--machine", choices=MACHINES, default="avx2", help="whose code (default: %(default)s)")
     arguments = parser.parse_args()
     unknown = set(arguments.names) - set(unary_functions())
     if unknown:
         parser.error(f"not a function of one operand: {', '.join(sorted(unknown))}; known: {', '.join(unary_functions())}")
     failed = False
     for name in arguments.names or unary_functions():
-        greatest, where, wrong = measure(name, arguments.stride, arguments.baseline)
+        greatest, where, wrong = measure(name, arguments.stride, MACHINES[arguments.machine])
         bound = MATH[name].ulps[0]
         failed |= greatest > bound or wrong > 0
         verdict = "ok" if greatest <= bound and not wrong else f"exceeds {bound}"

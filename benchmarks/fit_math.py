@@ -36,6 +36,7 @@ class Fit:
     degree: int
     weight: Function
     why: str
+    refits: int = 3                                   # past these, the rounding of a coefficient does not show; 1 where 0 lies within
 
 
 def rounded(value: mp.mpf, bits: int) -> mp.mpf:
@@ -90,7 +91,7 @@ def fit(job: Fit) -> tuple[list[mp.mpf], mp.mpf]:
     target = [job.function(x) for x in grid]
     weight = [abs(job.weight(x)) for x in grid]
     left, done = list(target), []
-    refits = min(3, job.degree + 1) if job.bits == 32 else 1  # past these, the rounding of a coefficient does not show
+    refits = min(job.refits, job.degree + 1) if job.bits == 32 else 1
     for first in range(job.degree + 1):
         if first < refits:
             coefficients, _ = remez(left, weight, grid, first, job.degree)
@@ -179,6 +180,40 @@ FITS = [
     Fit("CBRT_64", 64, mp.cbrt, mp.mpf("0.35"), mp.mpf("2.84"), 4, lambda x: 1 / mp.cbrt(x), "first guess of the cube root"),
 ]
 
+ERF_STEP = mp.mpf(17199) / 65536                      # of those near 4 / 15.5 the one at whose multiples roundings of P(0) are least
+ERF_REST = mp.mpf("0.5")                              # what is left apart: x times it is exact, and P smaller
+WIDE = ERF_STEP / 2 * mp.mpf("1.0001")
+
+
+def erf_near(n: int) -> Function:
+    """erf(x) / x where t = x - n STEP."""
+    def quotient(t: mp.mpf) -> mp.mpf:
+        x = t + n * ERF_STEP
+        return mp.erf(x) / x
+
+    return quotient if n else away(quotient, 2 / mp.sqrt(mp.pi))
+
+
+ERF_TABLES = [Fit(f"ERF_TABLES_32, place {n}", 32, lambda t, n=n: erf_near(n)(t) - ERF_REST, -WIDE if n else mp.mpf(0), WIDE, 5,
+                  lambda t, n=n: 1 / erf_near(n)(t), "", 1) for n in range(16)]
+
+
+def print_erf_tables() -> None:
+    """The coefficients of one degree side by side, for all places."""
+    found = []
+    for job in ERF_TABLES:
+        print(job.name, file=sys.stderr)
+        found.append(fit(job))
+    print(f"# erf(x) = x/2 + x P(t), t = x - n STEP, for n the nearest place: 2^{float(mp.log(max(error for _, error in found), 2)):.1f}")
+    print(f"ERF_STEP = {float(ERF_STEP)!r}")
+    print("ERF_TABLES_32 = (")
+    for column in zip(*(coefficients for coefficients, _ in found)):
+        print("    (")
+        for first in range(0, 16, 4):
+            print("        " + ", ".join(repr(float(value)) for value in column[first : first + 4]) + ",")
+        print("    ),")
+    print(")")
+
 
 def main() -> None:
     print('"""Coefficients of the polynomials of `math.py`, lowest degree first: the output of `benchmarks/fit_math.py`.\n')
@@ -192,6 +227,7 @@ def main() -> None:
         for value in coefficients:
             print(f"    {float(value)!r},")
         print(")")
+    print_erf_tables()
     print("# 2/pi, its first 1280 binary places as 32-bit words, most significant first (Payne and Hanek's constant).")
     mp.mp.dps = 420
     two_over_pi = int(mp.floor(2 / mp.pi * mp.mpf(2) ** 1280))

@@ -27,6 +27,7 @@ class MathOptions(Struct, frozen=True):
     byte_pairs_bits: int = 0                          # likewise pmaddubsw
     quads_bits: int = 0                               # likewise vpdpbusd
     bfloats_bits: int = 0                             # likewise vdpbf16ps
+    has_tables: bool = False                          # whether 16 floats are looked up in one instruction (vpermps of AVX-512)
 
 
 class Format(Struct, frozen=True):
@@ -70,6 +71,7 @@ FLOAT32 = Format(32, 23, 127)
 FLOAT64 = Format(64, 52, 1023)
 FLOAT = ir.FloatType()
 DOUBLE = ir.DoubleType()
+TABLE = 16                                            # numbers in a table that is looked up
 
 Number = int | float
 
@@ -229,6 +231,24 @@ class Lanes:
         anchor = 2.0**shape.fraction
         return (self | shape.bits_of(anchor)).as_float() - anchor
 
+    def looked_up(self, table: Sequence[float]) -> Lanes:
+        """Of 16 numbers in float32, the one whose place the low four bits of each 32-bit lane say, by 16 lanes at a time."""
+        assert self.options.has_tables and len(table) == TABLE
+        kind, builder, module = self.value.type, self.builder, self.builder.module
+        floats, numbers = ir.VectorType(FLOAT, TABLE), ir.VectorType(kind.element if isinstance(kind, ir.VectorType) else kind, TABLE)
+        name = "llvm.x86.avx512.permvar.sf.512"
+        function = module.globals.get(name) or ir.Function(module, ir.FunctionType(floats, [floats, numbers]), name)
+        constant = ir.Constant(floats, [float(number) for number in table])
+        if not isinstance(kind, ir.VectorType):
+            first = ir.Constant(ir.IntType(32), 0)
+            place = builder.insert_element(ir.Constant(numbers, ir.Undefined), self.value, first)
+            return self.new(builder.extract_element(builder.call(function, [constant, place]), first))
+        parts = [builder.call(function, [constant, shuffled(builder, self.value, range(low, low + TABLE))])
+                 for low in range(0, kind.count, TABLE)]
+        while len(parts) > 1:
+            parts = [joined(builder, *parts[n:n + 2]) for n in range(0, len(parts), 2)]
+        return self.new(shuffled(builder, parts[0], range(kind.count)))
+
     def widen(self) -> Lanes:
         return self.new(self.builder.fpext(self.value, self.shaped(DOUBLE)))
 
@@ -312,6 +332,24 @@ class Lanes:
                 parts.append(found.new(found.builder.shuffle_vector(found.value, found.value, places)))
             found = (parts[0] > parts[1]).select(*parts)
         return found
+
+
+def shuffled(builder: ir.IRBuilder, value: ir.Value, lanes: Sequence[int]) -> ir.Value:
+    """These lanes of a vector; any value stands where there is none."""
+    count = value.type.count
+    if list(lanes) == list(range(count)):
+        return value
+    numbers = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), [lane if lane < count else count - 1 for lane in lanes])
+    return builder.shuffle_vector(value, value, numbers)
+
+
+def joined(builder: ir.IRBuilder, first: ir.Value, second: ir.Value | None = None) -> ir.Value:
+    """The lanes of one vector and then of another, which is no longer."""
+    if second is None:
+        return first
+    count, more = first.type.count, second.type.count
+    numbers = ir.Constant(ir.VectorType(ir.IntType(32), count + more), list(range(count + more)))
+    return builder.shuffle_vector(first, shuffled(builder, second, range(count)), numbers)
 
 
 def fma(a: Lanes, b: Lanes | Number, c: Lanes | Number) -> Lanes:

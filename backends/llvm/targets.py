@@ -126,6 +126,11 @@ class Target(Struct, frozen=True):
         return (512 if self.vector_bits == 512 else 256) if self.is_x86 and self.has_bf16 else 0
 
     @property
+    def has_tables(self) -> bool:
+        """A float of 16 by its place, in one instruction (vpermps of 512 bits)."""
+        return self.is_x86 and self.has("avx512f") and self.vector_bits == 512
+
+    @property
     def feature_string(self) -> str:
         """For LLVM: the features that are off, then those that are on (each may turn on what it needs)."""
         off = sorted(set(FEATURES[self.architecture]) - set(self.features))
