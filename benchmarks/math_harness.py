@@ -37,7 +37,7 @@ class Machine:
 
 HOST = Machine("avx2", "x86-64-v3", "", MathOptions())
 BASELINE = Machine("sse2", "x86-64", "", MathOptions(has_fma=False, has_round=False, has_half=False))
-AVX512 = Machine("avx512", "x86-64-v4", "", MathOptions(has_tables=True))
+AVX512 = Machine("avx512", "x86-64-v4", "", MathOptions(has_avx512=True))
 MACHINES = {machine.name: machine for machine in (HOST, BASELINE, AVX512)}
 
 

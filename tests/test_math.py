@@ -89,15 +89,38 @@ def test_every_1009th_float(name: str) -> None:
     assert greatest <= MATH[name].ulps[0], where
 
 
-@pytest.mark.skipif(not resolve_target("cpu").has_tables, reason="this CPU has no AVX-512")
+needs_avx512 = pytest.mark.skipif(not resolve_target("cpu").has_avx512, reason="this CPU has no AVX-512")
+
+
+@needs_avx512
+@pytest.mark.parametrize("name", [name for name in SAMPLED if MATH[name].operands == 1])
+def test_avx512_float32(name: str) -> None:
+    check(name, "float32", AVX512, 16, 20_000)
+
+
+@needs_avx512
 def test_lookups_in_tables() -> None:
-    """The bits are those of any number of lanes, within the bound; the ends of the tables too."""
+    """The bits are those of any number of lanes, also at the ends of the tables."""
     x = np.concatenate([operands_of("erf", "float32", 20_000)[0], np.linspace(3.8, 4.2, 5000, dtype=np.float32)])
     found = Loop("erf", "float32", 16, AVX512)(x)
     assert errors_in_ulps(found, reference("erf", x)).max() <= MATH["erf"].ulps[0]
     assert np.nanmax(np.abs(found)) == 1 and (found[x > 4] == 1).all() and (found[x < -4] == -1).all()
     for width in (1, 4, 8, 12, 24, 48):
-        assert (Loop("erf", "float32", width, AVX512)(x).view(np.uint32) == found.view(np.uint32)).all(), width
+        assert same_bits(Loop("erf", "float32", width, AVX512)(x), found), width
+
+
+@needs_avx512
+@pytest.mark.parametrize("name", ["exp", "exp2"])
+def test_an_instruction_scales_as_two_products_do(name: str) -> None:
+    """From the least subnormal result to the greatest finite one, and beyond both."""
+    x = np.concatenate([operands_of(name, "float32", 20_000)[0], np.linspace(-160, 140, 30_000, dtype=np.float32)])
+    wanted = Loop(name, "float32", 8, HOST)(x)
+    for width in (1, 8, 16, 48):
+        assert same_bits(Loop(name, "float32", width, AVX512)(x), wanted), width
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    return bool(((a.view(np.uint32) == b.view(np.uint32)) | (np.isnan(a) & np.isnan(b))).all())
 
 
 @pytest.mark.parametrize(("machine", "width"), VARIANTS)

@@ -24,7 +24,7 @@ def kernel_symbol(prefix: str, number: int) -> str:
 def math_options(target: Target) -> MathOptions:
     return MathOptions(has_fma=target.has_fma, has_round=target.has_round, has_half=target.has_half, pairs_bits=target.pairs_bits,
                        byte_pairs_bits=target.byte_pairs_bits, quads_bits=target.quads_bits,
-                       bfloats_bits=target.bfloats_bits, has_tables=target.has_tables)
+                       bfloats_bits=target.bfloats_bits, has_avx512=target.has_avx512)
 
 
 def emit_program(program: Program, target: Target, facts: ModelFacts, name_prefix: str = "") -> str:

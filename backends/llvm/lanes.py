@@ -27,7 +27,7 @@ class MathOptions(Struct, frozen=True):
     byte_pairs_bits: int = 0                          # likewise pmaddubsw
     quads_bits: int = 0                               # likewise vpdpbusd
     bfloats_bits: int = 0                             # likewise vdpbf16ps
-    has_tables: bool = False                          # whether 16 floats are looked up in one instruction (vpermps of AVX-512)
+    has_avx512: bool = False                          # 16 floats of float32: looked up by place (vpermps), scaled by 2^n (vscalefps)
 
 
 class Format(Struct, frozen=True):
@@ -71,7 +71,7 @@ FLOAT32 = Format(32, 23, 127)
 FLOAT64 = Format(64, 52, 1023)
 FLOAT = ir.FloatType()
 DOUBLE = ir.DoubleType()
-TABLE = 16                                            # numbers in a table that is looked up
+SIXTEEN = 16                                          # floats in a register of AVX-512
 
 Number = int | float
 
@@ -232,22 +232,38 @@ class Lanes:
         return (self | shape.bits_of(anchor)).as_float() - anchor
 
     def looked_up(self, table: Sequence[float]) -> Lanes:
-        """Of 16 numbers in float32, the one whose place the low four bits of each 32-bit lane say, by 16 lanes at a time."""
-        assert self.options.has_tables and len(table) == TABLE
-        kind, builder, module = self.value.type, self.builder, self.builder.module
-        floats, numbers = ir.VectorType(FLOAT, TABLE), ir.VectorType(kind.element if isinstance(kind, ir.VectorType) else kind, TABLE)
-        name = "llvm.x86.avx512.permvar.sf.512"
-        function = module.globals.get(name) or ir.Function(module, ir.FunctionType(floats, [floats, numbers]), name)
+        """Of 16 numbers in float32, the one whose place the low four bits of each 32-bit lane say."""
+        floats = ir.VectorType(FLOAT, SIXTEEN)
         constant = ir.Constant(floats, [float(number) for number in table])
-        if not isinstance(kind, ir.VectorType):
-            first = ir.Constant(ir.IntType(32), 0)
-            place = builder.insert_element(ir.Constant(numbers, ir.Undefined), self.value, first)
-            return self.new(builder.extract_element(builder.call(function, [constant, place]), first))
-        parts = [builder.call(function, [constant, shuffled(builder, self.value, range(low, low + TABLE))])
-                 for low in range(0, kind.count, TABLE)]
+        return self.by_sixteen("permvar.sf.512", lambda part: [constant, part])
+
+    def scaled(self, power: Lanes) -> Lanes:
+        """This times 2^power in float32, rounded once, for a power that is whole; `power` is read by 16 lanes as this is."""
+        mask, rounding = ir.Constant(ir.IntType(16), -1), ir.Constant(ir.IntType(32), 4)  # 4: as everything else
+        return self.by_sixteen("mask.scalef.ps.512", lambda part, by: [part, by, part, mask, rounding], power)
+
+    def by_sixteen(self, name: str, operands: Callable[..., list[ir.Value]], *others: Lanes) -> Lanes:
+        """What an instruction of AVX-512 makes of 16 lanes each of this and of the others: floats."""
+        assert self.options.has_avx512
+        kind, builder, module = self.value.type, self.builder, self.builder.module
+        values = [lanes.value for lanes in (self, *others)]
+        count, result = (kind.count, None) if isinstance(kind, ir.VectorType) else (1, ir.Constant(ir.IntType(32), 0))
+        if result is not None:
+            values = [builder.insert_element(ir.Constant(ir.VectorType(v.type, SIXTEEN), ir.Undefined), v, result) for v in values]
+        parts = []
+        for low in range(0, count, SIXTEEN):
+            given = operands(*(shuffled(builder, value, range(low, low + SIXTEEN)) for value in values))
+            full = f"llvm.x86.avx512.{name}"
+            function = module.globals.get(full)
+            if function is None:
+                signature = ir.FunctionType(ir.VectorType(FLOAT, SIXTEEN), [operand.type for operand in given])
+                function = ir.Function(module, signature, full)
+            parts.append(builder.call(function, given))
+        if result is not None:
+            return self.new(builder.extract_element(parts[0], result))
         while len(parts) > 1:
             parts = [joined(builder, *parts[n:n + 2]) for n in range(0, len(parts), 2)]
-        return self.new(shuffled(builder, parts[0], range(kind.count)))
+        return self.new(shuffled(builder, parts[0], range(count)))
 
     def widen(self) -> Lanes:
         return self.new(self.builder.fpext(self.value, self.shaped(DOUBLE)))

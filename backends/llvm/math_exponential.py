@@ -89,7 +89,9 @@ def scale_by_power(p: Lanes, z: Lanes) -> Lanes:
 
 def exp_from_parts(z: Lanes, r: Lanes) -> Lanes:
     """exp(n ln 2 + r) where z = n + magic: exp(r) - 1 is scaled by a power of two and that power added, so that the sum with 1 is
-    no operation of its own."""
+    no operation of its own; or by an instruction for that."""
+    if z.is_single and z.options.has_avx512:
+        return (exp_minus_one(r) + 1.0).scaled(z - z.format.magic)
     first, second = two_powers(z)
     return fma(exp_minus_one(r), first, first) * second
 
@@ -111,6 +113,8 @@ def exp(x: Lanes) -> Lanes:
         z, _, r = reduce_by_ln2(x)
         return ((exp_minus_one(r) + 1.0).bits() + (z.bits() << x.format.fraction)).as_float()
 
+    if x.is_single and x.options.has_avx512:
+        return anywhere()
     shape = x.format
     magnitude = (x.bits() & (shape.sign - 1)).largest(256 // shape.bits)
     return unless_rare(magnitude > shape.bits_of(pick(x, 86.0, 706.0)), anywhere, normal)
@@ -414,9 +418,9 @@ def erfc(x: Lanes) -> Lanes:
 
 
 def erf(x: Lanes) -> Lanes:
-    """float32 on a target with tables: x / 2 + x P(t), P by sixteenths of [0, 4]. Otherwise x + x P(x^2) up to 1; beyond, 1 minus a
+    """float32 with AVX-512: x / 2 + x P(t), P by sixteenths of [0, 4]. Otherwise x + x P(x^2) up to 1; beyond, 1 minus a
     polynomial (float32) or minus erfc (float64)."""
-    if x.is_single and x.options.has_tables:
+    if x.is_single and x.options.has_avx512:
         return erf_by_tables(x)
     a = x.absolute()
     if x.is_single:

@@ -126,8 +126,8 @@ class Target(Struct, frozen=True):
         return (512 if self.vector_bits == 512 else 256) if self.is_x86 and self.has_bf16 else 0
 
     @property
-    def has_tables(self) -> bool:
-        """A float of 16 by its place, in one instruction (vpermps of 512 bits)."""
+    def has_avx512(self) -> bool:
+        """Vectors of 512 bits, with the instructions on them that `MathOptions` names."""
         return self.is_x86 and self.has("avx512f") and self.vector_bits == 512
 
     @property
