@@ -27,7 +27,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..ir.caps import Caps
-from ..ir.dims import DimLike, bounds, product
+from ..ir.dims import DimLike, bounds, ceildiv, product
 from ..ir.graph import Builder, Graph, Node
 from ..ir.loop_gpu import square_of
 from ..ir.ops.compute import Conv, Dot, Elementwise, PackedConv, PackedDot, ReduceWindow, accumulator_dtype, reduction_identity
@@ -41,7 +41,7 @@ from .pack_bfloats import packed_bfloat_conv, packed_bfloats, widened
 from .pack_floats8 import packed_floats8
 from .pack_integers import largest, packed_integer_conv, packed_integers
 from .pack_repeated import pack_repeated
-from .panels import is_known, pack_columns, pack_squares
+from .panels import is_known, pack_columns, pack_squares, rows_of_squares
 from .winograd import fast_convolution, known_array
 
 MOST_PARTS = 16  # convolutions that one transposed convolution may become
@@ -77,6 +77,9 @@ def pack_operands(graph: Graph, options: Options, caps: Caps) -> Graph:
                 padded = pad(b, inputs[0], [p[0] for p in op.padding], [p[1] for p in op.padding], value)
                 plain = ReduceWindow(op.kind, op.window, op.strides, ((0, 0),) * inputs[0].rank, op.dilation)
                 return b.add(plain, padded)
+            case PackedDot() as op if op.square > 1 and not caps.has_group_products:
+                depth = ceildiv(inputs[0].shape[-1], op.step)
+                return b.add(replace(op, square=1), inputs[0], rows_of_squares(b, inputs[1], op.square, op.step > 1, depth))
         return None
 
     return rewrite_graph(graph, visit, "pack_operands", bodies=True)

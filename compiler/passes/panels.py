@@ -47,6 +47,16 @@ def pack_squares(b: Builder, matrix: Node, batch: int, tile: int) -> Node:
     return reshape(b, squares, (*matrix.shape[:batch], panels, parts * steps, tile))
 
 
+def rows_of_squares(b: Builder, panels: Node, square: int, by_columns: bool, depth: DimLike) -> Node:
+    """Panels in squares -> the first `depth` rows of the same panels in C order; `by_columns` as `panels_of_squares` takes it."""
+    *lead, steps, tile = panels.shape
+    assert isinstance(tile, int)
+    apart = reshape(b, panels, (*lead, ceildiv(steps, square), tile // square, square, square))
+    order = (0, 3, 1, 2) if by_columns else (0, 2, 1, 3)
+    rows = reshape(b, transpose(b, apart, [*range(len(lead)), *(len(lead) + axis for axis in order)]), panels.shape)
+    return slice_axis(b, rows, len(lead), 0, depth)
+
+
 def squares_of_words(b: Builder, panels: Node) -> Node:
     """[.., K, tile] words in squares, in which columns lie one after another."""
     *lead, depth, tile = panels.shape
