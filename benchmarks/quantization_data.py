@@ -281,7 +281,7 @@ class DataSet:
 
 DATA: dict[str, DataSet] = {
     "minilm": DataSet(128, 500, sentence_inputs),
-    "recognition": DataSet(1000, 500, line_inputs),
+    "recognition": DataSet(464, 500, line_inputs),
     "classifier": DataSet(464, 500, lambda texts, count: {"x": np.ascontiguousarray(line_inputs(texts, count)["x"][..., :192])}),
     "detection": DataSet(64, 64, page_inputs),
     "magika": DataSet(256, 500, None),
