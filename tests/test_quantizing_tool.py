@@ -27,7 +27,7 @@ from tilewright.library import apply, constant, like, mean
 from tilewright.quantizing import RECIPES, Recipe, apply_plan, diagnose, tool
 from tilewright.quantizing.choose import Contender, Judge, Search, gains
 from tilewright.quantizing.layers import Layer
-from tilewright.quantizing.metrics import cosine, disagreement, figures, loss_of, metric_named, noise, sure_loss, typical_loss
+from tilewright.quantizing.metrics import cosine, disagreement, figures, loss_of, losses_of, metric_named, noise, sure_loss, typical_loss
 from tilewright.quantizing.plan import LayerPlan
 from tilewright.quantizing.tool import quantize
 
@@ -164,11 +164,11 @@ def test_losses_of_samples_are_joined_as_said() -> None:
         return float(first[0][0])
 
     assert loss_of(given, expected, expected) == pytest.approx(0.3)
-    assert sure_loss(given, expected, expected) == pytest.approx(0.3 + np.std(losses, ddof=1) / 2)
-    assert typical_loss(given, expected, expected) == pytest.approx(0.15)
+    assert sure_loss(losses) == pytest.approx(0.3 + np.std(losses, ddof=1) / 2)
+    assert typical_loss(losses) == pytest.approx(0.15)
     broken = [(np.array([math.nan]),), *expected[1:]]
-    assert loss_of(given, expected, broken) == sure_loss(given, expected, broken) == math.inf
-    assert sure_loss(given, expected[2:3], expected[2:3]) == 0.2 and sure_loss(given, [], []) == 0
+    assert loss_of(given, expected, broken) == sure_loss(losses_of(given, expected, broken)) == math.inf
+    assert sure_loss(losses[2:3]) == 0.2 and sure_loss([]) == typical_loss([]) == 0
 
 
 def rough(expected: tuple[np.ndarray, ...], found: tuple[np.ndarray, ...]) -> float:

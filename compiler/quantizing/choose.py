@@ -26,7 +26,7 @@ from .applying import apply_plan
 from .budget import Choice, Option, front, solve
 from .calibration import results_of_call
 from .layers import Layer
-from .metrics import Metric, Results, figures, loss_of, metric_named, sure_loss, typical_loss
+from .metrics import Metric, Results, figures, loss_of, losses_of, mean_loss, metric_named, sure_loss, typical_loss
 from .plan import LayerPlan, Measured, Plan
 from .probe import Probe
 from .report import FrontPoint, WholeReport
@@ -82,7 +82,7 @@ def with_losses(contenders: Sequence[Contender], probe: Probe, samples: Sequence
     def lost(plans: Mapping[str, LayerPlan]) -> tuple[float, float]:
         """By the metric; of what is the same by a coarse one, by the angle."""
         results = probe.run(samples[:RANGED], plans)
-        return loss_of(metric, expected[:RANGED], results), typical_loss(angle, expected[:RANGED], results)
+        return loss_of(metric, expected[:RANGED], results), typical_loss(losses_of(angle, expected[:RANGED], results))
 
     contenders = _with_best_ranges(contenders, goal, progress, lost)
     found = []
@@ -92,7 +92,7 @@ def with_losses(contenders: Sequence[Contender], probe: Probe, samples: Sequence
         for plan in contender.plans:
             results = probe.run(samples, {label: plan}) if gains(plan, goal) else None
             error = math.nan if results is None else loss_of(metric, expected, results)
-            turn = math.nan if results is None else typical_loss(angle, expected, results)
+            turn = math.nan if results is None else typical_loss(losses_of(angle, expected, results))
             plans.append(replace(plan, measured=replace(plan.measured, error=error, turn=turn)))
         found.append(replace(contender, plans=tuple(plans)))
         progress(f"losses: layer {number + 1} of {len(contenders)}, {label}")
@@ -261,7 +261,8 @@ class Judge:
         """The loss of a graph, without and with its standard error, its program and its results."""
         program = self._compiled(graph)
         found = self._run(program)
-        return loss_of(self.metric, self.expected, found), sure_loss(self.metric, self.expected, found), program, found
+        losses = losses_of(self.metric, self.expected, found)
+        return mean_loss(losses), sure_loss(losses), program, found
 
     def times(self, program: Any) -> tuple[float, float]:
         """Seconds of a call in float and of the program, on a few samples."""

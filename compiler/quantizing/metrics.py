@@ -79,21 +79,22 @@ def metric_named(metric: str | Metric) -> tuple[str, Metric]:
 
 def loss_of(metric: Metric, expected: Sequence[Results], found: Sequence[Results]) -> float:
     """The mean loss over samples. ArgumentError where the user's function gives no number."""
-    losses = losses_of(metric, expected, found)
+    return mean_loss(losses_of(metric, expected, found))
+
+
+def mean_loss(losses: Sequence[float]) -> float:
     return float(np.mean(losses)) if losses else 0.0
 
 
-def sure_loss(metric: Metric, expected: Sequence[Results], found: Sequence[Results]) -> float:
-    """The mean loss over samples and its standard error: what few samples cannot tell counts as lost."""
-    losses = losses_of(metric, expected, found)
+def sure_loss(losses: Sequence[float]) -> float:
+    """The mean and its standard error: what few samples cannot tell counts as lost."""
     if len(losses) < 2 or not np.isfinite(losses).all():
-        return float(np.mean(losses)) if losses else 0.0
-    return float(np.mean(losses) + np.std(losses, ddof=1) / math.sqrt(len(losses)))
+        return mean_loss(losses)
+    return mean_loss(losses) + float(np.std(losses, ddof=1)) / math.sqrt(len(losses))
 
 
-def typical_loss(metric: Metric, expected: Sequence[Results], found: Sequence[Results]) -> float:
-    """The median loss over samples: what a layer does to all of them, where a few that turn to another answer would outweigh the others."""
-    losses = losses_of(metric, expected, found)
+def typical_loss(losses: Sequence[float]) -> float:
+    """The median: what a layer does to all samples, where a few that turn to another answer would outweigh the others."""
     return float(np.median(losses)) if losses else 0.0
 
 
