@@ -13,7 +13,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="kernels run on the host only where there is g++")
+from tests.compilers import needs_compiler
+
+pytestmark = needs_compiler
 
 from tests.emulated import emulate
 from tilewright.backends.cuda.emulate import EmulatedModule, EmulationError, find_kernels

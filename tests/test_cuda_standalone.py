@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 import tilewright as tw
+from tests.compilers import needs_compiler
 from tests.emulated import emulate
 from tilewright import library as lib
 from tilewright.backends.cuda.emulate import FOLDER
@@ -83,7 +82,7 @@ def again(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["./model"], cwd=folder, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="kernels run on the host only where there is g++")
+@needs_compiler
 def test_main_checks_a_product(tmp_path: Path) -> None:
     made = emitted(product(), "cuda:sm_90a")
     assert "tw_mbarrier_wait" in parts(made.source)[1]
@@ -101,7 +100,7 @@ def test_main_checks_a_product(tmp_path: Path) -> None:
     assert (finished.stdout, finished.returncode) == ("model.data cannot be read\n", 2)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="kernels run on the host only where there is g++")
+@needs_compiler
 def test_main_follows_control_flow_and_checks(tmp_path: Path) -> None:
     made = emitted(picked(), "cuda:sm_80")
     main = parts(made.source)[3]

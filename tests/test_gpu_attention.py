@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from tests.compilers import needs_compiler
 from tests.cuda_programs import EmulatedPrograms
 from tests.lowering_checks import lowered_for_gpu as lowered
 from tilewright import library as lib
@@ -24,7 +24,6 @@ from tilewright.ir.types import BF16, F16, I64, DType
 # Probabilities and results are rounded to their dtype: results of up to 4 within some units of float16 (2^-10) or bfloat16 (2^-7).
 # Larger scores, whose own rounding to float16 is up to 2^-7, move probabilities by twice as much.
 NEAR, NEAR_LARGE_SCORES, NEAR_BFLOAT16 = 5e-3, 1e-2, 4e-2
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="kernels run on the host only where there is g++")
 
 
 def attention(b: Builder, q: Node, k: Node, v: Node, mask: Node | None = None) -> Node:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 from benchmarks.gpu import main
+from tests.compilers import needs_compiler
 from tests.emulated import emulated_driver
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="kernels run on the host only where there is g++")
+pytestmark = needs_compiler
 
 
 def test_cases_are_checked_in_emulation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,11 +5,10 @@ All products of a test are results of one graph, so that their kernels are one s
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pytest
 
+from tests.compilers import needs_compiler
 from tests.cuda_programs import EmulatedPrograms
 from tests.lowering_checks import lowered_for_gpu as lowered
 from tilewright import library as lib
@@ -56,7 +55,6 @@ def check(graph: Graph, values: list[np.ndarray], count: int, multiprocessors: i
     return program
 
 
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="kernels run on the host only where there is g++")
 
 
 @needs_compiler

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pytest
 
+from tests.compilers import needs_compiler
 from tests.cuda_programs import EmulatedPrograms
 from tests.lowering_checks import QUIET
 from tilewright import library as lib
@@ -66,7 +65,7 @@ CASES = [(E4M3, 40, 64, 48, F32, False), (E5M2, 33, 80, 70, F16, False), (E4M3, 
          (E5M2, 3, 1440, 20, F32, False)]  # of the last one the steps are cut into parts
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="kernels run on the host only where there is g++")
+@needs_compiler
 def test_products_of_bytes_on_units() -> None:
     programs, inputs = [], []
     for dtype, m, k, n, result, scaled in CASES:

@@ -4,13 +4,13 @@ or a fence is missing."""
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
 
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from tests.compilers import needs_compiler
 from tests.cuda_programs import EmulatedPrograms
 from tests.emulated import emulate
 from tests.lowering_checks import lowered_for_gpu
@@ -42,7 +42,7 @@ from tilewright.options import Options
 from tilewright.passes.fuse import fuse
 from tilewright.tiles import group_panel_columns, group_tile
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="kernels run on the host only where there is g++")
+pytestmark = needs_compiler
 
 HOPPER = capabilities_of("sm_90a")
 lowered = partial(lowered_for_gpu, architecture="sm_90a")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
-import pytest
 
+from tests.compilers import needs_compiler
 from tests.cuda_programs import EmulatedPrograms
 from tests.lowering_checks import lowered_for_gpu as lowered
 from tilewright import library as lib
@@ -40,7 +38,7 @@ def layer(left: DType, out: DType, m: int, k: int, n: int, limited: bool) -> Gra
     return Graph("layer", [x], [quantize(b, total, number(0.1, F32), number(3, out), out)])
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="kernels run on the host only where there is g++")
+@needs_compiler
 def test_layers_are_one_kernel_of_bytes() -> None:
     graphs = [layer(*given) for given in LAYERS]
     programs = [lowered(graph) for graph in graphs]

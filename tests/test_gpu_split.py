@@ -3,11 +3,10 @@ the emulation. All of a test are results of one graph, so that their kernels are
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pytest
 
+from tests.compilers import needs_compiler
 from tests.cuda_programs import EmulatedPrograms
 from tests.lowering_checks import GPU as CAPS
 from tests.lowering_checks import lowered_for_gpu as lowered
@@ -23,7 +22,7 @@ from tilewright.ir.program import Launch, Program
 from tilewright.ir.types import BF16, F16, F32, I8, U8, DType
 from tilewright.lowering.gpu_split import LEAST_ROUNDS, MOST_PARTS, Round, choose_parts
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="kernels run on the host only where there is g++")
+pytestmark = needs_compiler
 
 
 def cut(program: Program) -> int:

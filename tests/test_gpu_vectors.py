@@ -3,13 +3,12 @@ CUDA source in the emulation, which faults where such an access is not aligned."
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import pytest
 
+from tests.compilers import needs_compiler
 from tests.cuda_programs import EmulatedPrograms
 from tests.lowering_checks import lowered_for_gpu, one, values
 from tilewright import library as lib
@@ -24,7 +23,7 @@ from tilewright.ir.ops.shape import Concat, Reshape, Slice, Transpose
 from tilewright.ir.program import Program
 from tilewright.ir.types import BF16, F16, F32, F64, I8
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="kernels run on the host only where there is g++")
+pytestmark = needs_compiler
 ROWS, BATCH = symbol("R"), symbol("B")
 
 

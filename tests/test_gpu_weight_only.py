@@ -5,11 +5,10 @@ All products that the emulation runs are one source.
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pytest
 
+from tests.compilers import needs_compiler
 from tests.cuda_programs import EmulatedPrograms
 from tests.lowering_checks import GPU, QUIET
 from tests.lowering_checks import lowered_for_gpu as lowered
@@ -43,7 +42,6 @@ CASES = [
     (F16, 6, 96, 12, 4, 24, None, 16, False),         # groups that the units' steps do not fill
 ]
 
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="kernels run on the host only where there is g++")
 
 
 def on_units(program: Program) -> bool:

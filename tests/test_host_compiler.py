@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.compilers import needs_compiler
 from tilewright.backends.cuda import host_compiler
 from tilewright.backends.cuda.host_compiler import FOLDER, EmulationError, compile_kept, load_library, run_compiler
 from tilewright.runtime.cache import Cache
@@ -100,7 +100,7 @@ print(place.parents[1])
     assert not Path(finished.stdout.strip()).exists()
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="kernels run on the host only where there is g++")
+@needs_compiler
 def test_equal_sources_give_equal_files(tmp_path: Path) -> None:
     """Whatever folder they are compiled in, which they do not name, nor that of the package."""
     made = []
