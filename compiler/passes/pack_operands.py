@@ -4,7 +4,8 @@
 contraction, the right one cut into panels of a few vectors of columns (`compiler/lowering/contraction.py`). The packing
 is made of ordinary ops (pad, reshape, transpose, slice, concat), so that constant folding packs weights at compile time
 and fusion makes one kernel of it otherwise. A matrix times its own transpose is marked as symmetric. Panels in squares
-(`PackedDot.square`) are put in order where no unit of the target takes squares. Convolutions with padding get it from `pad`. Depthwise ones stay direct, and with finite weights have it along the last axis only: taps that would
+(`PackedDot.square`) are put in order where no unit of the target takes squares. Convolutions with padding get it
+from `pad`. Depthwise ones stay direct, and with finite weights have it along the last axis only: taps that would
 read rows of zeros are left out. Where each step of a contraction has a factor of its own (a gate of channels) and the
 right operand is the smaller one, it is what gets the factors. Dots with a single column become a multiplication and a sum over rows.
 
