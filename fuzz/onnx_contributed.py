@@ -17,8 +17,8 @@ from msgspec import Struct, field
 from ..frontends.onnx_messages import AttributeProto, ModelProto
 from ..ir.graph import Array
 
-CODES = {"f32": 1, "u8": 2, "i8": 3, "i32": 6, "i64": 7, "b": 9}
-DTYPES = {"f32": np.float32, "u8": np.uint8, "i8": np.int8, "i32": np.int32, "i64": np.int64, "b": np.bool_}
+CODES = {"f32": 1, "u8": 2, "i8": 3, "i16": 5, "i32": 6, "i64": 7, "b": 9}
+DTYPES = {"f32": np.float32, "u8": np.uint8, "i8": np.int8, "i16": np.int16, "i32": np.int32, "i64": np.int64, "b": np.bool_}
 OPSET, VERSION = 17, 8
 MOST_ELEMENTS = 64      # of an input that becomes a constant
 
@@ -59,6 +59,8 @@ FORMS = (
     Form("FusedGemm", "f32:5,7 f32:3,7 f32:3", {"transB": 1, "activation": "LeakyRelu", "activation_alpha": 0.2}),
     Form("FusedMatMul", "f32:2,7,5 f32:2,7,3", {"transA": 1, "alpha": 0.3}),
     Form("FusedMatMul", "f32:3,7,5 f32:4,7", {"transA": 1, "transB": 1}),
+    Form("GatherBlockQuantized", "=u8:9,20 i64:2,3 =f32:9,3 =u8:9,2", {"block_size": 16}),
+    Form("GatherBlockQuantized", "u8:9,40 i32: f32:9,2", {"bits": 8, "block_size": 32}),
     Form("Gelu", "f32:3,7"),
     Form("GroupQueryAttention", "f32:2,5,96 f32:2,5,32 f32:2,5,32 - - i32:2 =i32:@5", {"num_heads": 6, "kv_num_heads": 2}, outputs=3),
     Form("GroupQueryAttention", "f32:2,5,160 - - - - i32:2 =i32:@5", {"num_heads": 6, "kv_num_heads": 2}, outputs=3),
@@ -72,10 +74,13 @@ FORMS = (
          {"num_heads": 6, "kv_num_heads": 2}, outputs=3),
     Form("Inverse", "f32:3,5,5"),
     Form("Inverse", "f32:3,3"),
+    Form("MatMulBnb4", "f32:3,20 =u8:50 =f32:7", {"K": 20, "N": 5, "block_size": 16, "quant_type": 1}),
+    Form("MatMulInteger16", "i16:5,7 i16:7,3"),
     Form("MatMulIntegerToFloat", "u8:5,7 u8:7,3 f32: f32: u8: u8: f32:3"),
     Form("MatMulIntegerToFloat", "u8:2,5,7 i8:7,3 f32: f32:3 u8: i8:3"),
     Form("MatMulNBits", "f32:3,40 =u8:5,3,8 =f32:15", {"K": 40, "N": 5, "bits": 4, "block_size": 16}),
     Form("MatMulNBits", "f32:2,3,32 =u8:5,2,8 =f32:10 =u8:5 - f32:5", {"K": 32, "N": 5, "bits": 4, "block_size": 16}),
+    Form("MatMulNBits", "f32:3,40 =u8:5,3,8 =f32:15 - i32:40", {"K": 40, "N": 5, "bits": 4, "block_size": 16}),
     Form("MultiHeadAttention", "f32:2,5,12 f32:2,7,12 f32:2,7,12", {"num_heads": 3}),
     Form("MultiHeadAttention", "f32:2,5,12 f32:2,7,12 f32:2,7,12 f32:36", {"num_heads": 3, "scale": 0.4}),
     Form("MultiHeadAttention", "f32:2,5,12 f32:2,7,12 f32:2,7,12 - i32:2", {"num_heads": 3}),
@@ -83,8 +88,10 @@ FORMS = (
          {"num_heads": 3, "unidirectional": 1}, outputs=3),
     Form("MultiHeadAttention", "f32:2,5,12 f32:2,3,7,4 f32:2,3,7,4", {"num_heads": 3}),
     Form("NhwcConv", "f32:1,5,4,3 f32:2,3,1,1"),
+    Form("NhwcMaxPool", "u8:1,9,7,3", {"kernel_shape": [3, 2], "strides": [2, 1]}),
     Form("QAttention", "u8:2,5,12 i8:12,36 f32:36 f32: f32: - u8: i8:", {"num_heads": 3}),
     Form("QAttention", "u8:2,5,12 u8:12,36 f32:36 f32: f32:36 i32:2,5 u8: u8:36", {"num_heads": 3, "unidirectional": 1}),
+    Form("QEmbedLayerNormalization", "i32:2,3 i32:2,3 u8:9,12 u8:5,12 u8:2,12 u8:12 u8:12 i32:2,3" + " f32:" * 5 + " u8:" * 5, outputs=2),
     Form("QGemm", "u8:5,7 f32: u8: u8:7,3 f32: u8: i32:3 f32: u8:"),
     Form("QGemm", "u8:7,5 f32: u8: i8:3,7 f32:3 i8:3", {"transA": 1, "transB": 1, "alpha": 0.5}),
     Form("QLinearAdd", "u8:3,7 f32: u8: u8:3,7 f32: u8: f32: u8:"),
@@ -111,6 +118,7 @@ FORMS = (
     Form("SkipLayerNormalization", "f32:2,5,12 f32:2,5,12 f32:12 f32:12"),
     Form("SkipLayerNormalization", "f32:2,5,12 f32:2,5,12 f32:12 f32:12 f32:12", {"epsilon": 0.001}, outputs=4),
     Form("SkipSimplifiedLayerNormalization", "f32:2,5,12 f32:2,5,12 f32:12 f32:12", outputs=4),
+    Form("TransposeMatMul", "f32:7,5 f32:2,7,3", {"transA": 1}),
     Form("Trilu", "f32:2,5,7 i64:", {"upper": 0}),
 )
 

@@ -18,7 +18,7 @@ from tilewright.ir.graph import Array, Builder, Constant, Graph
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.ops.compute import Bitcast
 from tilewright.ir.ops.control import Const, Param
-from tilewright.ir.ops.shape import Take
+from tilewright.ir.ops.shape import Slice, Take
 from tilewright.ir.types import BF16, F32, I64, U8, dtype_named
 from tilewright.library_quantized import dequantize
 from tilewright.lowering.lower import lower_program
@@ -127,6 +127,24 @@ def test_a_place_outside_is_an_error_as_before(small_tables: None) -> None:
 # --- rows of what is computed ----------------------------------------------------------------------------------------
 
 
+def test_rows_of_a_part_of_columns(small_tables: None) -> None:
+    """As blocks of scales give it that do not fill their row; a part of the rows stays what it is."""
+    b = Builder()
+    where = b.add(Param("places", I64, (symbol("n"), 2)))
+    codes = lib.constant(b, integers(-8, 8, ROWS, WIDTH).astype(np.int8))
+    scales = lib.constant(b, np.random.default_rng(0).uniform(0.5, 2, (ROWS, 2, 1)).astype(np.float32))
+    spread = lib.reshape(b, lib.broadcast(b, scales, (ROWS, 2, WIDTH)), (ROWS, 2 * WIDTH))
+    value = dequantize(b, codes, b.add(Slice((0, 1), (ROWS, WIDTH), (1, 2)), spread))
+    graph = Graph("part", [where], [b.add(Take(0), value, where)])
+    constants, workspace = held(graph)
+    assert constants <= ROWS * (WIDTH // 2 + 8) + 16 and workspace < ROWS * WIDTH
+    places = np.stack([PLACES, PLACES[::-1]], 1)
+    assert_identical(run_compiled(compiled(graph), [places]), evaluate_graph(graph, [places]))
+    few = b.add(Slice((5, 0), (ROWS - 9, WIDTH), (1, 1)), value)
+    part = Graph("rows", [where], [b.add(Take(0), few, where)])
+    assert_identical(run_compiled(compiled(part), [places % 7]), evaluate_graph(part, [places % 7]))
+
+
 def dequantized(values: Array, group: int = WIDTH, points: bool = False) -> Graph:
     """Rows of a table of floats, integers times scales a group and row, as DequantizeLinear before Gather gives it."""
     b = Builder()
@@ -199,3 +217,35 @@ def test_a_table_of_a_real_size_in_a_file(tmp_path: Path) -> None:
     places = np.array([0, 1999, -1, 77], np.int64)
     found = np.asarray(tw.compile(graph, options=Options(threads=1, cache=False))(places))
     np.testing.assert_array_equal(found, (codes.astype(np.float32) * np.repeat(scales, 64, axis=1))[places])
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("points", [False, True])
+def test_a_table_of_packed_bytes_in_a_file(bits: int, points: bool, small_tables: None) -> None:
+    """GatherBlockQuantized, as exporters of language models write it: no wider in the program than in the file, and exact."""
+    onnx = pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
+    helper, from_array, blocks = onnx.helper, onnx.numpy_helper.from_array, 3
+    packed = integers(0, 256, ROWS, WIDTH * bits // 8).astype(np.uint8)
+    zeros = integers(0, 256, ROWS, -(-blocks * bits // 8)).astype(np.uint8)
+    scales = np.random.default_rng(3).uniform(0.5, 2, (ROWS, blocks)).astype(np.float32)
+    given = {"packed": packed, "scales": scales, **({"zeros": zeros} if points else {})}
+    node = helper.make_node("GatherBlockQuantized", ["packed", "places", *list(given)[1:]], ["y"], domain="com.microsoft", bits=bits,
+                            block_size=WIDTH // blocks)
+    model = helper.make_model(helper.make_graph(
+        [node], "embedding", [helper.make_tensor_value_info("places", onnx.TensorProto.INT64, ("n",))],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ("n", WIDTH))], [from_array(a, name) for name, a in given.items()]),
+        ir_version=10, opset_imports=[helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)])
+    graph = tw.from_onnx(model.SerializeToString())
+    constants, workspace = held(graph)
+    assert constants <= packed.nbytes + scales.nbytes + (ROWS * blocks if points else 0) + 64
+    assert workspace < ROWS * WIDTH, "no table of floats"
+
+    def opened(x: Array) -> Array:
+        return (x[..., np.newaxis] >> np.arange(0, 8, bits) & (1 << bits) - 1).reshape(ROWS, -1)
+
+    middle = opened(zeros)[:, :blocks] if points else np.full((ROWS, blocks), 1 << bits - 1)
+    expected = (opened(packed) - np.repeat(middle, WIDTH // blocks, 1)).astype(np.float32) * np.repeat(scales, WIDTH // blocks, 1)
+    places = np.array([0, ROWS - 1, -1, -ROWS, 7], np.int64)
+    assert_identical(run_compiled(compiled(graph), [places]), [expected[places]])
+    outside = np.array([3, ROWS, -ROWS - 1], np.int64)
+    assert_identical(run_compiled(compiled(graph), [outside]), [np.stack([expected[3], *np.zeros((2, WIDTH), np.float32)])])

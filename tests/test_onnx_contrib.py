@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes  # noqa: F401  # NumPy knows its dtypes by name then
 import numpy as np
 import pytest
 
@@ -149,6 +150,7 @@ LAYERS: dict[str, Case] = {
     "inverse": Case("Inverse", [floats(3, 5, 5) + 3 * np.eye(5, dtype=np.float32)], tolerance=1e-4),
     "inverse, pivots": Case("Inverse", [np.array([[0, 2, 0], [1, 0, 0], [0, 0, -4]], np.float32)]),
     "inverse, one": Case("Inverse", [floats(2, 1, 1, low=1)]),
+    "matmul, old name": Case("TransposeMatMul", [floats(2, 7, 5), floats(2, 7, 3)], {"transA": 1, "alpha": 0.3}),
     "trilu": Case("Trilu", [floats(2, 5, 7), np.array(-1, np.int64)], {"upper": 0}),
 }
 
@@ -274,8 +276,60 @@ QUANTIZED: dict[str, Case] = {
                                {"K": 40, "N": 5, "bits": 4, "block_size": 16}, constants=(1, 2, 3), symbolic=False),
     "bits, two": Case("MatMulNBits", [floats(3, 40), bytes_(5, 3, 4), floats(15), bytes_(5)],
                       {"K": 40, "N": 5, "bits": 2, "block_size": 16}, constants=(1, 2, 3), symbolic=False),
+    "bits, half": Case("MatMulNBits", [floats(3, 40, dtype=np.float16), bytes_(5, 3, 8), floats(15, dtype=np.float16), bytes_(10)],
+                       {"K": 40, "N": 5, "bits": 4, "block_size": 16}, constants=(1, 2, 3), symbolic=False, tolerance=2e-3),
     "bits, eight": Case("MatMulNBits", [floats(3, 40), bytes_(5, 2, 32), floats(10), bytes_(10)],
                         {"K": 40, "N": 5, "bits": 8, "block_size": 32}, constants=(1, 2, 3), symbolic=False),
+    "bits, any order": Case("MatMulNBits", [floats(3, 40), bytes_(5, 3, 8), floats(15), None, random.integers(0, 3, 40).astype(np.int32)],
+                            {"K": 40, "N": 5, "bits": 4, "block_size": 16}, constants=(1, 2, 4), symbolic=False),
+    "bits, normal floats": Case("MatMulBnb4", [floats(3, 20), bytes_(50), floats(7, low=0.5)],
+                                {"K": 20, "N": 5, "block_size": 16, "quant_type": 1}, constants=(1, 2), symbolic=False),
+    "bits, floats": Case("MatMulBnb4", [floats(2, 3, 21), bytes_(53), floats(7, low=0.5)], {"K": 21, "N": 5, "block_size": 16, "quant_type": 0},
+                         constants=(1, 2), symbolic=False),
+    "words": Case("MatMulInteger16", [bytes_(2, 5, 7, dtype=np.int16) // 8, bytes_(7, 3, dtype=np.int16) // 8]),
+    "greatest, channels last": Case("NhwcMaxPool", [bytes_(1, 9, 7, 3)], {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1]},
+                                    symbolic=False),
+    "embedding": Case("QEmbedLayerNormalization", [
+        whole(3, 0, 8, 1, 1, 7).reshape(2, 3), whole(0, 1, 1, 0, 0, 1).reshape(2, 3), bytes_(9, 12), bytes_(5, 12), bytes_(2, 12), bytes_(12),
+        bytes_(12), whole(1, 1, 0, 1, 0, 0).reshape(2, 3), *[real(n) for n in (0.02, 0.03, 0.01, 0.04, 0.05)],
+        *[byte(n) for n in (120, 131, 9, 77, 128)]], outputs=2),
+    "embedding, signed": Case("QEmbedLayerNormalization", [
+        whole(3, 0, 8, 1, 1, 7).reshape(2, 3), None, bytes_(9, 12, dtype=np.int8), bytes_(5, 12, dtype=np.int8), None,
+        *[bytes_(12, dtype=np.int8)] * 2, None, real(0.02), real(0.03), None, real(0.04), real(0.05),
+        *[None if n is None else byte(n, np.int8) for n in (-3, 0, None, 7, 1)]], {"epsilon": 1e-3}, outputs=2),
+}
+
+TABLE_PLACES = whole(3, -1, 0, 77, -9, 8, dtype=np.int64).reshape(2, 3)       # of 9 rows: 77 is outside
+
+
+def rows(dtype: str, shape: tuple[int, ...], scales: tuple[int, ...], points: tuple[int, ...] | None = None, places: Any = TABLE_PLACES,
+         scale_dtype: type = np.float32, **attributes: int) -> Case:
+    kind = np.dtype(dtype)
+    codes, zeros = (None if n is None else bytes_(*n) if kind == np.uint8 else random.integers(-8, 16, n).astype(kind) for n in (shape, points))
+    return Case("GatherBlockQuantized", [codes, places, floats(*scales, low=0.1, dtype=scale_dtype), zeros], attributes, constants=(0, 2, 3),
+                tolerance=0)
+
+
+TABLES = {
+    "int4": rows("int4", (9, 40), (9, 3), block_size=16),
+    "int4, points": rows("int4", (9, 40), (9, 3), (9, 3), block_size=16),
+    "uint4, three axes": rows("uint4", (9, 5, 40), (9, 5, 3), (9, 5, 3), block_size=16, quantize_axis=2),
+    "uint4, columns": rows("uint4", (9, 40), (1, 40), (1, 40), block_size=16, quantize_axis=0),
+    "along one axis": rows("int4", (40, 9), (3, 9), (3, 9), block_size=16, gather_axis=1, quantize_axis=0),
+    "along the middle": rows("int4", (3, 9, 40), (3, 9, 2), block_size=32, gather_axis=1, quantize_axis=-1),
+    "before the blocks": rows("int4", (40, 9, 5), (3, 9, 5), (3, 9, 5), block_size=16, gather_axis=1, quantize_axis=0),
+    "four bits": rows("uint8", (9, 20), (9, 3), block_size=16),
+    "four bits, points": rows("uint8", (9, 20), (9, 3), (9, 2), block_size=16),
+    "four bits, three axes": rows("uint8", (9, 2, 20), (9, 2, 3), (9, 2, 2), block_size=16, quantize_axis=2),
+    "two bits": rows("uint8", (9, 12), (9, 3), (9, 1), bits=2, block_size=16),
+    "eight bits": rows("uint8", (9, 40), (9, 2), bits=8, block_size=32),
+    "eight bits, points": rows("uint8", (9, 40), (9, 2), (9, 2), bits=8, block_size=32, quantize_axis=-1),
+    "half": rows("int4", (9, 40), (9, 3), block_size=16, scale_dtype=np.float16),
+    "one place": rows("int4", (9, 40), (9, 3), places=np.array(-2, np.int32), block_size=16),
+    "float8": rows("float8_e4m3fn", (9, 40), (9, 3), block_size=16),
+    "float8, one scale": rows("float8_e5m2", (9, 40), (1, 1), block_size=0),
+    "float8, shared": rows("float8_e4m3fnuz", (3, 9, 40), (1, 1, 3), block_size=16, gather_axis=1, quantize_axis=2),
+    "float4": rows("float4_e2m1fn", (9, 40), (9, 3), block_size=16),
 }
 
 
@@ -305,14 +359,25 @@ def split_gelu(x: np.ndarray) -> np.ndarray:
     return (left * right * 0.5 * (1 + erf(right / np.sqrt(2)))).astype(np.float32)
 
 
+# 8 bits, the blocks of places in turns; ONNX Runtime 1.31 leaves zero points out where there is a g_idx
+ACTIVATIONS, CODES, SCALES, POINTS, ORDER = floats(3, 32), bytes_(5, 2, 16), floats(10), bytes_(10), np.arange(32, dtype=np.int32) % 2
+ORDERED = (CODES.reshape(5, 32) - POINTS.reshape(5, 2)[:, ORDER].astype(np.float32)) * SCALES.reshape(5, 2)[:, ORDER]
+# a w, where w [N, K] holds what the codes 1 and 15 stand for in turns, twice
+BACKWARDS = floats(3, 5)
 WITHOUT_PEER = {
+    "bits, any order and points": Case("MatMulNBits", [ACTIVATIONS, CODES, SCALES, POINTS, ORDER],
+                                       {"K": 32, "N": 5, "bits": 8, "block_size": 16}, constants=(1, 2, 3, 4), symbolic=False,
+                                       expected=(ACTIVATIONS @ ORDERED.T,)),
+    "bits, backwards": Case("MatMulBnb4", [BACKWARDS, np.full(50, 0x1F, np.uint8), np.full(7, 2, np.float32)],
+                            {"K": 20, "N": 5, "block_size": 16, "quant_type": 1, "transB": 0}, constants=(1, 2), symbolic=False,
+                            expected=(BACKWARDS @ np.tile(np.array([-1.3923856, 2], np.float32), (5, 10)),)),
     "bias add": Case("BiasAdd", [X5, B5, S5], expected=(X5 + B5 + S5,)),
     "split gelu": Case("BiasSplitGelu", [X5, B5], expected=(split_gelu(X5 + B5),)),
     "channels last": Case("NhwcConv", [NHWC, WEIGHT], symbolic=False,
                           expected=(np.einsum("nhwc,oc->nhwo", NHWC, WEIGHT[:, :, 0, 0]),)),
 }
 CASES = {**LAYERS, **ATTENTION, **{f"group, {k}": v for k, v in GROUPED.items()}, **{f"q {k}": v for k, v in QUANTIZED.items()},
-         **RECURRENT, **WITHOUT_PEER}
+         **{f"rows, {k}": v for k, v in TABLES.items()}, **RECURRENT, **WITHOUT_PEER}
 
 
 @pytest.fixture(scope="module")
@@ -357,6 +422,7 @@ REFUSALS = {
     "quantized caches of keys and values": grouped(1, 7, [7], 8, k_quant_type="PER_TENSOR"),
     "caches of a sliding window": grouped(1, 7, [7], 8, sliding_window_cache=1, local_window_size=4),
     "packed batches": Case("RotaryEmbedding", [floats(2, 5, 12), whole(3, dtype=np.int64), *CACHES], {"is_packed_batching": 1}),
+    "operands of int16": Case("MatMulInteger16", [bytes_(2, 3, dtype=np.uint16), bytes_(3, 2, dtype=np.int16)]),
     "weights of 2, 4 and 8 bits": Case("MatMulNBits", [floats(3, 40), bytes_(5, 3, 8), floats(15)],
                                        {"K": 40, "N": 5, "bits": 3, "block_size": 16}),
 }
@@ -367,6 +433,19 @@ MISTAKES = {
     "neither [batch] nor [2 batch]": Case("Attention", [*QKV, whole(1, 2, 3)], {"num_heads": HEADS}),
     "takes a tensor, a scale and a zero point each": Case("QLinearConcat", [real(0.5), byte(0), A8, real(0.5)], {"axis": 0}),
     "needs an even last axis": Case("BiasSplitGelu", [floats(2, 3), floats(3)]),
+    "need the shape (9, 3), found f32[9, 2]": rows("int4", (9, 40), (9, 2), block_size=16),
+    "need the shape (9, 3), found int4[1, 3]": rows("int4", (9, 40), (9, 3), (1, 3), block_size=16),
+    "do not fit 3 blocks of 4 bits": rows("uint8", (9, 20), (9, 3), (9, 3), block_size=16),
+    "bytes are gathered along the first axis": rows("uint8", (9, 20), (9, 3), block_size=16, gather_axis=1),
+    "block_size must be a power of two, found 24": rows("int4", (9, 48), (9, 2), block_size=24),
+    "block_size must be a power of two, found 0": rows("int4", (9, 48), (9, 1), block_size=0),
+    "float8 or float4 without zero points": rows("float8_e5m2", (9, 40), (9, 3), (9, 3), block_size=16),
+    "bits must be 2, 4 or 8, found 3": rows("uint8", (9, 20), (9, 3), bits=3, block_size=16),
+    "quant_type must be 0 (FP4) or 1 (NF4), found 2": Case("MatMulBnb4", [floats(3, 20), bytes_(50), floats(7)],
+                                                           {"K": 20, "N": 5, "block_size": 16, "quant_type": 2}),
+    "need a segment_embedding": Case("QEmbedLayerNormalization", [
+        whole(1, 2).reshape(1, 2), whole(0, 0).reshape(1, 2), bytes_(9, 4), bytes_(5, 4), None, bytes_(4), bytes_(4), None,
+        real(1), real(1), None, real(1), real(1), byte(0), byte(0), None, byte(0), byte(0)]),
     "the input 'y_scale' is missing": Case("QLinearSigmoid", [A8, real(0.5), byte(0), None]),
 }
 

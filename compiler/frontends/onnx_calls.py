@@ -61,9 +61,9 @@ def _all(kinds: type | tuple[type, ...]) -> Callable[[Any], bool]:
 
 
 # operators that take the narrow formats, which are only stored
-TAKES_STORED = frozenset(("Cast", "CastLike", "Concat", "DequantizeLinear", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",
-                          "Identity", "QuantizeLinear", "Reshape", "Shape", "Size", "Slice", "Split", "Squeeze", "Transpose",
-                          "Unsqueeze"))
+TAKES_STORED = frozenset((
+    "Cast", "CastLike", "Concat", "DequantizeLinear", "Expand", "Flatten", "Gather", "GatherBlockQuantized", "GatherElements", "GatherND",
+    "Identity", "QuantizeLinear", "Reshape", "Shape", "Size", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"))
 
 # a part of an annotation -> what it admits as an attribute
 KINDS: dict[str, Callable[[Any], bool]] = {

@@ -23,7 +23,7 @@ from ..ir.dims import DimLike, bounds, product
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.compute import Bitcast, Cast, Elementwise
 from ..ir.ops.control import Const
-from ..ir.ops.shape import Broadcast, Reshape, Take
+from ..ir.ops.shape import Broadcast, Reshape, Slice, Take
 from ..ir.rewrite import rewrite_graph
 from ..ir.types import U8
 from ..library import apply, broadcast, constant, reshape
@@ -94,6 +94,8 @@ def _read_by_row(node: Node) -> tuple[Node, ...] | None:
         case Reshape():
             x, = node.inputs
             return (x,) if x.rank and x.shape[0] == count else None
+        case Slice(starts, sizes, steps):
+            return node.inputs if (starts[0], sizes[0], steps[0]) == (0, node.inputs[0].shape[0], 1) else None
         case Take(0):
             return node.inputs[1:]  # of a table of values, by a value for each place
     return None
@@ -111,6 +113,9 @@ def _row(b: Builder, node: Node, rows: list[Node], places: Node) -> Node:
             return broadcast(b, x, shape)
         case Reshape():
             return reshape(b, rows[0], shape)
+        case Slice(starts, sizes, steps):
+            ahead = len(places.shape)
+            return b.add(Slice((0,) * ahead + starts[1:], places.shape + sizes[1:], (1,) * ahead + steps[1:]), rows[0])
         case Take(0):
             return b.add(node.op, node.inputs[0], rows[0])
     return b.add(node.op, *rows)

@@ -238,7 +238,7 @@ OPS: Operators = {
     "FastGelu": fast_gelu, "FusedConv": fused_conv, "FusedGemm": fused_gemm, "FusedMatMul": fused_matmul, "Gelu": gelu_,
     "Inverse": inverse, "NhwcConv": nhwc_conv, "QuickGelu": quick_gelu, "SimplifiedLayerNormalization": simplified_layer_normalization,
     "SkipLayerNormalization": skip_layer_normalization,
-    "SkipSimplifiedLayerNormalization": skip_simplified_layer_normalization, "Trilu": trilu,
+    "SkipSimplifiedLayerNormalization": skip_simplified_layer_normalization, "TransposeMatMul": fused_matmul, "Trilu": trilu,
 }
 # ONNX Runtime writes this one into the standard's own domain
 STANDARD: Operators = {"SimplifiedLayerNormalization": simplified_layer_normalization}

@@ -13,13 +13,13 @@ import numpy as np
 
 from ...ir.dims import ceildiv
 from ...ir.graph import Node
-from ...ir.ops.shape import Concat
-from ...ir.types import F32, I32, U8, DType, dtype_named
+from ...ir.ops.shape import Concat, Take
+from ...ir.types import F32, I16, I32, I64, U8, DType, dtype_named
 from ...library import expand, leaky_relu, mean, slice_axis, softmax, transpose
 from .context import Context, Operators
 from .contraction import matmul
 from .contrib_layers import channels_first, channels_last
-from .neural import average_pool
+from .neural import average_pool, max_pool
 from .quantization import dequantize_linear, dynamic_quantize_linear, matmul_integer, qlinear_conv, quantize_linear, saturated
 from .recurrent import LSTM, Cell, Kind, run_layer
 
@@ -29,7 +29,7 @@ def _number(c: Context, x: Node) -> Node:
     return c.reshape(x, ()) if x.rank and x.shape == (1,) * x.rank else x
 
 
-def _real(c: Context, x: Node, scale: Node, zero_point: Node | None) -> Node:
+def dequantized(c: Context, x: Node, scale: Node, zero_point: Node | None) -> Node:
     return dequantize_linear(c, x, _number(c, scale), None if zero_point is None else _number(c, zero_point))
 
 
@@ -68,26 +68,26 @@ def _requantized(c: Context, value: Node, scale: Node, zero_point: Node | None, 
 
 def qlinear_sigmoid(c: Context, x: Node, x_scale: Node, x_zero_point: Node | None, y_scale: Node,
                     y_zero_point: Node | None = None) -> Node:
-    return _requantized(c, c.scalar("sigmoid", _real(c, x, x_scale, x_zero_point)), y_scale, y_zero_point, x.dtype)
+    return _requantized(c, c.scalar("sigmoid", dequantized(c, x, x_scale, x_zero_point)), y_scale, y_zero_point, x.dtype)
 
 
 def qlinear_leaky_relu(c: Context, x: Node, x_scale: Node, x_zero_point: Node | None, y_scale: Node,
                        y_zero_point: Node | None = None, *, alpha: float = 0.01) -> Node:
-    return _requantized(c, leaky_relu(c.b, _real(c, x, x_scale, x_zero_point), alpha), y_scale, y_zero_point, x.dtype)
+    return _requantized(c, leaky_relu(c.b, dequantized(c, x, x_scale, x_zero_point), alpha), y_scale, y_zero_point, x.dtype)
 
 
 def qlinear_softmax(c: Context, x: Node, x_scale: Node, x_zero_point: Node | None, y_scale: Node, y_zero_point: Node | None = None, *,
                     opset: int, axis: int = -1) -> Node:
     """Steps of the result are counted in whole ones: floor(1 / scale) of them make up 1."""
     place = c.axis(axis, x.rank)
-    real = _real(c, x, x_scale, None)          # the zero point moves all alike
+    values = dequantized(c, x, x_scale, None)  # the zero point moves all alike
     if opset < 13:                             # over all axes from this one on
         width: Any = 1
         for size in x.shape[place:]:
             width = width * size
-        weights = c.reshape(softmax(c.b, c.reshape(real, (*x.shape[:place], width)), place), x.shape)
+        weights = c.reshape(softmax(c.b, c.reshape(values, (*x.shape[:place], width)), place), x.shape)
     else:
-        weights = softmax(c.b, real, place)
+        weights = softmax(c.b, values, place)
     steps = c.scalar("floor", c.apply("div", c.constant(1, F32), _number(c, y_scale)))
     return _quantized(c, c.apply("mul", weights, steps), y_zero_point, x.dtype)
 
@@ -96,14 +96,14 @@ def qlinear_concat(c: Context, y_scale: Node, y_zero_point: Node, *operands: Nod
     """Operands come in threes: a tensor, its scale, its zero point."""
     if len(operands) % 3 or not operands:
         c.fail(f"takes a tensor, a scale and a zero point each, found {len(operands)} inputs")
-    parts = [_requantized(c, _real(c, x, scale, point), y_scale, y_zero_point, y_zero_point.dtype)
+    parts = [_requantized(c, dequantized(c, x, scale, point), y_scale, y_zero_point, y_zero_point.dtype)
              for x, scale, point in zip(operands[::3], operands[1::3], operands[2::3])]
     return c.b.add(Concat(c.axis(axis, parts[0].rank)), *parts)
 
 
 def qlinear_where(c: Context, condition: Node, x: Node, x_scale: Node, x_zero_point: Node, y: Node, y_scale: Node, y_zero_point: Node,
                   z_scale: Node, z_zero_point: Node) -> Node:
-    sides = [_requantized(c, _real(c, value, scale, point), z_scale, z_zero_point, z_zero_point.dtype)
+    sides = [_requantized(c, dequantized(c, value, scale, point), z_scale, z_zero_point, z_zero_point.dtype)
              for value, scale, point in ((x, x_scale, x_zero_point), (y, y_scale, y_zero_point))]
     return c.apply("select", condition, *sides)
 
@@ -121,8 +121,8 @@ def qlinear_average_pool(c: Context, x: Node, x_scale: Node, x_zero_point: Node 
                          channels_last: int = 0, count_include_pad: int = 0, pads: Sequence[int] | None = None,
                          strides: Sequence[int] | None = None) -> Node:
     def build(x: Node) -> Node:
-        pooled = average_pool(c, _real(c, x, x_scale, x_zero_point), kernel_shape=kernel_shape, auto_pad=auto_pad, ceil_mode=ceil_mode,
-                              count_include_pad=count_include_pad, pads=pads, strides=strides)
+        pooled = average_pool(c, dequantized(c, x, x_scale, x_zero_point), kernel_shape=kernel_shape, auto_pad=auto_pad,
+                              ceil_mode=ceil_mode, count_include_pad=count_include_pad, pads=pads, strides=strides)
         return _requantized(c, pooled, y_scale, y_zero_point, x.dtype)
     return _channels_first(c, build, x, channels_last)
 
@@ -130,9 +130,16 @@ def qlinear_average_pool(c: Context, x: Node, x_scale: Node, x_zero_point: Node 
 def qlinear_global_average_pool(c: Context, x: Node, x_scale: Node, x_zero_point: Node, y_scale: Node, y_zero_point: Node, *,
                                 channels_last: int = 0) -> Node:
     def build(x: Node) -> Node:
-        value = mean(c.b, _real(c, x, x_scale, x_zero_point), tuple(range(2, x.rank)), keep=True)
+        value = mean(c.b, dequantized(c, x, x_scale, x_zero_point), tuple(range(2, x.rank)), keep=True)
         return _requantized(c, value, y_scale, y_zero_point, x.dtype)
     return _channels_first(c, build, x, channels_last)
+
+
+def nhwc_max_pool(c: Context, x: Node, *, kernel_shape: Sequence[int], auto_pad: str = "NOTSET", ceil_mode: int = 0,
+                  dilations: Sequence[int] | None = None, pads: Sequence[int] | None = None, strides: Sequence[int] | None = None) -> Node:
+    y = max_pool(c, channels_first(c, x), kernel_shape=kernel_shape, auto_pad=auto_pad, ceil_mode=ceil_mode, dilations=dilations, pads=pads,
+                 strides=strides)
+    return channels_last(c, y if isinstance(y, Node) else y[0])
 
 
 def qlinear_conv_anywhere(c: Context, x: Node, x_scale: Node, x_zero_point: Node, w: Node, w_scale: Node, w_zero_point: Node,
@@ -148,6 +155,13 @@ def qlinear_conv_anywhere(c: Context, x: Node, x_scale: Node, x_zero_point: Node
 
 
 # --- products --------------------------------------------------------------------------------------------------------
+
+
+def matmul_integer16(c: Context, a: Node, b: Node) -> Node:
+    """Exact products of int16, which are summed up in int32."""
+    if {a.dtype, b.dtype} != {I16}:
+        c.unsupported(f"operands of int16 are supported, found {a.type} and {b.type}")
+    return matmul_integer(c, a, b)
 
 
 def matmul_integer_to_float(c: Context, a: Node, b: Node, a_scale: Node, b_scale: Node, a_zero_point: Node | None = None,
@@ -181,32 +195,64 @@ def qgemm(c: Context, a: Node, a_scale: Node, a_zero_point: Node, b: Node, b_sca
     return _quantized(c, scaled, y_zero_point, dtype)
 
 
+# FP4 in units of its greatest number, and NF4 (Dettmers et al. 2023, QLoRA, appendix E)
+FP4 = [sign * n / 12 for sign in (1, -1) for n in (0, 0.0625, 8, 12, 4, 6, 2, 3)]
+NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+       -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+       0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
+BNB4 = {0: FP4, 1: NF4}
 PACKED = {2: dtype_named("uint2"), 4: dtype_named("uint4"), 8: U8}
 
 
 def matmul_n_bits(c: Context, a: Node, b: Node, scales: Node, zero_points: Node | None = None, g_idx: Node | None = None,
                   bias: Node | None = None, *, K: int, N: int, block_size: int, accuracy_level: int = 0, bits: int = 4,
                   weight_prepacked: int = 0) -> Node:
-    """a w^T, w [N, K] in blocks along K with a scale and a zero point each. `accuracy_level` allows less, which is not used."""
-    if bits not in PACKED or g_idx is not None or weight_prepacked:
-        c.unsupported("weights of 2, 4 and 8 bits are supported; a g_idx and prepacked weights are not")
+    """a w^T, w [N, K] in blocks along K with a scale and a zero point each, or with those of the block that g_idx names for a place.
+    `accuracy_level` allows less, which is not used.
+    """
+    if bits not in PACKED or weight_prepacked:
+        c.unsupported("weights of 2, 4 and 8 bits are supported; prepacked weights are not")
     c.positive(block_size, "block_size")
     blocks = -(-K // block_size)
-    weight = slice_axis(c.b, _unpacked(c, c.reshape(b, (N, blocks * block_size * bits // 8)), bits), 1, 0, K)
+    weight = slice_axis(c.b, unpacked(c, c.reshape(b, (N, blocks * block_size * bits // 8)), bits), 1, 0, K)
     scales = c.reshape(scales, (N, blocks))
-    middle = 1 << bits - 1
-    if zero_points is not None and zero_points.dtype.is_float:
-        real = c.apply("sub", c.cast(weight, scales.dtype), _spread(c, c.reshape(zero_points, (N, blocks)), block_size, K))
-        weights = c.apply("mul", real, _spread(c, scales, block_size, K))
+    if zero_points is None:
+        points = c.full(1 << bits - 1, U8, (N, blocks))
+    elif zero_points.dtype.is_float:
+        points = c.reshape(zero_points, (N, blocks))
     else:
-        if zero_points is None:
-            points = c.full(middle, U8, (N, blocks))
-        else:
-            width = ceildiv(blocks * bits, 8)
-            points = slice_axis(c.b, _unpacked(c, c.reshape(zero_points, (N, width)), bits), 1, 0, blocks)
+        width = ceildiv(blocks * bits, 8)
+        points = slice_axis(c.b, unpacked(c, c.reshape(zero_points, (N, width)), bits), 1, 0, blocks)
+    if g_idx is not None:
+        c.check_rank("g_idx", g_idx, 1)
+        places = slice_axis(c.b, c.cast(g_idx, I64), 0, 0, K)
+        scales, points, block_size = c.b.add(Take(1), scales, places), c.b.add(Take(1), points, places), 1
+    if points.dtype.is_float:
+        offset = c.apply("sub", c.cast(weight, scales.dtype), _spread(c, points, block_size, K))
+        weights = c.apply("mul", offset, _spread(c, scales, block_size, K))
+    else:
         weights = dequantize_linear(c, weight, scales, points, axis=1, block_size=block_size)
     y = matmul(c, a, transpose(c.b, c.cast(weights, a.dtype), (1, 0)))
     return y if bias is None else c.apply("add", y, bias)
+
+
+def matmul_bnb4(c: Context, a: Node, b: Node, absmax: Node, *, K: int, N: int, block_size: int, quant_type: int, training_mode: int = 0,
+                transB: int = 1) -> Node:
+    """a w^T, or a w where transB is 0. w [N, K] is looked up by codes of 4 bits, the first of a byte in its upper half, and scaled in
+    blocks that run on from row to row.
+    """
+    if quant_type not in BNB4:
+        c.fail(f"quant_type must be 0 (FP4) or 1 (NF4), found {quant_type}")
+    values = c.constant(np.array(BNB4[quant_type], np.float32))
+    count = c.positive(N, "N") * c.positive(K, "K")
+    blocks = ceildiv(count, c.positive(block_size, "block_size"))
+    pairs = c.reshape(b, (ceildiv(count, 2), 1))
+    halves = c.apply("and", c.apply("shr", pairs, c.constant(np.array([4, 0], np.uint8))), c.constant(15, U8))
+    codes = slice_axis(c.b, c.reshape(halves, (ceildiv(count, 2) * 2,)), 0, 0, count)
+    scales = _spread(c, c.reshape(c.wide(absmax), (1, blocks)), block_size, count)
+    flat = c.apply("mul", c.b.add(Take(0), values, c.cast(codes, I64)), c.reshape(scales, (count,)))
+    weights = c.reshape(c.cast(flat, a.dtype), (N, K))
+    return matmul(c, a, transpose(c.b, weights, (1, 0)) if transB else weights)
 
 
 def _spread(c: Context, x: Node, block_size: int, width: int) -> Node:
@@ -216,7 +262,7 @@ def _spread(c: Context, x: Node, block_size: int, width: int) -> Node:
     return slice_axis(c.b, c.reshape(wide, (rows, blocks * block_size)), 1, 0, width)
 
 
-def _unpacked(c: Context, x: Node, bits: int) -> Node:
+def unpacked(c: Context, x: Node, bits: int) -> Node:
     """[rows, bytes] -> [rows, elements], the first element of a byte in its lowest bits."""
     if bits == 8:
         return x
@@ -265,7 +311,8 @@ def _per_direction(c: Context, w: Node, scale: Node, zero_point: Node) -> Node:
 
 OPS: Operators = {
     "DequantizeLinear": dequantize_linear, "DynamicQuantizeLSTM": dynamic_quantize_lstm,
-    "DynamicQuantizeMatMul": dynamic_quantize_matmul, "MatMulIntegerToFloat": matmul_integer_to_float, "MatMulNBits": matmul_n_bits,
+    "DynamicQuantizeMatMul": dynamic_quantize_matmul, "MatMulBnb4": matmul_bnb4, "MatMulInteger16": matmul_integer16,
+    "MatMulIntegerToFloat": matmul_integer_to_float, "MatMulNBits": matmul_n_bits, "NhwcMaxPool": nhwc_max_pool,
     "QGemm": qgemm, "QLinearAdd": qlinear_add, "QLinearAveragePool": qlinear_average_pool, "QLinearConcat": qlinear_concat,
     "QLinearConv": qlinear_conv_anywhere, "QLinearGlobalAveragePool": qlinear_global_average_pool,
     "QLinearLeakyRelu": qlinear_leaky_relu, "QLinearMul": qlinear_mul, "QLinearSigmoid": qlinear_sigmoid,

@@ -10,6 +10,7 @@ from . import (
                contrib_attention,
                contrib_layers,
                contrib_quantized,
+               contrib_tables,
                control,
                losses,
                math,
@@ -34,7 +35,7 @@ from .context import Operators
 MODULES = (attention, blocks, contraction, control, losses, math, neural, ngrams, places, quantization, recurrent, reduction, resize,
            sampling, selection, sequences, shape, spectral, unique)
 STANDARD: Operators = {name: operator for module in MODULES for name, operator in module.OPS.items()} | contrib_layers.STANDARD
-CONTRIBUTED: Operators = contrib_attention.OPS | contrib_layers.OPS | contrib_quantized.OPS
+CONTRIBUTED: Operators = contrib_attention.OPS | contrib_layers.OPS | contrib_quantized.OPS | contrib_tables.OPS
 # domain -> operators; the standard's own domain has two spellings
 DOMAINS: dict[str, Operators] = {
     "": STANDARD, "ai.onnx": STANDARD, "ai.onnx.preview": attention.PREVIEW, "ai.onnx.preview.training": training.OPS,
