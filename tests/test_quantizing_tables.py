@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import tilewright as tw
 from tilewright.ir.dims import symbol
+from tilewright.ir.errors import ArgumentError
 from tilewright.ir.graph import Builder, Graph
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.ops.compute import Dot
@@ -18,7 +19,7 @@ from tilewright.ir.ops.control import Get, MakeTuple, Param
 from tilewright.ir.types import F32
 from tilewright.library import apply, constant
 from tilewright.options import Options
-from tilewright.quantizing import apply_plan, quantize
+from tilewright.quantizing import apply_plan, diagnose, quantize
 from tilewright.quantizing.dividing import divide
 from tilewright.quantizing.layers import find_layers
 from tilewright.quantizing.plan import dequantized
@@ -152,6 +153,24 @@ def test_tables_are_left_alone_where_time_is_the_goal() -> None:
     assert {layer.kind for layer in free.plan.layers} == {"dot"}
     small = quantize(graph, recipe="dynamic int8", data_free=True, goal="size", options=Options(threads=1))
     assert {layer.kind: layer.precision for layer in small.plan.layers} == {"table": "w8", "dot": "i8 dynamic"}
+
+
+def test_a_model_that_is_nothing_but_a_table() -> None:
+    """It gains size, with data and without; where time is the goal, the refusal says what would serve."""
+    values = numbers((40, 32), 1)
+    graph = tw.trace(lambda places: np.take(values, places, axis=0), args=(tw.spec(("n",), "int64"),))
+    options = Options(threads=1)
+    found = quantize(graph, places(), goal="size", options=options)
+    assert found.report.worth and [layer.precision for layer in found.report.layers] == ["w8"] and not found.report.warnings
+    assert 0 < found.report.after.loss < 1e-3 and found.report.after.bytes < found.report.before.bytes / 3
+    free = quantize(graph, recipe="weight-only int4", goal="size", data_free=True, options=options)
+    assert free.report.worth and free.report.after.bytes < free.report.before.bytes / 6
+    (ranked,) = diagnose(graph, places(), options=options)
+    assert ranked.kind == "table" and ranked.loss > 0
+    for arguments in ({"calibration": places()}, {"recipe": "dynamic int8", "data_free": True}):
+        with pytest.raises(ArgumentError, match="takes rows of a table, which is no faster where they are narrower") as raised:
+            quantize(graph, options=options, **arguments)
+        assert "goal 'size'" in str(raised.value)
 
 
 def test_what_is_no_table() -> None:

@@ -74,7 +74,7 @@ def quantize(source: Graph | str | os.PathLike[str], calibration: Any = None, *,
     `target` must be a CPU that runs here, since times and losses are measured.
     """
     settings = _settings(recipe, metric, goal, budget, target, options, progress)
-    graph = _graph_of(source)
+    graph = _graph_of(source, settings.goal)
     if data_free:
         if calibration is not None or held_out is not None:
             raise ArgumentError("quantize: data-free means without data, found calibration or held-out samples")
@@ -97,7 +97,7 @@ def diagnose(source: Graph | str | os.PathLike[str], calibration: Any, *, recipe
     settings = _settings(recipe, metric, "size", math.inf, target, options, progress)
     first = replace(settings.recipe, precisions=settings.recipe.precisions[:1])
     settings = replace(settings, recipe=first, goal=ANY)
-    prepared = _prepare(_graph_of(source), calibration, None, settings)
+    prepared = _prepare(_graph_of(source, settings.goal), calibration, None, settings)
     contenders = _lossy(prepared, settings)
     found = {contender.layer.label: contender.plans[0] if contender.plans else left_alone(contender.layer, "; ".join(contender.refused))
              for contender in contenders}
@@ -145,12 +145,17 @@ def _silent(message: str) -> None:
     del message
 
 
-def _graph_of(source: Graph | str | os.PathLike[str]) -> Graph:
+def _graph_of(source: Graph | str | os.PathLike[str], goal: str) -> Graph:
+    """The graph, which has something that the goal may speak for."""
     graph = with_constants(source if isinstance(source, Graph) else load_model(source))
-    layers, left = find_layers(graph)
-    if not layers:
+    layers, left = find_layers(graph, tables=True)
+    if all(layer.is_table and goal == "time" for layer in layers):
         why = f"; '{left[0].label}' is left alone: {left[0].reason}" if left else ""
-        raise ArgumentError(f"quantize: {graph.name} has no contraction with constant weights{why}")
+        nothing = f"quantize: {graph.name} has no contraction with constant weights"
+        if not layers:
+            raise ArgumentError(f"{nothing}, and no table whose rows are taken{why}")
+        raise ArgumentError(f"{nothing}{why}; '{layers[0].label}' takes rows of a table, which is no faster where they are narrower",
+                            hint="goal 'size' makes tables smaller")
     return graph
 
 
@@ -187,7 +192,7 @@ def _prepare(graph: Graph, calibration: Any, held_out: Any, settings: _Settings)
                        options=settings.options, progress=settings.progress)
 
     equal, its = graph, layers
-    if recipe.smoothing:
+    if recipe.smoothing and layers:
         found = find_smoothing(graph, layers, statistics_of(graph, layers, False, False, False), recipe)
         if not found.factors:
             warnings = (*warnings, "smoothing was left out: nothing gains by it, or nothing before the layers can take up its factors")
