@@ -91,6 +91,7 @@ def quantize_command(model: Path, output: Path | None, calibration: Path | None,
     chosen = _changed(quantizing.recipe_named(recipe), ranges, rounding, smoothing, group, byte_bits)
     options = Options(threads=threads, precision=precision, cache=not no_cache)
     how = {"recipe": chosen, "metric": read_metric(metric), "target": target, "options": options}
+    fit = _writer().fitting(model, chosen.precisions) if output is not None and output.suffix == ".onnx" else None
     graph = load_graph(model, dims)
     line = _Line()
     try:
@@ -100,7 +101,7 @@ def quantize_command(model: Path, output: Path | None, calibration: Path | None,
             answer(as_json, quantizing.plain(layers), quantizing.ranking_lines(layers))
             return
         found = quantizing.quantize(graph, calibration, held_out=held_out, data_free=data_free, budget=read_budget(budget), goal=goal,
-                                    progress=line.show, **how)
+                                    progress=line.show, fit=fit, **how)
     finally:
         line.clear()
     written = _write_reports(reports, found.report, quantizing.plain, render)

@@ -25,7 +25,7 @@ from tilewright.quantizing import Recipe, quantize
 from tilewright.quantizing.applying import apply_plan
 from tilewright.quantizing.layers import find_layers, with_constants
 from tilewright.quantizing.plan import ActivationPlan, Fold, LayerPlan, Plan, WeightPlan, merged
-from tilewright.quantizing.write_onnx import write_onnx
+from tilewright.quantizing.write_onnx import fitting, write_onnx
 
 FLOAT = TensorProto.FLOAT
 STEP = np.float32(0.05)
@@ -59,13 +59,13 @@ def weights_of(layer: Any, dtype: str, group: int) -> WeightPlan:
     matrix = layer.matrix()
     if dtype == "bf16":
         return WeightPlan("bf16", layer.stored(matrix).astype(ml_dtypes.bfloat16), None, channel_axes=layer.channel_axes,
-                          as_operand=layer.as_operand)
+                          as_operand=layer.as_operand, order=layer.order or ())
     narrow, top = NARROW[dtype]
     blocks = matrix.reshape(len(matrix), -1, group or matrix.shape[1], matrix.shape[2])
     scale = np.abs(blocks).max(axis=2) / top
     values = np.clip(np.rint(blocks / scale[:, :, np.newaxis]), -top, top).reshape(matrix.shape)
     return WeightPlan(dtype, layer.stored(values).astype(narrow), layer.stored(scale).astype(np.float32), None, group,
-                      layer.group_axis if group else 0, layer.channel_axes, "nearest", layer.as_operand)
+                      layer.group_axis if group else 0, layer.channel_axes, "nearest", layer.as_operand, layer.order or ())
 
 
 def activation_of(kind: str) -> ActivationPlan:
@@ -148,6 +148,9 @@ MODELS: dict[str, Callable[[], tuple[Any, dict[str, np.ndarray]]]] = {
                                                            {"w": normal(6, 8)}), {"x": normal(3, 8)}),
     "weights of another shape": lambda: (model([node("Reshape", ["w", "s"], "t"), node("MatMul", ["x", "t"], "y")], (3, 8),
                                                {"w": normal(4, 2, 6), "s": np.array([8, 6])}), {"x": normal(3, 8)}),
+    "weights without an axis of size 1": lambda: (model([node("Squeeze", ["w", "s"], "t"), node("Transpose", ["t"], "u"),
+                                                         node("MatMul", ["x", "u"], "y")], (3, 8), {"w": normal(6, 1, 8), "s": np.array([1])}),
+                                                  {"x": normal(3, 8)}),
     "two layers, one behind the other": lambda: (
         model([node("Conv", ["x", "w", "b"], "c"), node("Relu", ["c"], "r"), node("Conv", ["r", "w2"], "y")], (1, 3, 6, 6),
               {"w": normal(4, 3, 3, 3), "b": normal(4), "w2": normal(2, 4, 1, 1)}), {"x": normal(1, 3, 6, 6)}),
@@ -460,6 +463,61 @@ def test_what_quantize_linear_cannot_say(tmp_path: Path) -> None:
                                   "QuantizeLinear can say")
     plan = plan_of(graph, change=lambda layer: replace(layer, location=layer.location.replace("node 'MatMul:y'", "subgraph 'g' / node 'MatMul:y'")))
     refused(tmp_path, plan, path, "layer MatMul:y: it is inside a graph of another node or a function")
+
+
+def test_layers_that_a_file_cannot_hold_are_left_alone(tmp_path: Path) -> None:
+    """An LSTM has weights alone there, a Reshape hides a constant, a table has no input; what is known before the work is said before it."""
+    hidden, constants = 8, {"w": normal(1, 32, 6), "r": normal(1, 32, 8), "v": normal(8, 4), "u": normal(2, 2, 5), "s": np.array([4, 5])}
+    source = model([node("LSTM", ["x", "w", "r"], "l", "lstm", hidden_size=hidden), node("MatMul", ["l", "v"], "m", "product"),
+                    node("Reshape", ["u", "s"], "t"), node("MatMul", ["m", "t"], "y", "behind")], (3, "n", 6), constants)
+    path = saved(tmp_path, source)
+    data = [{"x": normal(3, 2, 6)} for _ in range(9)]
+    how: dict[str, Any] = {"goal": "size", "budget": 1.0, "options": tw.Options(threads=1)}
+    found = quantize(path, data, recipe="static int8", fit=fitting(path, ("i8",)), **how)
+    reasons = {layer.label: layer.reason for layer in found.plan.layers}
+    assert reasons.pop("product") == "" and reasons.pop("behind") == ""
+    assert reasons and all("of a LSTM node only weights can be written" in reason or "inside" in reason for reason in reasons.values())
+    free = quantize(path, data, recipe="weight-only int8", fit=fitting(path, ("w8",)), **how)
+    assert "lstm" in {layer.label for layer in free.plan.quantized}
+    mixed = quantize(path, data, recipe="mixed", fit=fitting(path, ("i8", "i8 dynamic", "bf16")), **how)
+    assert any("a precision of the recipe is left out: its input has a range for each row" in text for text in mixed.report.warnings)
+    for result in (found, free, mixed):
+        write_onnx(path, result.plan, tmp_path / "q.onnx")
+        expected = evaluate_graph(result.graph, [data[0]["x"]])[0]
+        (theirs,) = run(tmp_path / "q.onnx", data[0])
+        assert theirs.shape == expected.shape
+        np.testing.assert_allclose(theirs, expected, atol=1e-2 * np.abs(expected).max())
+    with pytest.raises(tw.UnsupportedError, match="of every layer: its input has a range for each row"):
+        fitting(path, ("i8 dynamic", "w4a8"))
+
+
+@pytest.mark.parametrize("recipe", ["bf16", "static int8", "weight-only int4"])
+def test_a_table_before_a_product(tmp_path: Path, recipe: str) -> None:
+    source = model([node("Cast", ["x"], "i", to=TensorProto.INT64), node("Gather", ["t", "i"], "e"), node("MatMul", ["e", "w"], "y")], ("n",),
+                   {"t": normal(50, 32), "w": normal(32, 8)})
+    path = saved(tmp_path, source)
+    data = [{"x": RANDOM.integers(0, 50, 6).astype(np.float32)} for _ in range(9)]
+    found = quantize(path, data, recipe=recipe, goal="size", budget=1.0, options=tw.Options(threads=1))
+    assert {layer.kind for layer in found.plan.quantized} == {"table", "dot"}
+    write_onnx(path, found.plan, tmp_path / "q.onnx")
+    expected = evaluate_graph(found.graph, [data[0]["x"]])[0]
+    np.testing.assert_allclose(run(tmp_path / "q.onnx", data[0])[0], expected, atol=1e-2 * np.abs(expected).max())
+
+
+def test_smoothing_is_taken_up_behind_a_transpose(tmp_path: Path) -> None:
+    """As exporters leave the weights of the layer before: a Transpose stands between them and their constant."""
+    constants = {"w": normal(6, 6), "w2": normal(6, 4)}
+    path = saved(tmp_path, model([node("Transpose", ["w"], "t", perm=[1, 0]), node("MatMul", ["x", "t"], "a"), node("Relu", ["a"], "b"),
+                                  node("MatMul", ["b", "w2"], "y")], ("n", 6), constants))
+    data = [{"x": normal(5, 6) * np.float32([1, 1, 1, 1, 9, 30])} for _ in range(9)]
+    recipe = Recipe("strong", ("w8",), smoothing="smoothquant", strength=1.0)
+    plan = quantize(path, data, recipe=recipe, goal="size", budget=1.0, options=tw.Options(threads=1)).plan
+    last = replace(plan, layers=tuple(layer if layer.label == plan.layers[-1].label else replace(
+        layer, weights=None, activation=None, correction=None, smoothing=None) for layer in plan.layers))
+    assert last.folds and len(last.quantized) == 1
+    write_onnx(path, last, tmp_path / "q.onnx")
+    expected = evaluate_graph(apply_plan(tw.from_onnx(path), last), [data[0]["x"]])[0]
+    np.testing.assert_allclose(run(tmp_path / "q.onnx", data[0])[0], expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_a_plan_of_another_file(tmp_path: Path) -> None:

@@ -105,7 +105,8 @@ def _rounded(layer: Layer, precision: str) -> LayerPlan:
     """In bfloat16: nothing has to be found out."""
     dtype = dtype_named("bf16").numpy
     array = layer.operand if layer.as_operand else layer.constant.array
-    weights = WeightPlan("bf16", array.astype(dtype), None, channel_axes=layer.channel_axes, as_operand=layer.as_operand)
+    weights = WeightPlan("bf16", array.astype(dtype), None, channel_axes=layer.channel_axes, as_operand=layer.as_operand,
+                         order=layer.order or ())
     return LayerPlan(layer.label, layer.location, layer.kind, layer.constant.array.shape, layer.constant.digest, precision, weights,
                      ActivationPlan("float", "bf16"),
                      measured=Measured(bytes_before=layer.constant.array.nbytes, bytes_after=stored_bytes(weights)))
@@ -163,7 +164,7 @@ def quantized_weights(layer: Layer, dtype: str, levels: tuple[int, int], recipe:
     scale = layer.stored(grid.scale)
     zero_point = layer.stored(grid.point.astype(np.int8)).astype(kind) if grid.point.any() else None
     return WeightPlan(dtype, values, scale, zero_point, group, layer.group_axis if group else 0, layer.channel_axes, rounding,
-                      layer.as_operand)
+                      layer.as_operand, layer.order or ())
 
 
 def _with_room(matrices: Array, grid: Grid, channels: int, importance: Array | None) -> Grid:

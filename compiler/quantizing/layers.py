@@ -25,12 +25,13 @@ from ..ir.errors import UNKNOWN
 from ..ir.graph import Array, Builder, Constant, Graph, Node
 from ..ir.ops.compute import Cast, Conv, Dot, window_view
 from ..ir.ops.control import Const
-from ..ir.ops.shape import Broadcast, Reshape, Take, Transpose
+from ..ir.ops.shape import Broadcast, Reshape, Slice, Take, Transpose
 from ..ir.rewrite import rewrite_graph
 from ..ir.types import F32
 from ..library_quantized import may_scale_by_place
 
 ROWS = 4096  # rows of a layer's input that a sample gives at most, evenly spread
+COMPUTED = (Broadcast, Cast, Slice)  # of constants, what graphs have weights of
 _ONNX_NODE = re.compile(r"node '(?P<name>.*)' \(\w+\)$")
 
 
@@ -48,8 +49,8 @@ class Left(Struct, frozen=True, eq=False):
 
 class Layer(Struct, frozen=True, eq=False):
     """A contraction of `node.inputs[0]` with a constant. `reader`: the node that reads the constant, itself or a movement before
-    it. `order`: the axes of the constant in the order in which the operand has them; None where reshapes stand between: then
-    arrays are laid out as the operand (`as_operand`). `place`: in the order in which nodes are computed."""
+    it. `order`: the axes of the constant in the order in which the operand has them, without axes of size 1 that reshapes drop; None
+    where reshapes do more: then arrays are laid out as the operand (`as_operand`). `place`: in the order in which nodes are computed."""
 
     place: int
     label: str
@@ -119,6 +120,12 @@ class Layer(Struct, frozen=True, eq=False):
         return axis if self.order is None else self.order[axis]
 
     @property
+    def _whole_order(self) -> tuple[int, ...]:
+        """The order, and behind it the axes of the constant that the operand has not."""
+        assert self.order is not None
+        return (*self.order, *(a for a in range(self.constant.array.ndim) if a not in self.order))
+
+    @property
     def contracted_axis(self) -> int:
         """The first axis of the operand that is contracted, the only one where `can_group`."""
         return self._contracted[0]
@@ -161,11 +168,17 @@ class Layer(Struct, frozen=True, eq=False):
         free = [self.operand.shape[a] for a in self._free]
         wide = matrix.transpose(1, 0, 2).reshape(*sizes, *free)
         operand = wide.transpose(*np.argsort((*self._contracted, *self._free)).tolist())
-        return np.ascontiguousarray(operand if self.order is None else operand.transpose(*np.argsort(self.order).tolist()))
+        if self.order is None:
+            return np.ascontiguousarray(operand)
+        wide = operand.reshape(*operand.shape, *[1] * (self.constant.array.ndim - operand.ndim))
+        return np.ascontiguousarray(wide.transpose(*np.argsort(self._whole_order).tolist()))
 
     def as_read(self, stored: Array) -> Array:
         """What is laid out as the constant, as the contraction reads it."""
-        return stored if self.order is None else np.ascontiguousarray(stored.transpose(*self.order))
+        if self.order is None:
+            return stored
+        moved = stored.transpose(*self._whole_order)
+        return np.ascontiguousarray(moved.reshape(moved.shape[:len(self.order)]))
 
     # --- inputs
 
@@ -269,18 +282,18 @@ def _spread(count: int, most: int) -> Array:
 
 
 def with_constants(graph: Graph) -> Graph:
-    """The graph with weights that are casts of a constant, or one number repeated, as the constants that they stand for. The same graph
-    where there are none."""
+    """The graph with weights that are casts or parts of a constant, or one number repeated, as the constants that they stand for. The same
+    graph where there are none."""
 
     def visit(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
         if not isinstance(node.op, (Dot, Conv)):
             return None
         chain: list[Node] = []
         value = inputs[1]
-        while isinstance(value.op, (Transpose, Reshape, Cast, Broadcast)) and value.tensor.is_static and value.inputs[0].dtype.is_float:
+        while isinstance(value.op, (Transpose, Reshape, *COMPUTED)) and value.tensor.is_static and value.inputs[0].dtype.is_float:
             chain.append(value)
             value = value.inputs[0]
-        computed = next((i for i, x in enumerate(chain) if isinstance(x.op, (Cast, Broadcast))), None)
+        computed = next((i for i, x in enumerate(chain) if isinstance(x.op, COMPUTED)), None)
         if computed is None or not isinstance(value.op, Const):
             return None
         array = value.op.value.array
@@ -351,8 +364,8 @@ def _reason_against(node: Node) -> str:
 
 
 def _constant_of(node: Node) -> tuple[Constant, Array, tuple[int, ...] | None, list[Node]] | None:
-    """The constant behind an operand, the operand's value, the order of its axes where only transposes moved them, and what moved
-    them, the last movement first."""
+    """The constant behind an operand, the operand's value, the order of its axes (`Layer.order`), and what moved them, the last movement
+    first."""
     moves: list[Node] = []
     while isinstance(node.op, (Transpose, Reshape)):
         moves.append(node)
@@ -360,13 +373,28 @@ def _constant_of(node: Node) -> tuple[Constant, Array, tuple[int, ...] | None, l
     if not isinstance(node.op, Const):
         return None
     constant = node.op.value
-    value, order = constant.array, tuple(range(constant.array.ndim))
+    value = constant.array
+    order: tuple[int, ...] | None = tuple(range(constant.array.ndim))
     for move in reversed(moves):
-        value = move.op.evaluate([value], {})
-        if isinstance(move.op, Transpose):
-            order = tuple(order[a] for a in move.op.perm)
-    plain = all(isinstance(move.op, Transpose) for move in moves)
-    return constant, np.asarray(value), order if plain else None, moves
+        before, value = value.shape, np.asarray(move.op.evaluate([value], {}))
+        if order is not None:
+            kept = move.op.perm if isinstance(move.op, Transpose) else _kept_axes(before, value.shape)
+            order = None if kept is None else tuple(order[a] for a in kept)
+    return constant, value, order, moves
+
+
+def _kept_axes(before: tuple[int, ...], after: tuple[int, ...]) -> list[int] | None:
+    """The axes that a reshape leaves as they are, where it only drops some of size 1; None where it does more."""
+    found: list[int] = []
+    axis = 0
+    for size in after:
+        while axis < len(before) and before[axis] != size and before[axis] == 1:
+            axis += 1
+        if axis == len(before) or before[axis] != size:
+            return None
+        found.append(axis)
+        axis += 1
+    return found if all(size == 1 for size in before[axis:]) else None
 
 
 def _contractions_inside(node: Node) -> Iterator[Node]:

@@ -39,6 +39,7 @@ class WeightPlan(Struct, frozen=True, eq=False):
     group_axis  the axis of values that is contracted; 0 without groups
     channel_axes the axes of values that are the layer's output channels
     rounding    "nearest", "gptq", "gptq asymmetric", "coordinate descent"
+    order       the axes of values as the contraction reads them, without axes of size 1 that it has not; empty where as_operand
     as_operand  whether the arrays are in the layout of the contraction's right operand, since reshapes stand between it and
                 the constant
     """
@@ -52,6 +53,7 @@ class WeightPlan(Struct, frozen=True, eq=False):
     channel_axes: tuple[int, ...] = ()
     rounding: str = "nearest"
     as_operand: bool = False
+    order: tuple[int, ...] = ()
 
 
 class ActivationPlan(Struct, frozen=True, eq=False):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -41,6 +41,8 @@ HELD_OUT = 4     # of so many samples one is put aside, where no held-out data i
 PROBED = 6       # samples that the layers' losses are measured on, evenly spread
 BUDGET = 0.005
 
+Fit = Callable[[LayerPlan], LayerPlan | str]
+
 __all__ = ["Quantized", "diagnose", "quantize"]
 
 
@@ -61,19 +63,21 @@ class _Settings(Struct, frozen=True, eq=False):
     target: str
     options: Options
     progress: Progress
+    fit: Fit
 
 
 def quantize(source: Graph | str | os.PathLike[str], calibration: Any = None, *, recipe: Recipe | str = "static int8",
              budget: float = BUDGET, metric: str | Metric = "cosine", goal: str = "time", held_out: Any = None, data_free: bool = False,
-             target: str = "cpu", options: Options | None = None, progress: Progress | None = None) -> Quantized:
+             target: str = "cpu", options: Options | None = None, progress: Progress | None = None, fit: Fit | None = None) -> Quantized:
     """A quantized form of a float graph or model file, with plan and report.
 
     `calibration`: samples of the model's inputs (samples.py says in what forms). `held_out`: samples that only judge the result; without
     them every fourth of the calibration samples is put aside for it. `budget`: the loss allowed, by `metric` ("cosine", "snr", "top-1" or a
     function of (expected, found) results). `goal`: "time" or "size". `data_free`: from weights alone, without calibration.
-    `target` must be a CPU that runs here, since times and losses are measured.
+    `target` must be a CPU that runs here, since times and losses are measured. `fit`: gives a layer's plan as the output can hold it, or
+    says why that cannot be; `write_onnx.fitting` makes one for a file.
     """
-    settings = _settings(recipe, metric, goal, budget, target, options, progress)
+    settings = replace(_settings(recipe, metric, goal, budget, target, options, progress), fit=fit or _as_it_is)
     graph = _graph_of(source, settings.goal)
     if data_free:
         if calibration is not None or held_out is not None:
@@ -130,7 +134,8 @@ def _settings(recipe: Recipe | str, metric: str | Metric, goal: str, budget: flo
         raise ArgumentError(f"quantize: budget must be a loss of 0 or more, found {budget!r}", hint="0.005 allows half a percent")
     name, function = metric_named(metric)
     fitting = _fitting(recipe_named(recipe), target)
-    return _Settings(fitting, name, function, goal, float(budget), target, options or Options(), progress or _silent)
+    return _Settings(fitting, name, function, goal, float(budget), target, options or Options(), progress or _silent,
+                     _as_it_is)
 
 
 def _fitting(recipe: Recipe, target: str) -> Recipe:
@@ -143,6 +148,10 @@ def _fitting(recipe: Recipe, target: str) -> Recipe:
 
 def _silent(message: str) -> None:
     del message
+
+
+def _as_it_is(plan: LayerPlan) -> LayerPlan:
+    return plan
 
 
 def _graph_of(source: Graph | str | os.PathLike[str], goal: str) -> Graph:
@@ -207,7 +216,8 @@ def _prepare(graph: Graph, calibration: Any, held_out: Any, settings: _Settings)
         _add_asymmetry(equal, its, samples, statistics, settings)
     if settings.goal != "time":  # rows that are copied take no less time where they are narrower
         its = find_layers(equal, tables=True)[0]
-    contenders = _contenders(its, plan, recipe, statistics)
+    contenders = _contenders(its, plan, settings, statistics)
+    warnings = (*warnings, *_left_out(contenders))
     return _Prepared(equal, contenders, plan, samples, judged, statistics, warnings)
 
 
@@ -220,23 +230,35 @@ def _nothing(graph: Graph, layers: Sequence[Layer], left: Sequence[Left], recipe
                 samples=samples, data_free=samples == 0)
 
 
-def _contenders(layers: Sequence[Layer], plan: Plan, recipe: Recipe, statistics: Statistics | None) -> list[Contender]:
-    """Each layer at each precision of the recipe. Plans name the constants of the model, also where smoothing changed them."""
+def _contenders(layers: Sequence[Layer], plan: Plan, settings: _Settings, statistics: Statistics | None) -> list[Contender]:
+    """Each layer at each precision of the recipe that the output can hold. Plans name the constants of the model, also where smoothing
+    changed them."""
     found = []
     for layer in layers:
         original = plan.layer(layer.label)
         plans: list[LayerPlan] = []
         refused: list[str] = []
-        for precision in recipe.precisions:
-            made = candidates(layer, precision, recipe, statistics)
+        for precision in settings.recipe.precisions:
+            made = candidates(layer, precision, settings.recipe, statistics)
             if isinstance(made, str):
                 refused.append(made)
                 continue
             if plans and made[0].precision == plans[-1].precision:
                 continue  # of a table, for which two precisions may be one
-            plans += [replace(plan, digest=original.digest, smoothing=original.smoothing, folded=original.folded) for plan in made]
+            for given in made:
+                fitted = settings.fit(replace(given, digest=original.digest, smoothing=original.smoothing, folded=original.folded))
+                plans += [] if isinstance(fitted, str) else [fitted]
+                refused += [fitted] if isinstance(fitted, str) else []
         found.append(Contender(layer, tuple(plans), tuple(dict.fromkeys(refused))))
     return found
+
+
+def _left_out(contenders: Sequence[Contender]) -> list[str]:
+    """Why a precision is left out in every layer, though others are not."""
+    if not any(contender.plans for contender in contenders):
+        return []
+    common = [reason for reason in contenders[0].refused if all(reason in contender.refused for contender in contenders)]
+    return [f"a precision of the recipe is left out: {reason}" for reason in common]
 
 
 def _add_asymmetry(graph: Graph, layers: Sequence[Layer], samples: Sequence[Sample], statistics: Statistics, settings: _Settings) -> None:
@@ -294,7 +316,7 @@ def _from_weights(graph: Graph, settings: _Settings) -> Quantized:
     recipe = without_data(settings.recipe)
     layers, left = find_layers(graph, tables=settings.goal != "time")
     empty = _nothing(graph, layers, left, recipe, 0)
-    contenders = _contenders(layers, empty, recipe, None)
+    contenders = _contenders(layers, empty, replace(settings, recipe=recipe), None)
     shapes = {layer.label: layer.source.tensor.static_shape for layer in layers if layer.source.tensor.is_static and not layer.is_table}
     contenders = with_times(contenders, shapes, Timer(settings.target, settings.options), settings.progress)
     options = Search(contenders, settings.goal, empty)

@@ -8,12 +8,13 @@ layer in integers only then. Weights planned as bfloat16 are stored so, and the 
 
 Assumes a plan of the graph that importing this file gives. Guarantees: the file means what `apply_plan` makes of the graph, but for
 the rounding of such biases, which is far below that of the products; a layer that such nodes cannot express is an error that
-names it, and nothing is written then.
+names it, and nothing is written then. `fitting` says beforehand what a file can hold.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,14 @@ from ..ir.errors import ArgumentError, UnsupportedError
 from ..ir.graph import Array
 from ..runtime.artifact import replacing
 from .plan import Fold, LayerPlan, Plan, WeightPlan, merged
+from .recipes import PRECISIONS
 
 CONTRACTIONS = ("MatMul", "Gemm", "Conv")  # whose first input is what the layer reads, as it is
 BIASED = {"Gemm": 2, "Conv": 2}  # the input that is the bias
 BF16, FLOAT = 16, 1  # ONNX's numbers of dtypes
 FLOAT_ATTRIBUTE = 1  # and of a kind of attributes
 LARGEST_BIAS = 2.0**30  # in steps; beyond it an int32 leaves no room for the products
+OTHERWISE = "write .ir or .so instead, or take a recipe with static ranges, or one of weights alone"
 PER_AXIS, BLOCKED, TWO_BITS = 13, 21, 25  # the opsets that brought scales for each channel; 4 bits and blocks; 2 bits
 _NODE = re.compile(r"(?P<path>.*)node '(?P<name>.*)' \((?P<op>\w+)\)$")
 
@@ -47,9 +50,11 @@ def edited(source: Source, plan: Plan, unsigned_weights: bool = False) -> ModelE
     """The model with the plan applied, not written yet."""
     editor = ModelEditor(source)
     for layer in plan.quantized:
-        _refuse_inexpressible(layer)
+        _refuse(layer, _inexpressible(layer))
     editor.require_opset(max([PER_AXIS, *(_opset_of(layer.weights) for layer in plan.quantized if layer.weights is not None)]))
     placed = sorted(_placed(editor, plan), key=lambda found: found[0])
+    for place, slot, origin, layer in placed:
+        _refuse(layer, _unwritable(editor, place, slot, origin, layer))
     for fold in merged(plan.folds):
         _fold(editor, fold, {(place, slot) for place, slot, _, _ in placed})
     static = {editor.nodes[place].input[0] for place, _, _, layer in placed
@@ -61,14 +66,75 @@ def edited(source: Source, plan: Plan, unsigned_weights: bool = False) -> ModelE
     return editor
 
 
-def _refuse_inexpressible(layer: LayerPlan) -> None:
+def fitting(source: Source, precisions: Sequence[str]) -> Callable[[LayerPlan], LayerPlan | str]:
+    """What gives a layer's plan as this file can hold it, without a correction that has no place there, or says why it cannot hold it.
+
+    UnsupportedError where none of the precisions can be written, or the file cannot be brought to the opset that they need.
+    """
+    if all(PRECISIONS[name][1] == "dynamic" for name in precisions):
+        raise UnsupportedError(f"of every layer: {_of_each_row(', '.join(precisions))}", hint=OTHERWISE)
+    editor = ModelEditor(source)
+    editor.require_opset(max(_opset_for(PRECISIONS[name][0], False) for name in precisions))
+    digests: dict[str, str] = {}
+
+    def fit(layer: LayerPlan) -> LayerPlan | str:
+        reason = _inexpressible(layer)
+        if reason:
+            return reason
+        try:
+            place, slot, origin = _place_of(editor, layer, set(), digests)
+        except ArgumentError:
+            return "no node of the file reads its weights as they are"
+        if not _is_contracted(editor.nodes[place], slot):
+            layer = replace(layer, correction=None)
+        return _unwritable(editor, place, slot, origin, layer) or layer
+
+    return fit
+
+
+# --- what cannot be written ------------------------------------------------------------------------------------------
+
+
+def _refuse(layer: LayerPlan, reason: str) -> None:
+    if reason:
+        raise UnsupportedError(f"layer {layer.label}: {reason}", hint=OTHERWISE)
+
+
+def _of_each_row(precision: str) -> str:
+    return f"its input has a range for each row, found at run time ({precision}), which no QuantizeLinear can say"
+
+
+def _inexpressible(layer: LayerPlan) -> str:
+    """Why no file could hold the plan; empty where one could."""
     if layer.activation is not None and layer.activation.kind == "dynamic":
-        raise UnsupportedError(f"layer {layer.label}: its input has a range for each row, found at run time ({layer.precision}), which no "
-                               "QuantizeLinear can say", hint="write .ir or .so instead, or take a recipe with static ranges")
+        return _of_each_row(layer.precision)
     match = _NODE.match(layer.location)
     if match is not None and match["path"].endswith(" / "):
-        raise UnsupportedError(f"layer {layer.label}: it is inside a graph of another node or a function, where a plan is not written",
-                               hint="write .ir or .so instead")
+        return "it is inside a graph of another node or a function, where a plan is not written"
+    return ""
+
+
+def _unwritable(editor: ModelEditor, place: int, slot: int, origin: Origin, layer: LayerPlan) -> str:
+    """Why the plan cannot be written at the layer's node; empty where it can."""
+    node, weights = editor.nodes[place], layer.weights
+    assert weights is not None
+    if not _is_contracted(node, slot) and (_touches_input(layer) or layer.correction is not None or origin.name != node.input[slot]):
+        return f"of a {node.op_type} node only weights can be written, not what it does to its input"
+    if (weights.as_operand or origin.perms is None) and not (_is_contracted(node, slot) and (weights.as_operand or weights.order)):
+        return f"its weights are read in another shape than the {node.op_type} node has them"
+    axes = 0 if weights.scale is None or weights.group else sum(size != 1 for size in weights.scale.shape)
+    return f"its scales change along {axes} axes, a DequantizeLinear has one" if axes > 1 else ""
+
+
+def _is_contracted(node: Any, slot: int) -> bool:
+    """Whether the node multiplies its first input, as it is, with the constant in that slot."""
+    return node.op_type in CONTRACTIONS and node.domain in ("", "ai.onnx") and slot == 1
+
+
+def _touches_input(layer: LayerPlan) -> bool:
+    """Whether something is done to what the layer reads beside its weights; the places of a table's rows stay as they are."""
+    assert layer.activation is not None
+    return layer.kind != "table" and (layer.activation.kind != "float" or layer.activation.dtype == "bf16" or layer.smoothing is not None)
 
 
 def _with_unsigned_weights(layer: LayerPlan) -> LayerPlan:
@@ -82,7 +148,11 @@ def _with_unsigned_weights(layer: LayerPlan) -> LayerPlan:
 
 
 def _opset_of(weights: WeightPlan) -> int:
-    return TWO_BITS if weights.dtype == "int2" else BLOCKED if weights.dtype == "int4" or weights.group else PER_AXIS
+    return _opset_for(weights.dtype, bool(weights.group))
+
+
+def _opset_for(dtype: str, grouped: bool) -> int:
+    return TWO_BITS if dtype == "int2" else BLOCKED if dtype == "int4" or grouped else PER_AXIS
 
 
 # --- finding ---------------------------------------------------------------------------------------------------------
@@ -124,10 +194,12 @@ def _fold(editor: ModelEditor, fold: Fold, quantized: set[tuple[int, int]]) -> N
             if origin is not None and editor.digest(origin) == fold.digest:
                 if (place, slot) in quantized:
                     return
-                if origin.name != name:
-                    raise UnsupportedError(f"{fold.location}: takes up smoothing in a constant that other nodes move first")
+                if origin.perms is None:
+                    raise UnsupportedError(f"{fold.location}: takes up smoothing in a constant whose shape other nodes change first",
+                                           hint="leave smoothing out (--smoothing none)")
                 array = editor.array(origin)
-                editor.read_instead(place, slot, editor.add_constant(f"{name}_smoothed", (array * fold.factor).astype(array.dtype)))
+                smoothed = moved((array * fold.factor).astype(array.dtype), origin.perms)
+                editor.read_instead(place, slot, editor.add_constant(f"{name}_smoothed", smoothed))
                 return
     raise ArgumentError(f"{editor.label} has no node at {fold.location!r} that reads the constant which takes up smoothing",
                         hint="the plan belongs to another file, or the file has changed since")
@@ -147,28 +219,26 @@ class _Writer:
     def write_layer(self, place: int, slot: int, origin: Origin, layer: LayerPlan) -> None:
         editor, weights = self.editor, layer.weights
         node = editor.nodes[place]
-        assert weights is not None and layer.activation is not None
-        contracted = node.op_type in CONTRACTIONS and node.domain in ("", "ai.onnx") and slot == 1
-        touches_input = layer.activation.kind != "float" or layer.activation.dtype == "bf16" or layer.smoothing is not None
-        if not contracted and (touches_input or layer.correction is not None or origin.name != node.input[slot]):
-            raise UnsupportedError(f"layer {layer.label}: of a {node.op_type} node only weights can be written, not what it does to its "
-                                   "input", hint="write .ir or .so instead, or leave the layer alone")
+        assert weights is not None
         editor.read_instead(place, slot, self.weight_value(place, layer, weights, origin))
-        if touches_input:
+        if _touches_input(layer):
             editor.read_instead(place, 0, self.input_value(place, node.input[0], layer))
-        if contracted:
+        if _is_contracted(node, slot):
             self.write_bias(place, layer)
 
     def weight_value(self, place: int, layer: LayerPlan, plan: WeightPlan, origin: Origin) -> str:
         """What makes the weights in the layout in which the node reads them."""
-        perms = () if plan.as_operand else origin.perms
-        if perms is None:
-            raise UnsupportedError(f"layer {layer.label}: nodes between it and its constant change the constant's shape")
+        perms = origin.perms
+        if plan.as_operand:
+            perms = ()
+        elif perms is None:
+            perms = ((*plan.order, *(a for a in range(plan.values.ndim) if a not in plan.order)),)
+        rank = len(plan.order) if origin.perms is None and not plan.as_operand else plan.values.ndim
 
         def read(array: Array | None) -> Array | None:
-            return None if array is None else moved(array, perms)
+            return None if array is None else _first_axes(moved(array, perms), rank)
 
-        values, scale, point = moved(plan.values, perms), read(plan.scale), read(plan.zero_point)
+        values, scale, point = _first_axes(moved(plan.values, perms), rank), read(plan.scale), read(plan.zero_point)
         group_axis = int(moved_axes(plan.values.ndim, perms).index(plan.group_axis)) if plan.group else 0
         key = _key(values, scale, point, plan.dtype, plan.group)
         if key not in self.weights:
@@ -188,8 +258,6 @@ class _Writer:
             attributes = {"axis": group_axis, "block_size": plan.group}
         else:
             channels = [axis for axis, size in enumerate(scale.shape) if size != 1]
-            if len(channels) > 1:
-                raise UnsupportedError(f"layer {layer.label}: its scales change along {len(channels)} axes, a DequantizeLinear has one")
             shape, attributes = (scale.size,) if channels else (), {"axis": channels[0]} if channels else {}
         point = np.zeros(scale.shape, values.dtype) if point is None else point
         operands = [stored, editor.add_constant(f"{name}_scale", _shaped(scale, shape)),
@@ -320,6 +388,11 @@ def moved_axes(rank: int, perms: tuple[tuple[int, ...], ...]) -> list[int]:
     return [int(axis) for axis in axes]
 
 
+def _first_axes(array: Array, rank: int) -> Array:
+    """The array without axes of size 1 at its end."""
+    return array.reshape(array.shape[:rank])
+
+
 def _shaped(array: Array, shape: tuple[int, ...]) -> Array:
     return np.ascontiguousarray(np.broadcast_to(array, shape) if len(shape) == array.ndim else array.reshape(shape))
 
@@ -340,4 +413,4 @@ def _key(values: Array, scale: Array | None, point: Array | None, dtype: str, gr
     return state.digest()
 
 
-__all__ = ["edited", "write_onnx"]
+__all__ = ["edited", "fitting", "write_onnx"]
