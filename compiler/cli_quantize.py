@@ -161,11 +161,16 @@ def read_budget(text: str) -> float:
 def read_metric(text: str) -> str | Callable[..., float]:
     """The name of a metric, or a function of a Python file."""
     path, colon, name = text.rpartition(":")
+    if text.endswith(".py"):
+        raise click.UsageError(f"--metric {text}: which function of the file? Expected {text}:FUNCTION")
     if not colon:
         return text
     if not Path(path).is_file():
-        raise click.UsageError(f"--metric {text}: there is no file {path}")
-    found = runpy.run_path(path).get(name)
+        raise click.UsageError(f"--metric {text}: there is no file {path!r}")
+    try:
+        found = runpy.run_path(path).get(name)
+    except Exception as error:  # whatever the user's file raises
+        raise click.UsageError(f"--metric {text}: running {path} failed: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise click.UsageError(f"--metric {text}: {path} has no function {name!r}")
     return found  # type: ignore[no-any-return]  # callable, as checked; what it gives is checked where it is called

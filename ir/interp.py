@@ -35,7 +35,8 @@ def bind_shapes(graph: Graph, arrays: Sequence[np.ndarray]) -> dict[str, int]:
     for label, axis, size, found in pending:
         value = evaluate(size, binding)
         if value != found:
-            raise ArgumentError(f"{graph.name}: axis {axis} of input {label} must be {size} = {value}, found {found}")
+            wanted = f"{value}" if isinstance(size, int) else f"{size} = {value}"
+            raise ArgumentError(f"{graph.name}: axis {axis} of input {label} must be {wanted}, found {found}")
     return binding
 
 

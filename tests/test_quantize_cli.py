@@ -173,7 +173,8 @@ def test_what_is_not_worth_it_is_not_written(files: Path, here: Path, capsys: py
     (["--calibration", "c.npz", "--budget", "much"], "--budget: found 'much', expected a loss of 0 or more, as in 0.5% or 0.005"),
     (["--calibration", "c.npz", "--budget", "-1%"], "--budget: found '-1%'"),
     (["--calibration", "c.npz", "--budget", "nan"], "--budget: found 'nan'"),
-    (["--calibration", "c.npz", "--metric", "none.py:f"], "--metric none.py:f: there is no file none.py"),
+    (["--calibration", "c.npz", "--metric", "none.py:f"], "--metric none.py:f: there is no file 'none.py'"),
+    (["--calibration", "c.npz", "--metric", "none.py"], "--metric none.py: which function of the file? Expected none.py:FUNCTION"),
     (["--calibration", "c.npz", "--group", "-1"], "-1 is not in the range x>=0"),
     (["--calibration", "c.npz", "--unsigned-weights", "-o", "a.ir"], "--unsigned-weights is about how an ONNX model is written"),
     (["--calibration", "c.npz", "--goal", "beauty"], "'beauty' is not one of 'time', 'size'"),
@@ -215,6 +216,17 @@ def test_a_metric_file_without_the_function(files: Path, capsys: pytest.CaptureF
     Path("metrics.py").write_text("x = 1\n")
     _, err = command(capsys, *data(files), "--metric", "metrics.py:x", status=2)
     assert "metrics.py has no function 'x'" in err
+    Path("metrics.py").write_text("import nothing_of_that_name\n")
+    _, err = command(capsys, *data(files), "--metric", "metrics.py:x", status=2)
+    assert "running metrics.py failed: ModuleNotFoundError: No module named 'nothing_of_that_name'" in err
+
+
+def test_a_metric_that_fails_is_no_fault_of_ours(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("metrics.py").write_text("def ratio(expected, found):\n    return 1 / 0\ndef all_of_them(expected, found):\n    return expected[0]\n")
+    _, err = command(capsys, *data(files), "--metric", "metrics.py:ratio", status=1)
+    assert "the metric ratio failed: ZeroDivisionError: division by zero" in err and "float32[2, 16]" in err and "internal" not in err
+    _, err = command(capsys, *data(files), "--metric", "metrics.py:all_of_them", status=1)
+    assert "the metric gave array([[" in err and len(err) < 300
 
 
 def test_a_page_needs_jinja(files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from tilewright.ir.types import F32
 from tilewright.library import apply, constant, layer_norm, like, scalar
 from tilewright.quantizing.applying import fold_graph
 from tilewright.quantizing.calibration import collect
+from tilewright.quantizing.candidates import candidate
 from tilewright.quantizing.equalize import bias_correction, estimated_noise, find_smoothing, smoothed, smoothing_factors
 from tilewright.quantizing.layers import find_layers
 from tilewright.quantizing.ranges import HALF, Histogram, choose_range, error_of, grid_of
@@ -93,8 +94,8 @@ WRONG: list[tuple[str, Callable[[], Any], str]] = [
     ("NaN", lambda: stacked(x=with_number(np.nan)), "calibration: sample 3: input 'x' holds NaN, which no range can hold"),
     ("infinity", lambda: stacked(x=with_number(-np.inf)), "calibration: sample 3: input 'x' holds infinity, which no range can hold"),
     ("wider", lambda: stacked(x=numbers((5, 2, 4)).astype(np.float64)),
-     "calibration: sample 0: input 'x' must be f32[n, 4], found float64[2, 4]"),
-    ("shape", lambda: stacked(scale=numbers((5, 3))), "axis 0 of input scale must be 4 = 4, found 3"),
+     "calibration: sample 0: input 'x' must be f32[n, 4], found float64[2, 4]\n  hint: convert the data: array.astype(numpy.float32)"),
+    ("shape", lambda: stacked(scale=numbers((5, 3))), "axis 0 of input scale must be 4, found 3"),
     ("rank", lambda: stacked(scale=numbers((5, 1, 1, 4))), "calibration: 'scale' is float32[5, 1, 1, 4], expected samples of f32[4]"),
     ("counts", lambda: stacked(scale=numbers((4, 4))), "calibration: inputs have different numbers of samples: x 5, scale 4"),
     ("all equal", lambda: stacked(x=np.repeat(numbers((1, 2, 4)), 5, 0), scale=np.repeat(numbers((1, 4)), 5, 0)),
@@ -103,7 +104,7 @@ WRONG: list[tuple[str, Callable[[], Any], str]] = [
      "calibration: the data is constant: 'x' is 0.0, 'scale' is 1.0 everywhere"),
     ("arrays", lambda: [(numbers((2, 4)),)], "calibration: sample 0: found 1 arrays for the inputs x, scale"),
     ("one array", lambda: numbers((5, 2, 4)), "calibration: found one array for 2 inputs, expected a dict of arrays by input name"),
-    ("no data", lambda: 7, "calibration: found a int, expected an .npz file, a dict of stacked arrays, or an iterable of samples"),
+    ("no data", lambda: 7, "calibration: found int, expected an .npz file, a dict of stacked arrays, or an iterable of samples"),
     ("ragged", lambda: [([[1.0], [1.0, 2.0]], numbers((4,)))],
      "calibration: sample 0: input 'x' is a list that no array can be made of, expected equal sizes along each axis"),
     ("text", lambda: stacked(x=np.full((5, 2, 4), "1.0")), "calibration: sample 0: input 'x' must be f32[n, 4], found <U3[2, 4]"),
@@ -239,6 +240,20 @@ def test_statistics_are_those_of_all_samples_together() -> None:
         assert_allclose(moments.mean, rows.mean(axis=1), atol=1e-5)
         assert moments.squares is not None
         assert_allclose(moments.squares, rows.transpose(0, 2, 1) @ rows, rtol=1e-4, atol=1e-3)
+
+
+def test_moments_that_no_float_holds_are_left_out(recwarn: pytest.WarningsRecorder) -> None:
+    """Squares of such inputs are infinite: weights are rounded to nearest then, without a warning from NumPy on the way."""
+    graph = convolution_and_product()
+    layers, _ = find_layers(graph)
+    data = [numbers((2, 3, 6, 5), seed) for seed in range(3)]
+    data[1] *= np.float32(1e25)
+    statistics = collect(graph, layers, read_samples(graph, data), moments=True)
+    first, second = (statistics.moments[layer.label] for layer in layers)
+    assert first.squares is None and second.squares is not None and np.isfinite(second.squares).all()
+    plan = candidate(layers[0], "i8", RECIPES["static int8"], statistics)
+    assert not isinstance(plan, str) and plan.weights is not None and plan.weights.rounding == "nearest"
+    assert not recwarn.list
 
 
 def test_layers_that_read_the_same_rows_share_their_moments() -> None:

@@ -128,7 +128,7 @@ def places(count: int = 12, rows: int = 40) -> list[dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("recipe, precision, bits", [("static int8", "w8", 8), ("weight-only int4", "w4", 4), ("weight-only int2", "w2", 2),
-                                                     ("bf16", "bf16", 16)])
+                                                     ("bf16", "bf16", 16), ("llm_int8", "w8", 8), ("w4a8", "w4", 4)])
 def test_rows_of_a_table_are_quantized_for_size(recipe: str, precision: str, bits: int) -> None:
     graph = embedding()
     found = quantize(graph, places(), recipe=recipe, goal="size", budget=1.0, options=Options(threads=1))

@@ -29,6 +29,8 @@ ROWS, ROWS_OF_DEPTH = 8192, 4  # rows that moments are taken of, and at least so
 class Moments:
     """Sums over the rows of a layer's input: `mean` [groups, K], and second moments [groups, K, K] where they are kept.
 
+    Inputs whose squares float32 cannot hold keep none, and their weights are rounded to nearest.
+
     For the asymmetric variant of GPTQ the sums are those of X_q, the input in the quantized program; `crossed` holds X_q^T X and
     `plain_sums` those of X then.
     """
@@ -54,9 +56,13 @@ class Moments:
         """Takes in rows [groups, rows, K]."""
         self.count += rows.shape[1]
         self.sums += rows.sum(axis=1, dtype=np.float64)
-        if self.squares is not None:
+        if self.squares is None:
+            return
+        with np.errstate(over="ignore", invalid="ignore"):
             # one matrix with itself is half the work, where NumPy sees that it is one
             self.squares += (rows[0].T @ rows[0])[np.newaxis] if len(rows) == 1 else rows.transpose(0, 2, 1) @ rows
+        if not np.isfinite(np.diagonal(self.squares, axis1=-2, axis2=-1)).all():
+            self.squares = self.crossed = None
 
     def add_pair(self, quantized: Array, plain: Array) -> None:
         """Takes in the rows that a quantized program has in place of plain ones."""

@@ -36,7 +36,8 @@ from .rounding import (
 
 LEAST_GROUP = 16
 BEST_OF = ("min-max", "mean squared error")
-OF_TABLES = {"i8": "w8", "i8 dynamic": "w8", "w4a8": "w4"}  # a table has no input: what its rows become at a precision
+# a table has no input: what its rows become at a precision
+OF_TABLES = {"i8": "w8", "i8 dynamic": "w8", PRECISION_OF_OUTLIERS: "w8", "w4a8": "w4"}
 ROOM = (1.0, 1.1, 1.25, 1.5, 2.0)  # times the step, that are tried where sums of four weights are too large
 WORTH_TRYING = 0.8  # of the squared error by the first range, that a narrower one must stay below to be tried at the results
 ACTIVATION_LEVELS = {"u8": (0, 255), "i8": (-128, 127)}

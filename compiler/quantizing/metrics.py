@@ -105,11 +105,22 @@ def losses_of(metric: Metric, expected: Sequence[Results], found: Sequence[Resul
         if any(np.isfinite(a).all() and not np.isfinite(b).all() for a, b in zip(ours, theirs) if a.dtype.kind not in "iub"):
             losses.append(math.inf)
             continue
-        value: object = metric(ours, theirs)
+        value = _called(metric, ours, theirs)
         if not isinstance(value, (int, float, np.number)) or not float(value) >= 0:
-            raise ArgumentError(f"quantize: the metric gave {value!r}, expected a number of 0 or more: 0 where nothing is lost")
+            raise ArgumentError(f"quantize: the metric gave {' '.join(repr(value).split()):.80}, expected a number of 0 or more: 0 where "
+                                "nothing is lost")
         losses.append(float(value))
     return losses
+
+
+def _called(metric: Metric, expected: Results, found: Results) -> object:
+    """What the metric gives. ArgumentError where a function of the user's fails."""
+    try:
+        return metric(expected, found)
+    except Exception as error:  # whatever a function of the user's raises
+        shapes = ", ".join(f"{array.dtype}{list(array.shape)}" for array in expected)
+        raise ArgumentError(f"quantize: the metric {getattr(metric, '__name__', 'function')} failed: {type(error).__name__}: {error}",
+                            hint=f"it is called with the expected and the found results of a sample, two tuples of arrays: {shapes}") from error
 
 
 def figures(expected: Sequence[Results], found: Sequence[Results]) -> tuple[float, float, float]:

@@ -67,7 +67,7 @@ def _unpacked(graph: Graph, data: Any, what: str) -> Iterable[Any]:
             raise ArgumentError(f"{what}: found one array for {len(graph.params)} inputs, expected a dict of arrays by input name")
         return _unstacked(graph, {label_of(graph.params[0]): data}, what)
     if not isinstance(data, Iterable):
-        raise ArgumentError(f"{what}: found a {type(data).__name__}, expected an .npz file, a dict of stacked arrays, "
+        raise ArgumentError(f"{what}: found {type(data).__name__}, expected an .npz file, a dict of stacked arrays, "
                             "or an iterable of samples")
     return data
 
@@ -144,7 +144,8 @@ def _converted(param: Node, name: str, value: Any, where: str) -> Array:
     array, wanted = _array_of(value, f"{where}: input '{name}'"), param.dtype.numpy
     if array.dtype != wanted:
         if not np.can_cast(array.dtype, wanted, "safe"):
-            raise ArgumentError(f"{where}: input '{name}' must be {param.type}, found {array.dtype}{list(array.shape)}")
+            hint = f"convert the data: array.astype(numpy.{wanted})" if array.dtype.kind in "iuf" and wanted.kind in "iuf" else ""
+            raise ArgumentError(f"{where}: input '{name}' must be {param.type}, found {array.dtype}{list(array.shape)}", hint=hint)
         array = array.astype(wanted)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         kind = "NaN" if np.isnan(array).any() else "infinity"
