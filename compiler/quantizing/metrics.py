@@ -120,7 +120,7 @@ def _called(metric: Metric, expected: Results, found: Results) -> object:
     except Exception as error:  # whatever a function of the user's raises
         shapes = ", ".join(f"{array.dtype}{list(array.shape)}" for array in expected)
         raise ArgumentError(f"quantize: the metric {getattr(metric, '__name__', 'function')} failed: {type(error).__name__}: {error}",
-                            hint=f"it is called with the expected and the found results of a sample, two tuples of arrays: {shapes}") from error
+                            hint=f"it is given the expected and the found results of a sample, two tuples of arrays: {shapes}") from error
 
 
 def figures(expected: Sequence[Results], found: Sequence[Results]) -> tuple[float, float, float]:
