@@ -14,14 +14,15 @@ from tilewright.ir.graph import Builder, Graph, Node, Op
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.ops.compute import Conv, Dot
 from tilewright.ir.ops.control import Param
-from tilewright.ir.ops.shape import Reshape, Transpose
+from tilewright.ir.ops.shape import Reshape, Slice, Transpose
 from tilewright.ir.types import F32, F64
 from tilewright.ir.verify import verify
 from tilewright.library import cast, composite, constant
+from tilewright.library_quantized import dequantize
 from tilewright.quantizing.applying import apply_plan, layer_alone
 from tilewright.quantizing.calibration import collect
 from tilewright.quantizing.candidates import candidate, group_size, left_alone
-from tilewright.quantizing.layers import Layer, find_layers, sources
+from tilewright.quantizing.layers import Layer, find_layers, sources, with_constants
 from tilewright.quantizing.plan import LayerPlan, Plan, dequantized, stored_bytes
 from tilewright.quantizing.recipes import RECIPES, Recipe
 from tilewright.quantizing.samples import Sample
@@ -238,6 +239,10 @@ def nodes_left(make: str) -> tuple[Graph, str]:
         x = b.add(Param("x", F32, (3, 6)))
         weights[2, 3] = np.nan
         return Graph(make, (x,), (b.add(Dot((1,), (0,)), x, constant(b, weights)),)), "its weights are not all finite"
+    if make == "quantized":
+        x = b.add(Param("x", F32, (3, 6)))
+        codes = dequantize(b, constant(b, weights.astype(np.int8)), constant(b, np.float32(0.5)))
+        return Graph(make, (x,), (b.add(Dot((1,), (0,)), x, codes),)), "its weights are quantized already"
     if make == "empty":
         x = b.add(Param("x", F32, (3, 0)))
         return Graph(make, (x,), (b.add(Dot((1,), (0,)), x, constant(b, numbers((0, 4)))),)), "its weights are empty"
@@ -249,12 +254,24 @@ def nodes_left(make: str) -> tuple[Graph, str]:
     return Graph(make, (x,), (composite(b, "attention", body, x),)), "it is inside a call"
 
 
-@pytest.mark.parametrize("make", ["left operand", "float64", "batch", "transposed convolution", "NaN", "empty", "composite"])
+@pytest.mark.parametrize("make", ["left operand", "float64", "batch", "transposed convolution", "NaN", "quantized", "empty", "composite"])
 def test_what_is_no_layer_says_why(make: str) -> None:
     graph, reason = nodes_left(make)
     layers, left = find_layers(graph)
     assert not layers
     assert [other.reason for other in left] == [reason]
+
+
+def test_weights_that_are_part_of_a_constant_are_weights() -> None:
+    """Of one direction of an LSTM, say: the part is a constant of its own."""
+    both = numbers((2, 6, 4))
+    b = Builder()
+    x = b.add(Param("x", F32, (3, 6)))
+    part = b.add(Reshape((6, 4)), b.add(Slice((1, 0, 0), (1, 6, 4), (1, 1, 1)), constant(b, both)))
+    graph = with_constants(Graph("part", (x,), (b.add(Dot((1,), (0,)), x, part),)))
+    (layer,), left = find_layers(graph)
+    assert not left and layer.constant.array.shape == (1, 6, 4)
+    assert_array_equal(layer.operand, both[1])
 
 
 def test_products_of_two_values_are_not_listed() -> None:

@@ -31,6 +31,7 @@ from ..ir.types import F32
 from ..library_quantized import may_scale_by_place
 
 ROWS = 4096  # rows of a layer's input that a sample gives at most, evenly spread
+MOST_NODES = 64  # that weights are computed of
 COMPUTED = (Broadcast, Cast, Slice)  # of constants, what graphs have weights of
 _ONNX_NODE = re.compile(r"node '(?P<name>.*)' \(\w+\)$")
 
@@ -327,6 +328,8 @@ def find_layers(graph: Graph, tables: bool = False) -> tuple[tuple[Layer, ...], 
         if found is None:
             if _constant_of(node.inputs[0]) is not None:
                 left.append(_left(place, node, taken, "its constant is the left operand"))
+            elif _is_made_of_bytes(node.inputs[1]):
+                left.append(_left(place, node, taken, "its weights are quantized already"))
             continue
         reason = _reason_against(node)
         if not reason and not np.isfinite(found[1]).all():
@@ -381,6 +384,19 @@ def _constant_of(node: Node) -> tuple[Constant, Array, tuple[int, ...] | None, l
             kept = move.op.perm if isinstance(move.op, Transpose) else _kept_axes(before, value.shape)
             order = None if kept is None else tuple(order[a] for a in kept)
     return constant, value, order, moves
+
+
+def _is_made_of_bytes(node: Node) -> bool:
+    """Whether an operand is computed of few constants, matrices of bytes among them."""
+    seen, waiting = {node}, [node]
+    while waiting and len(seen) <= MOST_NODES:
+        inner = waiting.pop()
+        if not isinstance(inner.op, Const) and not inner.inputs:
+            return False
+        fresh = [x for x in inner.inputs if x not in seen]
+        seen.update(fresh)
+        waiting += fresh
+    return not waiting and any(isinstance(x.op, Const) and x.rank > 1 and x.dtype.bytes == 1 and not x.dtype.is_bool for x in seen)
 
 
 def _kept_axes(before: tuple[int, ...], after: tuple[int, ...]) -> list[int] | None:

@@ -119,7 +119,7 @@ def _check_names(found: Iterable[str], expected: Iterable[str], where: str) -> N
     if missing:
         raise ArgumentError(f"{where}: input '{min(missing)}' is missing, found {', '.join(sorted(found)) or 'nothing'}")
     if unknown:
-        raise ArgumentError(f"{where}: '{min(unknown)}' is no input of the model, whose inputs are {', '.join(expected)}")
+        raise ArgumentError(f"{where}: '{min(unknown)}' is no input of the model, whose inputs are {', '.join(expected) or 'none'}")
 
 
 def _checked(graph: Graph, sample: Any, where: str) -> Sample:

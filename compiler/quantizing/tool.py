@@ -159,8 +159,8 @@ def _graph_of(source: Graph | str | os.PathLike[str], goal: str) -> Graph:
     graph = with_constants(source if isinstance(source, Graph) else load_model(source))
     layers, left = find_layers(graph, tables=True)
     if all(layer.is_table and goal == "time" for layer in layers):
-        why = f"; '{left[0].label}' is left alone: {left[0].reason}" if left else ""
-        nothing = f"quantize: {graph.name} has no contraction with constant weights"
+        why = f": '{left[0].label}' is left alone: {left[0].reason}" if left else ""
+        nothing = f"quantize: {graph.name} has no contraction with constant weights{' that can be quantized' if left else ''}"
         if not layers:
             raise ArgumentError(f"{nothing}, and no table whose rows are taken{why}")
         raise ArgumentError(f"{nothing}{why}; '{layers[0].label}' takes rows of a table, which is no faster where they are narrower",
