@@ -58,7 +58,8 @@ GOALS = ("time", "size")
                                "or 'best'.  [default: by recipe]")
 @click.option("--rounding", help="'nearest', 'gptq', 'gptq asymmetric' or 'coordinate descent'.  [default: by recipe]")
 @click.option("--smoothing", help="'smoothquant', 'logarithmic', 'best' or 'none'.  [default: by recipe]")
-@click.option("--group", type=click.IntRange(0), help="Weights of less than 8 bits that share a scale; 0: a channel.  [default: by recipe]")
+@click.option("--group", type=click.IntRange(0),
+              help="Weights of less than 8 bits that share a scale, 16 or more; 0: all of a channel.  [default: by recipe]")
 @click.option("--byte-bits", type=click.Choice(("auto", "7", "8")), default="auto", show_default=True,
               help="Bits of 8-bit weights that meet 8-bit activations; 7 are faster on CPUs without VNNI, which auto knows of.")
 @click.option("--unsigned-weights", is_flag=True, help="In an ONNX model, weights of 8 bits as uint8 about 128, for runtimes whose "

@@ -110,7 +110,7 @@ def test_json_and_a_graph_in_text(files: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(("recipe", "more"), [
-    ("weight-only int4", ["--group", 4, "--rounding", "nearest"]), ("weight-only int8", []), ("bf16", []),
+    ("weight-only int4", ["--group", 16, "--rounding", "nearest"]), ("weight-only int8", []), ("bf16", []),
     ("static int8", ["--ranges", "min-max", "--smoothing", "none", "--rounding", "gptq"]),
     ("static int8 plain", ["--byte-bits", 7]),
 ])
@@ -191,6 +191,7 @@ def test_command_lines_that_are_not_understood(files: Path, capsys: pytest.Captu
     (["--rounding", "up"], "rounding 'up' is not one of"),
     (["--smoothing", "very"], "smoothing 'very' is not one of"),
     (["--calibration", "none.npz"], "none.npz cannot be read: there is no such file"),
+    (["--group", 8], "group must be 0, one scale a channel, or 16 or more, found 8"),
     (["-o", "nowhere/a.onnx"], "there is no folder nowhere"),
 ])
 def test_errors_are_one_message(files: Path, capsys: pytest.CaptureFixture[str], arguments: list[object], message: str) -> None:

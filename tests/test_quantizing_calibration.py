@@ -411,7 +411,7 @@ def test_channels_that_are_never_used_have_the_factor_one() -> None:
     ({"activations": "u4"}, "recipe x: activations 'u4' is not one of u8, i8"),
     ({"percentile": 40.0}, "recipe x: percentile must be over 50 and at most 100, found 40.0"),
     ({"strength": 1.5}, "recipe x: strength must be from 0 to 1, found 1.5"),
-    ({"group": -1}, "recipe x: group must be 0 or more, found -1"),
+    ({"group": -1}, "recipe x: group must be 0, one scale a channel, or 16 or more, found -1"),
 ])
 def test_wrong_recipes(fields: dict[str, Any], text: str) -> None:
     with pytest.raises(ArgumentError) as caught:

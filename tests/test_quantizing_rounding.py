@@ -163,8 +163,30 @@ def test_groups_are_rounded_as_each_alone(group: int) -> None:
 
 
 def test_few_rows_are_trusted_less() -> None:
-    assert rounding.damping_of(1000, 10) == rounding.damping_of(10, 10) == rounding.DAMPING
-    assert rounding.damping_of(5, 10) == 2 * rounding.DAMPING and np.isfinite(rounding.damping_of(0, 10))
+    """Where they say little about inputs to come, GPTQ is no worse than rounding to nearest there; where they say much it is better."""
+    depth, grid_bits = 96, (-8, 7)
+    weights = np.random.default_rng(3).normal(size=(depth, 20))
+    grid = rounding.grid_for(weights, grid_bits, 0, True, True)
+    mixed = np.random.default_rng(4).normal(size=(8, depth)) + 0.05 * np.random.default_rng(5).normal(size=(8, depth))
+    losses = {}
+    for name, count, mixing in (("alone", 60, np.eye(depth)), ("alone, many", 6000, np.eye(depth)), ("together", 60, None)):
+        def draw(rows: int, seed: int, mixing: np.ndarray | None = mixing) -> np.ndarray:
+            random = np.random.default_rng(seed)
+            if mixing is not None:
+                return random.normal(size=(rows, depth))
+            return random.normal(size=(rows, 8)) @ mixed + 0.1 * random.normal(size=(rows, depth))
+
+        seen, later = draw(count, 6), draw(2000, 7)
+        moments = rounding.damped(seen.T @ seen, rounding.damping_of(count, seen.T @ seen))
+        rounded = (rounding.gptq(weights, grid, moments, by_size=True), rounding.nearest(weights, grid))
+        losses[name] = [np.square(later @ (weights - rounding.values_of(integers, grid))).sum() for integers in rounded]
+    assert losses["alone"][0] < 1.02 * losses["alone"][1] and losses["alone, many"][0] < 1.02 * losses["alone, many"][1]
+    assert losses["together"][0] < 0.5 * losses["together"][1]
+    eye = np.eye(10)
+    assert rounding.damping_of(5, eye) == rounding.damping_of(0, 0 * eye) == rounding.MOST_DAMPING
+    one = np.ones((3, 10, 10))
+    assert_array_equal(rounding.damping_of(100_000, one), [rounding.DAMPING] * 3)
+    assert (rounding.damping_of(5, one) > rounding.damping_of(50, one)).all()
 
 
 def test_weights_that_are_all_zero_or_of_one_sign_have_a_grid() -> None:

@@ -18,7 +18,7 @@ from .narrowing import narrowed
 from .outliers import outlier_columns, without
 from .plan import ActivationPlan, LayerPlan, Measured, WeightPlan, dequantized, stored_bytes
 from .ranges import choose_range, error_of, grid_of
-from .recipes import PRECISION_OF_OUTLIERS, PRECISIONS, Recipe
+from .recipes import LEAST_GROUP, PRECISION_OF_OUTLIERS, PRECISIONS, Recipe
 from .rounding import (
     LEVELS,
     NARROW_LEVELS,
@@ -34,7 +34,6 @@ from .rounding import (
     values_of,
 )
 
-LEAST_GROUP = 16
 BEST_OF = ("min-max", "mean squared error")
 # a table has no input: what its rows become at a precision
 OF_TABLES = {"i8": "w8", "i8 dynamic": "w8", PRECISION_OF_OUTLIERS: "w8", "w4a8": "w4"}
@@ -191,7 +190,7 @@ def _integers(matrix: Array, grid: Grid, rounding: str, squares: Array | None, r
     """The integers, and by what they were found."""
     if rounding == "nearest" or squares is None:
         return nearest(matrix, grid), "nearest"
-    moments = damped(squares, damping_of(rows, matrix.shape[-2]))
+    moments = damped(squares, damping_of(rows, squares))
     if rounding == "coordinate descent":
         return coordinate_descent(matrix, grid, moments, nearest(matrix, grid)), rounding
     return gptq(matrix, grid, moments, by_size=True), "gptq"

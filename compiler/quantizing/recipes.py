@@ -19,6 +19,7 @@ from ..ir.errors import ArgumentError
 
 RANGES = ("min-max", "percentile", "mean squared error", "entropy", "best")
 ROUNDINGS = ("nearest", "gptq", "gptq asymmetric", "coordinate descent")
+LEAST_GROUP = 16  # weights that share a scale, which runtimes have kernels for
 SMOOTHINGS = ("", "smoothquant", "logarithmic", "best")
 # precision -> dtype of the weights, kind of the activations
 PRECISIONS: dict[str, tuple[str, str]] = {
@@ -80,8 +81,8 @@ class Recipe(Struct, frozen=True):
             raise ArgumentError(f"recipe {self.name}: strength must be from 0 to 1, found {self.strength!r}")
         if self.byte_bits not in (0, 7, 8):
             raise ArgumentError(f"recipe {self.name}: byte_bits must be 7, 8, or 0 for what the target prefers, found {self.byte_bits!r}")
-        if self.group < 0:
-            raise ArgumentError(f"recipe {self.name}: group must be 0 or more, found {self.group!r}")
+        if self.group < 0 or 0 < self.group < LEAST_GROUP:
+            raise ArgumentError(f"recipe {self.name}: group must be 0, one scale a channel, or {LEAST_GROUP} or more, found {self.group!r}")
 
     @property
     def needs_data(self) -> bool:

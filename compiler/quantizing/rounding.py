@@ -24,6 +24,7 @@ from msgspec import Struct
 from ..ir.graph import Array
 
 DAMPING = 0.01      # of the mean of H's diagonal, added to it: inputs that hardly vary say little
+MOST_DAMPING = 1e3  # with which GPTQ rounds to nearest
 BLOCK = 128         # rows of GPTQ whose errors reach the later ones in one product
 SWEEPS = 8          # of coordinate descent at most
 CLIPS = 1.0 - 0.02 * np.arange(26)   # shares of the largest weight that are tried as the end of the scale
@@ -106,16 +107,26 @@ def values_of(integers: Array, grid: Grid) -> Array:
     return np.asarray((integers - point) * scale.astype(np.float64))
 
 
-def damped(moments: Array, damping: float = DAMPING) -> Array:
-    """H with something on its diagonal, so that it has an inverse: also where inputs are always 0, or depend on each other."""
+def damped(moments: Array, damping: Array | float = DAMPING) -> Array:
+    """H with something on its diagonal, so that it has an inverse: also where inputs are always 0, or depend on each other. `damping`: a
+    share of the mean of the diagonal, one for all matrices or one for each."""
     depth = moments.shape[-1]
-    least = damping * np.diagonal(moments, axis1=-2, axis2=-1).mean(axis=-1, keepdims=True) if depth else np.zeros(1)
-    return np.asarray(moments + np.eye(depth) * np.where(least > 0, least, 1.0)[..., np.newaxis], np.float64)
+    means = np.diagonal(moments, axis1=-2, axis2=-1).mean(axis=-1) if depth else np.zeros(())
+    least = np.asarray(damping * means, np.float64)
+    return np.asarray(moments + np.eye(depth) * np.where(least > 0, least, 1.0)[..., np.newaxis, np.newaxis], np.float64)
 
 
-def damping_of(rows: int, depth: int) -> float:
-    """The damping for moments of so many rows: fewer than the matrix is deep say nothing of some directions, and little of others."""
-    return DAMPING * max(1.0, depth / max(rows, 1))
+def damping_of(rows: int, moments: Array) -> Array:
+    """The damping for moments [.., K, K] of so many rows, which say nothing of some directions and little of others where they are few:
+    such that the sum is the oracle approximating shrinkage estimator (Chen, Wiesel, Eldar and Hero, Shrinkage algorithms for MMSE
+    covariance estimation, 2010), DAMPING at least. Weights of inputs that do not depend on each other are rounded to nearest so."""
+    depth = moments.shape[-1]
+    means = np.diagonal(moments, axis1=-2, axis2=-1).mean(axis=-1)
+    even = moments / np.where(means > 0, means, 1.0)[..., np.newaxis, np.newaxis].astype(moments.dtype)  # of a trace that is its depth
+    squares = np.einsum("...ij,...ij->...", even, even, dtype=np.float64)
+    apart = (rows + 1 - 2 / depth) * (squares - depth)
+    share = np.minimum(1.0, ((1 - 2 / depth) * squares + depth * depth) / np.maximum(apart, 1e-9))
+    return np.asarray(np.clip(share / np.maximum(1 - share, 1 / MOST_DAMPING), DAMPING, MOST_DAMPING))
 
 
 def gptq(weights: Array, grid: Grid, moments: Array, *, backwards: bool = False, by_size: bool = False) -> Array:
