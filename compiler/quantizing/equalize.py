@@ -9,7 +9,7 @@ has fewer outliers to make room for, and weights, whose scales are their channel
 
 The division is folded into what makes X, through sums, products with constants and relu, down to the scale and bias of a normalization,
 or the weights of the layer before. Where that cannot be, because something else reads X or because what makes it is not linear, it is
-a multiplication before X is quantized, or is left out, as the recipe says.
+a multiplication before X is quantized, or is left out, as the recipe says, and where X is a mean over places (`_is_pooled`).
 
 Bias correction (Nagel et al., Data-free quantization through weight equalization and bias correction, 2019): what rounding the
 weights adds to the result on average is known from the mean of X, and is subtracted.
@@ -28,7 +28,7 @@ from msgspec.structs import replace
 
 from ..ir.errors import UNKNOWN
 from ..ir.graph import Array, Builder, Graph, Node
-from ..ir.ops.compute import Conv, Elementwise
+from ..ir.ops.compute import Conv, Elementwise, Reduce
 from ..ir.ops.control import Composite, Const
 from ..ir.ops.shape import Broadcast, Reshape
 from ..ir.rewrite import rewrite_graph
@@ -110,13 +110,24 @@ def find_smoothing(graph: Graph, layers: Sequence[Layer], statistics: Statistics
         if found is None:
             continue
         taken = finder.take_up(source, found, group)
-        if taken is None and not recipe.multiply:
+        if taken is None and (not recipe.multiply or _is_pooled(source)):
             continue
         if taken is None:
             others.update(layer.label for layer in group)
         folds += taken or ()
         factors.update((layer.label, found) for layer in group)
     return Smoothing(factors, tuple(folds), frozenset(others))
+
+
+def _is_pooled(node: Node) -> bool:
+    """Whether a value is a mean over places, or a movement of one. OpenVINO (2026.4) multiplies wrong channels of such ones."""
+    for _ in range(DEEPEST_CHAIN):
+        if isinstance(node.op, Reduce):
+            return True
+        if not isinstance(node.op, Reshape) and node.op != Elementwise("div"):
+            return False
+        node = node.inputs[0]
+    return False
 
 
 def smoothed(graph: Graph, layers: Sequence[Layer], smoothing: Smoothing) -> Graph:
