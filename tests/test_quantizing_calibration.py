@@ -276,6 +276,14 @@ def test_what_is_not_finite_within_the_model_names_the_layer(value: float, kind:
         collect(graph, layers, read_samples(graph, data))
 
 
+def test_an_index_that_is_no_row_names_the_sample() -> None:
+    table, weights = numbers((9, 4)), numbers((4, 3))
+    graph = tw.trace(lambda places: np.take(table, places, axis=0) @ weights, args=(tw.spec((2,), "int64"),))
+    samples = read_samples(graph, np.array([[0, 1], [8, 9], [2, 2]]))
+    with pytest.raises(ArgumentError, match="calibration: sample 1: take: index out of range.*9 is out of bounds"):
+        collect(graph, find_layers(graph)[0], samples)
+
+
 def test_bias_correction_is_the_mean_error() -> None:
     rows, difference = numbers((1, 50, 6)) + 1, numbers((1, 6, 3), 1) * np.float32(0.01)
     weights, mean = numbers((1, 6, 3), 2), rows.mean(axis=1)

@@ -358,12 +358,23 @@ def test_a_quarter_of_the_samples_is_put_aside(interpreted: type[Made]) -> None:
                             "the result is judged on the calibration samples: too few to put some aside")
 
 
+def test_errors_call_samples_by_their_numbers_in_the_data(interpreted: type[Made]) -> None:
+    """Also where every fourth was put aside."""
+    weights = numbers((6, 3))
+    graph = tw.trace(lambda x: np.log(x) @ weights, args=(tw.spec((2, 6), "float32"),))
+    for bad in (0, 2, 5, 10):
+        data = np.abs(numbers((12, 2, 6))) + 1
+        data[bad, 0, 0] = 0
+        with pytest.raises(ArgumentError, match=f"holds infinity in sample {bad}\n"):
+            quantize(graph, data)
+
+
 def test_without_data_everything_says_so(interpreted: type[Made]) -> None:
     result = quantize(network(), recipe="weight-only int4", data_free=True)
     report = result.report
     assert result.plan.data_free and report.data_free and report.samples == report.held_out == 0
     assert report.verdict == ("data-free: 3 of 3 layers quantized from weights alone; what the model's results lose is not known; "
-                              "times not measured, since sizes are open")
+                              "times not measured, since sizes are open (dims bind them)")
     assert all(np.isnan(layer.loss) and 0 < layer.layer_error < 0.1 for layer in report.layers)
     assert all(layer.weights is not None and layer.weights.rounding == "nearest" for layer in result.plan.layers)
     dynamic = quantize(network(), recipe="dynamic int8", data_free=True)
@@ -406,6 +417,19 @@ def test_metrics() -> None:
     assert worst((np.array([1, 2]),), (np.array([1, 3]),)) == 0.5, "of integers the share that differs"
     assert loss_of(worst, [(a,)], [(a * np.nan,)]) == float("inf")
     assert figures([(a,)], [(a,)]) == (pytest.approx(1), float("inf"), 1)
+
+
+@pytest.mark.parametrize("name", ["cosine", "snr", "top-1"])
+def test_infinities_of_the_float_model_must_be_met(name: str) -> None:
+    """As masked places have them. NaN compares with nothing, which the sample's owner is told."""
+    _, worst = metric_named(name)
+    masked = np.array([[1.0, -np.inf, 3.0]])
+    assert worst((masked,), (masked,)) == pytest.approx(0, abs=1e-12)
+    assert worst((masked,), (np.array([[3.0, -np.inf, 1.0]]),)) > 0.1
+    for found in ([[1.0, 0.0, 3.0]], [[1.0, np.inf, 3.0]], [[np.nan, -np.inf, 3.0]]):
+        assert worst((masked,), (np.array(found),)) == float("inf")
+    with pytest.raises(ArgumentError, match="the float model gives NaN: sample 1 of the 2 that losses are measured on"):
+        loss_of(worst, [(masked,), (masked * np.nan,)], [(masked,), (masked,)])
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

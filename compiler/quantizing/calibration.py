@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..driver import compile_graph
-from ..ir.errors import ArgumentError
+from ..ir.errors import ArgumentError, IndexFailure
 from ..ir.graph import Array, Graph, Node
 from ..options import Options
 from .layers import Layer, sources
@@ -144,14 +144,17 @@ def with_inputs(graph: Graph, values: Sequence[Node]) -> Graph:
 
 def collect(graph: Graph, layers: Sequence[Layer], samples: Sequence[Sample], *, means: bool = True, moments: bool = False,
             histograms: bool = True, target: str = "cpu", options: Options | None = None,
-            progress: Callable[[str], None] | None = None) -> Statistics:
+            progress: Callable[[str], None] | None = None, numbers: Sequence[int] = ()) -> Statistics:
     """The statistics of the layers' inputs over the samples. `means` and `moments`: what is kept of each layer's rows; without
-    `histograms` no range can be chosen from them."""
+    `histograms` no range can be chosen from them. `numbers`: what errors call the samples; else their places."""
     statistics = Statistics(layers, moments)
     program = compile_graph(with_inputs(graph, statistics.values), target, options or Options())
     labels = list(statistics.inputs)
-    for number, sample in enumerate(samples):
-        results = results_of_call(program, sample)[len(graph.results):]
+    for place, (number, sample) in enumerate(zip(numbers or range(len(samples)), samples, strict=True)):
+        try:
+            results = results_of_call(program, sample)[len(graph.results):]
+        except IndexFailure as error:
+            raise ArgumentError(f"calibration: sample {number}: {error.message}") from error
         for label, x in zip(labels, results):
             statistics.inputs[label].add(x, number, histograms)
         if means or moments:
@@ -161,7 +164,7 @@ def collect(graph: Graph, layers: Sequence[Layer], samples: Sequence[Sample], *,
                 sums.add(layer.rows(read[statistics.shared[layer.label]], most))
         statistics.samples += 1
         if progress is not None:
-            progress(f"calibration: sample {number + 1} of {len(samples)}")
+            progress(f"calibration: sample {place + 1} of {len(samples)}")
     return statistics
 
 

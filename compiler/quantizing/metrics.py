@@ -9,7 +9,8 @@ those that differ. The loss of several results is that of the worst one, that of
 
 The first two are, for small errors, sums of squares: independent errors of layers add up in them.
 
-Guarantees: a loss is a number of 0 or more; results that are not finite where the float model's are have an infinite one.
+Guarantees: a loss is a number of 0 or more; results that are not finite where the float model's are have an infinite one. Infinities of the
+float model must be met, and count as 0 then.
 """
 
 from __future__ import annotations
@@ -63,6 +64,18 @@ MEASURES: dict[str, Callable[[Array, Array], float]] = {
 }
 
 
+def _of_finite(measure: Callable[[Array, Array], float], expected: Array, found: Array) -> float:
+    """The measure, where infinities must be the same and then count as 0. ArgumentError where NaN is expected."""
+    finite = np.isfinite(expected)
+    if finite.all():
+        return measure(expected, found)
+    if np.isnan(expected).any():
+        raise ArgumentError("quantize: the float model gives NaN", hint="leave such samples out, or check the model")
+    if not np.array_equal(expected[~finite], found[~finite]) or not np.isfinite(found[finite]).all():
+        return math.inf
+    return measure(np.where(finite, expected, 0), np.where(finite, found, 0))
+
+
 def metric_named(metric: str | Metric) -> tuple[str, Metric]:
     """The name and the function of a metric."""
     if callable(metric):
@@ -72,7 +85,7 @@ def metric_named(metric: str | Metric) -> tuple[str, Metric]:
     measure = MEASURES[metric]
 
     def worst(expected: Results, found: Results) -> float:
-        return max((differing(a, b) if a.dtype.kind in "iub" else measure(a, b) for a, b in zip(expected, found)), default=0.0)
+        return max((differing(a, b) if a.dtype.kind in "iub" else _of_finite(measure, a, b) for a, b in zip(expected, found)), default=0.0)
 
     return metric, worst
 
@@ -105,7 +118,7 @@ def losses_of(metric: Metric, expected: Sequence[Results], found: Sequence[Resul
         if any(np.isfinite(a).all() and not np.isfinite(b).all() for a, b in zip(ours, theirs) if a.dtype.kind not in "iub"):
             losses.append(math.inf)
             continue
-        value = _called(metric, ours, theirs)
+        value = _called(metric, ours, theirs, f"sample {len(losses)} of the {len(expected)} that losses are measured on")
         if not isinstance(value, (int, float, np.number)) or not float(value) >= 0:
             raise ArgumentError(f"quantize: the metric gave {' '.join(repr(value).split()):.80}, expected a number of 0 or more: 0 where "
                                 "nothing is lost")
@@ -113,10 +126,12 @@ def losses_of(metric: Metric, expected: Sequence[Results], found: Sequence[Resul
     return losses
 
 
-def _called(metric: Metric, expected: Results, found: Results) -> object:
+def _called(metric: Metric, expected: Results, found: Results, sample: str) -> object:
     """What the metric gives. ArgumentError where a function of the user's fails."""
     try:
         return metric(expected, found)
+    except ArgumentError as error:
+        raise ArgumentError(f"{error.message}: {sample}", hint=error.hint) from None
     except Exception as error:  # whatever a function of the user's raises
         shapes = ", ".join(f"{array.dtype}{list(array.shape)}" for array in expected)
         raise ArgumentError(f"quantize: the metric {getattr(metric, '__name__', 'function')} failed: {type(error).__name__}: {error}",

@@ -182,8 +182,12 @@ def _split(graph: Graph, calibration: Any, held_out: Any, recipe: Recipe) -> tup
     if len(samples) < HELD_OUT:
         return samples, samples, (*warnings, "the result is judged on the calibration samples: too few to put some aside")
     judged = samples[HELD_OUT - 1::HELD_OUT]
-    kept = tuple(sample for number, sample in enumerate(samples) if number % HELD_OUT != HELD_OUT - 1)
-    return kept, judged, tuple(warnings)
+    return tuple(samples[number] for number in _kept_numbers(len(samples))), judged, tuple(warnings)
+
+
+def _kept_numbers(count: int) -> list[int]:
+    """Which of so many samples are not put aside."""
+    return [number for number in range(count) if number % HELD_OUT != HELD_OUT - 1]
 
 
 # --- preparing -------------------------------------------------------------------------------------------------------
@@ -193,12 +197,14 @@ def _prepare(graph: Graph, calibration: Any, held_out: Any, settings: _Settings)
     """Samples, smoothing, statistics and what each layer may become."""
     recipe = settings.recipe
     samples, judged, warnings = _split(graph, calibration, held_out, recipe)
+    apart = held_out is None and judged is not samples
+    numbers = _kept_numbers(len(samples) + len(judged)) if apart else ()
     layers, left = find_layers(graph)
     plan = _nothing(graph, find_layers(graph, tables=settings.goal != "time")[0], left, recipe, len(samples))
 
     def statistics_of(of: Graph, its: Sequence[Layer], means: bool, moments: bool, histograms: bool = True) -> Statistics:
         return collect(of, its, samples, means=means, moments=moments, histograms=histograms, target=settings.target,
-                       options=settings.options, progress=settings.progress)
+                       options=settings.options, progress=settings.progress, numbers=numbers)
 
     equal, its = graph, layers
     if recipe.smoothing and layers:
@@ -321,7 +327,7 @@ def _from_weights(graph: Graph, settings: _Settings) -> Quantized:
     contenders = with_times(contenders, shapes, Timer(settings.target, settings.options), settings.progress)
     options = Search(contenders, settings.goal, empty)
     plan = options.plan(options.cheapest())
-    timed = "times of layers measured alone" if shapes else "times not measured, since sizes are open"
+    timed = "times of layers measured alone" if shapes else "times not measured, since sizes are open (dims bind them)"
     verdict = (f"data-free: {len(plan.quantized)} of {len(plan.layers)} layers quantized from weights alone; what the model's results lose "
                f"is not known; {timed}")
     size = [sum(getattr(layer.measured, name) for layer in plan.layers) for name in ("bytes_before", "bytes_after")]
