@@ -13,11 +13,11 @@ from tilewright.ir.errors import ArgumentError, Loc
 from tilewright.ir.graph import Builder, Graph, Node, Op
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.ops.compute import Conv, Dot
-from tilewright.ir.ops.control import Param
+from tilewright.ir.ops.control import Param, Scan
 from tilewright.ir.ops.shape import Reshape, Slice, Transpose
 from tilewright.ir.types import F32, F64
 from tilewright.ir.verify import verify
-from tilewright.library import cast, composite, constant
+from tilewright.library import apply, cast, composite, constant
 from tilewright.library_quantized import dequantize
 from tilewright.quantizing.applying import apply_plan, layer_alone
 from tilewright.quantizing.calibration import collect
@@ -243,6 +243,13 @@ def nodes_left(make: str) -> tuple[Graph, str]:
         x = b.add(Param("x", F32, (3, 6)))
         codes = dequantize(b, constant(b, weights.astype(np.int8)), constant(b, np.float32(0.5)))
         return Graph(make, (x,), (b.add(Dot((1,), (0,)), x, codes),)), "its weights are quantized already"
+    if make == "scan":
+        inner = Builder()
+        state, part, captured = (inner.add(Param(name, F32, shape)) for name, shape in (("h", (6,)), ("x", (6,)), ("w", (6, 6))))
+        body = Graph("step", (state, part, captured), (apply(inner, "add", inner.add(Dot((0,), (1,)), state, captured), part),))
+        x = b.add(Param("x", F32, (3, 6)))
+        made = b.add(Scan(body, 1, 1, 3), b.add(Param("h", F32, (6,))), x, b.add(Transpose((1, 0)), constant(b, numbers((6, 6)))))
+        return Graph(make, (made.inputs[0], x), (made,)), "it is inside a scan"
     if make == "empty":
         x = b.add(Param("x", F32, (3, 0)))
         return Graph(make, (x,), (b.add(Dot((1,), (0,)), x, constant(b, numbers((0, 4)))),)), "its weights are empty"
@@ -254,7 +261,7 @@ def nodes_left(make: str) -> tuple[Graph, str]:
     return Graph(make, (x,), (composite(b, "attention", body, x),)), "it is inside a call"
 
 
-@pytest.mark.parametrize("make", ["left operand", "float64", "batch", "transposed convolution", "NaN", "quantized", "empty", "composite"])
+@pytest.mark.parametrize("make", ["left operand", "float64", "batch", "transposed convolution", "NaN", "quantized", "scan", "empty", "composite"])
 def test_what_is_no_layer_says_why(make: str) -> None:
     graph, reason = nodes_left(make)
     layers, left = find_layers(graph)

@@ -414,13 +414,24 @@ def _kept_axes(before: tuple[int, ...], after: tuple[int, ...]) -> list[int] | N
 
 
 def _contractions_inside(node: Node) -> Iterator[Node]:
-    """Contractions of constants in the bodies of a node, at any depth."""
-    waiting = list(_bodies(node))
+    """Contractions of constants in the bodies of a node, at any depth, constants that are given to a body among them."""
+    waiting: list[tuple[Node, frozenset[Node]]] = [(node, frozenset())]
     while waiting:
-        for inner in waiting.pop().nodes():
-            waiting += _bodies(inner)
-            if isinstance(inner.op, (Dot, Conv)) and any(_constant_of(operand) is not None for operand in inner.inputs):
-                yield inner
+        outer, known = waiting.pop()
+        for body in _bodies(outer):
+            given = outer.inputs[len(outer.inputs) - len(body.params):]
+            inside = frozenset(param for param, value in zip(body.params, given) if _is_constant(value, known))
+            for inner in body.nodes():
+                if _bodies(inner):
+                    waiting.append((inner, inside))
+                elif isinstance(inner.op, (Dot, Conv)) and any(_is_constant(operand, inside) for operand in inner.inputs):
+                    yield inner
+
+
+def _is_constant(node: Node, known: frozenset[Node]) -> bool:
+    while isinstance(node.op, (Transpose, Reshape, Slice)):
+        node = node.inputs[0]
+    return isinstance(node.op, Const) or node in known
 
 
 def _bodies(node: Node) -> list[Graph]:
