@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from tests.comparing import assert_close, assert_identical
 from tests.compiled import QUIET, compiled, run_compiled, runs_here
@@ -208,6 +209,25 @@ def test_targets_use_the_instruction(target: str) -> None:
 
 
 # --- the pass --------------------------------------------------------------------------------------------------------
+
+
+def test_few_weights_are_worth_words_where_there_is_the_instruction() -> None:
+    assert contractions(product(40, 32, 32), WORDS) == [(1, F32)]
+    assert contractions(product(40, 32, 32, narrow_left=True), WORDS) == [(2, BF16)]
+    assert contractions(product(40, 32, 32, narrow_left=True), replace(WORDS, has_bf16=False)) == [(1, F32)]
+    assert contractions(product(40, 16, 16, narrow_left=True), WORDS) == [(1, F32)]
+
+
+def test_factors_behind_a_product_leave_its_bfloats() -> None:
+    """They would make weights of float32 of them."""
+    for narrow_left in (True, False):
+        graph = product(40, 32, 32, narrow_left=narrow_left)
+        b = Builder()
+        factor = lib.constant(b, np.linspace(0.3, 0.9, 32), F32)
+        scaled = Graph("scaled", graph.params, [lib.apply(b, "mul", graph.results[0], factor)])
+        assert contractions(scaled, WORDS) == [(2, BF16) if narrow_left else (1, F32)]
+        x = given(40, 32)
+        assert_close(run_compiled(compiled(scaled), [x]), evaluate_graph(scaled, [x]))
 
 
 def test_what_is_packed_in_words() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from tilewright.ir.types import BF16
 from tilewright.quantizing import rounding
 from tilewright.quantizing.budget import Choice, Option, front, solve
 from tilewright.quantizing.rounding import Grid
@@ -93,6 +94,19 @@ def test_each_way_of_rounding_loses_less_than_the_simpler_one(group: int, symmet
     assert lost(gptq) < lost(nearest)
     assert lost(descent) < lost(nearest)
     assert lost(rounding.coordinate_descent(weights, grid, moments, gptq)) <= lost(gptq)
+
+
+def test_bfloats_make_up_for_one_another() -> None:
+    rng = np.random.default_rng(5)
+    inputs = rng.standard_normal((200, 24)) @ rng.standard_normal((24, 24)) + 1
+    weights = rng.standard_normal((1, 24, 7)).astype(np.float32)
+    moments = rounding.damped((inputs.T @ inputs)[np.newaxis])
+    found = rounding.gptq_bfloats(weights, moments)
+    assert found.dtype == BF16.numpy and found.shape == weights.shape
+    lost = [rounding.output_error(weights.astype(np.float64) - kept.astype(np.float64), moments)
+            for kept in (found, weights.astype(BF16.numpy))]
+    assert 0 < lost[0] < 0.6 * lost[1]
+    assert_array_equal(rounding.gptq_bfloats(found.astype(np.float32), moments), found)
 
 
 @settings(max_examples=30, deadline=None)

@@ -4,7 +4,8 @@ A contraction with constant weights whose result is only multiplied, divided and
 normalization, a scaled score) becomes the contraction with weights that hold the factors, and one addition.
 
 Contract: reassoc, since each weight is rounded once more, and finite, since a sum that overflows may be made small before.
-Weights that would no longer be finite or normal are left as they are. `precision="plain"` and `"strict"` forbid it: a
+Weights that would no longer be finite or normal are left as they are, and bfloat16 beside bfloat16, which is multiplied faster than
+what they would become. `precision="plain"` and `"strict"` forbid it: a
 contraction is the sum that it is.
 """
 
@@ -21,6 +22,7 @@ from ..ir.rewrite import rewrite_graph, uniform_value
 from ..ir.types import F32, F64
 from ..library import broadcast, constant, scalar
 from ..options import Options
+from .pack_bfloats import is_made_of_bfloats
 from .winograd import known_array
 
 
@@ -83,6 +85,8 @@ def _chain(core: Node, graph: Graph, users: dict[Node, list[Node]]) -> _Chain | 
     if found is None:
         return None
     count, scale, offset = found
+    if is_made_of_bfloats(core.inputs[0]) and not (scale == 1).all():
+        return None
     scaled = scaled_weights(weights, scale, axis[1]) if not (scale == 1).all() else weights
     fits = scaled is not None and np.isfinite(offset.astype(weights.dtype)).all()
     return _Chain(core, steps[:count], scale, offset, scaled) if scaled is not None and fits else None

@@ -28,7 +28,8 @@ from ..tiles import panel_columns
 from .panels import pack_columns
 from .winograd import known_array
 
-LEAST_WEIGHTS = 1 << 17  # that are worth words: fewer lie in a cache of their core anyway
+LEAST_WEIGHTS = 1 << 17  # that are worth words without an instruction: fewer lie in a cache of their core anyway
+LEAST_OF_PAIRS = 1 << 9  # that are worth them with one, which takes half as many steps
 SOME = 64                # weights that are looked at before all are
 
 
@@ -40,11 +41,12 @@ def widened(b: Builder, x: Node) -> Node:
 
 def packed_bfloats(b: Builder, left: Node, right: Node, batch: int, caps: Caps) -> Node | None:
     """[*batch, *rows, K] times [*batch, K, N] in float32, where the right one is such a constant; None elsewhere."""
-    array = _bfloats(right, caps)
-    if array is None or left.dtype != F32:
+    left = _left(b, left, caps)
+    array = _bfloats(right, left, caps)
+    if array is None:
         return None
     depth, width = array.shape[batch:]
-    x = pad(b, _left(b, left, caps), [0] * left.rank, [*[0] * (left.rank - 1), depth % 2])
+    x = pad(b, left, [0] * left.rank, [*[0] * (left.rank - 1), depth % 2])
     array = np.pad(array, [*[(0, 0)] * batch, (0, depth % 2), (0, 0)])
     tile = panel_columns(width, product(left.shape[batch:-1]), F32, caps, -(-depth // 2))
     packed = pack_columns(b, constant(b, _words(array)), batch, tile)
@@ -54,18 +56,22 @@ def packed_bfloats(b: Builder, left: Node, right: Node, batch: int, caps: Caps) 
 def packed_bfloat_conv(b: Builder, op: Conv, x: Node, w: Node, tile: int, caps: Caps) -> Node | None:
     """A channels-last convolution without groups, padding and input dilation, of an even number of channels, likewise."""
     *kernel, channels, _ = w.shape
-    array = _bfloats(w, caps)
-    if array is None or x.dtype != F32 or not isinstance(channels, int) or channels % 2:
+    x = _left(b, x, caps)
+    array = _bfloats(w, x, caps)
+    if array is None or not isinstance(channels, int) or channels % 2:
         return None
     words = _words(array.reshape(-1, array.shape[-1]))
     packed = pack_columns(b, constant(b, words), 0, tile)
     sizes = tuple(int(k) for k in kernel)
-    return b.add(PackedConv(sizes, op.strides, op.dilation, array.shape[-1], step=2), _left(b, x, caps), packed)
+    return b.add(PackedConv(sizes, op.strides, op.dilation, array.shape[-1], step=2), x, packed)
 
 
-def _bfloats(weights: Node, caps: Caps) -> Array | None:
-    """A constant in float32 whose values are bfloat16."""
-    if caps.is_gpu or weights.dtype != F32 or not weights.tensor.is_static or int(product(weights.shape)) < LEAST_WEIGHTS:
+def _bfloats(weights: Node, left: Node, caps: Caps) -> Array | None:
+    """A constant in float32 whose values are bfloat16, and which are worth words beside such a left operand."""
+    least = LEAST_OF_PAIRS if left.dtype == BF16 else LEAST_WEIGHTS
+    if caps.is_gpu or left.dtype not in (F32, BF16) or weights.dtype != F32 or not weights.tensor.is_static:
+        return None
+    if int(product(weights.shape)) < least:
         return None
     array = known_array(weights)
     if array is None:
@@ -83,19 +89,26 @@ def _words(array: Array) -> Array:
 
 def _left(b: Builder, x: Node, caps: Caps) -> Node:
     """The left operand as the target multiplies it with words: bfloat16 where it is that and there is an instruction."""
-    source = _narrow(b, x) if caps.has_bf16 else None
-    return x if source is None else source
+    return _narrow(b, x) if caps.has_bf16 and is_made_of_bfloats(x) else x
 
 
-def _narrow(b: Builder, x: Node) -> Node | None:
-    """The bfloat16 that a float32 was made of, moved as it is."""
+def is_made_of_bfloats(x: Node) -> bool:
+    """Whether a float32 is a bfloat16, moved as it is."""
     match x.op:
-        case Cast() if x.inputs[0].dtype == BF16:
-            return x.inputs[0]
+        case Cast():
+            return x.inputs[0].dtype == BF16
         case Reshape() | Transpose():
-            inner = _narrow(b, x.inputs[0])
-            return None if inner is None else b.add(x.op, inner)
-        case Pad() if uniform_value(x.inputs[1]) == 0:
-            inner = _narrow(b, x.inputs[0])
-            return None if inner is None else b.add(x.op, inner, constant(b, 0, BF16))
-    return None
+            return is_made_of_bfloats(x.inputs[0])
+        case Pad():
+            return uniform_value(x.inputs[1]) == 0 and is_made_of_bfloats(x.inputs[0])
+    return False
+
+
+def _narrow(b: Builder, x: Node) -> Node:
+    """The bfloat16 that such a float32 was made of."""
+    match x.op:
+        case Cast():
+            return x.inputs[0]
+        case Pad():
+            return b.add(x.op, _narrow(b, x.inputs[0]), constant(b, 0, BF16))
+    return b.add(x.op, _narrow(b, x.inputs[0]))

@@ -79,7 +79,7 @@ def contraction(b: Builder, layer: Layer, plan: LayerPlan, x: Node) -> Node:
         x = apply_scalar(b, "mul", x, constant(b, factors))
     weights = weights_node(b, layer, plan.weights)
     if weights.dtype == BF16:
-        value = cast(b, b.add(layer.node.op, cast(b, x, BF16), weights), F32)
+        value = b.add(layer.node.op, cast(b, cast(b, x, BF16), F32), cast(b, weights, F32))
     else:
         rest = x if plan.outliers is None else rest_of(b, layer, plan.outliers, x)
         value = b.add(layer.node.op, activation_node(b, layer, plan.activation, rest), weights)

@@ -28,6 +28,7 @@ from .rounding import (
     damped,
     damping_of,
     gptq,
+    gptq_bfloats,
     grid_for,
     nearest,
     output_error,
@@ -72,12 +73,12 @@ def candidates(layer: Layer, precision: str, recipe: Recipe, statistics: Statist
 def candidate(layer: Layer, precision: str, recipe: Recipe, statistics: Statistics | None) -> LayerPlan | str:
     """The layer at a precision, or why it cannot be; where losses shall decide about its range, with the first of these."""
     dtype, kind = PRECISIONS[precision]
+    moments = None if statistics is None else statistics.moments[layer.label]
     if dtype == "bf16":
-        return _rounded(layer, precision)
+        return _rounded(layer, precision, recipe, moments)
     activation = _activation(layer, kind, recipe, statistics)
     if isinstance(activation, str):
         return activation
-    moments = None if statistics is None else statistics.moments[layer.label]
     levels = NARROW_LEVELS if dtype == "i8" and kind != "float" and recipe.byte_bits == 7 else LEVELS[dtype]
     outliers: Array | None = None
     if precision == PRECISION_OF_OUTLIERS:
@@ -92,24 +93,33 @@ def candidate(layer: Layer, precision: str, recipe: Recipe, statistics: Statisti
     plain, kept = layer.matrix(), _matrix_of(layer, weights)
     if outliers is not None:
         kept[:, outliers] = plain[:, outliers]
-    correction = None
-    if recipe.correct_bias and moments is not None and moments.count:
-        correction = bias_correction(moments.plain_mean, plain, moments.mean, kept).reshape(layer.result_shape)
+    correction = _correction(layer, recipe, moments, kept)
     in_float = 0 if outliers is None else plain[:, outliers].nbytes
     measured = Measured(layer_error=_layer_error(layer, activation, plain - kept, moments, statistics),
                         bytes_before=layer.constant.array.nbytes, bytes_after=stored_bytes(weights) + in_float)
     return replace(plan, correction=correction, outliers=outliers, measured=measured)
 
 
-def _rounded(layer: Layer, precision: str) -> LayerPlan:
-    """In bfloat16: nothing has to be found out."""
+def _rounded(layer: Layer, precision: str, recipe: Recipe, moments: Moments | None) -> LayerPlan:
+    """In bfloat16: to nearest, or where the recipe looks at moments so that errors make up for one another."""
     dtype = dtype_named("bf16").numpy
-    array = layer.operand if layer.as_operand else layer.constant.array
-    weights = WeightPlan("bf16", array.astype(dtype), None, channel_axes=layer.channel_axes, as_operand=layer.as_operand,
-                         order=layer.order or ())
+    squares = None if moments is None or recipe.rounding == "nearest" else moments.squares
+    if squares is None or moments is None or not moments.count:
+        matrix, rounding = layer.matrix().astype(dtype), "nearest"
+    else:
+        matrix, rounding = gptq_bfloats(layer.matrix(), damped(squares, damping_of(moments.count, squares))), "gptq"
+    weights = WeightPlan("bf16", layer.stored(matrix), None, channel_axes=layer.channel_axes, rounding=rounding,
+                         as_operand=layer.as_operand, order=layer.order or ())
     return LayerPlan(layer.label, layer.location, layer.kind, layer.constant.array.shape, layer.constant.digest, precision, weights,
-                     ActivationPlan("float", "bf16"),
+                     ActivationPlan("float", "bf16"), correction=_correction(layer, recipe, moments, matrix.astype(np.float32)),
                      measured=Measured(bytes_before=layer.constant.array.nbytes, bytes_after=stored_bytes(weights)))
+
+
+def _correction(layer: Layer, recipe: Recipe, moments: Moments | None, kept: Array) -> Array | None:
+    """What the layer's result is to be moved by, with these weights [groups, K, N]."""
+    if not recipe.correct_bias or moments is None or not moments.count:
+        return None
+    return bias_correction(moments.plain_mean, layer.matrix(), moments.mean, kept).reshape(layer.result_shape)
 
 
 # --- activations -----------------------------------------------------------------------------------------------------

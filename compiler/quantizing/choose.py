@@ -36,10 +36,10 @@ from .timing import Timer
 GAIN = 0.97          # of the time in float, which a layer, and the whole, must stay below when quantized: less is noise
 ROUNDS = 6           # in which the budget of the sum is tightened
 TIGHTENED = 0.95     # of what would just do, if the whole lost as much more than the sum as it just did
-LEAST_STEP, MOST_STEP = 0.1, 0.5  # what is left of a sum of turns that was too much
-REFINED = 4          # rounds between a sum of turns that was too much and one that was not
+LEAST_STEP, MOST_STEP = 0.02, 0.5  # what is left of a sum of turns that was too much
+REFINED = 5          # rounds between a sum of turns that was too much and one that was not
 TIMED = 4            # held-out samples that the whole is timed on
-RANGED = 8          # samples that decide between ranges
+RANGED = 16          # samples that decide between ranges
 GOALS = ("time", "size")
 ANY = "any"          # of a diagnosis, which chooses nothing
 NOTHING = -1.0       # a sum that no layer can keep that loses anything, or nothing
@@ -90,10 +90,14 @@ def with_losses(contenders: Sequence[Contender], probe: Probe, samples: Sequence
         label = contender.layer.label
         plans = []
         for plan in contender.plans:
-            results = probe.run(samples, {label: plan}) if gains(plan, goal) else None
-            error = math.nan if results is None else loss_of(metric, expected, results)
-            turn = math.nan if results is None else typical_loss(losses_of(angle, expected, results))
-            plans.append(replace(plan, measured=replace(plan.measured, error=error, turn=turn)))
+            if not gains(plan, goal):
+                plans.append(plan)
+                continue
+            results = probe.run(samples, {label: plan})
+            lost_by, turned_by = losses_of(metric, expected, results), losses_of(angle, expected, results)
+            unmoved = sum(turn > 0 and loss == 0 for loss, turn in zip(lost_by, turned_by)) / len(samples)
+            plans.append(replace(plan, measured=replace(plan.measured, error=mean_loss(lost_by), turn=typical_loss(turned_by),
+                                                        unmoved=unmoved)))
         found.append(replace(contender, plans=tuple(plans)))
         progress(f"losses: layer {number + 1} of {len(contenders)}, {label}")
     return found
@@ -160,9 +164,9 @@ def cost_of(measured: Measured, goal: str, quantized: bool) -> float:
 
 
 def is_coarse(contenders: Sequence[Contender]) -> bool:
-    """Whether the metric says of most layers that change the results that they lose nothing."""
-    measured = [plan.measured for contender in contenders for plan in contender.plans if plan.measured.turn > 0]
-    return 2 * sum(figures.error == 0 for figures in measured) > len(measured)
+    """Whether the metric says of most samples, whose results layers turn, that they lose nothing."""
+    unmoved = [plan.measured.unmoved for contender in contenders for plan in contender.plans if plan.measured.turn > 0]
+    return 2 * sum(unmoved) > len(unmoved)
 
 
 class Search:
@@ -286,8 +290,10 @@ def search(contenders: Sequence[Contender], goal: str, budget: float, empty: Pla
     """The best plan within the budget on the judge's samples, or the float graph where nothing is gained."""
     options = Search(contenders, goal, empty)
 
-    def attempt(limit: float) -> _Tried:
+    def attempt(limit: float, known: _Tried | None = None) -> _Tried:
         choice = solve(options.options, limit) if limit >= 0 else Choice((0,) * len(contenders), 0.0, 0.0)
+        if known is not None and choice.options == known.choice.options:
+            return known
         if not any(choice.options):
             return _Tried(choice, options.plan(choice), judge.graph, 0.0, 0.0, judge.program, judge.expected)
         plan = options.plan(choice)
@@ -301,7 +307,7 @@ def search(contenders: Sequence[Contender], goal: str, budget: float, empty: Pla
     return _judged(options, tried.choice, tried.plan, tried.graph, judge, (before, after, tried.loss), tried.results, rounds)
 
 
-def _within(attempt: Callable[[float], _Tried], budget: float) -> tuple[_Tried, int]:
+def _within(attempt: Callable[..., _Tried], budget: float) -> tuple[_Tried, int]:
     """The choice whose losses sum to so much that the whole keeps the budget, and the rounds that it was tightened in."""
     tried, limit = attempt(budget), budget
     for number in range(1, ROUNDS + 2):
@@ -314,23 +320,25 @@ def _within(attempt: Callable[[float], _Tried], budget: float) -> tuple[_Tried, 
     return tried, ROUNDS + 1
 
 
-def _least_turn(attempt: Callable[[float], _Tried], budget: float) -> tuple[_Tried, int]:
-    """The choice that turns the results as far as the budget of the metric allows, as far as some rounds find it. The
-    best of several choices by a few samples is one that these happen to favour, so the standard error counts."""
-    tried, high = attempt(math.inf), math.inf
+def _least_turn(attempt: Callable[..., _Tried], budget: float) -> tuple[_Tried, int]:
+    """The choice that turns the results as far as the budget of the metric allows, as far as some rounds find it: a turn is the
+    square of an error, and answers change in proportion to errors. The best of several choices by a few samples is one that
+    these happen to favour, so the standard error counts."""
+    tried, high, low = attempt(math.inf), math.inf, math.inf
     rounds = 0
     while tried.sure > budget and rounds < ROUNDS:
         rounds, high = rounds + 1, tried.choice.loss
-        tried = attempt(high * min(MOST_STEP, max(LEAST_STEP, budget / tried.sure)))
+        low = high * min(MOST_STEP, max(LEAST_STEP, (budget / tried.sure) ** 2))
+        tried = attempt(low)
     if tried.sure > budget:
         return attempt(NOTHING), rounds + 1
     for _ in range(REFINED if rounds else 0):
-        middle = attempt(math.sqrt(max(tried.choice.loss, LEAST_STEP * high) * high))
-        rounds += 1
+        rounds, between = rounds + 1, math.sqrt(low * high)
+        middle = attempt(between, tried)
         if middle.sure <= budget:
-            tried = middle
+            tried, low = middle, between
         else:
-            high = min(high, middle.choice.loss)
+            high = middle.choice.loss
     return tried, rounds
 
 

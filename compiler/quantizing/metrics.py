@@ -107,8 +107,10 @@ def sure_loss(losses: Sequence[float]) -> float:
 
 
 def typical_loss(losses: Sequence[float]) -> float:
-    """The median: what a layer does to all samples, where a few that turn to another answer would outweigh the others."""
-    return float(np.median(losses)) if losses else 0.0
+    """The geometric mean of those that lose something, times their share: what a layer does to all samples, where a few that turn to
+    another answer would outweigh the others in a mean."""
+    lost = [loss for loss in losses if loss > 0]
+    return float(np.exp(np.mean(np.log(lost)))) * len(lost) / len(losses) if lost else 0.0
 
 
 def losses_of(metric: Metric, expected: Sequence[Results], found: Sequence[Results]) -> list[float]:

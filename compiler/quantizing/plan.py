@@ -83,7 +83,8 @@ class Measured(Struct, frozen=True):
     """Figures of a layer; NaN where they were not measured.
 
     error           what quantizing this layer alone does to the model's results (the metric's loss: see choose.py)
-    turn            the median by the angle to the float results, which is never coarse (metrics.py: cosine, typical_loss)
+    turn            what it typically does by the angle to the float results, which is never coarse (metrics.py: cosine, typical_loss)
+    unmoved         the share of samples that lose nothing though their results turn
     layer_error     squared error of the layer's own result over its square, on the calibration data
     seconds_before, seconds_after  of the model with this layer in float and quantized, the others in float
     bytes_before, bytes_after      of the constant, scales and zero points counted
@@ -91,6 +92,7 @@ class Measured(Struct, frozen=True):
 
     error: float = float("nan")
     turn: float = float("nan")
+    unmoved: float = float("nan")
     layer_error: float = float("nan")
     seconds_before: float = float("nan")
     seconds_after: float = float("nan")

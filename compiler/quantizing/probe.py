@@ -104,8 +104,6 @@ class Switches:
                 changed = cast(b, cast(b, x, BF16), F32)
             x = apply(b, "select", on, changed, x)
         value = b.add(self.layer.node.op, x, self.weights)
-        if "bf16" in self.on:
-            value = apply(b, "select", self.on["bf16"], cast(b, cast(b, value, BF16), F32), value)
         return apply(b, "add", value, self.correction)
 
 

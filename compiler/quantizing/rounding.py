@@ -13,15 +13,20 @@ Rounding chooses integers Q with scales s and zero points z so that the layer's 
 - `coordinate_descent` changes one row at a time to its best value given all others, which never makes it worse
   (Behdin et al., QuantEase, 2023).
 
+bfloat16 is rounded to by `gptq_bfloats` in the same way: its levels are closer where weights are small.
+
 Assumes finite weights. Guarantees integers within the levels; equal inputs give equal integers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from msgspec import Struct
 
 from ..ir.graph import Array
+from ..ir.types import BF16
 
 DAMPING = 0.01      # of the mean of H's diagonal, added to it: inputs that hardly vary say little
 MOST_DAMPING = 1e3  # with which GPTQ rounds to nearest
@@ -132,12 +137,40 @@ def damping_of(rows: int, moments: Array) -> Array:
 def gptq(weights: Array, grid: Grid, moments: Array, *, backwards: bool = False, by_size: bool = False) -> Array:
     """Integers by GPTQ under moments H, which must be positive definite (`damped`). Rows are fixed from the first to the last, from
     the last to the first with `backwards`, or with `by_size` those of the largest inputs first (which has the least error)."""
-    *lead, depth, width = weights.shape
-    order = np.broadcast_to(np.arange(depth)[::-1] if backwards else np.arange(depth), (*lead, depth))
+    depth = weights.shape[-2]
+    order = np.broadcast_to(np.arange(depth)[::-1] if backwards else np.arange(depth), (*weights.shape[:-2], depth))
     if by_size:
-        order = np.argsort(-np.diagonal(moments, axis1=-2, axis2=-1), axis=-1, kind="stable")
+        order = _by_size(moments)
+    scale, point = (np.take_along_axis(part, order[..., np.newaxis], -2).astype(np.float64) for part in grid.rows())
+
+    def level(values: Array, row: int) -> Array:
+        return np.asarray(np.clip(np.rint(values / scale[..., row, :]) + point[..., row, :], *grid.levels))
+
+    def value(levels: Array, row: int) -> Array:
+        return np.asarray((levels - point[..., row, :]) * scale[..., row, :])
+
+    return _fed_back(weights, moments, order, level, value).astype(np.int64)
+
+
+def gptq_bfloats(weights: Array, moments: Array) -> Array:
+    """The same with bfloat16 as levels."""
+    def level(values: Array, row: int) -> Array:
+        return values.astype(np.float32).astype(BF16.numpy).astype(np.float64)
+
+    return _fed_back(weights, moments, _by_size(moments), level, lambda levels, row: levels).astype(BF16.numpy)
+
+
+def _by_size(moments: Array) -> Array:
+    """Rows by the size of their inputs, the largest first."""
+    return np.argsort(-np.diagonal(moments, axis1=-2, axis2=-1), axis=-1, kind="stable")
+
+
+def _fed_back(weights: Array, moments: Array, order: Array, level: Callable[[Array, int], Array],
+              value: Callable[[Array, int], Array]) -> Array:
+    """Levels of the rows, fixed in that order, the error of each made up for by those to come. `level` and `value` take the place of a
+    row in the order."""
+    *lead, depth, width = weights.shape
     down, across = order[..., np.newaxis], order[..., np.newaxis, :]
-    scale, point = (np.take_along_axis(part, down, -2).astype(np.float64) for part in grid.rows())
     rest = np.take_along_axis(weights.astype(np.float64), down, -2)
     # row i: how the error of the i-th row spreads over later ones, from the upper Cholesky factor of the inverse
     spread = _upper_of_inverse(np.take_along_axis(np.take_along_axis(moments, down, -2), across, -1))
@@ -146,14 +179,13 @@ def gptq(weights: Array, grid: Grid, moments: Array, *, backwards: bool = False,
         end = min(begin + BLOCK, depth)
         errors = np.zeros((*lead, end - begin, width))
         for row in range(begin, end):
-            steps, middle = scale[..., row, :], point[..., row, :]
-            kept[..., row, :] = np.clip(np.rint(rest[..., row, :] / steps) + middle, *grid.levels)
-            error = (rest[..., row, :] - (kept[..., row, :] - middle) * steps) / spread[..., row, row, np.newaxis]
+            kept[..., row, :] = level(rest[..., row, :], row)
+            error = (rest[..., row, :] - value(kept[..., row, :], row)) / spread[..., row, row, np.newaxis]
             errors[..., row - begin, :] = error
             rest[..., row + 1:end, :] -= spread[..., row, row + 1:end, np.newaxis] * error[..., np.newaxis, :]
         rest[..., end:, :] -= np.swapaxes(spread[..., begin:end, end:], -1, -2) @ errors
-    placed = np.empty(weights.shape, np.int64)
-    np.put_along_axis(placed, down, kept.astype(np.int64), -2)
+    placed = np.empty(weights.shape)
+    np.put_along_axis(placed, down, kept, -2)
     return placed
 
 

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -38,7 +40,8 @@ from .samples import FEW, Sample, read_samples
 from .timing import Timer
 
 HELD_OUT = 4     # of so many samples one is put aside, where no held-out data is given
-PROBED = 6       # samples that the layers' losses are measured on, evenly spread
+PROBED = (6, 64)      # samples that the layers' losses are measured on, evenly spread: so many at least and at most
+PROBE_SECONDS = 40.0  # that this shall take, about, where the fewest do not take longer
 BUDGET = 0.005
 
 Fit = Callable[[LayerPlan], LayerPlan | str]
@@ -301,8 +304,18 @@ def _lossy(prepared: _Prepared, settings: _Settings) -> list[Contender]:
     """The contenders with the loss of each alone."""
     layers = [contender.layer for contender in prepared.contenders]
     probe = Probe(prepared.equal, layers, _kinds(settings.recipe), settings.target, settings.options)
-    step = max(1, -(-len(prepared.samples) // PROBED))
-    return with_losses(prepared.contenders, probe, prepared.samples[::step], settings.metric, settings.goal, settings.progress)
+    samples = _probed(prepared, probe, settings.goal)
+    return with_losses(prepared.contenders, probe, samples, settings.metric, settings.goal, settings.progress)
+
+
+def _probed(prepared: _Prepared, probe: Probe, goal: str) -> list[Sample]:
+    """The samples to measure losses on: as many as the time allows."""
+    probe.run(prepared.samples[:1], {})  # a first call takes longer
+    begin = time.perf_counter()
+    probe.run(prepared.samples[:1], {})
+    seconds = (time.perf_counter() - begin) * sum(gains(plan, goal) for contender in prepared.contenders for plan in contender.plans)
+    count = int(min(max(PROBED[0], PROBE_SECONDS / max(seconds, 1e-9)), PROBED[1], len(prepared.samples)))
+    return [prepared.samples[place] for place in np.linspace(0, len(prepared.samples) - 1, count).astype(int)]
 
 
 def _measured(prepared: _Prepared, settings: _Settings, timer: Timer) -> list[Contender]:
