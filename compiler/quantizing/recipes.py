@@ -104,7 +104,7 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (
     Recipe("weight-only int2", ("w2",), rounding="gptq", group=32, symmetric=False),
     Recipe("w4a8", ("w4a8",), rounding="gptq"),
     Recipe("llm_int8", (PRECISION_OF_OUTLIERS,)),
-    Recipe("bf16", ("bf16",)),
+    Recipe("bf16", ("bf16",), rounding="gptq"),
     Recipe("mixed", ("i8", "i8 dynamic", "bf16"), rounding="gptq", smoothing="best"),
 )}
 
