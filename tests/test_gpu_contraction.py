@@ -10,20 +10,24 @@ import pytest
 
 from tests.compilers import needs_compiler
 from tests.cuda_programs import EmulatedPrograms
+from tests.lowering_checks import GPU
 from tests.lowering_checks import lowered_for_gpu as lowered
 from tilewright import library as lib
-from tilewright.ir.dims import symbol
+from tilewright.ir.dims import DimLike, ceildiv, symbol
 from tilewright.ir.errors import ArgumentError
 from tilewright.ir.graph import Builder, Graph
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop import MatmulTile, walk
 from tilewright.ir.loop_interp import run_program
-from tilewright.ir.ops.compute import Dot
+from tilewright.ir.ops.compute import Dot, PackedDot
 from tilewright.ir.ops.control import Param
 from tilewright.ir.program import Program
 from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType
+from tilewright.lowering.gpu_contraction import gpu_tile
+from tilewright.lowering.gpu_tiles import plain_tile
 from tilewright.runtime import cuda_array
 from tilewright.runtime.buffer import TensorInfo
+from tilewright.tiles import gpu_panel_columns
 
 # rows, steps, columns: whole tiles, edges on each side, one row, one step, steps that 16 bytes do not hold, several stages, few columns
 SIZES = [(64, 64, 64), (70, 72, 70), (1, 40, 33), (33, 1, 64), (5, 37, 9), (130, 200, 96), (32, 160, 2), (65, 8, 129)]
@@ -141,6 +145,29 @@ def test_high_tiles_where_there_is_work_for_all_multiprocessors() -> None:
     graph, values = products(F16, [(130, 136, 140)])
     program = check(graph, values, 1, multiprocessors=1)
     assert {k.body[0].body[-1].extent for k in program.kernels() if any(isinstance(s, MatmulTile) for s in walk(k.body))} == {8}
+
+
+@pytest.mark.parametrize("rows, columns, panel, tile", [
+    (symbol("M"), 4096, 128, (64, 128)),            # any number: wide panels, and tiles that few rows do not leave empty
+    (symbol("M"), 768, 64, (64, 64)),               # too few columns for all multiprocessors, unless there are many rows
+    (symbol("M", 0, 64), 4096, 64, (64, 64)),       # few by their bound
+    (symbol("M", 0, 8192), 4096, 128, (128, 128)),  # many by their bound
+    (4096, symbol("N"), 128, (128, 128)), (symbol("M"), symbol("N"), 64, (64, 64))])
+def test_tiles_of_open_sizes(rows: DimLike, columns: DimLike, panel: int, tile: tuple[int, int]) -> None:
+    assert gpu_panel_columns(columns, rows, F16, GPU) == panel
+    b, panels = Builder(), ceildiv(columns, panel)
+    product = b.add(PackedDot(0, columns), b.add(Param("x", F16, (rows, 512))), b.add(Param("w", F16, (panels, 512, panel))))
+    found = gpu_tile(product, product, GPU)
+    assert found is not None and (found.rows, found.columns) == tile
+    assert found.parts == 1
+
+
+@pytest.mark.parametrize("rows, high", [(symbol("M"), 64), (4096, 128), (symbol("M", 0, 16), 16)])
+def test_plain_tiles_of_open_sizes(rows: DimLike, high: int) -> None:
+    b = Builder()
+    product = b.add(PackedDot(0, 4096), b.add(Param("x", F32, (rows, 512))), b.add(Param("w", F32, (64, 512, 64))))
+    found = plain_tile(product, GPU)
+    assert found is not None and found.rows == high
 
 
 def test_tensors_that_16_bytes_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ Assumes `gpu_tile` gave a tile. Guarantees one sum an element, always in the sam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from msgspec import Struct
@@ -110,8 +111,12 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     assert isinstance(columns, int)
     rows = product(node.shape[op.batch:-1])
     most = bounds(rows)[1]
-    panels = bounds(ceildiv(node.shape[-1], columns) * product(node.shape[:op.batch]))[1]
-    if columns == 128 and most > 64 and panels * -(-most // 128) >= caps.multiprocessors:
+
+    def most_tiles(high: int) -> float:
+        return bounds(ceildiv(node.shape[-1], columns) * product(node.shape[:op.batch]) * ceildiv(rows, high))[1]
+
+    # rows without a bound, which may be few, take tiles half as high: a warp's part of the tile, and so what it reads, is as large
+    if columns == 128 and 64 < most < math.inf and most_tiles(128) >= caps.multiprocessors:
         return GpuTile(128, 128, depth, 2, 4)
     if columns >= 64:
         tile = GpuTile(64, columns, depth, 2, 2) if most > 32 else GpuTile(32, columns, depth, 1, 4)
@@ -121,7 +126,7 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     read = sum(product(x.shape) * x.dtype.bytes for x in (left, right))
     sums = product(node.shape) * accumulator_dtype(node.dtype).bytes
     rounds, each = ceildiv(left.shape[-1], depth), Round(max(ROUND_TIME, busy), busy)
-    return replace(tile, parts=choose_parts(panels * -(-most // tile.rows), rounds, each, read, sums, caps))
+    return replace(tile, parts=choose_parts(most_tiles(tile.rows), rounds, each, read, sums, caps))
 
 
 def _group_tile(node: Node, op: PackedDot, caps: Caps) -> GpuTile | None:
