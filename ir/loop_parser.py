@@ -170,7 +170,7 @@ class _LoopParser(GraphParser):
                                                   "let": self.let, "alloc": self.alloc, "check": self.check,
                                                   "prefetch": self.prefetch, "stream": self.stream, "atomic": self.atomic,
                                                   "collect": self.collect, "matmul_tile": self.matmul_tile,
-                                                  "matmul_group": lambda: self.matmul_tile(True),
+                                                  "matmul_group": lambda: self.matmul_tile(True), "matmul_codes": self.matmul_codes,
                                                   "copy_async": lambda: self.copy(CopyAsync),
                                                   "copy_bulk": lambda: self.copy(CopyBulk), "commit": Commit, "wait": self.wait}
         if token.kind != "word" or token.text not in readers:
@@ -299,6 +299,14 @@ class _LoopParser(GraphParser):
         right = self.element()
         self.lexer.expect(",")
         return MatmulTile(name, *left, *right, self.lexer.integer("the depth"), grouped)
+
+    def matmul_codes(self) -> MatmulTile:
+        numbers: list[int] = []
+        product = self.matmul_tile()
+        for what in ("bits of a code", "the zero of codes"):
+            self.lexer.expect(",")
+            numbers.append(self.lexer.integer(what))
+        return replace(product, bits=numbers[0], zero=numbers[1])
 
     def copy(self, kind: type[CopyAsync] | type[CopyBulk]) -> CopyAsync | CopyBulk:
         target = self.element()

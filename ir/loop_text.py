@@ -181,9 +181,11 @@ class _KernelWriter:
         match statement:
             case Collect(buffer=name, combine=combine, width=width):
                 return f"collect {combine} {self.buffer_name(name)} over {width}"
-            case MatmulTile(accumulator=name, left=left, left_index=rows, right=right, right_index=columns, depth=depth, grouped=grouped):
+            case MatmulTile(accumulator=name, left=left, left_index=rows, right=right, right_index=columns, bits=bits):
+                kind = "group" if statement.grouped else "codes" if bits else "tile"
+                codes = f", {bits}, {statement.zero}" if bits else ""
                 operands = f"{self.buffer_name(left)}{self.sizes(rows)}, {self.buffer_name(right)}{self.sizes(columns)}"
-                return f"matmul_{'group' if grouped else 'tile'} {self.buffer_name(name)}, {operands}, {depth}"
+                return f"matmul_{kind} {self.buffer_name(name)}, {operands}, {statement.depth}{codes}"
             case CopyAsync(name, index, source, place, count) | CopyBulk(name, index, source, place, count):
                 target = f"{self.buffer_name(name)}{self.sizes(index)}"
                 word = "copy_bulk" if isinstance(statement, CopyBulk) else "copy_async"

@@ -62,7 +62,7 @@ from tilewright.ir.loop import (
     expressions_of,
     walk,
 )
-from tilewright.ir.loop_gpu import threads_of
+from tilewright.ir.loop_gpu import shared_bytes, threads_of
 from tilewright.ir.types import INDEX
 
 DECLARED = re.compile(r" *const (?:int|long long|\w+) (\w+) = [^\[(]*;$")  # without effect
@@ -101,8 +101,22 @@ class _Writer(Expressions):
     # --- statements ---
 
     def body(self) -> list[str]:
-        offset, dynamic = 0, dynamic_shared_bytes(self.kernel)
-        for statement in walk(self.kernel.body):
+        dynamic, pipeline, several = dynamic_shared_bytes(self.kernel) > 0, pipeline_of(self.kernel), len(self.kernel.body) > 1
+        for loop in self.kernel.body:
+            if not isinstance(loop, For) or loop.kind != "block":
+                raise InternalError(f"cuda: kernel {self.kernel.name} has an outermost statement that is no block loop")
+            end = self.shared_memory(loop, dynamic)
+            for line in emit_barriers(pipeline, end) if pipeline is not None else ():
+                self.emit(line)
+        for position, loop in enumerate(self.kernel.body):
+            assert isinstance(loop, For)
+            self.block_loop(loop, several, dynamic and position > 0 and shared_bytes([loop]) > 0)
+        return self.used_lines()
+
+    def shared_memory(self, loop: For, dynamic: bool) -> int:
+        """Declares what a block loop allocates, and gives where that ends: each block loop has the same memory."""
+        offset = 0
+        for statement in walk(loop.body):
             if isinstance(statement, Alloc) and statement.buffer.space == "shared":
                 b, count = statement.buffer, max(1, int(product(statement.buffer.shape)))
                 if b.name in self.swizzled and offset % SWIZZLED_ALIGNMENT:
@@ -110,15 +124,7 @@ class _Writer(Expressions):
                 array = f"{memory_type(b.dtype)}, {self.buffer_name(b.name)}, {count}"
                 self.emit(f"TW_DYNAMIC_SHARED({array}, {offset});" if dynamic else f"TW_SHARED({array});")
                 offset += -(-count * b.dtype.bytes // 128) * 128
-        pipeline = pipeline_of(self.kernel)
-        for line in emit_barriers(pipeline, offset) if pipeline is not None else ():
-            self.emit(line)
-        several = len(self.kernel.body) > 1
-        for statement in self.kernel.body:
-            if not isinstance(statement, For) or statement.kind != "block":
-                raise InternalError(f"cuda: kernel {self.kernel.name} has an outermost statement that is no block loop")
-            self.block_loop(statement, several)
-        return self.used_lines()
+        return offset
 
     def used_lines(self) -> list[str]:
         """The lines without loop variables and lets that nothing reads in their block.
@@ -154,9 +160,11 @@ class _Writer(Expressions):
         self.indent -= 1
         self.emit("}")
 
-    def block_loop(self, loop: For, several: bool) -> None:
+    def block_loop(self, loop: For, several: bool, shares: bool) -> None:
+        """`several`: there are other block loops, which may be longer; `shares`: threads may still read what an earlier one has left in
+        shared memory, or copy to it."""
         self.level = "block"
-        self.barriers.since = Touched()  # block loops share no memory
+        self.barriers.since = Touched()
         name = self.variable(loop.symbol.name)
         narrow = is_narrow(loop.extent)
         kind = "int" if narrow else "long long"
@@ -165,6 +173,9 @@ class _Writer(Expressions):
             self.emit(f"if (blockIdx.x < {self.size(loop.extent).text}) {{")
             self.indent += 1
         self.emit(f"const {kind} {name} = blockIdx.x;")
+        if shares:
+            self.emit("tw_copy_async_wait(0);")
+            self.barrier()
         self.block(loop.body)
         if several:
             self.indent -= 1
@@ -293,8 +304,9 @@ class _Writer(Expressions):
             assert self.warp_loop is not None
             rows = (first_row(rows[0], self.warp_loop.symbol), rows[1])
         left, right = self.part(statement.left, rows), self.part(statement.right, statement.right_index)
-        made = (emit_group_products(fragment, self.buffer_name(fragment.name), left, right, dtype, statement.depth)
-                if statement.grouped else emit_products(fragment, self.buffer_name(fragment.name), left, right, dtype, statement.depth))
+        name, depth = self.buffer_name(fragment.name), statement.depth
+        made = (emit_group_products(fragment, name, left, right, dtype, depth) if statement.grouped
+                else emit_products(fragment, name, left, right, dtype, depth, statement.bits, statement.zero))
         for line in made:
             self.emit(line)
 

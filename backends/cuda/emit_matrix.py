@@ -6,7 +6,8 @@ come by `ldmatrix`, whose rows begin at multiples of 16 bytes: rows of shared me
 eight of them below one another meet all banks. Products of four warps (wgmma) have a left operand in rows of 128 bytes, whose pieces of 16
 are exchanged instead (`tw_swizzled`): wherever a kernel touches such a buffer, its index goes through that. Their right operand lies
 in squares of 128 bytes.
-A right operand of bytes lies in words of four steps, which lanes read as they are.
+A right operand of bytes lies in words of four steps, which lanes read as they are. One of codes lies in words of 32 / bits steps: the four
+steps that a register takes lie at one place of a word's bytes, so a shift, a mask and a subtraction byte by byte make it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType, dtype_named
 TILE_ROWS, TILE_COLUMNS, LANES = 16, 8, 32
 # what the text of a product names by itself, so that a kernel's own names may not hide it
 RESERVED = frozenset(("lane", "step", "down", "across", "place", "from_left", "from_right", "left_words", "right_words",
-                      "filled", "emptied", "stage"))
+                      "filled", "emptied", "stage", "code_shift"))
 PRODUCTS: dict[DType, tuple[str, int]] = {
     F16: ("tw_mma_m16n8k16_f16", 16), BF16: ("tw_mma_m16n8k16_bf16", 16), U8: ("tw_mma_m16n8k32_u8s8", 32),
     I8: ("tw_mma_m16n8k32_s8", 32), dtype_named("f8e4m3fn"): ("tw_mma_m16n8k32_e4m3", 32),
@@ -54,8 +55,9 @@ def fragment_registers(fragment: Buffer) -> int:
     return rows * columns // LANES
 
 
-def emit_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPart, dtype: DType, depth: int) -> list[str]:
-    """`name` plus the product of two parts, `depth` steps long."""
+def emit_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPart, dtype: DType, depth: int, bits: int = 0,
+                  zero: int = 0) -> list[str]:
+    """`name` plus the product of two parts, `depth` steps long. `bits`: of codes less `zero`, which words on the right hold (0: none)."""
     if dtype not in PRODUCTS:
         raise InternalError(f"cuda: no matrix instruction takes {dtype}")
     function, steps = PRODUCTS[dtype]
@@ -65,20 +67,24 @@ def emit_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPa
     aligned = 16 // dtype.bytes
     if depth % steps or left.distance % aligned or dtype.bytes == 2 and right.distance % aligned:
         raise InternalError(f"cuda: a product {depth} deep of rows {left.distance} and {right.distance} elements apart")
-    first_right = (f"({right.row} + lane % 16) * {right.distance} + {right.column} + lane / 16 * 8" if dtype.bytes == 2
-                   else f"({right.row} + lane % 4) * {right.distance} + {right.column} + lane / 4")
+    if dtype.bytes == 2:
+        first_right = f"({right.row} + lane % 16) * {right.distance} + {right.column} + lane / 16 * 8"
+    else:  # lanes take four neighbouring steps each, of 16 in order: the word that has them
+        row = {0: f"({right.row} + lane % 4)", 4: f"({right.row} + lane % 4 / 2)", 2: f"({right.row})"}[bits]
+        first_right = f"{row} * {right.distance} + {right.column} + lane / 4"
     return [
         "{",
         "  const int lane = threadIdx.x % 32;",
         f"  const int from_left = ({left.row} + lane % 16) * {left.distance} + {left.column} + lane / 16 * {aligned};",
         f"  const int from_right = {first_right};",
+        *([f"  const int code_shift = lane % {8 // bits} * {bits};"] if bits else []),
         "  #pragma unroll",
         f"  for (int step = 0; step < {depth}; step += {steps}) {{",
         f"    unsigned left_words[{down}][4], right_words[{2 * across}];",
         "    #pragma unroll",
         f"    for (int down = 0; down < {down}; ++down)",
         f"      tw_load_matrix_x4(left_words[down], &{left.name}[from_left + down * {TILE_ROWS * left.distance} + step]);",
-        *_right_words(right, across, dtype),
+        *(_decoded_words(right, across, bits, zero) if bits else _right_words(right, across, dtype)),
         "    #pragma unroll",
         f"    for (int place = 0; place < {down * across}; ++place)",
         f"      {function}(&{name}[4 * place], left_words[place / {across}], &right_words[2 * (place % {across})]);",
@@ -123,6 +129,19 @@ def _right_words(right: MatrixPart, across: int, dtype: DType) -> list[str]:
     return ["    #pragma unroll",
             f"    for (int across = 0; across < {2 * across}; ++across)",
             f"      right_words[across] = {right.name}[from_right + (step / 4 + across % 2 * 4) * {right.distance} + across / 2 * 8];"]
+
+
+def _decoded_words(right: MatrixPart, across: int, bits: int, zero: int) -> list[str]:
+    """Loads what a lane has of codes, four in each register as signed bytes less `zero`. No sum of bytes reaches 256, so none carries into
+    the next byte: code + 128 - zero, whose highest bit is then turned over, is code - zero."""
+    of_word, mask = 32 // bits, (1 << bits) - 1
+    word = f"step / {of_word} + across % 2" + (f" * {16 // of_word}" if of_word < 16 else "")
+    codes = (f"(unsigned){right.name}[from_right + ({word}) * {right.distance} + across / 2 * 8] >> code_shift & "
+             f"{mask * 0x01010101:#010x}u")
+    value = f"(({codes}) + {(128 - zero) * 0x01010101:#010x}u) ^ 0x80808080u" if zero else codes
+    return ["    #pragma unroll",
+            f"    for (int across = 0; across < {2 * across}; ++across)  // four codes{f' less {zero}' if zero else ''}, as signed bytes",
+            f"      right_words[across] = {value};"]
 
 
 def emit_elements(columns: int, registers: int, register: str, element: str, body: Callable[[], None], emit: Callable[[str], None],
