@@ -143,8 +143,15 @@ def group_panel_columns(columns: DimLike, rows: DimLike, steps: DimLike, dtype: 
 
 def is_plain_matrix(op: PackedDot, right: TensorType) -> bool:
     """Whether a packed right operand is a matrix as it was, one panel that is wider than any that is packed for a block of a GPU."""
-    columns = right.shape[-1]
-    return op.square == op.step == 1 and not op.symmetric and right.shape[-3] == 1 and isinstance(columns, int) and columns > GPU_PANELS[0]
+    columns, as_it_was = right.shape[-1], op.square == 1 and (op.step == 1 or right.dtype.bytes == 1)
+    return as_it_was and not op.symmetric and right.shape[-3] == 1 and isinstance(columns, int) and columns > GPU_PANELS[0]
+
+
+def may_stay_plain(columns: DimLike, steps: DimLike, dtype: DType, caps: Caps) -> bool:
+    """Whether the matrix units' kernels read a right operand that is no constant as it is: its rows are pieces of 16 bytes, and it is no
+    part of an attention, whose operands are smaller."""
+    fits = isinstance(columns, int) and columns % (16 // dtype.bytes) == 0 and columns >= LEAST_GROUP_SIZE
+    return caps.is_gpu and str(dtype) in caps.matrix_units and fits and bounds(steps)[0] >= LEAST_GROUP_SIZE
 
 
 def gpu_code_columns(columns: int, caps: Caps) -> int:

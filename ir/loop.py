@@ -57,12 +57,13 @@ axis counts them and is indexed by a thread's own variable, and what a thread ke
 combination; likewise for the other combinations and widths. An `atomic` store combines, and others of its kind may meet it.
 `warp` loops divide a block into warps; a `fragment` buffer `[warps, m, n]` is registers of warps, `matmul_tile %c, %a[i, k],
 %b[k, j], 16` in a warp loop adds to the warp's part of c the product of a's `[m, 16]` from [i, k] on and b's `[16, n]` from
-[k, j] on (float sums in any order; of a matrix a of bytes, b's elements are i32 words of four signed bytes, or of four of a's
-float8, a quarter as many rows: k counts words there); `matmul_codes` likewise, where a is signed bytes and b's words hold 32 / bits
-codes (`step_of_place` of `weight_only_dot` says which step each is of), from which `zero` is subtracted; `matmul_group` likewise,
-where four neighbouring warps, with 16 rows each that follow one another, compute together; there b lies in squares of 8 x 8 elements
-or 4 x 4 words (`PackedDot.square`). A `lane` loop of extent m * n within a warp loop is the one place where elements of its fragments
-are touched, element e at [w, e // n, e % n]; one of extent m * n / 2 holds a loop over the two elements 2 * e and the next.
+[k, j] on (float sums in any order). Where a is bytes, b's elements are bytes, of which each 16 rows hold the steps of `BYTE_STEPS`
+(`loop_gpu.py`), or i32 words of four signed bytes, or of four of a's float8, a quarter as many rows: k counts words there.
+`matmul_codes` likewise, where a is signed bytes and b's words hold 32 / bits codes (`step_of_place` of `weight_only_dot` says which
+step each is of), from which `zero` is subtracted; `matmul_group` likewise, where four neighbouring warps, with 16 rows each that follow
+one another, compute together; there b lies in squares of 8 x 8 elements or 4 x 4 words (`PackedDot.square`). A `lane` loop of extent
+m * n within a warp loop is the one place where elements of its fragments are touched, element e at [w, e // n, e % n]; one of extent
+m * n / 2 holds a loop over the two elements 2 * e and the next.
 `copy_async` copies neighbouring elements from a parameter into shared memory; they are there for a thread loop after `commit` has
 closed the group of copies and a `wait` that leaves fewer groups under way than have been closed since.
 A `pipeline(stages)` loop stands in a block loop. Its body begins with copies: `copy_bulk` of neighbouring elements, once a block, by

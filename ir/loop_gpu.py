@@ -43,6 +43,8 @@ MOST_GROUPS = 7
 STAGES = range(3, 9)  # of a pipeline
 COPYING_THREADS = 128  # of a block with one, which copy alone
 GROUP_ROWS, GROUP_COLUMNS = 16, (64, 128, 256)  # of a warp's part of a product of four
+# which of 16 steps each row of a right operand of bytes holds, so that what units read of pairs of rows are neighbouring steps
+BYTE_STEPS = (0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15)
 MOST_ZERO = 128  # of codes that meet bytes
 GROUP_BYTES, PIECE_BYTES = 128, 16              # of a row of its left operand, and of those parts of it that lie together
 # the loops that one of a kind may stand in, innermost first among those that divide work
@@ -57,6 +59,11 @@ def group_steps(dtype: DType) -> int:
 def square_of(size: int) -> int:
     """Elements, or words, of so many bytes on a side of the squares in which its right operand lies (`PackedDot.square`)."""
     return PIECE_BYTES // size
+
+
+def row_of_step(step: DimLike) -> DimLike:
+    """Where a step lies in a right operand of bytes: the inverse of `BYTE_STEPS`, 16 by 16."""
+    return step // 16 * 16 + step % 4 // 2 * 8 + step % 16 // 4 * 2 + step % 2
 
 
 def block_rule(statement: Stmt, level: str, depth: int) -> str:
@@ -161,8 +168,9 @@ def collective_rule(statement: Stmt, buffers: list[Buffer]) -> str:
             if not len(left.shape) == len(right.shape) == len(rows) == len(columns) == 2 or depth < 1:
                 return "matmul_tile multiplies parts of matrices of two axes each, one element deep or more"
             held = I32 if left.dtype.bytes == 1 else left.dtype
-            sums = F32 if left.dtype.is_stored else I32
-            if right.dtype != held or held == I32 and (accumulator.dtype != sums or depth % 4):
+            sums, plain = (F32, left.dtype) if left.dtype.is_stored else (I32, I8)
+            in_bytes = held == I32 and right.dtype == plain and not grouped
+            if right.dtype != held and not in_bytes or held == I32 and (accumulator.dtype != sums or depth % (16 if in_bytes else 4)):
                 return f"matmul_tile adds {left.dtype} times {right.dtype} to {accumulator.dtype}, expected {held} on the right"
             if statement.bits:
                 return _codes_rule(statement, left)

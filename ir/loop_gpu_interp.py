@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .loop_gpu import square_of
+from .loop_gpu import BYTE_STEPS, square_of
 from .ops.compute import panels_of_squares
 from .ops.weight_only import WORD, codes_of_words
 
@@ -57,6 +57,9 @@ def add_products(accumulator: tuple[Array, bytearray | None, tuple[int, int, int
     if bits:
         words = np.ascontiguousarray(_part(right, (depth * bits // WORD, columns), faults))
         b = codes_of_words(words[None], bits)[0].astype(np.int32) - zero
+    elif left[0].dtype.itemsize == right[0].dtype.itemsize == 1:
+        b = np.empty((depth, columns), right[0].dtype)
+        b.reshape(depth // 16, 16, columns)[:, BYTE_STEPS] = _part(right, (depth, columns), faults).reshape(depth // 16, 16, columns)
     elif left[0].dtype.itemsize == 1:  # words of four signed bytes each, or of four of the left operand's float8
         words = _part(right, (depth // 4, columns), faults)
         words = panels_of_squares(words, square_of(words.dtype.itemsize), True) if grouped else words

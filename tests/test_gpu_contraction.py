@@ -10,11 +10,12 @@ import pytest
 
 from tests.compilers import needs_compiler
 from tests.cuda_programs import EmulatedPrograms
-from tests.lowering_checks import GPU
+from tests.lowering_checks import GPU, QUIET
 from tests.lowering_checks import lowered_for_gpu as lowered
 from tilewright import library as lib
+from tilewright.ir.caps import Caps
 from tilewright.ir.dims import DimLike, ceildiv, symbol
-from tilewright.ir.errors import ArgumentError
+from tilewright.ir.errors import ArgumentError, CompileError
 from tilewright.ir.graph import Builder, Graph
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop import MatmulTile, walk
@@ -25,6 +26,9 @@ from tilewright.ir.program import Program
 from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType
 from tilewright.lowering.gpu_contraction import gpu_tile
 from tilewright.lowering.gpu_tiles import plain_tile
+from tilewright.lowering.lower import lower_program
+from tilewright.options import Options
+from tilewright.pipeline import run_passes
 from tilewright.runtime import cuda_array
 from tilewright.runtime.buffer import TensorInfo
 from tilewright.tiles import gpu_panel_columns
@@ -138,6 +142,41 @@ def test_products_of_bytes(left: DType) -> None:
     sizes = [(40, 128, 70), (33, 80, 64), (1, 5, 9), (65, 67, 32)]
     graph, values = integer_products(sizes if left == U8 else sizes[1:3], left, I8)
     check(graph, values, len(graph.results))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [F16, U8, I8])
+def test_matrices_at_run_time_are_read_as_they_are(dtype: DType) -> None:
+    """One kernel a product: edges of rows and columns, steps that 16 bytes of the left operand do not hold, steps cut into parts."""
+    sizes = {F16: [(5, 150, 272)], U8: [(5, 150, 272), (33, 1440, 144)], I8: [(20, 144, 160)]}[dtype]
+    graph, values = products(F16, sizes) if dtype == F16 else integer_products(sizes, dtype, I8)
+    program = check(graph, values, len(sizes))
+    assert len(program.kernels()) == len(sizes) + (dtype == U8)  # whose last product has its parts added up
+    if dtype != U8:
+        high, values = products(F16, [(70, 160, 144)]) if dtype == F16 else integer_products([(70, 160, 144)], I8, I8)
+        check(high, values, 1, multiprocessors=1)  # tiles of 128 x 128
+
+
+def test_batches_of_matrices_that_are_read_as_they_are() -> None:
+    b = Builder()
+    x, w = b.add(Param("x", I8, (symbol("B"), symbol("M"), 144))), b.add(Param("w", I8, (symbol("B"), 144, 160)))
+    graph = Graph("batched", [x, w], [b.add(Dot((2,), (1,), (0,), (0,), result=I32), x, w)])
+    program, rng = lowered(graph), np.random.default_rng(5)
+    assert len(program.kernels()) == 1
+    for batch, m in ((2, 3), (1, 0)):
+        values = [rng.integers(-128, 128, shape).astype(np.int8) for shape in ((batch, m, 144), (batch, 144, 160))]
+        np.testing.assert_array_equal(run_program(program, values)[0], evaluate_graph(graph, values)[0])
+
+
+def test_matrices_of_bytes_are_refused_where_no_units_read_them() -> None:
+    b = Builder()
+    x, w = b.add(Param("x", I8, (4, 144))), b.add(Param("w", I8, (1, 144, 160)))
+    graph = Graph("plain", [x, w], [b.add(PackedDot(0, 160, step=4), x, w)])
+    fused, _ = run_passes(graph, Options(), Caps(), QUIET)
+    with pytest.raises(CompileError, match=r"no kernel of this target takes i8\[1, 144, 160\] that is no words"):
+        lower_program(fused, Caps())
+    with pytest.raises(CompileError, match="dtypes differ|do not fit"):
+        PackedDot(0, 160, step=2).infer(x.tensor, w.tensor)
 
 
 def test_high_tiles_where_there_is_work_for_all_multiprocessors() -> None:

@@ -222,6 +222,12 @@ TW_FUNCTION void tw_load_matrix_x4_transposed(unsigned words[4], const void *row
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3]) : "r"(tw_shared_address(row)) : "memory");
 }
+// The bytes at four places, 0 to 7 in four bits each, of the eight of two words, the first one's before the second one's.
+TW_FUNCTION unsigned tw_permute_bytes(unsigned first, unsigned second, unsigned places) {
+  unsigned word;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(word) : "r"(first), "r"(second), "r"(places));
+  return word;
+}
 TW_FUNCTION void tw_load_matrix_x2_transposed(unsigned words[2], const void *row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
                : "=r"(words[0]), "=r"(words[1]) : "r"(tw_shared_address(row)) : "memory");

@@ -290,8 +290,12 @@ class _Writer(Expressions):
         assert isinstance(columns, int)
         self.level, self.register = "lane", self.fresh()
         self.in_pairs = loop.extent == product(fragment.shape[1:]) // 2
+        interleaved = {name in self.interleaved for name in touched if self.buffers[name].space == "fragment"}
+        if len(interleaved) != 1:
+            raise InternalError(f"cuda: lane loop {loop.symbol.name} over fragments that lie otherwise")
+        self.pair_distance = 4 if True in interleaved else 1
         emit_elements(columns, fragment_registers(fragment), self.register, self.variable(loop.symbol.name),
-                      lambda: self.block(loop.body), self.emit, self.indent_by, self.in_pairs)
+                      lambda: self.block(loop.body), self.emit, self.indent_by, self.in_pairs, True in interleaved)
         self.level, self.register, self.in_pairs = "warp", "", False
 
     def indent_by(self, steps: int) -> None:
@@ -314,7 +318,7 @@ class _Writer(Expressions):
         row, column = (within(self.size(i), SUM) for i in index)
         distance = self.buffers[name].shape[1]
         assert isinstance(distance, int)
-        return MatrixPart(self.buffer_name(name), row, column, distance)
+        return MatrixPart(self.buffer_name(name), row, column, distance, self.buffers[name].dtype.bytes)
 
     def loop(self, loop: For) -> None:
         self.pair = loop.symbol.name if self.in_pairs else ""

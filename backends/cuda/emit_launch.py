@@ -5,7 +5,7 @@ from __future__ import annotations
 from tilewright.backends.cuda.emit_pipeline import barrier_bytes, pipeline_of
 from tilewright.backends.cuda.module import STATIC_SHARED
 from tilewright.ir.dims import DimLike, dim_max
-from tilewright.ir.loop import Kernel, MatmulTile, walk
+from tilewright.ir.loop import Alloc, Kernel, MatmulTile, walk
 from tilewright.ir.loop_gpu import block_loops, shared_bytes, shared_bytes_of_block
 
 
@@ -21,6 +21,12 @@ def grid_of(kernel: Kernel) -> DimLike:
 def swizzled_buffers(kernel: Kernel) -> frozenset[str]:
     """Left operands of products of four warps, in rows whose pieces are exchanged."""
     return frozenset(s.left for s in walk(kernel.body) if isinstance(s, MatmulTile) and s.grouped)
+
+
+def interleaved_fragments(kernel: Kernel) -> frozenset[str]:
+    """Fragments of products whose right operand is bytes in rows (`emit_matrix.py`)."""
+    narrow = {s.buffer.name for s in walk(kernel.body) if isinstance(s, Alloc) and s.buffer.dtype.bytes == 1}
+    return frozenset(s.accumulator for s in walk(kernel.body) if isinstance(s, MatmulTile) and s.right in narrow)
 
 
 def dynamic_shared_bytes(kernel: Kernel) -> int:
