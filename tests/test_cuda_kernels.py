@@ -203,6 +203,14 @@ def test_nothing_is_declared_that_its_block_does_not_read() -> None:
     assert places == 1 and "] = 0.0f;" in source
 
 
+def test_a_matrix_product_reads_well() -> None:
+    """Elements of fragments have a row and a column, no number that is divided again; blocks hold more than a block; values are rounded once."""
+    source = emit_module(lowered(matmul(64, 64, 64, (), F16)), "sm_80").source
+    epilogue = source[source.rindex("#pragma unroll\n    for"):]
+    assert "const int e1_row = v2 / 16 * 16 + v2 / 2 % 2 * 8 + threadIdx.x % 32 / 4;" in epilogue and " e1 " not in epilogue
+    assert not re.search(r"\{\n *\{\n(?:(?!\n *\}\n *\}).)*\n *\}\n *\}", epilogue, re.S) and "tw_to_float16(tw_round" not in source
+
+
 def test_source_reads_well() -> None:
     """The text of a kernel, so that a change of it is seen."""
     source = emit_module(lowered(one((5, 100), lambda b, x: lib.reduce(b, "sum", x, (1,), keep=False))), "sm_80").source
@@ -216,13 +224,11 @@ extern "C" __global__ void __launch_bounds__(256) kernel_reduce(const float *__r
       const int i0 = thread / 32;
       for (int v_step = 0; v_step < 2; ++v_step) {
         if (v_step * 32 + thread % 32 < 50) {
-          {
-            __align__(16) float x0_1[2];
-            tw_load_vector(x0_1, &x0[i0 * 100 + v_step * 64 + thread % 32 * 2]);
-            #pragma unroll
-            for (int k0 = 0; k0 < 2; ++k0) {
-              sum += x0_1[k0];
-            }
+          __align__(16) float x0_1[2];
+          tw_load_vector(x0_1, &x0[i0 * 100 + v_step * 64 + thread % 32 * 2]);
+          #pragma unroll
+          for (int k0 = 0; k0 < 2; ++k0) {
+            sum += x0_1[k0];
           }
         }
       }

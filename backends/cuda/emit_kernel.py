@@ -23,7 +23,7 @@ from tilewright.backends.cuda.emit_matrix import (
     first_row,
     fragment_registers,
 )
-from tilewright.backends.cuda.emit_names import comment_of, wrapped
+from tilewright.backends.cuda.emit_names import comment_of, without_single_blocks, wrapped
 from tilewright.backends.cuda.emit_pipeline import Pipeline, blocks_together, emit_barriers, emit_pipeline, pipeline_of
 from tilewright.backends.cuda.emit_scalars import (
     ROUNDING,
@@ -60,6 +60,9 @@ from tilewright.ir.loop import (
     While,
     expression_nodes,
     expressions_of,
+    loop_variable,
+    names_of,
+    substitute_statements,
     walk,
 )
 from tilewright.ir.loop_gpu import shared_bytes, threads_of
@@ -97,6 +100,7 @@ class _Writer(Expressions):
         self.warp_loop: For | None = None
         self.threads = threads_of(kernel)
         self.barriers = Barriers(kernel)
+        self.kernel_names = names_of(kernel)
 
     # --- statements ---
 
@@ -145,7 +149,7 @@ class _Writer(Expressions):
             if declared is None or declared[1] in blocks[-1][1]:
                 blocks[-1][1].update(WORD.findall(line))
                 kept.append(line)
-        return kept[::-1]
+        return without_single_blocks(kept[::-1])
 
     def block(self, body: Sequence[Stmt]) -> None:
         outer = dict(self.buffers)
@@ -294,9 +298,20 @@ class _Writer(Expressions):
         if len(interleaved) != 1:
             raise InternalError(f"cuda: lane loop {loop.symbol.name} over fragments that lie otherwise")
         self.pair_distance = 4 if True in interleaved else 1
-        emit_elements(columns, fragment_registers(fragment), self.register, self.variable(loop.symbol.name),
-                      lambda: self.block(loop.body), self.emit, self.indent_by, self.in_pairs, True in interleaved)
+        # of the element's number in C order, which the body's indices divide again, its row and column
+        wide, name = columns // 2 if self.in_pairs else columns, loop.symbol.name
+        assert isinstance(loop.extent, int)
+        row, column = (loop_variable(self.unused(f"{name}_{axis}"), n) for axis, n in (("row", loop.extent // wide), ("column", wide)))
+        body = substitute_statements(loop.body, {name: size_of(row) * wide + size_of(column)})
+        emit_elements(columns, fragment_registers(fragment), self.register, self.variable(row.name), self.variable(column.name),
+                      lambda: self.block(body), self.emit, self.indent_by, self.in_pairs, True in interleaved)
         self.level, self.register, self.in_pairs = "warp", "", False
+
+    def unused(self, name: str) -> str:
+        """A name that the kernel has not."""
+        while name in self.kernel_names:
+            name += "_"
+        return name
 
     def indent_by(self, steps: int) -> None:
         self.indent += steps
@@ -347,8 +362,6 @@ class _Writer(Expressions):
         self.pair = loop.symbol.name
         parts = vector_parts(loop, {b.name: b.space for b in self.kernel.buffers}, self.fresh)
         name = self.variable(loop.symbol.name)
-        self.emit("{")
-        self.indent += 1
         for (buffer, _), part in parts.items():
             self.emit(f"__align__(16) {memory_type(self.buffers[buffer].dtype)} {part.name}[{loop.lanes}];")
             if part.is_loaded:
@@ -360,8 +373,6 @@ class _Writer(Expressions):
         for (buffer, _), part in parts.items():
             if not part.is_loaded:
                 self.emit(f"tw_store_vector(&{self.buffer_name(buffer)}[{self.size(part.first).text}], {part.name});")
-        self.indent -= 1
-        self.emit("}")
 
     def while_loop(self, statement: While) -> None:
         before = self.barriers.enter(statement) if self.level == "block" else None
@@ -380,6 +391,10 @@ class _Writer(Expressions):
         self.shared_reads([statement.value])
         value, = self.expressions([statement.value])
         dtype = statement.value.dtype
+        if self.level == "lane" and dtype == INDEX and value.text.isidentifier() and not value.wide:  # a row or column as it is
+            self.names.known["variable", statement.name] = value.text
+            self.declare(statement.name, False)
+            return
         kind = value_type(dtype)
         if dtype == INDEX:
             narrow = not value.wide or statement.symbol is not None and is_narrow(size_of(statement.symbol))

@@ -49,6 +49,13 @@ class MatrixPart(Struct, frozen=True):
     distance: int
     bytes: int
 
+    def place(self, row: str, column: str = "") -> str:
+        """The element so far down and across from the first one; nothing: not at all."""
+        down, across = ([part for part in parts if part not in ("", "0")] for parts in ((self.row, row), (self.column, column)))
+        rows = [f"({' + '.join(down)}) * {self.distance}"] if len(down) > 1 or down and not down[0].isidentifier() else \
+            [f"{down[0]} * {self.distance}"] if down else []
+        return " + ".join([*rows, *across]) or "0"
+
 
 def fragment_registers(fragment: Buffer) -> int:
     """Registers of a lane."""
@@ -74,16 +81,15 @@ def emit_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPa
         raise InternalError(f"cuda: a product {depth} deep of rows {left.distance} and {right.distance} elements apart")
     in_rows = dtype.bytes == 1 and right.bytes == 1
     if in_rows:
-        first_right = f"({right.row} + lane) * {right.distance} + {right.column}"
+        first_right = right.place("lane")
     elif dtype.bytes == 2:
-        first_right = f"({right.row} + lane % 16) * {right.distance} + {right.column} + lane / 16 * 8"
+        first_right = right.place("lane % 16", "lane / 16 * 8")
     else:  # lanes take four neighbouring steps each, of 16 in order: the word that has them
-        row = {0: f"({right.row} + lane % 4)", 4: f"({right.row} + lane % 4 / 2)", 2: f"({right.row})"}[bits]
-        first_right = f"{row} * {right.distance} + {right.column} + lane / 4"
+        first_right = right.place({0: "lane % 4", 4: "lane % 4 / 2", 2: ""}[bits], "lane / 4")
     return [
         "{",
         "  const int lane = threadIdx.x % 32;",
-        f"  const int from_left = ({left.row} + lane % 16) * {left.distance} + {left.column} + lane / 16 * {aligned};",
+        f"  const int from_left = {left.place('lane % 16', f'lane / 16 * {aligned}')};",
         f"  const int from_right = {first_right};",
         *([f"  const int code_shift = lane % {8 // bits} * {bits};"] if bits else []),
         "  #pragma unroll",
@@ -165,26 +171,25 @@ def _decoded_words(right: MatrixPart, across: int, bits: int, zero: int) -> list
             f"      right_words[across] = {value};"]
 
 
-def emit_elements(columns: int, registers: int, register: str, element: str, body: Callable[[], None], emit: Callable[[str], None],
+def emit_elements(columns: int, registers: int, register: str, row: str, column: str, body: Callable[[], None], emit: Callable[[str], None],
                   indent: Callable[[int], None], in_pairs: bool, interleaved: bool) -> None:
-    """A loop over a lane's registers of fragments `columns` wide; `element` counts elements of the fragment in C order, or pairs of
+    """A loop over a lane's registers of fragments `columns` wide; `row` and `column` are names of the place of an element, or of a pair of
     neighbours, which a lane has in neighbouring registers, or four apart where columns are interleaved."""
     tiles, step = columns // TILE_COLUMNS, "threadIdx.x % 4"
     emit("#pragma unroll")
     if in_pairs and interleaved:
-        index, down, column = f"{element}_pair", f"{element}_pair / {2 * tiles}", f"{{0}} / 4 % {tiles // 2} * 8 + {step} * 2 + {{0}} % 2"
+        index, down, across = f"{register}_pair", f"{register}_pair / {2 * tiles}", f"{{0}} / 4 % {tiles // 2} * 8 + {step} * 2 + {{0}} % 2"
         emit(f"for (int {index} = 0; {index} < {registers // 2}; ++{index}) {{")
     else:
         index, down = register, f"{register} / {4 * tiles}"
-        column = (f"{{0}} / 8 % {tiles // 2} * 16 + {step} * 4 + {{0}} % 2 * 2 + {{0}} / 4 % 2" if interleaved
+        across = (f"{{0}} / 8 % {tiles // 2} * 16 + {step} * 4 + {{0}} % 2 * 2 + {{0}} / 4 % 2" if interleaved
                   else f"{{0}} / 4 % {tiles} * 4 + {step}" if in_pairs else f"{{0}} / 4 % {tiles} * 8 + {step} * 2 + {{0}} % 2")
         emit(f"for (int {index} = 0; {index} < {registers}; {f'{index} += 2' if in_pairs else f'++{index}'}) {{")
     indent(1)
     if in_pairs and interleaved:
         emit(f"const int {register} = {index} / 4 * 8 + {index} % 4;")
-    emit(f"const int {element}_row = {down} * 16 + {index} / 2 % 2 * 8 + threadIdx.x % 32 / 4;")
-    emit(f"const int {element}_column = {column.format(index)};")
-    emit(f"const int {element} = {element}_row * {columns // 2 if in_pairs else columns} + {element}_column;")
+    emit(f"const int {row} = {down} * 16 + {index} / 2 % 2 * 8 + threadIdx.x % 32 / 4;")
+    emit(f"const int {column} = {across.format(index)};")
     body()
     indent(-1)
     emit("}")

@@ -106,17 +106,14 @@ extern "C" __global__ void __launch_bounds__(384, 1) kernel_packed_dot_max(
     for (int v2 = 0; v2 < 64; v2 += 2) {
       const int e1_row = v2 / 64 * 16 + v2 / 2 % 2 * 8 + threadIdx.x % 32 / 4;
       const int e1_column = v2 / 4 % 16 * 4 + threadIdx.x % 4;
-      const int e1 = e1_row * 64 + e1_column;
-      if (panel * 128 + e1 * 2 % 128 < 240) {
-        if (tile * 128 + w2 * 16 + e1 / 64 < R) {
-          {
-            __align__(16) tw_bfloat16 y0_3[2];
-            #pragma unroll
-            for (int pair = 0; pair < 2; ++pair) {
-              y0_3[pair] = tw_to_bfloat16(tw_max(tw_round_bfloat16(sums[v2 + pair]), 0.0f));
-            }
-            tw_store_vector(&y0[panel * 128 + tile * 30720 + w2 * 3840 + e1 % 64 * 2 + e1 / 64 * 240], y0_3);
+      if (panel * 128 + e1_column * 2 < 240) {
+        if (tile * 128 + e1_row + w2 * 16 < R) {
+          __align__(16) tw_bfloat16 y0_3[2];
+          #pragma unroll
+          for (int pair = 0; pair < 2; ++pair) {
+            y0_3[pair] = tw_to_bfloat16(tw_max(tw_round_bfloat16(sums[v2 + pair]), 0.0f));
           }
+          tw_store_vector(&y0[panel * 128 + tile * 30720 + e1_column * 2 + e1_row * 240 + w2 * 3840], y0_3);
         }
       }
     }
