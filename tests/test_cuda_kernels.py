@@ -15,16 +15,18 @@ import pytest
 
 import tilewright as tw
 from tests.cuda_programs import EmulatedPrograms
-from tests.emulated import emulated_driver
+from tests.emulated import emulate, emulated_driver
 from tests.lowering_checks import assert_results, first_samples, one, sample_case, values
 from tests.lowering_checks import lowered_for_gpu as lowered
 from tilewright import library as lib
 from tilewright.backends.cuda.emit import emit_module
+from tilewright.backends.cuda.emit_kernel import emit_kernel
 from tilewright.gpu.compiling import standalone_source
 from tilewright.ir.dims import symbol
 from tilewright.ir.errors import CompileError, IndexFailure
 from tilewright.ir.graph import Builder, Graph, Node
 from tilewright.ir.interp import evaluate_graph
+from tilewright.ir.loop_parser import parse_kernel
 from tilewright.ir.ops.compute import Bitcast, Cast, Conv, Elementwise
 from tilewright.ir.ops.control import Param
 from tilewright.ir.ops.scalar import SCALARS, result_dtype
@@ -188,6 +190,38 @@ def test_an_index_out_of_range_is_reported() -> None:
     np.testing.assert_array_equal(made.run(0, [data, np.array([3, 0, 1])])[0], [3, 0, 1])
     with pytest.raises(IndexFailure, match="found 4, expected"):
         made.run(0, [data, np.array([3, 4, 1])])
+
+
+def test_a_barrier_follows_each_wait_for_what_threads_read() -> None:
+    """Of two groups of copies the first wait leaves one under way; threads read, of each, what another one has copied."""
+    text = """kernel @waits(%x: in f32[256], %y: out f32[32], %z: out f32[32]) {
+  for %b in 0..1 block {
+    alloc %first: f32[128] shared
+    alloc %second: f32[128] shared
+    for %t in 0..32 thread {
+      copy_async %first[4*t] = %x[4*t], 4
+    }
+    commit
+    for %t1 in 0..32 thread {
+      copy_async %second[4*t1] = %x[4*t1 + 128], 4
+    }
+    commit
+    wait 1
+    for %u in 0..32 thread {
+      %y[u] = load %first[-u + 31]
+    }
+    wait 0
+    for %u1 in 0..32 thread {
+      %z[u1] = load %second[-u1 + 31]
+    }
+  }
+}
+"""
+    _, source = emit_kernel(parse_kernel(text), "waits", {})
+    assert source.count("__syncthreads();") == 2
+    x, y, z = np.arange(256, dtype=np.float32), np.zeros(32, np.float32), np.zeros(32, np.float32)
+    emulate('#include "device.h"\n' + source).launch("waits", 1, 32, [x, y, z])
+    np.testing.assert_array_equal([y, z], [range(31, -1, -1), range(159, 127, -1)])
 
 
 def test_nothing_is_declared_that_its_block_does_not_read() -> None:

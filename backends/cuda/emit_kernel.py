@@ -464,7 +464,7 @@ class _Writer(Expressions):
                 self.emit("tw_copy_async_commit();")
             case Wait(groups=groups):
                 self.emit(f"tw_copy_async_wait({groups});")
-                self.barriers.wait()
+                self.barriers.wait(groups)
 
 
 def _printable(text: str) -> str:
