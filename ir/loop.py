@@ -14,7 +14,7 @@
                | "collect" ("add" | "max" | ...) "%"name "over" width
                | ("matmul_tile" | "matmul_group") "%"name "," "%"name "[" index,* "]" "," "%"name "[" index,* "]" "," depth
                | "matmul_codes" "%"name "," "%"name "[" index,* "]" "," "%"name "[" index,* "]" "," depth "," bits "," zero
-               | "copy_async" "%"name "[" index,* "]" "=" "%"name "[" index,* "]" "," count
+               | "copy_async" "%"name "[" index,* "]" "=" "%"name "[" index,* "]" "," count ("given" expression)?
                | "copy_bulk" "%"name "[" index,* "]" "=" "%"name "[" index,* "]" "," count
                | "commit" | "wait" groups
                | "prefetch" "%"name "[" index,* "]"
@@ -65,7 +65,8 @@ one another, compute together; there b lies in squares of 8 x 8 elements or 4 x 
 m * n within a warp loop is the one place where elements of its fragments are touched, element e at [w, e // n, e % n]; one of extent
 m * n / 2 holds a loop over the two elements 2 * e and the next.
 `copy_async` copies neighbouring elements from a parameter into shared memory; they are there for a thread loop after `commit` has
-closed the group of copies and a `wait` that leaves fewer groups under way than have been closed since.
+closed the group of copies and a `wait` that leaves fewer groups under way than have been closed since. Where what stands behind
+`given` is false, they are zeros, and the parameter is not read.
 A `pipeline(stages)` loop stands in a block loop. Its body begins with copies: `copy_bulk` of neighbouring elements, once a block, by
 the copy engine, and a thread loop with `copy_async` and stores to shared memory; then a warp loop multiplies by `matmul_group`
 what they brought. The copies of a round may run up to `stages` rounds before its products, in order, and have come before these.
@@ -243,13 +244,14 @@ class MatmulTile(Struct, frozen=True, eq=False):
 
 
 class CopyAsync(Struct, frozen=True, eq=False):
-    """Begins to copy `count` neighbouring elements of a parameter into shared memory."""
+    """Begins to copy `count` neighbouring elements of a parameter into shared memory; zeros where the condition is false."""
 
     buffer: str
     index: tuple[DimLike, ...]
     source: str
     source_index: tuple[DimLike, ...]
     count: int
+    condition: Node | None = None
 
 
 class CopyBulk(Struct, frozen=True, eq=False):
@@ -334,6 +336,8 @@ def expressions_of(statement: Stmt) -> tuple[Node, ...]:
             return (value,)
         case Check(condition=condition, found=found, expected=expected):
             return (condition, found, expected)
+        case CopyAsync(condition=condition) if condition is not None:
+            return (condition,)
     return ()
 
 
@@ -417,7 +421,10 @@ def map_statements(body: Sequence[Stmt], size: Callable[[DimLike], DimLike], cha
             case CopyAsync() | CopyBulk():
                 buffer, index = access(s.buffer, s.index)
                 source, source_index = access(s.source, s.source_index)
-                return replace(s, buffer=buffer, index=index, source=source, source_index=source_index)
+                moved = replace(s, buffer=buffer, index=index, source=source, source_index=source_index)
+                if isinstance(moved, CopyAsync) and moved.condition is not None:
+                    return replace(moved, condition=map_expression(moved.condition, change, done))
+                return moved
             case Collect() | Commit() | Wait():
                 return s
 

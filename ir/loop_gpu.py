@@ -176,7 +176,7 @@ def collective_rule(statement: Stmt, buffers: list[Buffer]) -> str:
                 return _codes_rule(statement, left)
             if grouped:
                 return _group_rule(statement, accumulator, left, right)
-        case CopyAsync(name, _, source, _, count) | CopyBulk(name, _, source, _, count):
+        case CopyAsync(buffer=name, source=source, count=count) | CopyBulk(buffer=name, source=source, count=count):
             target, origin = buffers
             if target.space != "shared" or origin.space not in ("in", "inout") or target.dtype != origin.dtype:
                 return f"a copy of %{source} to %{name}, expected an input and shared memory of one dtype"

@@ -313,7 +313,11 @@ class _LoopParser(GraphParser):
         self.lexer.expect("=")
         source = self.element()
         self.lexer.expect(",")
-        return kind(*target, *source, self.lexer.integer("the number of elements"))
+        made = kind(*target, *source, self.lexer.integer("the number of elements"))
+        if isinstance(made, CopyAsync) and self.lexer.accept("given"):
+            condition, = self.expressions(1)
+            return replace(made, condition=condition)
+        return made
 
     def wait(self) -> Wait:
         return Wait(self.lexer.integer("the number of groups"))

@@ -174,6 +174,8 @@ class _KernelWriter:
                 return [f"{indent}prefetch {self.buffer_name(name)}{self.sizes(index)}"]
             case Check(code=code, message=message):
                 return [f"{indent}check {texts[0]}, {code}, {json.dumps(message)}, {texts[1]}, {texts[2]}{shared}"]
+            case CopyAsync(condition=condition) if condition is not None:
+                return [f"{indent}{self.collective(statement)} given {texts[0]}{shared}"]
         return [indent + self.collective(statement)]
 
     def collective(self, statement: Collect | MatmulTile | CopyAsync | CopyBulk | Commit | Wait) -> str:
@@ -186,10 +188,10 @@ class _KernelWriter:
                 codes = f", {bits}, {statement.zero}" if bits else ""
                 operands = f"{self.buffer_name(left)}{self.sizes(rows)}, {self.buffer_name(right)}{self.sizes(columns)}"
                 return f"matmul_{kind} {self.buffer_name(name)}, {operands}, {statement.depth}{codes}"
-            case CopyAsync(name, index, source, place, count) | CopyBulk(name, index, source, place, count):
-                target = f"{self.buffer_name(name)}{self.sizes(index)}"
+            case CopyAsync() | CopyBulk():
+                target = f"{self.buffer_name(statement.buffer)}{self.sizes(statement.index)}"
                 word = "copy_bulk" if isinstance(statement, CopyBulk) else "copy_async"
-                return f"{word} {target} = {self.buffer_name(source)}{self.sizes(place)}, {count}"
+                return f"{word} {target} = {self.buffer_name(statement.source)}{self.sizes(statement.source_index)}, {statement.count}"
             case Commit():
                 return "commit"
             case Wait(groups=groups):

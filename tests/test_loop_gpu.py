@@ -84,7 +84,10 @@ CODES = (PRODUCT.replace("%x: in f32[256]", "%x: in i8[1024]").replace("%w: in f
                                                     "matmul_codes %sums, %left[16*w1, 0], %right[0, 0], 32, 4, 8"))
 
 
-@pytest.mark.parametrize("text", [REVERSE, SUMS, PRODUCT, CODES], ids=["reverse", "sums", "product", "codes"])
+ZEROS = PRODUCT.replace("= %x[4*t], 4", "= %x[4*t + 8], 4 given lt(index(t), index(62))")  # rows from 1 on, and one of zeros
+
+
+@pytest.mark.parametrize("text", [REVERSE, SUMS, PRODUCT, CODES, ZEROS], ids=["reverse", "sums", "product", "codes", "zeros"])
 def test_text(text: str) -> None:
     kernel = parse_kernel(text)
     verify_kernel(kernel)
@@ -119,6 +122,20 @@ def test_products_of_copies(checked: bool) -> None:
     y = np.zeros(512, np.float32)
     run_kernel(parse_kernel(PRODUCT), [x, w, y], {}, checked=checked)
     np.testing.assert_array_equal(y.reshape(32, 16), x.reshape(32, 8) @ w.reshape(8, 16))
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_copies_of_what_is_not_there_are_zeros(checked: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, w = (rng.integers(-4, 5, n).astype(np.float32) for n in (256, 128))
+    y = np.zeros(512, np.float32)
+    run_kernel(parse_kernel(ZEROS), [x, w, y], {}, checked=checked)
+    rows = np.concatenate([x.reshape(32, 8)[1:], np.zeros((1, 8), np.float32)])
+    np.testing.assert_array_equal(y.reshape(32, 16), rows @ w.reshape(8, 16))
+    with pytest.raises(VerifyError, match="outside|%x"):
+        run_kernel(parse_kernel(ZEROS.replace("index(62)", "index(63)")), [x, w, y], {})
+    with pytest.raises(VerifyError, match="copy_async"):
+        verify_kernel(parse_kernel(ZEROS.replace("lt(index(t), index(62))", "index(t)")))
 
 
 @pytest.mark.parametrize("bits, zero", [(4, 8), (4, 0), (2, 128)])

@@ -33,7 +33,7 @@ from tilewright.backends.cuda.emit_scalars import (
     stored,
     value_type,
 )
-from tilewright.backends.cuda.emit_sizes import SUM, UNARY, Text, is_narrow, within
+from tilewright.backends.cuda.emit_sizes import OR, SUM, UNARY, Text, is_narrow, within
 from tilewright.backends.cuda.emit_vectors import vector_parts
 from tilewright.backends.cuda.module import CudaKernel
 from tilewright.ir.dims import DimLike, product, size_of
@@ -459,7 +459,8 @@ class _Writer(Expressions):
                     self.emit(line)
             case CopyAsync(buffer=name, index=index, source=source, source_index=origin, count=count):
                 bytes_copied = count * self.buffers[name].dtype.bytes
-                self.emit(emit_copy(f"&{self.element(name, index)}", f"&{self.element(source, origin)}", bytes_copied))
+                given = within(self.expressions([statement.condition])[0], OR) if statement.condition is not None else ""
+                self.emit(emit_copy(f"&{self.element(name, index)}", f"&{self.element(source, origin)}", bytes_copied, given))
             case Commit():
                 self.emit("tw_copy_async_commit();")
             case Wait(groups=groups):

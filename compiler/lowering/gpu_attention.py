@@ -202,9 +202,7 @@ class GpuAttention:
         if divides(self.width, self.keys):
             return [CopyAsync(target.name, (row, at), source.name, ((panel * self.keys + key) * self.wide + at,), COPIED)]
         inside = self.inliner.scalar("lt", self.inliner.index(key), self.inliner.index(self.keys))
-        copy = CopyAsync(target.name, (row, at), source.name, ((panel * self.keys + dim_min(key, self.keys - 1)) * self.wide + at,), COPIED)
-        zeros = tuple(Store(target.name, (row, at + i), self.inliner.literal(0.0, target.dtype)) for i in range(COPIED))
-        return [If(inside, (copy,), zeros)]
+        return [CopyAsync(target.name, (row, at), source.name, ((panel * self.keys + key) * self.wide + at,), COPIED, inside)]
 
     def _pieces(self, thread: DimLike, rows: int, columns: int, make: object) -> list[Stmt]:
         """What all threads do together for each 16 bytes of a part."""

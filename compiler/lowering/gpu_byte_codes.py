@@ -186,8 +186,7 @@ class ByteTiles(UnitNest):
             copy = CopyAsync(self.left.name, place, left.name, (dim_min(self.first_row + row, self.rows - 1) * self.depth + at,), n)
             if self.is_even:
                 return (copy,)
-            zeros = tuple(Store(self.left.name, (place[0], place[1] + i), self.inliner.literal(0, I8)) for i in range(n))
-            return self._where(at, self.depth, (copy,), zeros)
+            return (replace(copy, condition=self.inliner.scalar("lt", self.inliner.index(at), self.inliner.index(self.depth))),)
 
         def words(row: DimLike, piece: DimLike) -> tuple[Stmt, ...]:
             count, words = tile.slices * tile.runs * self.words_of_run, tile.runs * self.words_of_run

@@ -69,7 +69,6 @@ COPIED = 16         # bytes that are copied at a time
 ROW_BYTES = 64      # of a row of the left operand in shared memory
 STAGES = 4          # of shared memory
 GROUP_STAGES = {(128, 256): 4, (128, 128): 6, (64, 128): 4}  # where four warps multiply together; of the last tile two blocks have room
-BRANCHES_AT_ONCE = 4  # pieces that a thread copies, or stores zeros instead, in a row
 GROUPED_ROWS = 8    # tiles of rows that blocks go down before the next panel
 # of `depth` steps in microseconds: what three stages wait for memory, and elements of 64 bytes of steps that units take (A100, its figures)
 ROUND_TIME, ELEMENTS_A_MICROSECOND = 0.2, 45000
@@ -240,10 +239,7 @@ class _Work:
             """A piece of a step, zeros past the last one."""
             if divides(tile.depth, self.steps):
                 return copied
-            lane, e = loop_symbol(inliner.names.fresh("z"), n)
-            *outer, last = copied.index
-            zeros = For(lane, n, "unrolled", (Store(copied.buffer, (*outer, last + e), self._zero(self.left.dtype)),))
-            return If(inliner.scalar("lt", inliner.index(at), inliner.index(self.steps)), (copied,), (zeros,))
+            return replace(copied, condition=inliner.scalar("lt", inliner.index(at), inliner.index(self.steps)))
 
         def from_left(row: DimLike, piece: DimLike) -> Stmt:
             first, place = step * tile.depth + piece * n, (stage * tile.rows + row, piece * n)
@@ -257,10 +253,9 @@ class _Work:
             place = (stage * part + square * n * n + row * n,)
             return piece_or_zeros(CopyAsync(self.right.name, place, self.rhs.name, (self._plain_right(at) + column,), n), at)
 
-        at_once = 0 if divides(tile.depth, self.steps) else BRANCHES_AT_ONCE
-        pieces = self._pieces(t, tile.rows, tile.depth // n, from_left, COPYING_THREADS, at_once)
+        pieces = self._pieces(t, tile.rows, tile.depth // n, from_left, COPYING_THREADS)
         if tile.plain:
-            pieces += self._pieces(t, part // (n * n), n, from_right, COPYING_THREADS, at_once)
+            pieces += self._pieces(t, part // (n * n), n, from_right, COPYING_THREADS)
         copies = For(thread, COPYING_THREADS, "thread", tuple(pieces))
         return For(variable, rounds, PIPELINE, (*([] if tile.plain else [panel]), copies, self._multiply(stage)), tile.stages)
 
@@ -278,17 +273,12 @@ class _Work:
             (self._right_element(step * self.right_depth + row, piece * m, m),), m))
         return For(thread, tile.threads, "thread", (If(when, tuple(body)),))
 
-    def _pieces(self, thread: DimLike, rows: int, pieces: int, make: object, threads: int = 0, at_once: int = 0) -> list[Stmt]:
-        """What all threads, or so many, do together for each piece of each row, neighbouring threads for neighbouring pieces. Turns of a
-        thread are spelled out, all or so many at once, which take fewer registers."""
+    def _pieces(self, thread: DimLike, rows: int, pieces: int, make: object, threads: int = 0) -> list[Stmt]:
+        """What all threads, or so many, do together for each piece of each row, neighbouring threads for neighbouring pieces."""
         assert callable(make)
         count, threads = rows * pieces, threads or self.tile.threads
         turns = max(1, count // threads)
-        spelled = at_once if 0 < at_once < turns else turns
-        assert turns % spelled == 0
-        variable, inner = loop_symbol(self.inliner.names.fresh("i"), spelled)
-        outer, group = loop_symbol(self.inliner.names.fresh("g"), turns // spelled)
-        turn = group * spelled + inner
+        variable, turn = loop_symbol(self.inliner.names.fresh("i"), turns)
         lets, (row, piece) = named_parts(self.inliner, ["row", "piece"], unflatten_index(turn * threads + thread, (rows, pieces)))
         body = (*lets, *_as_statements(make(row, piece)))
         if count < threads:
@@ -296,8 +286,7 @@ class _Work:
             lets, (row, piece) = named_parts(self.inliner, ["row", "piece"], unflatten_index(dim_min(thread, count - 1), (rows, pieces)))
             return [If(inside, (*lets, *_as_statements(make(row, piece))))]
         assert count % threads == 0
-        loop = For(variable, spelled, "unrolled", body)
-        return [loop if spelled == turns else For(outer, turns // spelled, "serial", (loop,))]
+        return [For(variable, turns, "unrolled", body)]
 
     def _left(self, row: DimLike, step: DimLike) -> DimLike:
         """Where an element of the left operand lies; past the last row, of that one."""

@@ -130,13 +130,12 @@ class CodeTiles(UnitNest):
             at = step * tile.steps + piece * size
             source = dim_min(self.first_row + row, self.rows - 1) * self.depth
             place = (stage * tile.rows + row, piece * size)
-            zero = inliner.literal(0.0, self.dtype)
-            zeros = tuple(Store(self.left.name, (place[0], place[1] + i), zero) for i in range(size))
+            inside = None if divides(tile.steps, self.depth) else inliner.scalar("lt", inliner.index(at), inliner.index(self.depth))
             if self.copies:
-                bring: Stmt = CopyAsync(self.left.name, place, left.name, (source + at,), size)
-            else:
-                bring = Store(self.left.name, place, inliner.inner().load(left, (source + dim_min(at, self.depth - 1),)))
-            return (bring,) if divides(tile.steps, self.depth) else self._where(at, self.depth, (bring,), zeros)
+                return (CopyAsync(self.left.name, place, left.name, (source + at,), size, inside),)
+            bring = Store(self.left.name, place, inliner.inner().load(left, (source + dim_min(at, self.depth - 1),)))
+            zero = Store(self.left.name, place, inliner.literal(0.0, self.dtype))
+            return (bring,) if inside is None else (If(inside, (bring,), (zero,)),)
 
         def of_codes(row: DimLike, piece: DimLike) -> tuple[Stmt, ...]:
             word = dim_min(step * self.stage_words + row, self.words - 1)
