@@ -11,7 +11,7 @@ that follow one another. Their sums are added in order in shared memory. More ro
 A zero that all codes have is subtracted as they are decoded, where it fits. Other zeros, and zero points, times the group's sum of
 activations are subtracted from its sum; units find that sum as well, by codes that are all one.
 
-Rows and panels past the last one are copies of it, which nothing stores; steps past the last one have activations zero.
+Rows and steps past the last one have activations zero; panels past the last one are copies of it, which nothing stores.
 
 Assumes `choose_byte_tiles` gave tiles: groups are multiples of what units take at a time. Guarantees the sum of each group exact, and
 those of all groups always added in the same order; without slices that of the groups, with the same roundings as `byte_codes.py`.
@@ -183,10 +183,7 @@ class ByteTiles(UnitNest):
         def activations(row: DimLike, piece: DimLike) -> tuple[Stmt, ...]:
             part, within = piece * n // tile.steps, piece * n % tile.steps
             at, place = part * self.slice_steps + step * tile.steps + within, (stage * tile.rows + row, piece * n)
-            copy = CopyAsync(self.left.name, place, left.name, (dim_min(self.first_row + row, self.rows - 1) * self.depth + at,), n)
-            if self.is_even:
-                return (copy,)
-            return (replace(copy, condition=self.inliner.scalar("lt", self.inliner.index(at), self.inliner.index(self.depth))),)
+            return (self._activations(self.left, place, left, row, at, n, self.is_even),)
 
         def words(row: DimLike, piece: DimLike) -> tuple[Stmt, ...]:
             count, words = tile.slices * tile.runs * self.words_of_run, tile.runs * self.words_of_run

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from ..ir.dims import DimLike, ceildiv, dim_min, divides
 from ..ir.graph import Node
-from ..ir.loop import Buffer, For, If, Load, Stmt, Store
+from ..ir.loop import Buffer, CopyAsync, For, If, Load, Stmt, Store
 from ..ir.types import F32, TensorType
 from .coded_weights import Nest, Operands
 from .contraction import is_at_most, named_parts
@@ -97,6 +97,17 @@ class UnitNest(Nest):
 
     def _where(self, place: DimLike, size: DimLike, body: tuple[Stmt, ...], otherwise: tuple[Stmt, ...] = ()) -> tuple[Stmt, ...]:
         return (If(self.inliner.scalar("lt", self.inliner.index(place), self.inliner.index(size)), body, otherwise),)
+
+    def _activations(self, target: Buffer, place: Place, source: Buffer, row: DimLike, step: DimLike, count: int,
+                     whole: bool) -> CopyAsync:
+        """Begins to copy so many activations of a row of the block from a step on: zeros past the last row and, where stages are not
+        `whole`, the last step. Those are not read, so that few rows of a tile cost what they are."""
+        inliner, inside = self.inliner, None
+        limits = [(self.first_row + row, self.rows)] if not divides(self.tile.rows, self.rows) else []
+        for at, size in limits if whole else [*limits, (step, self.depth)]:
+            fits = inliner.scalar("lt", inliner.index(at), inliner.index(size))
+            inside = fits if inside is None else inliner.scalar("and", inside, fits)
+        return CopyAsync(target.name, place, source.name, ((self.first_row + row) * self.depth + step,), count, inside)
 
     def _column(self, column: DimLike) -> tuple[DimLike, DimLike]:
         """The panel of a column of the block, the last one where there is none, and the column in it."""

@@ -6,7 +6,8 @@ that dtype holds exactly. Units multiply these by runs of steps that share scale
 added to those of the tile. Zero points that vary are not subtracted from codes: the run's sum of activations, times the point, is
 subtracted from its sum of products, before that is scaled.
 
-Rows past the last one and panels past the last one are copies of it, which nothing stores; steps past the last one have activations zero.
+Rows past the last one are zeros or copies of it, and panels past the last one copies, which nothing stores; steps past the last one have
+activations zero.
 
 Assumes `choose_code_tile` gave a tile: runs fill the units' steps. Guarantees one sum an element, always in the same order.
 """
@@ -128,14 +129,13 @@ class CodeTiles(UnitNest):
         def activations(row: DimLike, piece: DimLike) -> tuple[Stmt, ...]:
             size = self.near if self.copies else 1
             at = step * tile.steps + piece * size
-            source = dim_min(self.first_row + row, self.rows - 1) * self.depth
             place = (stage * tile.rows + row, piece * size)
-            inside = None if divides(tile.steps, self.depth) else inliner.scalar("lt", inliner.index(at), inliner.index(self.depth))
             if self.copies:
-                return (CopyAsync(self.left.name, place, left.name, (source + at,), size, inside),)
+                return (self._activations(self.left, place, left, row, at, size, divides(tile.steps, self.depth)),)
+            source = dim_min(self.first_row + row, self.rows - 1) * self.depth
             bring = Store(self.left.name, place, inliner.inner().load(left, (source + dim_min(at, self.depth - 1),)))
             zero = Store(self.left.name, place, inliner.literal(0.0, self.dtype))
-            return (bring,) if inside is None else (If(inside, (bring,), (zero,)),)
+            return (bring,) if divides(tile.steps, self.depth) else self._where(at, self.depth, (bring,), (zero,))
 
         def of_codes(row: DimLike, piece: DimLike) -> tuple[Stmt, ...]:
             word = dim_min(step * self.stage_words + row, self.words - 1)
