@@ -42,7 +42,7 @@ from tilewright.backends.cuda.emit import emit_module
 from tilewright.backends.cuda.emulated_driver import driver_library
 from tilewright.driver import open_cache
 from tilewright.ir.interp import evaluate_graph
-from tilewright.ir.loop_gpu import shared_bytes
+from tilewright.ir.loop_gpu import shared_bytes_of_block
 from tilewright.lowering.lower import lower_program
 from tilewright.options import Environment, read_environment
 from tilewright.pipeline import run_passes
@@ -199,7 +199,7 @@ def _predictions(chosen: Iterable[Case], architecture: str) -> str:
     for case in chosen:
         fused, _ = run_passes(case.graph, tw.Options(), limits, QUIET)
         module = emit_module(lower_program(fused, limits)[0], architecture)
-        shared = {name: shared_bytes(made.kernel) for name, made in ((k.name, k) for k in module.kernels.values())}
+        shared = {name: shared_bytes_of_block(made.kernel) for name, made in ((k.name, k) for k in module.kernels.values())}
         widest = max(module.kernels.values(), key=lambda k: (shared[k.name], k.threads))
         fitting = min(MOST_BLOCKS, MOST_THREADS // widest.threads, limits.shared_bytes // max(1, shared[widest.name] + RESERVED_SHARED))
         bound = "memory" if case.moved / BANDWIDTH > case.operations / PEAKS[case.unit] else case.unit

@@ -17,7 +17,7 @@ from tilewright.ir.graph import Builder, Node
 from tilewright.ir.ops.compute import Bitcast
 from tilewright.ir.ops.shape import Take
 from tilewright.ir.ops.weight_only import WeightOnlyDot
-from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, dtype_named
+from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType, dtype_named
 from tilewright.library_quantized import dequantize, quantize
 from tilewright.tiles import gpu_code_columns
 
@@ -28,29 +28,31 @@ def narrow_cases(tiny: bool) -> Iterator[Case]:
     for bits, group in ((4, 128), (8, 0)):
         for rows in (1, 3, 9) if tiny else (1, 2, 4, 8, 16, 32, 64):
             yield _coded(rows, 64 if tiny else 4096, bits, 32 if tiny and group else group)
+    for rows in (3,) if tiny else (1, 16, 64, 4096):
+        yield _coded(rows, 64 if tiny else 4096, 4, 32 if tiny else 128, I8)
     for n in (64,) if tiny else (2048, 4096, 8192):
         yield _layer(n)
     for n in (64,) if tiny else (1024, 2048, 4096, 8192):
         yield _floats8(n)
 
 
-def _coded(rows: int, n: int, bits: int, group: int) -> Case:
-    """float16 rows times n x n codes; `group` 0: a scale for a whole column."""
+def _coded(rows: int, n: int, bits: int, group: int, dtype: DType = F16) -> Case:
+    """float16 rows, or bytes, times n x n codes; `group` 0: a scale for a whole column."""
     tile, group = gpu_code_columns(n, capabilities_of("sm_90")), group or n
     panels = n // tile
     op = WeightOnlyDot(n, bits, group, 1 << bits - 1)
-    graph, moved = graph_of("coded", [((rows, n), F16), ((panels, n * bits // 32, tile), I32), ((panels, n // group, tile), F16)],
+    graph, moved = graph_of("coded", [((rows, n), dtype), ((panels, n * bits // 32, tile), I32), ((panels, n // group, tile), F16)],
                             lambda b, *operands: b.add(op, *operands))
 
     def inputs() -> list[Array]:
         random = np.random.default_rng(1)
         limits = np.iinfo(np.int32)
-        return [random.standard_normal((rows, n)).astype(np.float16),
+        return [random.integers(-128, 128, (rows, n), np.int8) if dtype == I8 else random.standard_normal((rows, n)).astype(np.float16),
                 random.integers(limits.min, limits.max, (panels, n * bits // 32, tile), np.int32, True),
                 random.uniform(0.001, 0.01, (panels, n // group, tile)).astype(np.float16)]
 
-    return Case("weights", f"i{bits} f16 {rows} x {n} x {n}", graph, 2.0 * rows * n * n, moved, "f16", "a copy", given=inputs, checked=True,
-                copied=True)
+    return Case("weights", f"i{bits} {dtype} {rows} x {n} x {n}", graph, 2.0 * rows * n * n, moved, str(dtype), "a copy", given=inputs,
+                checked=True, copied=True)
 
 
 def _layer(n: int) -> Case:

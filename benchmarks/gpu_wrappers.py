@@ -65,6 +65,7 @@ def wrappers() -> list[Wrapper]:
             shared_bytes=8192 + 128 * columns, needs="sm_90a"))
     found.append(Wrapper("bulk_copies", 64, lambda r: [_floats(r)[:640].copy(), np.zeros(640, np.float32), 640], single, shared_bytes=1040,
                          needs="sm_90"))
+    found.append(Wrapper("bytes", 64, lambda r: [_words(r, 64), _words(r, 64), _words(r, 64) & 0x77777777, np.zeros(64, np.uint32)], whole))
     found.append(Wrapper("matrices", 32, lambda r: [_words(r, 128).view(np.uint16), *(np.zeros(128, np.uint32) for _ in range(3))], whole,
                          needs="sm_90"))
     for name, word in (("f16", np.uint16), ("bf16", np.uint16), ("e4m3", np.uint8), ("e5m2", np.uint8)):

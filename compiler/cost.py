@@ -83,6 +83,8 @@ def count(node: Node) -> tuple[DimLike, DimLike, DimLike]:
 def contraction_depth(node: Node) -> DimLike | None:
     """Multiply-adds for each element of a contraction; None for other ops."""
     match node.op:
+        case PackedDot() as op if op.in_bytes(node.inputs[0].dtype, node.inputs[1].dtype):
+            return node.inputs[1].shape[-2]
         case PackedDot(step=step) | PackedConv(step=step):
             return node.inputs[1].shape[-2] * step
         case WeightOnlyDot():

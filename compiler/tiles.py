@@ -61,6 +61,7 @@ WORTH = 1.06
 GPU_PANELS = (128, 64, 32)  # columns of a packed panel that a block of a GPU takes, where its matrix units multiply
 GPU_CODE_PANELS = (32, 16, 8)  # and of panels of codes: a warp reads 512 bytes that lie beside one another of each
 PLAIN_GPU_PANELS = (8, 16, 32, 64)  # and of those by plain multiply-adds
+OPEN_SIZE = 512           # rows or columns that are reckoned with where there may be any number
 # rows and columns of a block where four warps multiply together, and what share of the units' peak that reaches at most: narrower tiles
 # read more of shared memory for each product
 GROUP_TILES = {(128, 256): 1.0, (128, 128): 0.75, (64, 128): 0.65}
@@ -96,12 +97,13 @@ def panel_columns(columns: DimLike, rows: DimLike, dtype: DType, caps: Caps, dep
 
 def gpu_panel_columns(columns: DimLike, rows: DimLike, dtype: DType, caps: Caps) -> int | None:
     """Columns of a packed panel that a block takes: for matrix units wide ones, where they leave enough blocks for all
-    multiprocessors; for plain multiply-adds as many as there are, up to 64. None for what a GPU multiplies otherwise."""
+    multiprocessors (sizes without a bound are reckoned as `OPEN_SIZE`); for plain multiply-adds as many as there are, up to 64. None for
+    what a GPU multiplies otherwise."""
     if not dtype.is_float and str(dtype) not in caps.matrix_units:
         return None
     if str(dtype) not in caps.matrix_units:
         return next(width for width in PLAIN_GPU_PANELS if width >= min(bounds(columns)[1], PLAIN_GPU_PANELS[-1]))
-    most, high = bounds(columns)[1], bounds(rows)[1]
+    most, high = (OPEN_SIZE if bounds(size)[1] == math.inf else int(bounds(size)[1]) for size in (columns, rows))
     for width in GPU_PANELS[:-1]:
         if most >= width and -(-most // width) * -(-high // 128) >= caps.multiprocessors:
             return width
@@ -141,8 +143,15 @@ def group_panel_columns(columns: DimLike, rows: DimLike, steps: DimLike, dtype: 
 
 def is_plain_matrix(op: PackedDot, right: TensorType) -> bool:
     """Whether a packed right operand is a matrix as it was, one panel that is wider than any that is packed for a block of a GPU."""
-    columns = right.shape[-1]
-    return op.square == op.step == 1 and not op.symmetric and right.shape[-3] == 1 and isinstance(columns, int) and columns > GPU_PANELS[0]
+    columns, as_it_was = right.shape[-1], op.square == 1 and (op.step == 1 or right.dtype.bytes == 1)
+    return as_it_was and not op.symmetric and right.shape[-3] == 1 and isinstance(columns, int) and columns > GPU_PANELS[0]
+
+
+def may_stay_plain(columns: DimLike, steps: DimLike, dtype: DType, caps: Caps) -> bool:
+    """Whether the matrix units' kernels read a right operand that is no constant as it is: its rows are pieces of 16 bytes, and it is no
+    part of an attention, whose operands are smaller."""
+    fits = isinstance(columns, int) and columns % (16 // dtype.bytes) == 0 and columns >= LEAST_GROUP_SIZE
+    return caps.is_gpu and str(dtype) in caps.matrix_units and fits and bounds(steps)[0] >= LEAST_GROUP_SIZE
 
 
 def gpu_code_columns(columns: int, caps: Caps) -> int:

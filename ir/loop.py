@@ -13,7 +13,8 @@
                | "atomic" "%"name "[" index,* "]" ("add=" | "max=" | ...) expression
                | "collect" ("add" | "max" | ...) "%"name "over" width
                | ("matmul_tile" | "matmul_group") "%"name "," "%"name "[" index,* "]" "," "%"name "[" index,* "]" "," depth
-               | "copy_async" "%"name "[" index,* "]" "=" "%"name "[" index,* "]" "," count
+               | "matmul_codes" "%"name "," "%"name "[" index,* "]" "," "%"name "[" index,* "]" "," depth "," bits "," zero
+               | "copy_async" "%"name "[" index,* "]" "=" "%"name "[" index,* "]" "," count ("given" expression)?
                | "copy_bulk" "%"name "[" index,* "]" "=" "%"name "[" index,* "]" "," count
                | "commit" | "wait" groups
                | "prefetch" "%"name "[" index,* "]"
@@ -56,13 +57,16 @@ axis counts them and is indexed by a thread's own variable, and what a thread ke
 combination; likewise for the other combinations and widths. An `atomic` store combines, and others of its kind may meet it.
 `warp` loops divide a block into warps; a `fragment` buffer `[warps, m, n]` is registers of warps, `matmul_tile %c, %a[i, k],
 %b[k, j], 16` in a warp loop adds to the warp's part of c the product of a's `[m, 16]` from [i, k] on and b's `[16, n]` from
-[k, j] on (float sums in any order; of a matrix a of bytes, b's elements are i32 words of four signed bytes, or of four of a's
-float8, a quarter as many rows: k counts words there); `matmul_group` likewise, where four neighbouring warps, with 16 rows each
-that follow one another, compute together; there b lies in squares of 8 x 8 elements or 4 x 4 words (`PackedDot.square`). A `lane` loop of
-extent m * n within a warp loop is the one place where elements of its fragments are touched, element e at [w, e // n, e % n]; one of
-extent m * n / 2 holds a loop over the two elements 2 * e and the next.
+[k, j] on (float sums in any order). Where a is bytes, b's elements are bytes, of which each 16 rows hold the steps of `BYTE_STEPS`
+(`loop_gpu.py`), or i32 words of four signed bytes, or of four of a's float8, a quarter as many rows: k counts words there.
+`matmul_codes` likewise, where a is signed bytes and b's words hold 32 / bits codes (`step_of_place` of `weight_only_dot` says which
+step each is of), from which `zero` is subtracted; `matmul_group` likewise, where four neighbouring warps, with 16 rows each that follow
+one another, compute together; there b lies in squares of 8 x 8 elements or 4 x 4 words (`PackedDot.square`). A `lane` loop of extent
+m * n within a warp loop is the one place where elements of its fragments are touched, element e at [w, e // n, e % n]; one of extent
+m * n / 2 holds a loop over the two elements 2 * e and the next.
 `copy_async` copies neighbouring elements from a parameter into shared memory; they are there for a thread loop after `commit` has
-closed the group of copies and a `wait` that leaves fewer groups under way than have been closed since.
+closed the group of copies and a `wait` that leaves fewer groups under way than have been closed since. Where what stands behind
+`given` is false, they are zeros, and the parameter is not read.
 A `pipeline(stages)` loop stands in a block loop. Its body begins with copies: `copy_bulk` of neighbouring elements, once a block, by
 the copy engine, and a thread loop with `copy_async` and stores to shared memory; then a warp loop multiplies by `matmul_group`
 what they brought. The copies of a round may run up to `stages` rounds before its products, in order, and have come before these.
@@ -226,7 +230,7 @@ class Collect(Struct, frozen=True, eq=False):
 
 class MatmulTile(Struct, frozen=True, eq=False):
     """Adds to a warp's fragment the product of parts of two matrices, from these indices on; `depth`: elements of each sum. `grouped`:
-    each four warps compute theirs together."""
+    each four warps compute theirs together. `bits`: of the codes that the right one's words hold (0: they hold none), less `zero`."""
 
     accumulator: str
     left: str
@@ -235,16 +239,19 @@ class MatmulTile(Struct, frozen=True, eq=False):
     right_index: tuple[DimLike, ...]
     depth: int
     grouped: bool = False
+    bits: int = 0
+    zero: int = 0
 
 
 class CopyAsync(Struct, frozen=True, eq=False):
-    """Begins to copy `count` neighbouring elements of a parameter into shared memory."""
+    """Begins to copy `count` neighbouring elements of a parameter into shared memory; zeros where the condition is false."""
 
     buffer: str
     index: tuple[DimLike, ...]
     source: str
     source_index: tuple[DimLike, ...]
     count: int
+    condition: Node | None = None
 
 
 class CopyBulk(Struct, frozen=True, eq=False):
@@ -329,6 +336,8 @@ def expressions_of(statement: Stmt) -> tuple[Node, ...]:
             return (value,)
         case Check(condition=condition, found=found, expected=expected):
             return (condition, found, expected)
+        case CopyAsync(condition=condition) if condition is not None:
+            return (condition,)
     return ()
 
 
@@ -412,7 +421,10 @@ def map_statements(body: Sequence[Stmt], size: Callable[[DimLike], DimLike], cha
             case CopyAsync() | CopyBulk():
                 buffer, index = access(s.buffer, s.index)
                 source, source_index = access(s.source, s.source_index)
-                return replace(s, buffer=buffer, index=index, source=source, source_index=source_index)
+                moved = replace(s, buffer=buffer, index=index, source=source, source_index=source_index)
+                if isinstance(moved, CopyAsync) and moved.condition is not None:
+                    return replace(moved, condition=map_expression(moved.condition, change, done))
+                return moved
             case Collect() | Commit() | Wait():
                 return s
 

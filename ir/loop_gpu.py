@@ -5,7 +5,7 @@ Each function gives the rule that is broken, in words, or nothing. The forms and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from .dims import DimLike, divides, size_of, symbols_of
 from .loop import (
@@ -32,7 +32,8 @@ from .loop import (
     While,
     walk,
 )
-from .types import BF16, F16, F32, I32, DType
+from .ops.weight_only import BYTE_CODES, WORD
+from .types import BF16, F16, F32, I8, I32, DType
 
 MOST_THREADS = 1024
 WARP = 32
@@ -42,6 +43,9 @@ MOST_GROUPS = 7
 STAGES = range(3, 9)  # of a pipeline
 COPYING_THREADS = 128  # of a block with one, which copy alone
 GROUP_ROWS, GROUP_COLUMNS = 16, (64, 128, 256)  # of a warp's part of a product of four
+# which of 16 steps each row of a right operand of bytes holds, so that what units read of pairs of rows are neighbouring steps
+BYTE_STEPS = (0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15)
+MOST_ZERO = 128  # of codes that meet bytes
 GROUP_BYTES, PIECE_BYTES = 128, 16              # of a row of its left operand, and of those parts of it that lie together
 # the loops that one of a kind may stand in, innermost first among those that divide work
 INSIDE = {"block": "", "thread": "block", "warp": "block", "lane": "warp"}
@@ -55,6 +59,11 @@ def group_steps(dtype: DType) -> int:
 def square_of(size: int) -> int:
     """Elements, or words, of so many bytes on a side of the squares in which its right operand lies (`PackedDot.square`)."""
     return PIECE_BYTES // size
+
+
+def row_of_step(step: DimLike) -> DimLike:
+    """Where a step lies in a right operand of bytes: the inverse of `BYTE_STEPS`, 16 by 16."""
+    return step // 16 * 16 + step % 4 // 2 * 8 + step % 16 // 4 * 2 + step % 2
 
 
 def block_rule(statement: Stmt, level: str, depth: int) -> str:
@@ -159,12 +168,15 @@ def collective_rule(statement: Stmt, buffers: list[Buffer]) -> str:
             if not len(left.shape) == len(right.shape) == len(rows) == len(columns) == 2 or depth < 1:
                 return "matmul_tile multiplies parts of matrices of two axes each, one element deep or more"
             held = I32 if left.dtype.bytes == 1 else left.dtype
-            sums = F32 if left.dtype.is_stored else I32
-            if right.dtype != held or held == I32 and (accumulator.dtype != sums or depth % 4):
+            sums, plain = (F32, left.dtype) if left.dtype.is_stored else (I32, I8)
+            in_bytes = held == I32 and right.dtype == plain and not grouped
+            if right.dtype != held and not in_bytes or held == I32 and (accumulator.dtype != sums or depth % (16 if in_bytes else 4)):
                 return f"matmul_tile adds {left.dtype} times {right.dtype} to {accumulator.dtype}, expected {held} on the right"
+            if statement.bits:
+                return _codes_rule(statement, left)
             if grouped:
                 return _group_rule(statement, accumulator, left, right)
-        case CopyAsync(name, _, source, _, count) | CopyBulk(name, _, source, _, count):
+        case CopyAsync(buffer=name, source=source, count=count) | CopyBulk(buffer=name, source=source, count=count):
             target, origin = buffers
             if target.space != "shared" or origin.space not in ("in", "inout") or target.dtype != origin.dtype:
                 return f"a copy of %{source} to %{name}, expected an input and shared memory of one dtype"
@@ -174,6 +186,16 @@ def collective_rule(statement: Stmt, buffers: list[Buffer]) -> str:
                 return f"copy_async of {count * target.dtype.bytes} bytes, expected {', '.join(map(str, COPIED_BYTES))}"
         case Wait(groups=groups) if not 0 <= groups <= MOST_GROUPS:
             return f"wait leaves {groups} groups under way, expected 0 to {MOST_GROUPS}"
+    return ""
+
+
+def _codes_rule(statement: MatmulTile, left: Buffer) -> str:
+    """The rule that a product of bytes with codes breaks, whose differences from the zero have to be bytes as well."""
+    if statement.grouped or left.dtype != I8 or statement.bits not in BYTE_CODES or statement.depth * statement.bits % WORD:
+        return (f"matmul_codes multiplies {statement.depth} steps of {left.dtype} and codes of {statement.bits} bits, expected i8, "
+                f"{' or '.join(map(str, BYTE_CODES))} bits, and whole words")
+    if not 0 <= statement.zero <= MOST_ZERO:
+        return f"matmul_codes subtracts {statement.zero}, expected 0 to {MOST_ZERO}"
     return ""
 
 
@@ -215,10 +237,10 @@ def threads_of(kernel: Kernel) -> int:
     return most + copying
 
 
-def shared_bytes(kernel: Kernel) -> int:
-    """Bytes of shared memory that a block allocates, each buffer aligned to 128."""
+def shared_bytes(body: Sequence[Stmt]) -> int:
+    """Bytes of shared memory that statements allocate, each buffer aligned to 128."""
     total = 0
-    for statement in walk(kernel.body):
+    for statement in walk(body):
         if isinstance(statement, Alloc) and statement.buffer.space == "shared":
             size = statement.buffer.dtype.bytes
             for n in statement.buffer.shape:
@@ -226,3 +248,8 @@ def shared_bytes(kernel: Kernel) -> int:
                 size *= n
             total += -(-size // 128) * 128
     return total
+
+
+def shared_bytes_of_block(kernel: Kernel) -> int:
+    """Bytes of shared memory that a block needs: block loops have the same memory one after the other."""
+    return max((shared_bytes(loop.body) for loop in block_loops(kernel)), default=0)

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .loop_gpu import square_of
+from .loop_gpu import BYTE_STEPS, square_of
 from .ops.compute import panels_of_squares
+from .ops.weight_only import WORD, codes_of_words
 
 Array = np.ndarray[Any, Any]
 # elements, which of them are set, the shape, the first element's indices, the buffer's name
@@ -43,15 +44,23 @@ def collect(memory: Array, known: bytearray | None, shape: tuple[int, ...], widt
 
 
 def add_products(accumulator: tuple[Array, bytearray | None, tuple[int, int, int], int, str], left: Part, right: Part, depth: int,
-                 grouped: bool, faults: Faults) -> None:
-    """Adds the product of two parts to the fragment of a warp."""
+                 grouped: bool, codes: tuple[int, int], faults: Faults) -> None:
+    """Adds the product of two parts to the fragment of a warp. `codes`: bits of those that the right operand holds (0: none), and their
+    zero."""
     memory, known, (warps, rows, columns), warp, name = accumulator
     size = rows * columns
     start = warp * size
     if known is not None and 0 in known[start:start + size]:
         faults.unset(name, known.index(0, start))
     a = _part(left, (rows, depth), faults).astype(memory.dtype)
-    if left[0].dtype.itemsize == 1:  # words of four signed bytes each, or of four of the left operand's float8
+    bits, zero = codes
+    if bits:
+        words = np.ascontiguousarray(_part(right, (depth * bits // WORD, columns), faults))
+        b = codes_of_words(words[None], bits)[0].astype(np.int32) - zero
+    elif left[0].dtype.itemsize == right[0].dtype.itemsize == 1:
+        b = np.empty((depth, columns), right[0].dtype)
+        b.reshape(depth // 16, 16, columns)[:, BYTE_STEPS] = _part(right, (depth, columns), faults).reshape(depth // 16, 16, columns)
+    elif left[0].dtype.itemsize == 1:  # words of four signed bytes each, or of four of the left operand's float8
         words = _part(right, (depth // 4, columns), faults)
         words = panels_of_squares(words, square_of(words.dtype.itemsize), True) if grouped else words
         held = np.int8 if left[0].dtype.kind in "iu" else left[0].dtype

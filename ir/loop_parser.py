@@ -170,7 +170,7 @@ class _LoopParser(GraphParser):
                                                   "let": self.let, "alloc": self.alloc, "check": self.check,
                                                   "prefetch": self.prefetch, "stream": self.stream, "atomic": self.atomic,
                                                   "collect": self.collect, "matmul_tile": self.matmul_tile,
-                                                  "matmul_group": lambda: self.matmul_tile(True),
+                                                  "matmul_group": lambda: self.matmul_tile(True), "matmul_codes": self.matmul_codes,
                                                   "copy_async": lambda: self.copy(CopyAsync),
                                                   "copy_bulk": lambda: self.copy(CopyBulk), "commit": Commit, "wait": self.wait}
         if token.kind != "word" or token.text not in readers:
@@ -300,12 +300,24 @@ class _LoopParser(GraphParser):
         self.lexer.expect(",")
         return MatmulTile(name, *left, *right, self.lexer.integer("the depth"), grouped)
 
+    def matmul_codes(self) -> MatmulTile:
+        numbers: list[int] = []
+        product = self.matmul_tile()
+        for what in ("bits of a code", "the zero of codes"):
+            self.lexer.expect(",")
+            numbers.append(self.lexer.integer(what))
+        return replace(product, bits=numbers[0], zero=numbers[1])
+
     def copy(self, kind: type[CopyAsync] | type[CopyBulk]) -> CopyAsync | CopyBulk:
         target = self.element()
         self.lexer.expect("=")
         source = self.element()
         self.lexer.expect(",")
-        return kind(*target, *source, self.lexer.integer("the number of elements"))
+        made = kind(*target, *source, self.lexer.integer("the number of elements"))
+        if isinstance(made, CopyAsync) and self.lexer.accept("given"):
+            condition, = self.expressions(1)
+            return replace(made, condition=condition)
+        return made
 
     def wait(self) -> Wait:
         return Wait(self.lexer.integer("the number of groups"))

@@ -174,6 +174,8 @@ class _KernelWriter:
                 return [f"{indent}prefetch {self.buffer_name(name)}{self.sizes(index)}"]
             case Check(code=code, message=message):
                 return [f"{indent}check {texts[0]}, {code}, {json.dumps(message)}, {texts[1]}, {texts[2]}{shared}"]
+            case CopyAsync(condition=condition) if condition is not None:
+                return [f"{indent}{self.collective(statement)} given {texts[0]}{shared}"]
         return [indent + self.collective(statement)]
 
     def collective(self, statement: Collect | MatmulTile | CopyAsync | CopyBulk | Commit | Wait) -> str:
@@ -181,13 +183,15 @@ class _KernelWriter:
         match statement:
             case Collect(buffer=name, combine=combine, width=width):
                 return f"collect {combine} {self.buffer_name(name)} over {width}"
-            case MatmulTile(accumulator=name, left=left, left_index=rows, right=right, right_index=columns, depth=depth, grouped=grouped):
+            case MatmulTile(accumulator=name, left=left, left_index=rows, right=right, right_index=columns, bits=bits):
+                kind = "group" if statement.grouped else "codes" if bits else "tile"
+                codes = f", {bits}, {statement.zero}" if bits else ""
                 operands = f"{self.buffer_name(left)}{self.sizes(rows)}, {self.buffer_name(right)}{self.sizes(columns)}"
-                return f"matmul_{'group' if grouped else 'tile'} {self.buffer_name(name)}, {operands}, {depth}"
-            case CopyAsync(name, index, source, place, count) | CopyBulk(name, index, source, place, count):
-                target = f"{self.buffer_name(name)}{self.sizes(index)}"
+                return f"matmul_{kind} {self.buffer_name(name)}, {operands}, {statement.depth}{codes}"
+            case CopyAsync() | CopyBulk():
+                target = f"{self.buffer_name(statement.buffer)}{self.sizes(statement.index)}"
                 word = "copy_bulk" if isinstance(statement, CopyBulk) else "copy_async"
-                return f"{word} {target} = {self.buffer_name(source)}{self.sizes(place)}, {count}"
+                return f"{word} {target} = {self.buffer_name(statement.source)}{self.sizes(statement.source_index)}, {statement.count}"
             case Commit():
                 return "commit"
             case Wait(groups=groups):

@@ -273,9 +273,9 @@ class Translator:
                 self.emit(f"if not {values[0]}: faults.check({len(self.faults.checks)}, {values[1]}, {values[2]})")
                 self.faults.checks.append(statement)
             case Collect() | MatmulTile() | CopyAsync() | CopyBulk() | Commit() | Wait():
-                self.collective(statement)
+                self.collective(statement, values)
 
-    def collective(self, statement: Collect | MatmulTile | CopyAsync | CopyBulk | Commit | Wait) -> None:
+    def collective(self, statement: Collect | MatmulTile | CopyAsync | CopyBulk | Commit | Wait, values: Sequence[str]) -> None:
         """What the threads of a block do together."""
         place = len(self.faults.places) - 1
         match statement:
@@ -288,6 +288,19 @@ class Translator:
             case MatmulTile():
                 self.products(statement, place)
             case CopyAsync(buffer=name, index=index, source=source, source_index=origin, count=count):
+                if values:
+                    self.emit(f"if not {values[0]}:")
+                    for k in range(count):
+                        memory = self.memory[name]
+                        self.indent += 1
+                        target = self.element(memory, (*index[:-1], index[-1] + k))
+                        self.check_store(memory, target, "")
+                        self.emit(f"copies.append(({self.pair(memory)}, {target}, 0))")
+                        if memory.unset:
+                            self.emit(f"g{memory.name}[{target}] = 0")
+                        self.indent -= 1
+                    self.emit("else:")
+                self.indent += len(values)
                 for k in range(count):
                     element = self.element(self.memory[source], (*origin[:-1], origin[-1] + k))
                     self.check_set(self.memory[source], element)
@@ -298,6 +311,7 @@ class Translator:
                     self.emit(f"copies.append(({self.pair(memory)}, {target}, m{self.memory[source].name}[{element}]))")
                     if memory.unset:
                         self.emit(f"g{memory.name}[{target}] = 0")
+                self.indent -= len(values)
             case CopyBulk(buffer=name, index=index, source=source, source_index=origin, count=count):
                 ends = []
                 for memory, at in ((self.memory[name], index), (self.memory[source], origin)):
@@ -326,7 +340,7 @@ class Translator:
         fault = self.constant(("products", (place,)), _ProductFaults(self.faults, place))
         self.emit(f"{self.constant(('helper', 'add_products'), add_products)}(({self.pair(memory)}, {memory.buffer.shape}, "
                   f"v_{warp.symbol.name}, {statement.accumulator!r}), {parts[0]}, {parts[1]}, {statement.depth}, "
-                  f"{statement.grouped}, {fault})")
+                  f"{statement.grouped}, {(statement.bits, statement.zero)}, {fault})")
 
     def pair(self, memory: _Memory) -> str:
         """A buffer's elements, and which are set where that is followed."""

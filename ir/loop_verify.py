@@ -369,7 +369,10 @@ class _KernelVerifier:
                 buffers = [self.known(scope, name)]
             case MatmulTile(accumulator=name, left=left, left_index=rows, right=right, right_index=columns):
                 buffers = [self.known(scope, name), self.access(scope, left, rows), self.access(scope, right, columns)]
-            case CopyAsync(name, index, source, place) | CopyBulk(name, index, source, place):
+            case CopyAsync() | CopyBulk():
+                name, index, source, place = statement.buffer, statement.index, statement.source, statement.source_index
+                if isinstance(statement, CopyAsync) and statement.condition is not None:
+                    self.condition(scope, statement.condition, "copy_async")
                 buffers = [self.access(scope, name, index), self.access(scope, source, place)]
         broken = collective_rule(statement, buffers)
         if broken:

@@ -123,6 +123,15 @@ def test_matrices_of_shared_memory(module: EmulatedModule) -> None:
     np.testing.assert_array_equal(back.reshape(-1).view(np.uint16), matrices.reshape(-1))
 
 
+def test_bytes_of_two_words(module: EmulatedModule) -> None:
+    random, found = np.random.default_rng(2), np.zeros(64, np.uint32)
+    first, second = (random.integers(0, 2**32, 64, np.uint32) for _ in range(2))
+    places = random.integers(0, 8, (64, 4))
+    module.launch("bytes", 1, 64, [first, second, (places << np.arange(0, 16, 4)).sum(1).astype(np.uint32), found])
+    both = np.concatenate([first.view(np.uint8).reshape(64, 4), second.view(np.uint8).reshape(64, 4)], 1)
+    np.testing.assert_array_equal(found.view(np.uint8).reshape(64, 4), np.take_along_axis(both, places, 1))
+
+
 # --- conversions: every value of 16 and 8 bits, and the middle between neighbours ---
 
 @pytest.mark.parametrize("kernel, dtype, word", [

@@ -15,16 +15,18 @@ import pytest
 
 import tilewright as tw
 from tests.cuda_programs import EmulatedPrograms
-from tests.emulated import emulated_driver
+from tests.emulated import emulate, emulated_driver
 from tests.lowering_checks import assert_results, first_samples, one, sample_case, values
 from tests.lowering_checks import lowered_for_gpu as lowered
 from tilewright import library as lib
 from tilewright.backends.cuda.emit import emit_module
+from tilewright.backends.cuda.emit_kernel import emit_kernel
 from tilewright.gpu.compiling import standalone_source
 from tilewright.ir.dims import symbol
 from tilewright.ir.errors import CompileError, IndexFailure
 from tilewright.ir.graph import Builder, Graph, Node
 from tilewright.ir.interp import evaluate_graph
+from tilewright.ir.loop_parser import parse_kernel
 from tilewright.ir.ops.compute import Bitcast, Cast, Conv, Elementwise
 from tilewright.ir.ops.control import Param
 from tilewright.ir.ops.scalar import SCALARS, result_dtype
@@ -190,6 +192,38 @@ def test_an_index_out_of_range_is_reported() -> None:
         made.run(0, [data, np.array([3, 4, 1])])
 
 
+def test_a_barrier_follows_each_wait_for_what_threads_read() -> None:
+    """Of two groups of copies the first wait leaves one under way; threads read, of each, what another one has copied."""
+    text = """kernel @waits(%x: in f32[256], %y: out f32[32], %z: out f32[32]) {
+  for %b in 0..1 block {
+    alloc %first: f32[128] shared
+    alloc %second: f32[128] shared
+    for %t in 0..32 thread {
+      copy_async %first[4*t] = %x[4*t], 4
+    }
+    commit
+    for %t1 in 0..32 thread {
+      copy_async %second[4*t1] = %x[4*t1 + 128], 4
+    }
+    commit
+    wait 1
+    for %u in 0..32 thread {
+      %y[u] = load %first[-u + 31]
+    }
+    wait 0
+    for %u1 in 0..32 thread {
+      %z[u1] = load %second[-u1 + 31]
+    }
+  }
+}
+"""
+    _, source = emit_kernel(parse_kernel(text), "waits", {})
+    assert source.count("__syncthreads();") == 2
+    x, y, z = np.arange(256, dtype=np.float32), np.zeros(32, np.float32), np.zeros(32, np.float32)
+    emulate('#include "device.h"\n' + source).launch("waits", 1, 32, [x, y, z])
+    np.testing.assert_array_equal([y, z], [range(31, -1, -1), range(159, 127, -1)])
+
+
 def test_nothing_is_declared_that_its_block_does_not_read() -> None:
     """A loop that fills a fragment needs no place in it; the loop that stores it does."""
     source = emit_module(lowered(matmul(64, 64, 64, (), F16)), "sm_80").source
@@ -201,6 +235,14 @@ def test_nothing_is_declared_that_its_block_does_not_read() -> None:
             assert any(re.search(rf"\b{declared[2]}\b", one) for one in rest), line
             places += declared[2].endswith("_row")
     assert places == 1 and "] = 0.0f;" in source
+
+
+def test_a_matrix_product_reads_well() -> None:
+    """Elements of fragments have a row and a column, no number that is divided again; blocks hold more than a block; values are rounded once."""
+    source = emit_module(lowered(matmul(64, 64, 64, (), F16)), "sm_80").source
+    epilogue = source[source.rindex("#pragma unroll\n    for"):]
+    assert "const int e1_row = v2 / 16 * 16 + v2 / 2 % 2 * 8 + threadIdx.x % 32 / 4;" in epilogue and " e1 " not in epilogue
+    assert not re.search(r"\{\n *\{\n(?:(?!\n *\}\n *\}).)*\n *\}\n *\}", epilogue, re.S) and "tw_to_float16(tw_round" not in source
 
 
 def test_source_reads_well() -> None:
@@ -216,13 +258,11 @@ extern "C" __global__ void __launch_bounds__(256) kernel_reduce(const float *__r
       const int i0 = thread / 32;
       for (int v_step = 0; v_step < 2; ++v_step) {
         if (v_step * 32 + thread % 32 < 50) {
-          {
-            __align__(16) float x0_1[2];
-            tw_load_vector(x0_1, &x0[i0 * 100 + v_step * 64 + thread % 32 * 2]);
-            #pragma unroll
-            for (int k0 = 0; k0 < 2; ++k0) {
-              sum += x0_1[k0];
-            }
+          __align__(16) float x0_1[2];
+          tw_load_vector(x0_1, &x0[i0 * 100 + v_step * 64 + thread % 32 * 2]);
+          #pragma unroll
+          for (int k0 = 0; k0 < 2; ++k0) {
+            sum += x0_1[k0];
           }
         }
       }

@@ -21,7 +21,8 @@ def test_cases_are_checked_in_emulation(tmp_path: Path, capsys: pytest.CaptureFi
     assert "every function of the device header agrees with its emulation" in capsys.readouterr().out
     found = json.loads(output.read_text())
     assert found["header"] == {} and [case["name"] for case in found["cases"]] == [
-        "i8 64 x 64 x 64", *(f"i{bits} f16 {rows} x 64 x 64" for bits in (4, 8) for rows in (1, 3, 9)), "e4m3 64 x 64 x 64"]
+        "i8 64 x 64 x 64", *(f"i{bits} f16 {rows} x 64 x 64" for bits in (4, 8) for rows in (1, 3, 9)), "i4 i8 3 x 64 x 64",
+        "e4m3 64 x 64 x 64"]
     assert found["cases"][0]["checked"] == "0e+00" and not any(case["error"] for case in found["cases"])
 
 

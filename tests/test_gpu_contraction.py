@@ -10,20 +10,28 @@ import pytest
 
 from tests.compilers import needs_compiler
 from tests.cuda_programs import EmulatedPrograms
+from tests.lowering_checks import GPU, QUIET
 from tests.lowering_checks import lowered_for_gpu as lowered
 from tilewright import library as lib
-from tilewright.ir.dims import symbol
-from tilewright.ir.errors import ArgumentError
+from tilewright.ir.caps import Caps
+from tilewright.ir.dims import DimLike, ceildiv, symbol
+from tilewright.ir.errors import ArgumentError, CompileError
 from tilewright.ir.graph import Builder, Graph
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop import MatmulTile, walk
 from tilewright.ir.loop_interp import run_program
-from tilewright.ir.ops.compute import Dot
+from tilewright.ir.ops.compute import Dot, PackedDot
 from tilewright.ir.ops.control import Param
 from tilewright.ir.program import Program
 from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType
+from tilewright.lowering.gpu_contraction import gpu_tile
+from tilewright.lowering.gpu_tiles import plain_tile
+from tilewright.lowering.lower import lower_program
+from tilewright.options import Options
+from tilewright.pipeline import run_passes
 from tilewright.runtime import cuda_array
 from tilewright.runtime.buffer import TensorInfo
+from tilewright.tiles import gpu_panel_columns
 
 # rows, steps, columns: whole tiles, edges on each side, one row, one step, steps that 16 bytes do not hold, several stages, few columns
 SIZES = [(64, 64, 64), (70, 72, 70), (1, 40, 33), (33, 1, 64), (5, 37, 9), (130, 200, 96), (32, 160, 2), (65, 8, 129)]
@@ -136,11 +144,69 @@ def test_products_of_bytes(left: DType) -> None:
     check(graph, values, len(graph.results))
 
 
+@needs_compiler
+@pytest.mark.parametrize("dtype", [F16, U8, I8])
+def test_matrices_at_run_time_are_read_as_they_are(dtype: DType) -> None:
+    """One kernel a product: edges of rows and columns, steps that 16 bytes of the left operand do not hold, steps cut into parts."""
+    sizes = {F16: [(5, 150, 272)], U8: [(5, 150, 272), (33, 1440, 144)], I8: [(20, 144, 160)]}[dtype]
+    graph, values = products(F16, sizes) if dtype == F16 else integer_products(sizes, dtype, I8)
+    program = check(graph, values, len(sizes))
+    assert len(program.kernels()) == len(sizes) + (dtype == U8)  # whose last product has its parts added up
+    if dtype != U8:
+        high, values = products(F16, [(70, 160, 144)]) if dtype == F16 else integer_products([(70, 160, 144)], I8, I8)
+        check(high, values, 1, multiprocessors=1)  # tiles of 128 x 128
+
+
+def test_batches_of_matrices_that_are_read_as_they_are() -> None:
+    b = Builder()
+    x, w = b.add(Param("x", I8, (symbol("B"), symbol("M"), 144))), b.add(Param("w", I8, (symbol("B"), 144, 160)))
+    graph = Graph("batched", [x, w], [b.add(Dot((2,), (1,), (0,), (0,), result=I32), x, w)])
+    program, rng = lowered(graph), np.random.default_rng(5)
+    assert len(program.kernels()) == 1
+    for batch, m in ((2, 3), (1, 0)):
+        values = [rng.integers(-128, 128, shape).astype(np.int8) for shape in ((batch, m, 144), (batch, 144, 160))]
+        np.testing.assert_array_equal(run_program(program, values)[0], evaluate_graph(graph, values)[0])
+
+
+def test_matrices_of_bytes_are_refused_where_no_units_read_them() -> None:
+    b = Builder()
+    x, w = b.add(Param("x", I8, (4, 144))), b.add(Param("w", I8, (1, 144, 160)))
+    graph = Graph("plain", [x, w], [b.add(PackedDot(0, 160, step=4), x, w)])
+    fused, _ = run_passes(graph, Options(), Caps(), QUIET)
+    with pytest.raises(CompileError, match=r"no kernel of this target takes i8\[1, 144, 160\] that is no words"):
+        lower_program(fused, Caps())
+    with pytest.raises(CompileError, match="dtypes differ|do not fit"):
+        PackedDot(0, 160, step=2).infer(x.tensor, w.tensor)
+
+
 def test_high_tiles_where_there_is_work_for_all_multiprocessors() -> None:
     """What large matrices get, at a size that the emulation runs."""
     graph, values = products(F16, [(130, 136, 140)])
     program = check(graph, values, 1, multiprocessors=1)
     assert {k.body[0].body[-1].extent for k in program.kernels() if any(isinstance(s, MatmulTile) for s in walk(k.body))} == {8}
+
+
+@pytest.mark.parametrize("rows, columns, panel, tile", [
+    (symbol("M"), 4096, 128, (64, 128)),            # any number: wide panels, and tiles that few rows do not leave empty
+    (symbol("M"), 768, 64, (64, 64)),               # too few columns for all multiprocessors, unless there are many rows
+    (symbol("M", 0, 64), 4096, 64, (64, 64)),       # few by their bound
+    (symbol("M", 0, 8192), 4096, 128, (128, 128)),  # many by their bound
+    (4096, symbol("N"), 128, (128, 128)), (symbol("M"), symbol("N"), 64, (64, 64))])
+def test_tiles_of_open_sizes(rows: DimLike, columns: DimLike, panel: int, tile: tuple[int, int]) -> None:
+    assert gpu_panel_columns(columns, rows, F16, GPU) == panel
+    b, panels = Builder(), ceildiv(columns, panel)
+    product = b.add(PackedDot(0, columns), b.add(Param("x", F16, (rows, 512))), b.add(Param("w", F16, (panels, 512, panel))))
+    found = gpu_tile(product, product, GPU)
+    assert found is not None and (found.rows, found.columns) == tile
+    assert found.parts == 1
+
+
+@pytest.mark.parametrize("rows, high", [(symbol("M"), 64), (4096, 128), (symbol("M", 0, 16), 16)])
+def test_plain_tiles_of_open_sizes(rows: DimLike, high: int) -> None:
+    b = Builder()
+    product = b.add(PackedDot(0, 4096), b.add(Param("x", F32, (rows, 512))), b.add(Param("w", F32, (64, 512, 64))))
+    found = plain_tile(product, GPU)
+    assert found is not None and found.rows == high
 
 
 def test_tensors_that_16_bytes_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

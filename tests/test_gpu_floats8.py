@@ -62,7 +62,8 @@ def wanted(x: np.ndarray, w: np.ndarray, scale: float = 1.0) -> np.ndarray:
 
 
 CASES = [(E4M3, 40, 64, 48, F32, False), (E5M2, 33, 80, 70, F16, False), (E4M3, 5, 37, 9, F32, True),
-         (E5M2, 3, 1440, 20, F32, False)]  # of the last one the steps are cut into parts
+         (E5M2, 3, 1440, 20, F32, False),  # whose steps are cut into parts
+         (E4M3, 20, 136, 144, F32, True)]  # whose right operand is read as it is
 
 
 @needs_compiler
@@ -73,6 +74,7 @@ def test_products_of_bytes_on_units() -> None:
         assert len(found) == 1 and found[0].inputs[0].dtype == dtype
         assert f"tw_mma_m16n8k32_{'e4m3' if dtype == E4M3 else 'e5m2'}(" in emit_module(program, "sm_90a").source
         assert any(kernel.name.endswith("_parts") for kernel in program.kernels()) == (k > 1000)
+        assert (len(program.kernels()) == 1) == (n == 144)
         programs.append(program)
         inputs.append([random_bytes(dtype, (m, k)), random_bytes(dtype, (k, n))])
     emulated = EmulatedPrograms(programs, architecture="sm_90a")

@@ -15,7 +15,7 @@ from tilewright import library as lib
 from tilewright.ir.dims import symbol
 from tilewright.ir.graph import Builder, Graph, Node
 from tilewright.ir.interp import evaluate_graph
-from tilewright.ir.loop import For, MatmulTile, walk
+from tilewright.ir.loop import Alloc, For, Load, MatmulTile, expression_nodes, expressions_of, walk
 from tilewright.ir.loop_interp import run_program
 from tilewright.ir.ops.compute import Cast
 from tilewright.ir.ops.control import Param, Scan
@@ -139,3 +139,29 @@ def test_pairs_are_for_parameters_that_begin_at_multiples_of_16_bytes() -> None:
     for found in (run_program(program, given), EmulatedPrograms([program]).run(0, given)):
         for x, y in zip(evaluate_graph(graph, given), found, strict=True):
             np.testing.assert_array_equal(y, x)
+
+
+def test_rows_are_read_once() -> None:
+    """What several loops along a row read stays in registers, one element or several of a thread, unless there are too many or any number."""
+    def norm(b: Builder, x: Node) -> Node:
+        return lib.layer_norm(b, x, lib.constant(b, 1.5, x.dtype), lib.constant(b, 0.5, x.dtype), (1,), 1e-5)
+
+    def of_sum(b: Builder, x: Node) -> Node:
+        return lib.softmax(b, lib.apply(b, "add", x, lib.apply(b, "mul", x, x)), 1)
+
+    cases = [(one((ROWS, 100), lambda b, x: lib.softmax(b, x, 1)), 2, 1), (one((3, 4096), norm, F16), 8, 1), (one((5, 33), of_sum), 1, 1),
+             (one((2, 256 * 36), lambda b, x: lib.softmax(b, x, 1)), 4, 3), (one((3, symbol("N", 1)), norm), 0, 0)]
+    programs = [lowered(graph) for graph, _, _ in cases]
+    emulated, rng = EmulatedPrograms(programs), np.random.default_rng(2)
+    for number, (graph, count, times) in enumerate(cases):
+        kernel, = programs[number].kernels()
+        kept = [s.buffer for s in walk(kernel.body) if isinstance(s, Alloc) and s.buffer.name.startswith("kept")]
+        loads = [n for s in walk(kernel.body) for root in expressions_of(s) for n in expression_nodes(root)
+                 if isinstance(n.op, Load) and n.op.buffer == "x0"]
+        assert bool(kept) == (times == 1) and (times == 0 or len(loads) == times)
+        assert count in lanes(programs[number]) or count < 2
+        shape = tuple(n if isinstance(n, int) else 45 for n in graph.params[0].shape)
+        given = [rng.standard_normal(shape).astype(graph.params[0].dtype.numpy)]
+        digits = 1e-5 if graph.params[0].dtype == F32 else 1e-2
+        for found in (run_program(programs[number], given), emulated.run(number, given)) if shape[1] < 1000 else (emulated.run(number, given),):
+            np.testing.assert_allclose(found[0].astype(np.float64), evaluate_graph(graph, given)[0].astype(np.float64), rtol=digits, atol=digits)

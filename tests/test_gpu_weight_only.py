@@ -20,7 +20,7 @@ from tilewright.ir.dims import symbol
 from tilewright.ir.graph import Builder, Graph
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop import For, MatmulTile, Store, walk
-from tilewright.ir.loop_gpu import shared_bytes
+from tilewright.ir.loop_gpu import shared_bytes_of_block
 from tilewright.ir.loop_interp import run_program
 from tilewright.ir.ops.control import Fusion, Param, Scan
 from tilewright.ir.ops.weight_only import WeightOnlyDot
@@ -121,7 +121,7 @@ def test_tiles_fit_into_shared_memory(architecture: str) -> None:
         words, scales = b.add(Param("words", I32, (n // 32, 512 * bits // 32, 32))), b.add(Param("scales", F16, (n // 32, 1, 32)))
         graph = Graph("wide", [x, words, scales], [b.add(WeightOnlyDot(n, bits, 512, 8), x, words, scales)])
         kernel, = lower_program(run_passes(graph, Options(), caps, QUIET)[0], caps)[0].kernels()
-        assert 0 < shared_bytes(kernel) <= caps.shared_bytes
+        assert 0 < shared_bytes_of_block(kernel) <= caps.shared_bytes
 
 
 def test_words_at_odd_places_are_read_one_by_one() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tilewright.ir.errors import VerifyError
-from tilewright.ir.loop_gpu import block_loops, shared_bytes, threads_of
+from tilewright.ir.errors import CompileError, VerifyError
+from tilewright.ir.loop_gpu import block_loops, shared_bytes, shared_bytes_of_block, threads_of
 from tilewright.ir.loop_interp import run_kernel
 from tilewright.ir.loop_parser import parse_kernel
 from tilewright.ir.loop_text import format_kernel
 from tilewright.ir.loop_verify import verify_kernel
+from tilewright.ir.ops.weight_only import words_of_codes
 
 REVERSE = """kernel @reverse[n: 1..](%x: in f32[n], %y: out f32[n]) {
   for %b in 0..((n + 3) // 4) block {
@@ -75,7 +76,18 @@ PRODUCT = """kernel @product(%x: in f32[256], %w: in f32[128], %y: out f32[512])
 """
 
 
-@pytest.mark.parametrize("text", [REVERSE, SUMS, PRODUCT], ids=["reverse", "sums", "product"])
+CODES = (PRODUCT.replace("%x: in f32[256]", "%x: in i8[1024]").replace("%w: in f32[128]", "%w: in i32[64]").replace("f32[512]", "i32[512]")
+         .replace("%left: f32[32, 8]", "%left: i8[32, 32]").replace("%right: f32[8, 16]", "%right: i32[4, 16]")
+         .replace("%sums: f32", "%sums: i32").replace("f32 0.0", "i32 0").replace("%left[(t // 2), 4*(t % 2)] = %x[4*t], 4",
+                                                                                  "%left[(t // 2), 16*(t % 2)] = %x[16*t], 16")
+         .replace("index(32)", "index(16)").replace("matmul_tile %sums, %left[16*w1, 0], %right[0, 0], 8",
+                                                    "matmul_codes %sums, %left[16*w1, 0], %right[0, 0], 32, 4, 8"))
+
+
+ZEROS = PRODUCT.replace("= %x[4*t], 4", "= %x[4*t + 8], 4 given lt(index(t), index(62))")  # rows from 1 on, and one of zeros
+
+
+@pytest.mark.parametrize("text", [REVERSE, SUMS, PRODUCT, CODES, ZEROS], ids=["reverse", "sums", "product", "codes", "zeros"])
 def test_text(text: str) -> None:
     kernel = parse_kernel(text)
     verify_kernel(kernel)
@@ -85,7 +97,7 @@ def test_text(text: str) -> None:
 def test_what_a_kernel_takes() -> None:
     kernel = parse_kernel(PRODUCT)
     assert threads_of(kernel) == 64
-    assert shared_bytes(kernel) == 1024 + 512
+    assert shared_bytes(kernel.body) == shared_bytes_of_block(kernel) == 1024 + 512
     assert [loop.extent for loop in block_loops(kernel)] == [1]
 
 
@@ -110,6 +122,32 @@ def test_products_of_copies(checked: bool) -> None:
     y = np.zeros(512, np.float32)
     run_kernel(parse_kernel(PRODUCT), [x, w, y], {}, checked=checked)
     np.testing.assert_array_equal(y.reshape(32, 16), x.reshape(32, 8) @ w.reshape(8, 16))
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_copies_of_what_is_not_there_are_zeros(checked: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, w = (rng.integers(-4, 5, n).astype(np.float32) for n in (256, 128))
+    y = np.zeros(512, np.float32)
+    run_kernel(parse_kernel(ZEROS), [x, w, y], {}, checked=checked)
+    rows = np.concatenate([x.reshape(32, 8)[1:], np.zeros((1, 8), np.float32)])
+    np.testing.assert_array_equal(y.reshape(32, 16), rows @ w.reshape(8, 16))
+    with pytest.raises(VerifyError, match="outside|%x"):
+        run_kernel(parse_kernel(ZEROS.replace("index(62)", "index(63)")), [x, w, y], {})
+    with pytest.raises(VerifyError, match="copy_async"):
+        verify_kernel(parse_kernel(ZEROS.replace("lt(index(t), index(62))", "index(t)")))
+
+
+@pytest.mark.parametrize("bits, zero", [(4, 8), (4, 0), (2, 128)])
+def test_products_with_codes(bits: int, zero: int) -> None:
+    rng = np.random.default_rng(0)
+    x, codes = rng.integers(-128, 128, 1024).astype(np.int8), rng.integers(0, 1 << bits, (32, 16))
+    w = np.zeros(64, np.int32)
+    packed = words_of_codes(codes[None].astype(np.uint8), bits).reshape(-1)
+    w[:packed.size] = packed
+    y = np.zeros(512, np.int32)
+    run_kernel(parse_kernel(CODES.replace("32, 4, 8", f"32, {bits}, {zero}")), [x, w, y], {})
+    np.testing.assert_array_equal(y.reshape(32, 16), x.reshape(32, 32).astype(np.int32) @ (codes.astype(np.int32) - zero))
 
 
 @pytest.mark.parametrize("old, new, message", [
@@ -170,3 +208,16 @@ def test_rules_of_matrices(old: str, new: str, message: str) -> None:
     assert old in PRODUCT
     with pytest.raises(VerifyError, match=message):
         verify_kernel(parse_kernel(PRODUCT.replace(old, new)))
+
+
+@pytest.mark.parametrize("old, new, message", [
+    ("32, 4, 8", "32, 8, 8", "codes of 8 bits, expected i8, 2 or 4 bits"), ("32, 4, 8", "12, 4, 8", "multiplies 12 steps .* whole words"),
+    ("32, 4, 8", "32, 4, 129", "subtracts 129, expected 0 to 128"), ("32, 4, 8", "64, 4, 8", "outside|part"),
+    ("32, 4, 8", "32, 4", "expected"),
+])
+def test_rules_of_codes(old: str, new: str, message: str) -> None:
+    assert old in CODES
+    with pytest.raises((VerifyError, CompileError), match=message):
+        kernel = parse_kernel(CODES.replace(old, new))
+        verify_kernel(kernel)
+        run_kernel(kernel, [np.zeros(1024, np.int8), np.zeros(64, np.int32), np.zeros(512, np.int32)], {})

@@ -31,8 +31,8 @@ from tilewright.ir.loop import (
 
 
 class Touched(Struct):
-    """Memory that threads share, loaded and stored since the last barrier; `copied`: by copies that nothing has waited for, which
-    none may read yet."""
+    """Memory that threads share, loaded and stored since the last barrier; `copied`: by copies that may be under way, which none may read
+    yet."""
 
     loaded: set[str] = field(default_factory=set)
     stored: set[str] = field(default_factory=set)
@@ -47,10 +47,10 @@ class Touched(Struct):
         self.stored |= other.stored
         self.copied |= other.copied
 
-    def arrive(self) -> None:
-        """What was copied is there, for the thread that copied it."""
+    def arrive(self, everything: bool) -> None:
+        """What was copied is there, for the thread that copied it; where that may not be everything, the rest has a later wait."""
         self.stored |= self.copied
-        self.copied = set()
+        self.copied = set() if everything else self.copied
 
 
 class Barriers:
@@ -88,11 +88,11 @@ class Barriers:
     def pipeline(self, loop: For) -> None:
         """It begins with a barrier, and all that it copies has come at its end."""
         self.since = self.touched([loop])
-        self.wait()
+        self.wait(0)
 
-    def wait(self) -> None:
-        """Copies have arrived: all that are under way, as far as is known here."""
-        self.since.arrive()
+    def wait(self, groups: int) -> None:
+        """Copies have arrived, but for so many groups of them; which these are is not known here."""
+        self.since.arrive(groups == 0)
 
     def before_reading(self, roots: Sequence[Node]) -> bool:
         """Whether a barrier stands before expressions that all threads evaluate, which is noted."""
@@ -117,5 +117,6 @@ class Barriers:
         """It may have run no round, or ended anywhere."""
         self.since = before
         self.since.add(self.touched([loop]))
-        if any(isinstance(s, Wait) for s in walk(loop.body)):
-            self.wait()
+        waits = [s.groups for s in walk(loop.body) if isinstance(s, Wait)]
+        if waits:
+            self.wait(max(waits))

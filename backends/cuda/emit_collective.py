@@ -30,6 +30,6 @@ def emit_collect(statement: Collect, dtype: DType, elements: Sequence[str], thre
     return lines
 
 
-def emit_copy(target: str, source: str, count: int) -> str:
-    """A copy from global to shared memory that goes on while the thread does."""
-    return f"tw_copy_async_{count}({target}, {source});"
+def emit_copy(target: str, source: str, count: int, given: str) -> str:
+    """A copy from global to shared memory that goes on while the thread does; zeros where what is `given` is false."""
+    return f"tw_copy_async_{count}_or_zero({target}, {source}, {given});" if given else f"tw_copy_async_{count}({target}, {source});"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tilewright.backends.cuda.emit_launch import swizzled_buffers
+from tilewright.backends.cuda.emit_launch import interleaved_fragments, swizzled_buffers
 from tilewright.backends.cuda.emit_matrix import RESERVED
 from tilewright.backends.cuda.emit_names import Names
 from tilewright.backends.cuda.emit_scalars import (
@@ -42,10 +42,11 @@ class Expressions:
         self.private: set[str] = set()  # registers of the threads of a block
         self.wide = {s.name for s in kernel.symbols}
         self.count = 0
+        self.pair_distance = 1  # between the registers of a pair
         self.in_pairs, self.pair = False, ""  # whether a lane loop counts pairs of elements, and the variable of the loop over one
         self.register = ""  # of a lane, which counts those of fragments
         self.vectors: dict[Place, str] = {}  # elements that a vector loop has in arrays of the thread
-        self.swizzled = swizzled_buffers(kernel)
+        self.swizzled, self.interleaved = swizzled_buffers(kernel), interleaved_fragments(kernel)
         for buffer in kernel.buffers:
             self.buffer_name(buffer.name)
         for symbol in kernel.symbols:
@@ -100,7 +101,8 @@ class Expressions:
         if (name, index) in self.vectors:
             return self.vectors[name, index]
         if buffer.space == "fragment":
-            within_pair = f" + {self.variable(self.pair)}" if self.in_pairs else ""
+            times = f"{self.pair_distance} * " if self.pair_distance > 1 else ""
+            within_pair = f" + {times}{self.variable(self.pair)}" if self.in_pairs else ""
             return f"{self.buffer_name(name)}[{self.register}{within_pair}]"
         if self.is_scalar(buffer):
             return self.buffer_name(name)

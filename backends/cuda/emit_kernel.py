@@ -23,7 +23,7 @@ from tilewright.backends.cuda.emit_matrix import (
     first_row,
     fragment_registers,
 )
-from tilewright.backends.cuda.emit_names import comment_of, wrapped
+from tilewright.backends.cuda.emit_names import comment_of, without_single_blocks, wrapped
 from tilewright.backends.cuda.emit_pipeline import Pipeline, blocks_together, emit_barriers, emit_pipeline, pipeline_of
 from tilewright.backends.cuda.emit_scalars import (
     ROUNDING,
@@ -33,7 +33,7 @@ from tilewright.backends.cuda.emit_scalars import (
     stored,
     value_type,
 )
-from tilewright.backends.cuda.emit_sizes import SUM, UNARY, Text, is_narrow, within
+from tilewright.backends.cuda.emit_sizes import OR, SUM, UNARY, Text, is_narrow, within
 from tilewright.backends.cuda.emit_vectors import vector_parts
 from tilewright.backends.cuda.module import CudaKernel
 from tilewright.ir.dims import DimLike, product, size_of
@@ -60,9 +60,12 @@ from tilewright.ir.loop import (
     While,
     expression_nodes,
     expressions_of,
+    loop_variable,
+    names_of,
+    substitute_statements,
     walk,
 )
-from tilewright.ir.loop_gpu import threads_of
+from tilewright.ir.loop_gpu import shared_bytes, threads_of
 from tilewright.ir.types import INDEX
 
 DECLARED = re.compile(r" *const (?:int|long long|\w+) (\w+) = [^\[(]*;$")  # without effect
@@ -97,12 +100,27 @@ class _Writer(Expressions):
         self.warp_loop: For | None = None
         self.threads = threads_of(kernel)
         self.barriers = Barriers(kernel)
+        self.kernel_names = names_of(kernel)
 
     # --- statements ---
 
     def body(self) -> list[str]:
-        offset, dynamic = 0, dynamic_shared_bytes(self.kernel)
-        for statement in walk(self.kernel.body):
+        dynamic, pipeline, several = dynamic_shared_bytes(self.kernel) > 0, pipeline_of(self.kernel), len(self.kernel.body) > 1
+        for loop in self.kernel.body:
+            if not isinstance(loop, For) or loop.kind != "block":
+                raise InternalError(f"cuda: kernel {self.kernel.name} has an outermost statement that is no block loop")
+            end = self.shared_memory(loop, dynamic)
+            for line in emit_barriers(pipeline, end) if pipeline is not None else ():
+                self.emit(line)
+        for position, loop in enumerate(self.kernel.body):
+            assert isinstance(loop, For)
+            self.block_loop(loop, several, dynamic and position > 0 and shared_bytes([loop]) > 0)
+        return self.used_lines()
+
+    def shared_memory(self, loop: For, dynamic: bool) -> int:
+        """Declares what a block loop allocates, and gives where that ends: each block loop has the same memory."""
+        offset = 0
+        for statement in walk(loop.body):
             if isinstance(statement, Alloc) and statement.buffer.space == "shared":
                 b, count = statement.buffer, max(1, int(product(statement.buffer.shape)))
                 if b.name in self.swizzled and offset % SWIZZLED_ALIGNMENT:
@@ -110,15 +128,7 @@ class _Writer(Expressions):
                 array = f"{memory_type(b.dtype)}, {self.buffer_name(b.name)}, {count}"
                 self.emit(f"TW_DYNAMIC_SHARED({array}, {offset});" if dynamic else f"TW_SHARED({array});")
                 offset += -(-count * b.dtype.bytes // 128) * 128
-        pipeline = pipeline_of(self.kernel)
-        for line in emit_barriers(pipeline, offset) if pipeline is not None else ():
-            self.emit(line)
-        several = len(self.kernel.body) > 1
-        for statement in self.kernel.body:
-            if not isinstance(statement, For) or statement.kind != "block":
-                raise InternalError(f"cuda: kernel {self.kernel.name} has an outermost statement that is no block loop")
-            self.block_loop(statement, several)
-        return self.used_lines()
+        return offset
 
     def used_lines(self) -> list[str]:
         """The lines without loop variables and lets that nothing reads in their block.
@@ -139,7 +149,7 @@ class _Writer(Expressions):
             if declared is None or declared[1] in blocks[-1][1]:
                 blocks[-1][1].update(WORD.findall(line))
                 kept.append(line)
-        return kept[::-1]
+        return without_single_blocks(kept[::-1])
 
     def block(self, body: Sequence[Stmt]) -> None:
         outer = dict(self.buffers)
@@ -154,9 +164,11 @@ class _Writer(Expressions):
         self.indent -= 1
         self.emit("}")
 
-    def block_loop(self, loop: For, several: bool) -> None:
+    def block_loop(self, loop: For, several: bool, shares: bool) -> None:
+        """`several`: there are other block loops, which may be longer; `shares`: threads may still read what an earlier one has left in
+        shared memory, or copy to it."""
         self.level = "block"
-        self.barriers.since = Touched()  # block loops share no memory
+        self.barriers.since = Touched()
         name = self.variable(loop.symbol.name)
         narrow = is_narrow(loop.extent)
         kind = "int" if narrow else "long long"
@@ -165,6 +177,9 @@ class _Writer(Expressions):
             self.emit(f"if (blockIdx.x < {self.size(loop.extent).text}) {{")
             self.indent += 1
         self.emit(f"const {kind} {name} = blockIdx.x;")
+        if shares:
+            self.emit("tw_copy_async_wait(0);")
+            self.barrier()
         self.block(loop.body)
         if several:
             self.indent -= 1
@@ -279,9 +294,24 @@ class _Writer(Expressions):
         assert isinstance(columns, int)
         self.level, self.register = "lane", self.fresh()
         self.in_pairs = loop.extent == product(fragment.shape[1:]) // 2
-        emit_elements(columns, fragment_registers(fragment), self.register, self.variable(loop.symbol.name),
-                      lambda: self.block(loop.body), self.emit, self.indent_by, self.in_pairs)
+        interleaved = {name in self.interleaved for name in touched if self.buffers[name].space == "fragment"}
+        if len(interleaved) != 1:
+            raise InternalError(f"cuda: lane loop {loop.symbol.name} over fragments that lie otherwise")
+        self.pair_distance = 4 if True in interleaved else 1
+        # of the element's number in C order, which the body's indices divide again, its row and column
+        wide, name = columns // 2 if self.in_pairs else columns, loop.symbol.name
+        assert isinstance(loop.extent, int)
+        row, column = (loop_variable(self.unused(f"{name}_{axis}"), n) for axis, n in (("row", loop.extent // wide), ("column", wide)))
+        body = substitute_statements(loop.body, {name: size_of(row) * wide + size_of(column)})
+        emit_elements(columns, fragment_registers(fragment), self.register, self.variable(row.name), self.variable(column.name),
+                      lambda: self.block(body), self.emit, self.indent_by, self.in_pairs, True in interleaved)
         self.level, self.register, self.in_pairs = "warp", "", False
+
+    def unused(self, name: str) -> str:
+        """A name that the kernel has not."""
+        while name in self.kernel_names:
+            name += "_"
+        return name
 
     def indent_by(self, steps: int) -> None:
         self.indent += steps
@@ -293,8 +323,9 @@ class _Writer(Expressions):
             assert self.warp_loop is not None
             rows = (first_row(rows[0], self.warp_loop.symbol), rows[1])
         left, right = self.part(statement.left, rows), self.part(statement.right, statement.right_index)
-        made = (emit_group_products(fragment, self.buffer_name(fragment.name), left, right, dtype, statement.depth)
-                if statement.grouped else emit_products(fragment, self.buffer_name(fragment.name), left, right, dtype, statement.depth))
+        name, depth = self.buffer_name(fragment.name), statement.depth
+        made = (emit_group_products(fragment, name, left, right, dtype, depth) if statement.grouped
+                else emit_products(fragment, name, left, right, dtype, depth, statement.bits, statement.zero))
         for line in made:
             self.emit(line)
 
@@ -302,7 +333,7 @@ class _Writer(Expressions):
         row, column = (within(self.size(i), SUM) for i in index)
         distance = self.buffers[name].shape[1]
         assert isinstance(distance, int)
-        return MatrixPart(self.buffer_name(name), row, column, distance)
+        return MatrixPart(self.buffer_name(name), row, column, distance, self.buffers[name].dtype.bytes)
 
     def loop(self, loop: For) -> None:
         self.pair = loop.symbol.name if self.in_pairs else ""
@@ -331,8 +362,6 @@ class _Writer(Expressions):
         self.pair = loop.symbol.name
         parts = vector_parts(loop, {b.name: b.space for b in self.kernel.buffers}, self.fresh)
         name = self.variable(loop.symbol.name)
-        self.emit("{")
-        self.indent += 1
         for (buffer, _), part in parts.items():
             self.emit(f"__align__(16) {memory_type(self.buffers[buffer].dtype)} {part.name}[{loop.lanes}];")
             if part.is_loaded:
@@ -344,8 +373,6 @@ class _Writer(Expressions):
         for (buffer, _), part in parts.items():
             if not part.is_loaded:
                 self.emit(f"tw_store_vector(&{self.buffer_name(buffer)}[{self.size(part.first).text}], {part.name});")
-        self.indent -= 1
-        self.emit("}")
 
     def while_loop(self, statement: While) -> None:
         before = self.barriers.enter(statement) if self.level == "block" else None
@@ -364,6 +391,10 @@ class _Writer(Expressions):
         self.shared_reads([statement.value])
         value, = self.expressions([statement.value])
         dtype = statement.value.dtype
+        if self.level == "lane" and dtype == INDEX and value.text.isidentifier() and not value.wide:  # a row or column as it is
+            self.names.known["variable", statement.name] = value.text
+            self.declare(statement.name, False)
+            return
         kind = value_type(dtype)
         if dtype == INDEX:
             narrow = not value.wide or statement.symbol is not None and is_narrow(size_of(statement.symbol))
@@ -428,12 +459,13 @@ class _Writer(Expressions):
                     self.emit(line)
             case CopyAsync(buffer=name, index=index, source=source, source_index=origin, count=count):
                 bytes_copied = count * self.buffers[name].dtype.bytes
-                self.emit(emit_copy(f"&{self.element(name, index)}", f"&{self.element(source, origin)}", bytes_copied))
+                given = within(self.expressions([statement.condition])[0], OR) if statement.condition is not None else ""
+                self.emit(emit_copy(f"&{self.element(name, index)}", f"&{self.element(source, origin)}", bytes_copied, given))
             case Commit():
                 self.emit("tw_copy_async_commit();")
             case Wait(groups=groups):
                 self.emit(f"tw_copy_async_wait({groups});")
-                self.barriers.wait()
+                self.barriers.wait(groups)
 
 
 def _printable(text: str) -> str:

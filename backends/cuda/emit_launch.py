@@ -5,8 +5,8 @@ from __future__ import annotations
 from tilewright.backends.cuda.emit_pipeline import barrier_bytes, pipeline_of
 from tilewright.backends.cuda.module import STATIC_SHARED
 from tilewright.ir.dims import DimLike, dim_max
-from tilewright.ir.loop import Kernel, MatmulTile, walk
-from tilewright.ir.loop_gpu import block_loops, shared_bytes
+from tilewright.ir.loop import Alloc, Kernel, MatmulTile, walk
+from tilewright.ir.loop_gpu import block_loops, shared_bytes, shared_bytes_of_block
 
 
 def grid_of(kernel: Kernel) -> DimLike:
@@ -23,9 +23,17 @@ def swizzled_buffers(kernel: Kernel) -> frozenset[str]:
     return frozenset(s.left for s in walk(kernel.body) if isinstance(s, MatmulTile) and s.grouped)
 
 
+def interleaved_fragments(kernel: Kernel) -> frozenset[str]:
+    """Fragments of products whose right operand is bytes in rows (`emit_matrix.py`)."""
+    narrow = {s.buffer.name for s in walk(kernel.body) if isinstance(s, Alloc) and s.buffer.dtype.bytes == 1}
+    return frozenset(s.accumulator for s in walk(kernel.body) if isinstance(s, MatmulTile) and s.right in narrow)
+
+
 def dynamic_shared_bytes(kernel: Kernel) -> int:
     """Shared memory that a launch has to ask for: all of it where it is more than a block has anyway, or begins where products of four
-    warps want it; the barriers of a pipeline behind all else."""
+    warps want it; the barriers of a pipeline behind all else. Arrays that are declared lie beside one another, others may lie in the same
+    place for one block loop and the next."""
     pipeline = pipeline_of(kernel)
-    total = shared_bytes(kernel) + (0 if pipeline is None else barrier_bytes(pipeline))
-    return total if total > STATIC_SHARED or swizzled_buffers(kernel) else 0
+    barriers = 0 if pipeline is None else barrier_bytes(pipeline)
+    dynamic = shared_bytes(kernel.body) + barriers > STATIC_SHARED or swizzled_buffers(kernel)
+    return shared_bytes_of_block(kernel) + barriers if dynamic else 0

@@ -6,7 +6,12 @@ come by `ldmatrix`, whose rows begin at multiples of 16 bytes: rows of shared me
 eight of them below one another meet all banks. Products of four warps (wgmma) have a left operand in rows of 128 bytes, whose pieces of 16
 are exchanged instead (`tw_swizzled`): wherever a kernel touches such a buffer, its index goes through that. Their right operand lies
 in squares of 128 bytes.
-A right operand of bytes lies in words of four steps, which lanes read as they are.
+
+A right operand of bytes lies in words of four steps, which lanes read as they are. Where it lies in rows, `ldmatrix` transposes pairs of
+bytes, which are two columns: bytes of two such words are those of one column, and two tiles of 8 columns have the even and the odd ones
+of 16. So the sums lie otherwise in such a fragment, a lane having four columns that are neighbours. One of codes lies in words of
+32 / bits steps: the four steps that a register takes lie at one place of a word's bytes, so a shift, a mask and a subtraction byte by
+byte make it.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType, dtype_named
 TILE_ROWS, TILE_COLUMNS, LANES = 16, 8, 32
 # what the text of a product names by itself, so that a kernel's own names may not hide it
 RESERVED = frozenset(("lane", "step", "down", "across", "place", "from_left", "from_right", "left_words", "right_words",
-                      "filled", "emptied", "stage"))
+                      "filled", "emptied", "stage", "code_shift", "pairs"))
 PRODUCTS: dict[DType, tuple[str, int]] = {
     F16: ("tw_mma_m16n8k16_f16", 16), BF16: ("tw_mma_m16n8k16_bf16", 16), U8: ("tw_mma_m16n8k32_u8s8", 32),
     I8: ("tw_mma_m16n8k32_s8", 32), dtype_named("f8e4m3fn"): ("tw_mma_m16n8k32_e4m3", 32),
@@ -42,6 +47,14 @@ class MatrixPart(Struct, frozen=True):
     row: str
     column: str
     distance: int
+    bytes: int
+
+    def place(self, row: str, column: str = "") -> str:
+        """The element so far down and across from the first one; nothing: not at all."""
+        down, across = ([part for part in parts if part not in ("", "0")] for parts in ((self.row, row), (self.column, column)))
+        rows = [f"({' + '.join(down)}) * {self.distance}"] if len(down) > 1 or down and not down[0].isidentifier() else \
+            [f"{down[0]} * {self.distance}"] if down else []
+        return " + ".join([*rows, *across]) or "0"
 
 
 def fragment_registers(fragment: Buffer) -> int:
@@ -54,8 +67,9 @@ def fragment_registers(fragment: Buffer) -> int:
     return rows * columns // LANES
 
 
-def emit_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPart, dtype: DType, depth: int) -> list[str]:
-    """`name` plus the product of two parts, `depth` steps long."""
+def emit_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPart, dtype: DType, depth: int, bits: int = 0,
+                  zero: int = 0) -> list[str]:
+    """`name` plus the product of two parts, `depth` steps long. `bits`: of codes less `zero`, which words on the right hold (0: none)."""
     if dtype not in PRODUCTS:
         raise InternalError(f"cuda: no matrix instruction takes {dtype}")
     function, steps = PRODUCTS[dtype]
@@ -63,22 +77,29 @@ def emit_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPa
     assert isinstance(rows, int) and isinstance(columns, int)
     down, across = rows // TILE_ROWS, columns // TILE_COLUMNS
     aligned = 16 // dtype.bytes
-    if depth % steps or left.distance % aligned or dtype.bytes == 2 and right.distance % aligned:
+    if depth % steps or left.distance % aligned or dtype.bytes == right.bytes and right.distance % aligned:
         raise InternalError(f"cuda: a product {depth} deep of rows {left.distance} and {right.distance} elements apart")
-    first_right = (f"({right.row} + lane % 16) * {right.distance} + {right.column} + lane / 16 * 8" if dtype.bytes == 2
-                   else f"({right.row} + lane % 4) * {right.distance} + {right.column} + lane / 4")
+    in_rows = dtype.bytes == 1 and right.bytes == 1
+    if in_rows:
+        first_right = right.place("lane")
+    elif dtype.bytes == 2:
+        first_right = right.place("lane % 16", "lane / 16 * 8")
+    else:  # lanes take four neighbouring steps each, of 16 in order: the word that has them
+        first_right = right.place({0: "lane % 4", 4: "lane % 4 / 2", 2: ""}[bits], "lane / 4")
     return [
         "{",
         "  const int lane = threadIdx.x % 32;",
-        f"  const int from_left = ({left.row} + lane % 16) * {left.distance} + {left.column} + lane / 16 * {aligned};",
+        f"  const int from_left = {left.place('lane % 16', f'lane / 16 * {aligned}')};",
         f"  const int from_right = {first_right};",
+        *([f"  const int code_shift = lane % {8 // bits} * {bits};"] if bits else []),
         "  #pragma unroll",
         f"  for (int step = 0; step < {depth}; step += {steps}) {{",
         f"    unsigned left_words[{down}][4], right_words[{2 * across}];",
         "    #pragma unroll",
         f"    for (int down = 0; down < {down}; ++down)",
         f"      tw_load_matrix_x4(left_words[down], &{left.name}[from_left + down * {TILE_ROWS * left.distance} + step]);",
-        *_right_words(right, across, dtype),
+        *(_decoded_words(right, across, bits, zero) if bits else _words_of_rows(right, across) if in_rows
+          else _right_words(right, across, dtype)),
         "    #pragma unroll",
         f"    for (int place = 0; place < {down * across}; ++place)",
         f"      {function}(&{name}[4 * place], left_words[place / {across}], &right_words[2 * (place % {across})]);",
@@ -125,20 +146,50 @@ def _right_words(right: MatrixPart, across: int, dtype: DType) -> list[str]:
             f"      right_words[across] = {right.name}[from_right + (step / 4 + across % 2 * 4) * {right.distance} + across / 2 * 8];"]
 
 
-def emit_elements(columns: int, registers: int, register: str, element: str, body: Callable[[], None], emit: Callable[[str], None],
-                  indent: Callable[[int], None], in_pairs: bool) -> None:
-    """A loop over a lane's registers of fragments `columns` wide; `element` counts elements of the fragment in C order, or pairs of
-    neighbours, which a lane has in neighbouring registers."""
-    across = columns // TILE_COLUMNS
+def _words_of_rows(right: MatrixPart, across: int) -> list[str]:
+    """Loads what a lane has of bytes that lie in rows, the even columns of 16 and the odd ones."""
+    words = [f"right_words[2 * across + {i}] = tw_permute_bytes(pairs[{i % 2 * 2}], pairs[{i % 2 * 2 + 1}], {places});"
+             for i, places in enumerate(("0x6420", "0x6420", "0x7531", "0x7531"))]
+    return ["    #pragma unroll",
+            f"    for (int across = 0; across < {across}; across += 2) {{",
+            "      unsigned pairs[4];  // of columns, of two steps",
+            f"      tw_load_matrix_x4_transposed(pairs, &{right.name}[from_right + step * {right.distance} + across * 8]);",
+            *(f"      {word}" for word in words),
+            "    }"]
+
+
+def _decoded_words(right: MatrixPart, across: int, bits: int, zero: int) -> list[str]:
+    """Loads what a lane has of codes, four in each register as signed bytes less `zero`. No sum of bytes reaches 256, so none carries into
+    the next byte: code + 128 - zero, whose highest bit is then turned over, is code - zero."""
+    of_word, mask = 32 // bits, (1 << bits) - 1
+    word = f"step / {of_word} + across % 2" + (f" * {16 // of_word}" if of_word < 16 else "")
+    codes = (f"(unsigned){right.name}[from_right + ({word}) * {right.distance} + across / 2 * 8] >> code_shift & "
+             f"{mask * 0x01010101:#010x}u")
+    value = f"(({codes}) + {(128 - zero) * 0x01010101:#010x}u) ^ 0x80808080u" if zero else codes
+    return ["    #pragma unroll",
+            f"    for (int across = 0; across < {2 * across}; ++across)  // four codes{f' less {zero}' if zero else ''}, as signed bytes",
+            f"      right_words[across] = {value};"]
+
+
+def emit_elements(columns: int, registers: int, register: str, row: str, column: str, body: Callable[[], None], emit: Callable[[str], None],
+                  indent: Callable[[int], None], in_pairs: bool, interleaved: bool) -> None:
+    """A loop over a lane's registers of fragments `columns` wide; `row` and `column` are names of the place of an element, or of a pair of
+    neighbours, which a lane has in neighbouring registers, or four apart where columns are interleaved."""
+    tiles, step = columns // TILE_COLUMNS, "threadIdx.x % 4"
     emit("#pragma unroll")
-    emit(f"for (int {register} = 0; {register} < {registers}; {f'{register} += 2' if in_pairs else f'++{register}'}) {{")
-    indent(1)
-    emit(f"const int {element}_row = {register} / {4 * across} * 16 + {register} / 2 % 2 * 8 + threadIdx.x % 32 / 4;")
-    if in_pairs:
-        emit(f"const int {element}_column = {register} / 4 % {across} * 4 + threadIdx.x % 4;")
+    if in_pairs and interleaved:
+        index, down, across = f"{register}_pair", f"{register}_pair / {2 * tiles}", f"{{0}} / 4 % {tiles // 2} * 8 + {step} * 2 + {{0}} % 2"
+        emit(f"for (int {index} = 0; {index} < {registers // 2}; ++{index}) {{")
     else:
-        emit(f"const int {element}_column = {register} / 4 % {across} * 8 + threadIdx.x % 4 * 2 + {register} % 2;")
-    emit(f"const int {element} = {element}_row * {columns // 2 if in_pairs else columns} + {element}_column;")
+        index, down = register, f"{register} / {4 * tiles}"
+        across = (f"{{0}} / 8 % {tiles // 2} * 16 + {step} * 4 + {{0}} % 2 * 2 + {{0}} / 4 % 2" if interleaved
+                  else f"{{0}} / 4 % {tiles} * 4 + {step}" if in_pairs else f"{{0}} / 4 % {tiles} * 8 + {step} * 2 + {{0}} % 2")
+        emit(f"for (int {index} = 0; {index} < {registers}; {f'{index} += 2' if in_pairs else f'++{index}'}) {{")
+    indent(1)
+    if in_pairs and interleaved:
+        emit(f"const int {register} = {index} / 4 * 8 + {index} % 4;")
+    emit(f"const int {row} = {down} * 16 + {index} / 2 % 2 * 8 + threadIdx.x % 32 / 4;")
+    emit(f"const int {column} = {across.format(index)};")
     body()
     indent(-1)
     emit("}")

@@ -63,3 +63,27 @@ def wrapped(head: str, parameters: Sequence[str]) -> list[str]:
         else:
             lines[-1] += " " + text
     return lines
+
+
+def without_single_blocks(lines: Sequence[str]) -> list[str]:
+    """The lines without braces around all that another pair of braces holds. Indentation tells blocks."""
+    depths = [len(line) - len(line.lstrip(" ")) for line in lines]
+    opened: dict[int, int] = {}
+    single: set[int] = set()  # lines of such braces
+    for number, (line, depth) in enumerate(zip(lines, depths)):
+        if line.strip() == "{":
+            opened[depth] = number
+        if line.strip() == "}" and depth in opened:
+            first = opened.pop(depth)
+            ends = number + 1 < len(lines) and lines[number + 1].strip().startswith("}")
+            if ends and first > 0 and lines[first - 1].endswith("{") and depths[first - 1] < depth:
+                single |= {first, number}
+        elif line.strip().startswith("}"):
+            opened.pop(depth, None)
+    kept, outer = [], 0
+    for number, line in enumerate(lines):
+        if number not in single:
+            kept.append(line[2 * outer:])
+        else:
+            outer += 1 if line.strip() == "{" else -1
+    return kept

@@ -8,9 +8,11 @@ memory has the types of 16 bits. Integers wrap: signed sums and products are com
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
+from msgspec.structs import replace
 
 from tilewright.backends.cuda.emit_sizes import (
     AND,
@@ -44,6 +46,8 @@ COMPARISONS = {"eq": ("==", EQUAL), "ne": ("!=", EQUAL), "lt": ("<", COMPARE), "
                "ge": (">=", COMPARE)}
 BITS = {"and": ("&", BIT_AND), "or": ("|", BIT_OR), "xor": ("^", BIT_XOR)}
 TRUTHS = {"and": ("&&", AND), "or": ("||", OR), "xor": ("!=", EQUAL)}
+WORD = re.compile(r"^(\d{3,})(u|ll|ull|)$")  # a literal of bits, which is read best by its digits of 16
+WHOLE = 2**31    # floats below that are spelled without an exponent where they are whole numbers
 UNSIGNED = {32: "unsigned int", 64: "unsigned long long"}
 
 
@@ -63,10 +67,24 @@ def loaded(text: str, dtype: DType) -> Text:
 
 
 def stored(value: Text, dtype: DType) -> str:
-    """An element of memory from a value."""
-    if dtype in ROUNDING:
-        return f"tw_to_{'float16' if dtype == F16 else 'bfloat16'}({value.text})"
-    return value.text
+    """An element of memory from a value. One that is rounded to the element's type last is converted once."""
+    if dtype not in ROUNDING:
+        return value.text
+    name, text = "float16" if dtype == F16 else "bfloat16", value.text
+    rounding = f"tw_round_{name}("
+    if text.startswith(rounding) and _is_one_call(text):
+        text = text[len(rounding):-1]
+    return f"tw_to_{name}({text})"
+
+
+def _is_one_call(text: str) -> bool:
+    """Whether the first parenthesis of an expression ends with it."""
+    depth = 0
+    for place, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if character == ")" and depth == 0:
+            return place == len(text) - 1
+    return False
 
 
 def emit_literal(value: int | float | bool, dtype: DType) -> Text:
@@ -98,7 +116,7 @@ def _float_literal(value: float, dtype: DType) -> Text:
     sign = "-" if math.copysign(1.0, exact) < 0 else ""
     if math.isinf(exact):
         return Text(f"{sign}TW_INFINITY_F{64 if dtype == F64 else 32}", UNARY if sign else ATOM)
-    text = str(abs(exact))
+    text = f"{abs(float(exact)):.1f}" if exact == int(exact) and abs(exact) < WHOLE else str(abs(exact))
     if "." not in text and "e" not in text:
         text += ".0"
     return Text(f"{sign}{text}{ending}", UNARY if sign else ATOM)
@@ -152,7 +170,7 @@ def _bitwise(name: str, dtype: DType, operands: Sequence[Text]) -> Text:
     sign, binds = BITS[name]
     if dtype == INDEX and operands[0].wide != operands[1].wide:
         operands = [wide(o) for o in operands]
-    left, right = operands
+    left, right = (replace(o, text=WORD.sub(lambda found: f"{int(found[1]):#x}{found[2]}", o.text)) for o in operands)
     text = f"{within(left, UNARY)} {sign} {within(right, UNARY)}"
     return _narrowed(Text(text, binds, left.wide), dtype)
 

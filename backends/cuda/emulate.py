@@ -25,7 +25,7 @@ from .host_compiler import FOLDER, EmulationError, compile_kept, host_compiler, 
 
 _PARTS = ("emulation.cpp", "emulation_memory.cpp", "emulation_matrix.cpp", "emulation_hopper.cpp")
 _PART_HEADERS = ("emulation_hooks.h", "emulation_state.h", "emulation.h")
-_HEADERS = ("device.h", "device_scalars.h", "host_language.h", "host_device.h")
+_HEADERS = ("device.h", "device_hopper.h", "device_scalars.h", "host_language.h", "host_device.h")
 _COMMON = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv", "-g1")
 _KERNEL = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)')
 _KERNELS = "kernels.cu"

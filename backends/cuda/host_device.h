@@ -222,6 +222,12 @@ TW_HOST void tw_load_matrix_x4(unsigned words[4], const void *row) { tw_host_mat
 TW_HOST void tw_load_matrix_x2(unsigned words[2], const void *row) { tw_host_matrix(TW_LOAD_MATRIX, words, row, 2, false); }
 TW_HOST void tw_load_matrix_x1(unsigned words[1], const void *row) { tw_host_matrix(TW_LOAD_MATRIX, words, row, 1, false); }
 TW_HOST void tw_load_matrix_x4_transposed(unsigned words[4], const void *row) { tw_host_matrix(TW_LOAD_MATRIX, words, row, 4, true); }
+TW_HOST unsigned tw_permute_bytes(unsigned first, unsigned second, unsigned places) {
+  const unsigned long long both = (unsigned long long)second << 32 | first;
+  unsigned word = 0;
+  for (int i = 0; i < 4; ++i) word |= (unsigned)(both >> 8 * (places >> 4 * i & 7) & 255) << 8 * i;
+  return word;
+}
 TW_HOST void tw_load_matrix_x2_transposed(unsigned words[2], const void *row) { tw_host_matrix(TW_LOAD_MATRIX, words, row, 2, true); }
 TW_HOST void tw_store_matrix_x4(void *row, const unsigned words[4]) {
   tw_host_matrix(TW_STORE_MATRIX, (unsigned *)words, row, 4, false);

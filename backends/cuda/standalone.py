@@ -64,9 +64,10 @@ def make_standalone(program: Program, module: CudaModule, sizes: Mapping[str, in
 
 def _header() -> str:
     """The device header in one piece, without what it is for the host's emulation."""
-    header = (FOLDER / "device.h").read_text(encoding="utf-8")
-    scalars = (FOLDER / "device_scalars.h").read_text(encoding="utf-8")
-    whole = header.replace('#include "device_scalars.h"\n', scalars).replace("#pragma once\n", "")
+    whole = (FOLDER / "device.h").read_text(encoding="utf-8")
+    for part in ("device_hopper.h", "device_scalars.h"):
+        whole = whole.replace(f'#include "{part}"\n', (FOLDER / part).read_text(encoding="utf-8"))
+    whole = whole.replace("#pragma once\n", "")
     return "#pragma nv_diag_suppress 177  // the header has more functions than kernels call\n" + whole
 
 

@@ -39,7 +39,7 @@ from ..explaining import explanation_of, launches_at
 from ..ir.errors import CompileError, TilewrightError
 from ..ir.graph import Graph
 from ..ir.interp import bind_shapes, evaluate_graph
-from ..ir.loop_gpu import shared_bytes
+from ..ir.loop_gpu import shared_bytes_of_block
 from ..ir.program import Program
 from ..ir.verify import verify
 from ..launch_facts import KEY as LAUNCHES
@@ -173,7 +173,7 @@ def check_shared(program: Program, architectures: Sequence[str]) -> None:
     for architecture in architectures:
         most = CudaBackend(architecture).capabilities.shared_bytes
         for kernel in program.kernels():
-            if (needed := shared_bytes(kernel)) > most:
+            if (needed := shared_bytes_of_block(kernel)) > most:
                 raise CompileError(f"{program.name}: a block of kernel {kernel.name} needs {needed} bytes of shared memory, but one of "
                                    f"{architecture} has {most}", loc=kernel.loc, hint=f"compile for {architecture} alone")
 

@@ -4,7 +4,8 @@ A block takes some rows of queries of one place in the batch through all keys, a
 fragments, go through the epilogue (scale, mask) to shared memory, and become weights by the online softmax (Milakov and Gimelshein
 2018; Dao et al., FlashAttention, 2022), which are multiplied with the values and added to fragments of the result. Two threads share a
 row of scores. A row's largest score, the sum of its exponentials and the result are float32; scores are as exact as the graph's, and
-weights have the dtype of the values. What the sum divides is the result, not each weight.
+weights have the dtype of the values. What the sum divides is the result, not each weight. The values of a part are copied while its scores
+are computed, the next keys while these are weighed.
 
 Keys that a mask hides from all rows of a block by their numbers (`gpu_masks.py`: causal attention) are not looked at, so neither scores
 nor values there that are NaN show; blocks with most keys begin first. Heads that share keys and values read the same ones
@@ -17,7 +18,7 @@ have weight zero and values zero. A row without any score above minus infinity i
 from __future__ import annotations
 
 from ..attention import Attention, repeated
-from ..ir.dims import DimLike, ceildiv, dim_max, dim_min, divides, product
+from ..ir.dims import DimLike, bounds, ceildiv, dim_max, dim_min, divides, product
 from ..ir.graph import Node
 from ..ir.loop import Alloc, Buffer, Collect, Commit, CopyAsync, For, If, Load, MatmulTile, Stmt, Store, Wait
 from ..ir.ops.compute import Elementwise, PackedDot
@@ -80,8 +81,9 @@ class GpuAttention:
                   self.products, *self.sums, self.best, self.summed, self.part)
         part, p = loop_symbol(self.names.fresh("p"), parts)
         return For(variable, product(shape), "block", (
-            *lets, *map(Alloc, memory), self._begin(), *[self._over(sums, self._zero) for sums in self.sums],
-            For(part, parts, "serial", self._part_of_keys(p)), *self._finish()))
+            *lets, *map(Alloc, memory), self._begin(), self._copy_keys(0, parts), Commit(),
+            *[self._over(sums, self._zero) for sums in self.sums],
+            For(part, parts, "serial", self._part_of_keys(p, parts)), *self._finish()))
 
     def _seen(self, limit: KeyLimit | None) -> DimLike:
         """The keys, from the first on, that rows of the block see."""
@@ -135,8 +137,17 @@ class GpuAttention:
     # --- what is brought into shared memory ---------------------------------------------------------------------------
 
     def _begin(self) -> Stmt:
-        """The queries, whatever they are computed from; nothing is summed yet."""
+        """The queries, copied or whatever they are computed from; nothing is summed yet."""
+        queries = self.attention.first.inputs[0]
+        plain = self.inliner.buffers.get(queries)
+        nothing, zero = self.inliner.literal(float("-inf"), F32), self.inliner.literal(0.0, F32)
+
         def body(t: DimLike) -> list[Stmt]:
+            begin: list[Stmt] = [Store(self.best.name, (t,), nothing), Store(self.summed.name, (t,), zero)]
+            if plain is not None:
+                copies = self._pieces(t, ROWS, self.depth, lambda row, at: [CopyAsync(
+                    self.queries.name, (row, at), plain.name, (flatten_index(self._place(self._row(row), at), queries.shape),), COPIED)])
+                return [*copies, *begin]
             turn, i = loop_symbol(self.names.fresh("i"), ROWS * self.depth // THREADS)
             at = i * THREADS + t
             lets, (row, step) = named_parts(self.inliner, ["row", "step"], (at // self.depth, at % self.depth))
@@ -144,20 +155,28 @@ class GpuAttention:
             inner = self.inliner.inner()
             value = inner.value(self.attention.first.inputs[0], self._place(place, step))
             store = Store(self.queries.name, (row, step), value)
-            nothing, zero = self.inliner.literal(float("-inf"), F32), self.inliner.literal(0.0, F32)
-            return [For(turn, ROWS * self.depth // THREADS, "serial", (*lets, *more, *inner.block, store)),
-                    Store(self.best.name, (t,), nothing), Store(self.summed.name, (t,), zero)]
+            return [For(turn, ROWS * self.depth // THREADS, "serial", (*lets, *more, *inner.block, store)), *begin]
         return self._threads(body)
 
-    def _copy(self, part: DimLike) -> Stmt:
-        """A panel of keys, and the rows of values that belong to them; zeros past the last key."""
-        (first, keys), (last, values) = (self._stored(n.inputs[1]) for n in (self.attention.first, self.attention.last))
+    def _copy_keys(self, part: DimLike, parts: DimLike) -> Stmt:
+        """Begins to copy a part of the keys, if it is one of so many."""
+        first, keys = self._stored(self.attention.first.inputs[1])
         several = self.panel // self.width  # parts of a panel
         from_keys = (keys * ceildiv(self.keys, self.panel) + part // several) * self.depth
 
         def body(t: DimLike) -> list[Stmt]:
             made = self._pieces(t, self.depth, self.width, lambda row, at: [CopyAsync(
                 self.key_part.name, (row, at), first.name, ((from_keys + row) * self.panel + part % several * self.width + at,), COPIED)])
+            inside = self.inliner.scalar("lt", self.inliner.index(part), self.inliner.index(parts))
+            return made if bounds(part)[1] < bounds(parts)[0] else [If(inside, tuple(made))]
+        return self._threads(body)
+
+    def _copy_values(self, part: DimLike) -> Stmt:
+        """Begins to copy the rows of values that belong to a part of the keys; zeros past the last key."""
+        last, values = self._stored(self.attention.last.inputs[1])
+
+        def body(t: DimLike) -> list[Stmt]:
+            made: list[Stmt] = []
             for number, target in enumerate(self.values):
                 made += self._pieces(t, self.width, self.wide, lambda row, at, number=number, target=target: self._value_piece(
                     target, last, values * self.panels + number, part * self.width, row, at))
@@ -183,9 +202,7 @@ class GpuAttention:
         if divides(self.width, self.keys):
             return [CopyAsync(target.name, (row, at), source.name, ((panel * self.keys + key) * self.wide + at,), COPIED)]
         inside = self.inliner.scalar("lt", self.inliner.index(key), self.inliner.index(self.keys))
-        copy = CopyAsync(target.name, (row, at), source.name, ((panel * self.keys + dim_min(key, self.keys - 1)) * self.wide + at,), COPIED)
-        zeros = tuple(Store(target.name, (row, at + i), self.inliner.literal(0.0, target.dtype)) for i in range(COPIED))
-        return [If(inside, (copy,), zeros)]
+        return [CopyAsync(target.name, (row, at), source.name, ((panel * self.keys + key) * self.wide + at,), COPIED, inside)]
 
     def _pieces(self, thread: DimLike, rows: int, columns: int, make: object) -> list[Stmt]:
         """What all threads do together for each 16 bytes of a part."""
@@ -199,7 +216,8 @@ class GpuAttention:
 
     # --- a panel of keys ----------------------------------------------------------------------------------------------
 
-    def _part_of_keys(self, part: DimLike) -> tuple[Stmt, ...]:
+    def _part_of_keys(self, part: DimLike, parts: DimLike) -> tuple[Stmt, ...]:
+        """Values come while scores are computed, the next keys while these are weighed: each time one group of copies stays under way."""
         def scored(fragment: Buffer, element: Index, row: DimLike, column: DimLike) -> list[Stmt]:
             key = part * self.width + column
             whole = divides(self.width, self.keys)
@@ -219,9 +237,10 @@ class GpuAttention:
             factor = self._element(self.factors, (row,))
             return [Store(fragment.name, element, self.inliner.scalar("mul", self._element(fragment, element), factor))]
 
-        return (self._copy(part), Commit(), Wait(0), self._over(self.products, self._zero),
+        return (self._copy_values(part), Commit(), Wait(1), self._over(self.products, self._zero),
                 self._multiply(self.products, self.queries, self.key_part, self.depth), self._over(self.products, scored),
-                self._threads(self._greatest), Collect(self.part.name, "max", SHARE), self._threads(self._weigh),
+                self._copy_keys(part + 1, parts), Commit(),
+                self._threads(self._greatest), Collect(self.part.name, "max", SHARE), self._threads(self._weigh), Wait(1),
                 *[self._over(sums, scaled) for sums in self.sums],
                 *[self._multiply(sums, self.weights, values, self.width) for sums, values in zip(self.sums, self.values)])
 

@@ -2,13 +2,14 @@
 
 A block computes a tile of the result: `rows` of the left operand and one panel of the right one, `depth` steps at a time. Both parts lie in
 shared memory, in several stages: while warps multiply one, the next ones are copied (`copy_async`). A warp keeps its part of the
-tile in a fragment, sums in float32 or int32, and applies the epilogue to it, to pairs of elements that lie
-side by side where it can. Rows of shared memory are longer
-than the part by 16 bytes, so that the eight rows that a warp reads at a time lie in different banks (the matrices are read 16 bytes a row).
+tile in a fragment, sums in float32 or int32, and applies the epilogue to it, to pairs of elements that lie side by side where it can.
+Rows of shared memory are longer than the part by 16 bytes, so that the eight rows that a warp reads at a time lie in different banks (the
+matrices are read 16 bytes a row).
 
 Rows past the last one are copies of it, which nothing stores; panels are full, with zeros past the last column. Steps that are no
-multiple of `depth`, or of what 16 bytes hold, are brought by ordinary loads, zeros after the last one. Where tiles are few and deep, the
-steps are cut into parts (`gpu_split.py`).
+multiple of `depth`, or of what 16 bytes hold, are brought by ordinary loads, zeros after the last one. A right operand that is no constant
+may be no panels, but the matrix that it was (`may_stay_plain`): then columns past the last ones are those, and steps of bytes lie in
+shared memory as units read them (`BYTE_STEPS`). Where tiles are few and deep, the steps are cut into parts (`gpu_split.py`).
 
 Where the target multiplies matrices in shared memory by four warps at once (`Caps.has_group_products`), large products go that way, as
 `pack_operands` has chosen by panels in squares: a warp has 16 rows and all columns of the tile. A pipeline brings the operands: four more
@@ -23,6 +24,7 @@ Assumes `gpu_tile` gave a tile. Guarantees one sum an element, always in the sam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from msgspec import Struct
@@ -48,12 +50,12 @@ from ..ir.loop import (
     Wait,
     variable_size,
 )
-from ..ir.loop_gpu import COPYING_THREADS, GROUP_ROWS, group_steps, square_of
+from ..ir.loop_gpu import COPYING_THREADS, GROUP_ROWS, group_steps, row_of_step, square_of
 from ..ir.loop_vectors import first_neighbour
 from ..ir.ops.compute import FLOATS8, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
 from ..ir.types import BF16, F16, I8, I32, U8, DType, TensorType
-from ..tiles import GPU_PANELS, group_tile, is_plain_matrix
+from ..tiles import GPU_PANELS, gpu_panel_columns, group_panel_columns, group_tile, is_plain_matrix, may_stay_plain
 from .contraction import named_parts
 from .gpu_split import Round, choose_parts, part_rounds
 from .gpu_vectors import vector_loop
@@ -61,13 +63,12 @@ from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatte
 from .left_operand import row_operand
 
 # dtypes of both operands and the steps in a word of the right one, and the unit that takes them
-OPERANDS = {(F16, F16, 1): "f16", (BF16, BF16, 1): "bf16", (U8, I32, 4): "i8", (I8, I32, 4): "i8",
-            **{(dtype, I32, 4): str(dtype) for dtype in FLOATS8}}
+OPERANDS = {(F16, F16, 1): "f16", (BF16, BF16, 1): "bf16", (U8, I32, 4): "i8", (I8, I32, 4): "i8", (U8, I8, 4): "i8", (I8, I8, 4): "i8",
+            **{(dtype, right, 4): str(dtype) for dtype in FLOATS8 for right in (I32, dtype)}}
 COPIED = 16         # bytes that are copied at a time
 ROW_BYTES = 64      # of a row of the left operand in shared memory
 STAGES = 4          # of shared memory
 GROUP_STAGES = {(128, 256): 4, (128, 128): 6, (64, 128): 4}  # where four warps multiply together; of the last tile two blocks have room
-BRANCHES_AT_ONCE = 4  # pieces that a thread copies, or stores zeros instead, in a row
 GROUPED_ROWS = 8    # tiles of rows that blocks go down before the next panel
 # of `depth` steps in microseconds: what three stages wait for memory, and elements of 64 bytes of steps that units take (A100, its figures)
 ROUND_TIME, ELEMENTS_A_MICROSECOND = 0.2, 45000
@@ -75,7 +76,7 @@ ROUND_TIME, ELEMENTS_A_MICROSECOND = 0.2, 45000
 
 class GpuTile(Struct, frozen=True):
     """What a block computes: `rows` x `columns` of the result, `depth` steps at a time, by warps that lie `down` x `across`; of the steps
-    one of `parts`. `grouped`: each four warps multiply together; `plain`: then the right operand is no panels, but a matrix."""
+    one of `parts`. `grouped`: each four warps multiply together; `plain`: the right operand is no panels, but a matrix."""
 
     rows: int
     columns: int
@@ -101,27 +102,36 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     if not isinstance(op, PackedDot) or op.symmetric or isinstance(result.op, Pad):
         return None
     left, right = node.inputs
-    if op.square > 1 or caps.has_group_products and is_plain_matrix(op, right.tensor):
+    rows, plain, columns = product(node.shape[op.batch:-1]), is_plain_matrix(op, right.tensor), right.shape[-1]
+    in_groups = plain and op.step == 1 and group_panel_columns(node.shape[-1], rows, left.shape[-1], left.dtype, caps) is not None
+    if op.square > 1 or in_groups:
         return _group_tile(node, op, caps)
-    columns, unit = right.shape[-1], OPERANDS.get((left.dtype, right.dtype, op.step))
-    if unit not in caps.matrix_units or columns not in GPU_PANELS:
+    taken = I8 if left.dtype == U8 else left.dtype
+    if plain:
+        columns = gpu_panel_columns(node.shape[-1], rows, taken, caps) or 0
+    fits = not plain or may_stay_plain(node.shape[-1], left.shape[-1], taken, caps)
+    unit = OPERANDS.get((left.dtype, right.dtype, op.step))
+    if unit not in caps.matrix_units or columns not in GPU_PANELS or not fits:
         return None
     depth = ROW_BYTES // left.dtype.bytes
     assert isinstance(columns, int)
-    rows = product(node.shape[op.batch:-1])
     most = bounds(rows)[1]
-    panels = bounds(ceildiv(node.shape[-1], columns) * product(node.shape[:op.batch]))[1]
-    if columns == 128 and most > 64 and panels * -(-most // 128) >= caps.multiprocessors:
-        return GpuTile(128, 128, depth, 2, 4)
+
+    def most_tiles(high: int) -> float:
+        return bounds(ceildiv(node.shape[-1], columns) * product(node.shape[:op.batch]) * ceildiv(rows, high))[1]
+
+    # rows without a bound, which may be few, take tiles half as high: a warp's part of the tile, and so what it reads, is as large
+    if columns == 128 and 64 < most < math.inf and most_tiles(128) >= caps.multiprocessors:
+        return GpuTile(128, 128, depth, 2, 4, plain=plain)
     if columns >= 64:
-        tile = GpuTile(64, columns, depth, 2, 2) if most > 32 else GpuTile(32, columns, depth, 1, 4)
+        tile = GpuTile(64, columns, depth, 2, 2, plain=plain) if most > 32 else GpuTile(32, columns, depth, 1, 4, plain=plain)
     else:
-        tile = GpuTile(64 if most > 32 else 32, columns, depth, 2 if most > 32 else 1, 2)
+        tile = GpuTile(64 if most > 32 else 32, columns, depth, 2 if most > 32 else 1, 2, plain=plain)
     busy = tile.rows * columns / ELEMENTS_A_MICROSECOND
     read = sum(product(x.shape) * x.dtype.bytes for x in (left, right))
     sums = product(node.shape) * accumulator_dtype(node.dtype).bytes
     rounds, each = ceildiv(left.shape[-1], depth), Round(max(ROUND_TIME, busy), busy)
-    return replace(tile, parts=choose_parts(panels * -(-most // tile.rows), rounds, each, read, sums, caps))
+    return replace(tile, parts=choose_parts(most_tiles(tile.rows), rounds, each, read, sums, caps))
 
 
 def _group_tile(node: Node, op: PackedDot, caps: Caps) -> GpuTile | None:
@@ -155,7 +165,8 @@ class _Work:
         self.steps = node.inputs[0].shape[-1]
         names = inliner.names
         left, right = (x.dtype for x in node.inputs)
-        self.step = node.op.step
+        self.step = 1 if tile.plain else node.op.step  # steps of an element of the right operand
+        self.in_bytes = tile.plain and right.bytes == 1
         self.right_depth = tile.depth // self.step
         self.copied = COPIED // left.bytes, COPIED // right.bytes  # elements
         # words of the right operand are read one by one by lanes, which 8 more than whole rows of banks keep apart
@@ -228,10 +239,7 @@ class _Work:
             """A piece of a step, zeros past the last one."""
             if divides(tile.depth, self.steps):
                 return copied
-            lane, e = loop_symbol(inliner.names.fresh("z"), n)
-            *outer, last = copied.index
-            zeros = For(lane, n, "unrolled", (Store(copied.buffer, (*outer, last + e), self._zero(self.left.dtype)),))
-            return If(inliner.scalar("lt", inliner.index(at), inliner.index(self.steps)), (copied,), (zeros,))
+            return replace(copied, condition=inliner.scalar("lt", inliner.index(at), inliner.index(self.steps)))
 
         def from_left(row: DimLike, piece: DimLike) -> Stmt:
             first, place = step * tile.depth + piece * n, (stage * tile.rows + row, piece * n)
@@ -245,10 +253,9 @@ class _Work:
             place = (stage * part + square * n * n + row * n,)
             return piece_or_zeros(CopyAsync(self.right.name, place, self.rhs.name, (self._plain_right(at) + column,), n), at)
 
-        at_once = 0 if divides(tile.depth, self.steps) else BRANCHES_AT_ONCE
-        pieces = self._pieces(t, tile.rows, tile.depth // n, from_left, COPYING_THREADS, at_once)
+        pieces = self._pieces(t, tile.rows, tile.depth // n, from_left, COPYING_THREADS)
         if tile.plain:
-            pieces += self._pieces(t, part // (n * n), n, from_right, COPYING_THREADS, at_once)
+            pieces += self._pieces(t, part // (n * n), n, from_right, COPYING_THREADS)
         copies = For(thread, COPYING_THREADS, "thread", tuple(pieces))
         return For(variable, rounds, PIPELINE, (*([] if tile.plain else [panel]), copies, self._multiply(stage)), tile.stages)
 
@@ -262,21 +269,16 @@ class _Work:
             self.left.name, (stage * tile.rows + row, piece * n), self.lhs.name,
             (self._left(row, step * tile.depth + piece * n),), n))]
         body += self._pieces(t, self.right_depth, tile.columns // m, lambda row, piece: CopyAsync(
-            self.right.name, (stage * self.right_depth + row, piece * m), self.rhs.name,
-            (self._right(step * self.right_depth + row) + piece * m,), m))
+            self.right.name, (stage * self.right_depth + self._row_of(row), piece * m), self.rhs.name,
+            (self._right_element(step * self.right_depth + row, piece * m, m),), m))
         return For(thread, tile.threads, "thread", (If(when, tuple(body)),))
 
-    def _pieces(self, thread: DimLike, rows: int, pieces: int, make: object, threads: int = 0, at_once: int = 0) -> list[Stmt]:
-        """What all threads, or so many, do together for each piece of each row, neighbouring threads for neighbouring pieces. Turns of a
-        thread are spelled out, all or so many at once, which take fewer registers."""
+    def _pieces(self, thread: DimLike, rows: int, pieces: int, make: object, threads: int = 0) -> list[Stmt]:
+        """What all threads, or so many, do together for each piece of each row, neighbouring threads for neighbouring pieces."""
         assert callable(make)
         count, threads = rows * pieces, threads or self.tile.threads
         turns = max(1, count // threads)
-        spelled = at_once if 0 < at_once < turns else turns
-        assert turns % spelled == 0
-        variable, inner = loop_symbol(self.inliner.names.fresh("i"), spelled)
-        outer, group = loop_symbol(self.inliner.names.fresh("g"), turns // spelled)
-        turn = group * spelled + inner
+        variable, turn = loop_symbol(self.inliner.names.fresh("i"), turns)
         lets, (row, piece) = named_parts(self.inliner, ["row", "piece"], unflatten_index(turn * threads + thread, (rows, pieces)))
         body = (*lets, *_as_statements(make(row, piece)))
         if count < threads:
@@ -284,8 +286,7 @@ class _Work:
             lets, (row, piece) = named_parts(self.inliner, ["row", "piece"], unflatten_index(dim_min(thread, count - 1), (rows, pieces)))
             return [If(inside, (*lets, *_as_statements(make(row, piece))))]
         assert count % threads == 0
-        loop = For(variable, spelled, "unrolled", body)
-        return [loop if spelled == turns else For(outer, turns // spelled, "serial", (loop,))]
+        return [For(variable, turns, "unrolled", body)]
 
     def _left(self, row: DimLike, step: DimLike) -> DimLike:
         """Where an element of the left operand lies; past the last row, of that one."""
@@ -302,6 +303,16 @@ class _Work:
         depth, width = self.node.inputs[1].shape[-2:]
         return (flatten_index(self.batch, self.batch_shape) * depth + step) * width
 
+    def _right_element(self, step: DimLike, column: DimLike, count: int = 1) -> DimLike:
+        """Where so many columns of the tile lie for a step; past the last one of a matrix that is no panels, those."""
+        if not self.tile.plain:
+            return self._right(step) + column
+        return self._plain_right(step) + dim_min(self.panel * self.tile.columns + column, self.node.shape[-1] - count)
+
+    def _row_of(self, step: DimLike) -> DimLike:
+        """The row of shared memory, of those of a stage, that a step of the right operand has."""
+        return row_of_step(step) if self.in_bytes else step
+
     def _loaded_steps(self, first: DimLike, count: DimLike) -> Stmt:
         """Steps whose operands are brought by ordinary loads, zeros past the last one."""
         tile, inliner = self.tile, self.inliner
@@ -311,7 +322,8 @@ class _Work:
         body = [*self._pieces(t, tile.rows, tile.depth, lambda row, step: self._load(
             self.left, (row, step), self.lhs, (begin + step, self.steps), lambda at: self._left(row, at)))]
         body += self._pieces(t, self.right_depth, tile.columns, lambda step, column: self._load(
-            self.right, (step, column), self.rhs, (words + step, self.node.inputs[1].shape[-2]), lambda at: self._right(at) + column))
+            self.right, (self._row_of(step), column), self.rhs, (words + step, self.node.inputs[1].shape[-2]),
+            lambda at: self._right_element(at, column)))
         return For(variable, count, "serial", (For(thread, tile.threads, "thread", tuple(body)), self._multiply(0)))
 
     def _load(self, target: Buffer, place: tuple[DimLike, ...], source: Buffer, within: tuple[DimLike, DimLike], where: object) -> Stmt:

@@ -3,19 +3,21 @@
 Takes the body of a parallel loop over rows whose loops along the row are vector loops (so that iterations are shown to be independent
 but for what they combine). Each becomes a thread loop with strides of as many threads as share the row; what it combines is collected
 by shuffles. What stands between such loops is cheap, and each thread computes it for itself. A thread takes several neighbouring
-elements at a time where they are loaded together (`gpu_vectors.py`).
+elements at a time where they are loaded together (`gpu_vectors.py`). What several loops read at the same places stays in registers of
+the thread, where these are few: memory is read once.
 
 Guarantees: the values of the body, with combinations in another order, as vector loops allow. A body of another form is left alone.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from ..ir.dims import DimLike, bounds, ceildiv, divides, symbols_of
+from ..ir.dims import DimLike, Symbol, bounds, ceildiv, divides, size_of, substitute, symbols_of
 from ..ir.graph import Node, Op
 from ..ir.loop import (
     Alloc,
@@ -39,11 +41,12 @@ from ..ir.loop import (
     walk,
 )
 from ..ir.ops.compute import Elementwise
-from ..ir.types import BOOL, INDEX, TensorType
+from ..ir.types import BOOL, INDEX, DType, TensorType
 from .gpu_vectors import lanes_of, vector_loop
 
 THREADS = 256
 WARP = 32
+MOST_KEPT = 32  # elements that a thread keeps
 SHORT_ROW, NARROW_ROW, LONG_ROW = 8, 64, 2048  # from these many elements on 8 threads, a warp and a block take a row
 IDENTITIES: dict[str, int | float] = {"add": 0, "mul": 1}
 
@@ -66,6 +69,33 @@ class _Segment(Struct):
 
     resets: list[Stmt] = field(default_factory=list)
     body: list[Stmt] = field(default_factory=list)
+
+
+class _Read(Struct, frozen=True):
+    """What a loop along the row reads for its element `ELEMENT`, of so many that threads take `lanes` at a time."""
+
+    buffer: str
+    index: tuple[DimLike, ...]
+    dtype: DType
+    extent: DimLike
+    lanes: int
+
+
+ELEMENT = Symbol("element")
+
+
+def _reads(loop: For, lanes: int) -> dict[_Read, Load]:
+    """The loads that each iteration of a loop along the row makes, at places that nothing in its body decides."""
+    if not all(isinstance(s, (Let, Store, Prefetch)) for s in loop.body):
+        return {}
+    bound = {s.name for s in loop.body if isinstance(s, Let)}
+    found: dict[_Read, Load] = {}
+    for node in (n for s in loop.body for root in expressions_of(s) for n in expression_nodes(root)):
+        load = node.op
+        if isinstance(load, Load) and loop.symbol in symbols_of(*load.index) and not bound & {s.name for s in symbols_of(*load.index)}:
+            index = tuple(substitute(size, {loop.symbol.name: size_of(ELEMENT)}) for size in load.index)
+            found[_Read(load.buffer, index, load.dtype, loop.extent, lanes)] = load
+    return found
 
 
 def width_of_row(body: Sequence[Stmt]) -> int:
@@ -159,6 +189,10 @@ class _Row:
         self.lane: DimLike = at % width if width < THREADS else at
         self.row: DimLike = variable_size(self.block) * self.rows + (at // width if width < THREADS else 0)
         self.registers: dict[str, Buffer] = {}
+        loops = [s for s in loop.body if isinstance(s, For)]
+        reads = Counter(read for s in loops for read in _reads(s, lanes_of(s, aligned, width, self._scalars())))
+        self.shared = self._kept([read for read, count in reads.items() if count > 1])
+        self.kept: dict[_Read, Buffer] = {}
         self.lets: list[Let] = []
         self.done: list[Stmt] = []
         self.segment = _Segment()
@@ -167,7 +201,7 @@ class _Row:
         for statement in self.loop.body:
             self.statement(statement)
         self.flush()
-        allocated = [Alloc(buffer) for buffer in self.registers.values()]
+        allocated = [Alloc(buffer) for buffer in (*self.registers.values(), *self.kept.values())]
         return For(self.block, self.blocks, "block", (*allocated, *self.done))
 
     def statement(self, statement: Stmt) -> None:
@@ -184,19 +218,60 @@ class _Row:
             case For():
                 self.along(statement)
 
+    def _scalars(self) -> dict[str, Buffer]:
+        """The registers of the row's body."""
+        return {s.buffer.name: s.buffer for s in self.loop.body if isinstance(s, Alloc)}
+
+    def _rounds(self, extent: DimLike, lanes: int) -> DimLike:
+        """Times that a thread takes some elements of a row."""
+        return ceildiv(extent // lanes if lanes > 1 else extent, self.width)
+
+    def _kept(self, reads: Sequence[_Read]) -> set[_Read]:
+        """Those of which a thread keeps its elements, as many as there is room for."""
+        room, found = MOST_KEPT, set()
+        for read in reads:
+            rounds = self._rounds(read.extent, read.lanes)
+            if isinstance(rounds, int) and rounds * read.lanes <= room:
+                room -= rounds * read.lanes
+                found.add(read)
+        return found
+
+    def _with_kept(self, loop: For, lanes: int, step: Symbol) -> For:
+        """The loop with what stays in registers read from there, stored there first where no earlier loop did."""
+        first: list[Stmt] = []
+        places: dict[tuple[str, tuple[DimLike, ...]], Load] = {}
+        rounds = self._rounds(loop.extent, lanes)
+        for read, load in _reads(loop, lanes).items():
+            if read not in self.shared:
+                continue
+            at = variable_size(step) * lanes + (size_of(loop.symbol) % lanes if lanes > 1 else 0)
+            place = (variable_size(self.thread), at)
+            if read not in self.kept:
+                assert isinstance(rounds, int)
+                self.kept[read] = Buffer(self.names.fresh("kept"), load.dtype, (THREADS, rounds * lanes), "register")
+                first.append(Store(self.kept[read].name, place, Node(load, (), TensorType(load.dtype, ()))))
+            places[load.buffer, load.index] = Load(self.kept[read].name, place, load.dtype)
+
+        def change(op: Op) -> Op:
+            return places.get((op.buffer, op.index), op) if isinstance(op, Load) else op
+
+        body = map_statements(loop.body, lambda size: size, change, lambda name, index: (name, index))
+        return replace(loop, body=(*first, *body)) if places else loop
+
     def along(self, loop: For) -> None:
         """A loop along the row, an element a thread at a time, and the collection of what it combines."""
         lanes = lanes_of(loop, self.aligned, self.width, self.registers)
         count = loop.extent // lanes if lanes > 1 else loop.extent
-        rounds = ceildiv(count, self.width)
+        rounds = self._rounds(loop.extent, lanes)
         step = loop_variable(self.step, rounds)
+        given, loop = loop, self._with_kept(loop, lanes, step)
         place = variable_size(step) * self.width + self.lane
         inner: tuple[Stmt, ...] = (Let(loop.symbol.name, _index(place), loop.symbol), *loop.body)
         if lanes > 1:
             inner = (vector_loop(loop, lanes, place, loop.symbol.name),)
         if not divides(self.width, count):
             inner = (If(_compare("lt", place, count), inner),)
-        self.segment.body.append(For(step, rounds, "serial", inner))
+        self.segment.body.append(For(step, rounds, "serial" if loop is given else "unrolled", inner))
         found = {s.buffer: s.combine for s in walk(loop.body) if isinstance(s, Store) and s.buffer in self.registers}
         if found:
             self.flush()

@@ -36,9 +36,9 @@ class Round(Struct, frozen=True):
 
 
 def choose_parts(tiles: float, rounds: DimLike, each: Round, operand_bytes: DimLike, result_bytes: DimLike, caps: Caps) -> int:
-    """Parts to cut a contraction of at most so many tiles into, each of `rounds` rounds; no part is without rounds. `result_bytes`: of
-    the sums of all tiles. 1: not to cut it."""
-    if not isinstance(rounds, int) or not tiles < caps.multiprocessors * RESIDENT:  # NaN: of rows without a bound
+    """Parts to cut a contraction of at most so many tiles (infinity: rows without a bound) into, each of `rounds` rounds; no part is
+    without rounds. `result_bytes`: of the sums of all tiles. 1: not to cut it."""
+    if not isinstance(rounds, int) or tiles >= caps.multiprocessors * RESIDENT:
         return 1
     most_operands, most_results = (bounds(size)[1] for size in (operand_bytes, result_bytes))
     memory = caps.multiprocessors * BYTES_A_MICROSECOND

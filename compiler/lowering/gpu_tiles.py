@@ -11,6 +11,8 @@ whatever the tile, but for those that are cut into parts (`gpu_split.py`), since
 
 from __future__ import annotations
 
+import math
+
 from msgspec import Struct
 
 from ..ir.caps import Caps
@@ -19,6 +21,7 @@ from ..ir.graph import Node
 from ..ir.loop import Alloc, Buffer, For, If, Stmt, Store
 from ..ir.ops.compute import PackedConv, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
+from ..tiles import OPEN_SIZE
 from .contraction import named_parts
 from .gpu_split import Round, choose_parts, part_rounds
 from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
@@ -62,19 +65,24 @@ def plain_tile(node: Node, caps: Caps) -> PlainTile | None:
     across = min(16, columns)
     down = THREADS // across
     batch = op.batch if isinstance(op, PackedDot) else 0
-    rows = bounds(product(node.shape[batch:-1]))[1]
+    rows = product(node.shape[batch:-1])
+    most = bounds(rows)[1]
     groups = op.groups if isinstance(op, PackedConv) else 1
-    panels = bounds(product(node.shape[:batch]) * groups * ceildiv(node.shape[-1] // groups, columns))[1]
-    own = 1
-    while own < MOST_ROWS and own * columns // across < 64 and rows > down * own and \
-            panels * -(-rows // (down * own * 2)) >= caps.multiprocessors:
+    panels = product(node.shape[:batch]) * groups * ceildiv(node.shape[-1] // groups, columns)
+
+    def most_tiles(high: int) -> float:
+        return bounds(panels * ceildiv(OPEN_SIZE if most == math.inf else rows, high))[1]
+
+    # rows without a bound may be few, which a high tile would compute many times over
+    highest, own = MOST_ROWS if most < math.inf else MOST_ROWS // 2, 1
+    while own < highest and own * columns // across < 64 and most > down * own and most_tiles(down * own * 2) >= caps.multiprocessors:
         own *= 2
     high = down * own
     busy = high * columns * DEPTH / PRODUCTS_A_MICROSECOND
     read = sum(product(x.shape) * x.dtype.bytes for x in node.inputs[:2])
     sums = product(node.shape) * accumulator_dtype(node.dtype).bytes
     rounds = ceildiv(node.inputs[1].shape[-2], DEPTH)
-    parts = choose_parts(panels * -(-rows // high), rounds, Round(ROUND_TIME + busy, busy), read, sums, caps)
+    parts = choose_parts(math.inf if most == math.inf else most_tiles(high), rounds, Round(ROUND_TIME + busy, busy), read, sums, caps)
     return PlainTile(high, columns, down, across, parts)
 
 

@@ -10,7 +10,8 @@ and a subtraction the code less its zero, a power of two too large; the activati
 down to the smallest numbers (as on CPUs). So a code costs two operations and a multiply-add a row. What a word adds up to meets its
 scale, so groups may be as long as they like.
 
-More rows of float16 or bfloat16 go through matrix units (`gpu_weight_only_tiles.py`), more rows of float32 through this kernel, some at
+More rows of float16 or bfloat16 go through matrix units (`gpu_weight_only_tiles.py`), bytes with codes of 2 or 4 bits in any number of rows
+(`gpu_byte_codes.py`), more rows of float32 through this kernel, some at
 a time. Everything else is left to the kernels of CPUs, a thread an iteration.
 
 Guarantees: no sum is divided between blocks, so a result does not depend on their order.
@@ -26,9 +27,10 @@ from ..ir.graph import Node
 from ..ir.loop import Alloc, Buffer, For, If, Stmt, Store
 from ..ir.ops.shape import Pad
 from ..ir.ops.weight_only import WORD, step_of_place
-from ..ir.types import BF16, F16, F32, I32
+from ..ir.types import BF16, F16, F32, I8, I32
 from .coded_weights import Nest, Operands
 from .contraction import is_at_most, named_parts
+from .gpu_byte_codes import ByteTiles, choose_byte_tiles
 from .gpu_weight_only_tiles import CodeTile, CodeTiles, choose_code_tile
 from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
 
@@ -56,6 +58,9 @@ def lower_gpu_weight_only(node: Node, result: Node, out: Buffer, operands: Opera
     """The block loops of `node` and the epilogue that leads from it to `result`; None for what goes another way."""
     width = node.inputs[1].shape[-1]
     assert isinstance(width, int)
+    if node.inputs[0].dtype == I8:
+        tiles = () if isinstance(result.op, Pad) else choose_byte_tiles(node, caps)
+        return [ByteTiles(node, result, out, operands, inliner.inner(), tile).lower() for tile in tiles] or None
     known = node.inputs[0].dtype in (F32, F16, BF16) and not isinstance(result.op, Pad)
     if not known or width % QUAD or FEWER_THREADS * QUAD % width:
         return None

@@ -6,55 +6,46 @@ that dtype holds exactly. Units multiply these by runs of steps that share scale
 added to those of the tile. Zero points that vary are not subtracted from codes: the run's sum of activations, times the point, is
 subtracted from its sum of products, before that is scaled.
 
-Rows past the last one and panels past the last one are copies of it, which nothing stores; steps past the last one have activations zero.
+Rows past the last one are zeros or copies of it, and panels past the last one copies, which nothing stores; steps past the last one have
+activations zero.
 
 Assumes `choose_code_tile` gave a tile: runs fill the units' steps. Guarantees one sum an element, always in the same order.
 """
 
 from __future__ import annotations
 
-from msgspec import Struct
+import math
+
 from msgspec.structs import replace
 
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, bounds, ceildiv, dim_min, divides, product
 from ..ir.graph import Node
-from ..ir.loop import Alloc, Buffer, Commit, CopyAsync, For, If, Load, MatmulTile, Stmt, Store, Wait
+from ..ir.loop import Alloc, Buffer, Commit, CopyAsync, For, If, MatmulTile, Stmt, Store, Wait
 from ..ir.ops.weight_only import WORD, step_of_place
-from ..ir.types import BF16, F16, F32, I32, TensorType
-from .coded_weights import Nest, Operands, op_of
-from .contraction import is_at_most, named_parts
-from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
+from ..ir.types import BF16, F16, F32, I32
+from ..tiles import OPEN_SIZE
+from .coded_weights import Operands, op_of
+from .gpu_unit_nests import COPIED, STAGES, Place, UnitNest, UnitTile
+from .inline import Inliner, loop_symbol
 
 UNIT_STEPS = 16           # that matrix units take at a time
 LONGEST_RUN = 128
 HIGHEST = 64              # rows of a tile
 WIDEST, NARROWEST = 64, 32  # columns
 WARPS = 4
-STAGES = 4
 BLOCKS_BESIDE = 2         # of a multiprocessor, which its shared memory has room for
 STAGE_STEPS = {16: 256, 32: 128, HIGHEST: 64}  # by a tile's rows: where these are few, more of the weights must be under way
 BLOCK_THREADS = {16: 256, 32: 128, HIGHEST: 128}  # that copy and decode, of which some have warps of the tile
-COPIED = 16               # bytes
 MOST_EXACT_ZERO = 256     # codes less a zero up to that are numbers of bfloat16
 MAGIC, MAGIC_BITS = 2.0**23, 0x4B000000  # a float that counts its last bit by ones
 
 
-class CodeTile(Struct, frozen=True):
-    """What a block computes: `rows` x `columns` of the result, by warps that lie `down` x `across`, `runs` runs of `run` steps a stage.
-    `least`: rows below which another nest computes."""
+class CodeTile(UnitTile, frozen=True, kw_only=True):
+    """With `runs` runs of `run` steps a stage."""
 
-    rows: int
-    columns: int
-    down: int
-    across: int
     run: int
     runs: int
-    least: int = 0
-
-    @property
-    def threads(self) -> int:
-        return BLOCK_THREADS[self.rows]
 
     @property
     def steps(self) -> int:
@@ -81,77 +72,41 @@ def choose_code_tile(node: Node, caps: Caps) -> CodeTile | None:
     run = max((n for n in range(UNIT_STEPS, min(steps, LONGEST_RUN) + 1, UNIT_STEPS) if op.group % n == 0), default=0)
     if run == 0:
         return None
-    columns = WIDEST if -(-op.columns // WIDEST) * -(-most // rows) >= caps.multiprocessors else NARROWEST
+    tiles = -(-op.columns // WIDEST) * -(-(OPEN_SIZE if most == math.inf else int(most)) // rows)
+    columns = WIDEST if tiles >= caps.multiprocessors else NARROWEST
     down = min(2, rows // UNIT_STEPS)
-    tile = CodeTile(rows, columns, down, min(WARPS // down, columns // 16), run, max(1, steps // run))
+    tile = CodeTile(rows, columns, down, min(WARPS // down, columns // 16), BLOCK_THREADS[rows], run=run, runs=max(1, steps // run))
     while tile.runs > 1 and tile.shared_bytes(op.bits) * BLOCKS_BESIDE > caps.shared_bytes:
         tile = replace(tile, runs=tile.runs // 2)
     return tile
 
 
-class CodeTiles(Nest):
+class CodeTiles(UnitNest):
     """One block loop."""
 
+    tile: CodeTile
+
     def __init__(self, node: Node, result: Node, out: Buffer, operands: Operands, inliner: Inliner, tile: CodeTile) -> None:
-        super().__init__(node, result, out, operands, inliner, 1)
-        self.tile = tile
+        super().__init__(node, result, out, operands, inliner, tile)
         self.dtype = node.inputs[0].dtype
-        fresh, shape = self.names.fresh, (tile.down * tile.across, tile.rows // tile.down, tile.columns // tile.across)
+        fresh = self.names.fresh
         self.stage_words = tile.steps // self.of_word
         self.near = COPIED // self.dtype.bytes
         self.left = Buffer(fresh("left"), self.dtype, (STAGES * tile.rows, tile.steps + self.near), "shared")
         self.codes = Buffer(fresh("codes"), I32, (STAGES * self.stage_words, tile.columns), "shared")
         self.right = Buffer(fresh("right"), self.dtype, (tile.steps, tile.columns + self.near), "shared")
         self.row_sums = Buffer(fresh("row_sums"), F32, (tile.rows,), "shared")
-        self.part, self.sums = (Buffer(fresh(name), F32, shape, "fragment") for name in ("part", "sums"))
+        self.part = Buffer(fresh("part"), F32, self.sums.shape, "fragment")
         self.zero = self.op.zero if 0 <= self.op.zero <= MOST_EXACT_ZERO else 0  # that codes are decoded with
         self.needs_sums = operands.points is not None or self.zero != self.op.zero
         self.copies = self.depth % self.near == 0
         self.stages = ceildiv(self.groups * self.op.group, tile.steps)
 
     def lower(self) -> Stmt:
-        tile = self.tile
-        shape = (-(-self.op.columns // tile.columns), ceildiv(self.rows, tile.rows))
-        count = product(shape)
-        if tile.least > 1:
-            count = count * (1 - is_at_most(self.rows, tile.least - 1))
-        variable, at = loop_symbol(self.names.fresh("t"), count)
-        lets, (across, below) = named_parts(self.inliner, ["right", "below"], unflatten_index(at, shape))
-        self.first_column, self.first_row = across * tile.columns, below * tile.rows
         shared = [self.left, self.codes, self.right, *([self.row_sums] if self.needs_sums else [])]
         memory = [Alloc(b) for b in (*shared, self.part, self.sums)]
-        return For(variable, count, "block", (*lets, *memory, self._elements(self._clear), *self._contract(), self._elements(self._give)))
-
-    # --- loops ---
-
-    def _elements(self, make: object) -> Stmt:
-        """A loop over the elements of fragments: `make(element, row of the block, column)`."""
-        assert callable(make)
-        tile = self.tile
-        _, rows, columns = self.sums.shape
-        assert isinstance(rows, int) and isinstance(columns, int)
-        warp, w = loop_symbol(self.names.fresh("w"), tile.down * tile.across)
-        lane, e = loop_symbol(self.names.fresh("e"), rows * columns)
-        lets, (row, column) = named_parts(self.inliner, ["row", "column"], (
-            w // tile.across * rows + e // columns, w % tile.across * columns + e % columns))
-        body = make((w, e // columns, e % columns), row, column)
-        return For(warp, tile.down * tile.across, "warp", (For(lane, rows * columns, "lane", (*lets, *body)),))
-
-    def _element(self, fragment: Buffer, place: tuple[DimLike, ...]) -> Node:
-        return Node(Load(fragment.name, place, fragment.dtype), (), TensorType(fragment.dtype, ()))
-
-    def _pieces(self, thread: DimLike, rows: int, pieces: int, make: object) -> Stmt:
-        """What all threads do together for each piece of each row, neighbours for neighbouring pieces."""
-        assert callable(make)
-        count, threads = rows * pieces, self.tile.threads
-        variable, turn = loop_symbol(self.names.fresh("i"), -(-count // threads))
-        place = turn * threads + thread
-        lets, (row, piece) = named_parts(self.inliner, ["row", "piece"], (place // pieces, place % pieces))
-        body = (*lets, *make(row, piece))
-        return For(variable, -(-count // threads), "unrolled", body if count % threads == 0 else self._where(place, count, body))
-
-    def _where(self, place: DimLike, size: DimLike, body: tuple[Stmt, ...], otherwise: tuple[Stmt, ...] = ()) -> tuple[Stmt, ...]:
-        return (If(self.inliner.scalar("lt", self.inliner.index(place), self.inliner.index(size)), body, otherwise),)
+        return self._blocks(lambda: (*memory, self._elements(self._clear), *self._contract(), self._elements(
+            lambda element, _, row, column: self._give(self._element(self.sums, element), row, column))))
 
     # --- the contraction ---
 
@@ -169,21 +124,18 @@ class CodeTiles(Nest):
     def _copy(self, step: DimLike, stage: DimLike, when: Node) -> Stmt:
         """Begins to copy the activations and words of a stage."""
         tile, inliner = self.tile, self.inliner
-        thread, t = loop_symbol(self.names.fresh("c"), tile.threads)
         left, words, of = self.flat(self.operands.lhs), self.operands.words.name, COPIED // I32.bytes
 
         def activations(row: DimLike, piece: DimLike) -> tuple[Stmt, ...]:
             size = self.near if self.copies else 1
             at = step * tile.steps + piece * size
-            source = dim_min(self.first_row + row, self.rows - 1) * self.depth
             place = (stage * tile.rows + row, piece * size)
-            zero = inliner.literal(0.0, self.dtype)
-            zeros = tuple(Store(self.left.name, (place[0], place[1] + i), zero) for i in range(size))
             if self.copies:
-                bring: Stmt = CopyAsync(self.left.name, place, left.name, (source + at,), size)
-            else:
-                bring = Store(self.left.name, place, inliner.inner().load(left, (source + dim_min(at, self.depth - 1),)))
-            return (bring,) if divides(tile.steps, self.depth) else self._where(at, self.depth, (bring,), zeros)
+                return (self._activations(self.left, place, left, row, at, size, divides(tile.steps, self.depth)),)
+            source = dim_min(self.first_row + row, self.rows - 1) * self.depth
+            bring = Store(self.left.name, place, inliner.inner().load(left, (source + dim_min(at, self.depth - 1),)))
+            zero = Store(self.left.name, place, inliner.literal(0.0, self.dtype))
+            return (bring,) if divides(tile.steps, self.depth) else self._where(at, self.depth, (bring,), (zero,))
 
         def of_codes(row: DimLike, piece: DimLike) -> tuple[Stmt, ...]:
             word = dim_min(step * self.stage_words + row, self.words - 1)
@@ -191,18 +143,12 @@ class CodeTiles(Nest):
             return (CopyAsync(self.codes.name, (stage * self.stage_words + row, piece * of), words,
                               ((panel * self.words + word) * self.width + column,), of),)
 
-        body = (self._pieces(t, tile.rows, tile.steps // (self.near if self.copies else 1), activations),
-                self._pieces(t, self.stage_words, tile.columns // of, of_codes))
-        return For(thread, tile.threads, "thread", (If(when, body),))
-
-    def _column(self, column: DimLike) -> tuple[DimLike, DimLike]:
-        """The panel of a column of the block, the last one where there is none, and the column in it."""
-        return dim_min(self.first_column // self.width + column // self.width, self.panels - 1), column % self.width
+        return self._threads(lambda t: (If(when, (
+            self._pieces(t, tile.rows, tile.steps // (self.near if self.copies else 1), activations),
+            self._pieces(t, self.stage_words, tile.columns // of, of_codes))),))
 
     def _decode(self, stage: DimLike) -> Stmt:
         """The words of a stage as codes less their zero."""
-        thread, t = loop_symbol(self.names.fresh("c"), self.tile.threads)
-
         def of_word(row: DimLike, column: DimLike) -> tuple[Stmt, ...]:
             inner = self.inliner.inner()
             word = inner.latch(inner.load(self.codes, (stage * self.stage_words + row, column)))
@@ -215,19 +161,18 @@ class CodeTiles(Nest):
                 inner.block.append(Store(self.right.name, (step, column), inner.cast(value, self.dtype)))
             return tuple(inner.block)
 
-        return For(thread, self.tile.threads, "thread", (self._pieces(t, self.stage_words, self.tile.columns, of_word),))
+        return self._threads(lambda t: (self._pieces(t, self.stage_words, self.tile.columns, of_word),))
 
     def _run(self, step: DimLike, run: int) -> list[Stmt]:
         """The products of one run of a stage, scaled and added to the tile's sums."""
-        tile = self.tile
-        warp, w = loop_symbol(self.names.fresh("w"), tile.down * tile.across)
+        tile, stage = self.tile, step % STAGES
         _, rows, columns = self.sums.shape
-        first = (step % STAGES * tile.rows + w // tile.across * rows, run * tile.run)
-        multiply = MatmulTile(self.part.name, self.left.name, first, self.right.name, (run * tile.run, w % tile.across * columns), tile.run)
+        multiply = self._warps(lambda w, _, down, across: (MatmulTile(
+            self.part.name, self.left.name, (stage * tile.rows + down * rows, run * tile.run), self.right.name,
+            (run * tile.run, across * columns), tile.run),))
         group = dim_min((step * tile.runs + run) // (self.op.group // tile.run), self.groups - 1)
-        made: list[Stmt] = [self._sum_rows(step % STAGES * tile.rows, run)] if self.needs_sums else []
-        return [*made, For(warp, tile.down * tile.across, "warp", (multiply,)),
-                self._elements(lambda element, row, column: self._scale(group, element, row, column))]
+        made: list[Stmt] = [self._sum_rows(stage * tile.rows, run)] if self.needs_sums else []
+        return [*made, multiply, self._elements(lambda element, _, row, column: self._scale(group, element, row, column))]
 
     def _sum_rows(self, first: DimLike, run: int) -> Stmt:
         """What the activations of a run add up to, row by row."""
@@ -245,7 +190,7 @@ class CodeTiles(Nest):
         body = body if self.tile.rows % self.tile.threads == 0 else self._where(row, self.tile.rows, body)
         return For(thread, self.tile.threads, "thread", (For(turn, -(-self.tile.rows // self.tile.threads), "serial", body),))
 
-    def _scale(self, group: DimLike, element: tuple[DimLike, ...], row: DimLike, column: DimLike) -> list[Stmt]:
+    def _scale(self, group: DimLike, element: Place, row: DimLike, column: DimLike) -> list[Stmt]:
         inner = self.inliner.inner()
         panel, place = self._column(column)
         at = (panel * self.groups + group) * self.width + place
@@ -260,24 +205,9 @@ class CodeTiles(Nest):
 
     # --- the result ---
 
-    def _clear(self, element: tuple[DimLike, ...], row: DimLike, column: DimLike) -> list[Stmt]:
+    def _clear(self, element: Place, part: DimLike, row: DimLike, column: DimLike) -> list[Stmt]:
         zero = self.inliner.literal(0.0, F32)
         return [Store(self.sums.name, element, zero), Store(self.part.name, element, zero)]
-
-    def _give(self, element: tuple[DimLike, ...], row: DimLike, column: DimLike) -> tuple[Stmt, ...]:
-        """An element of the result, through the epilogue."""
-        node, inner = self.node, self.inliner.inner()
-        lets, (at, across) = named_parts(self.inliner, ["at", "across"], (self.first_row + row, self.first_column + column))
-        index = (*unflatten_index(at, node.shape[:-1]), across)
-        value = inner.cast(self._element(self.sums, element), node.dtype)
-        inner.bind(node, index, lambda: value)
-        stored = inner.value(self.result, reshape_index(index, node.shape, self.result.shape))
-        target = flatten_index((at, across), (self.rows, node.shape[-1]))
-        body: tuple[Stmt, ...] = (*inner.block, Store(self.out.name, (target,), stored))
-        for place, size, tile in ((at, self.rows, self.tile.rows), (across, self.op.columns, self.tile.columns)):
-            if not divides(tile, size):
-                body = self._where(place, size, body)
-        return (*lets, *body)
 
 
 __all__ = ["CodeTile", "CodeTiles", "choose_code_tile"]

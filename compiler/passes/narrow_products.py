@@ -9,7 +9,8 @@ Activations are multiplied as signed bytes. A zero point of theirs (unsigned byt
 columns' sums of dequantized weights, which are constants.
 
 Left as they are: weights that `lower_quantized` multiplies as bytes, since they are bytes in the graph and have one scale a column;
-products that the target has no instruction for; whatever `weight_only` leaves as floats for its groups.
+products that the target has no instruction for, as of GPUs those with groups of other than multiples of 32 steps; whatever `weight_only`
+leaves as floats for its groups.
 
 Contract: finite and bounded, as of `weight_only`: sums of groups are exact where the float ones round each term.
 Only `precision="default"` allows it.
@@ -33,12 +34,14 @@ from ..options import Options
 from .lower_quantized import Form, form_of
 from .weight_only import LEAST_WEIGHTS, Codes, codes_of, factors_of, packed_codes
 
-SIGN = 128  # between an unsigned byte and a signed one
+SIGN = 128      # between an unsigned byte and a signed one
+GPU_STEPS = 32  # that matrix units of GPUs multiply at a time: groups consist of those
 
 
 def narrow_products(graph: Graph, options: Options, caps: Caps) -> Graph:
     """See the module's text."""
-    if options.precision != "default" or caps.is_gpu or not (caps.has_byte_pairs or caps.has_quads):
+    on_units = caps.is_gpu and str(I8) in caps.matrix_units
+    if options.precision != "default" or not (on_units if caps.is_gpu else caps.has_byte_pairs or caps.has_quads):
         return graph
 
     def visit(b: Builder, node: Node, inputs: tuple[Node, ...]) -> Node | None:
@@ -64,7 +67,7 @@ def _narrow(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps) -> Node | Non
     if _is_of_bytes(b, op, rhs):
         return None
     codes = codes_of(integers, scales)
-    if codes is None or codes.bits not in BYTE_CODES:
+    if codes is None or codes.bits not in BYTE_CODES or caps.is_gpu and codes.group % GPU_STEPS:
         return None
     with np.errstate(all="ignore"):
         sums = (integers.astype(np.float64) * scales).sum(0).astype(np.float32)

@@ -23,7 +23,7 @@ from ..ir.ops.control import Const
 from ..ir.ops.shape import Broadcast, Reshape, Take, Transpose
 from ..ir.types import F32, F64, I8, U8, DType
 from ..library import apply, broadcast, cast, reshape, transpose
-from ..tiles import gpu_panel_columns, group_panel_columns
+from ..tiles import gpu_panel_columns, group_panel_columns, may_stay_plain
 from .pack_integers import lengthened, packed_words
 from .panels import squares_of_words
 from .winograd import known_array
@@ -58,17 +58,24 @@ def _product(b: Builder, op: Dot, left: Narrow, right: Narrow, dtype: DType, cap
     depth, width = product(x.shape[a] for a in op.lhs_contract), product(wide)
     x = reshape(b, transpose(b, x, [*op.lhs_batch, *rows, *op.lhs_contract]), (*grid, product(high), depth))
     matrices = reshape(b, transpose(b, w, [*op.rhs_batch, *op.rhs_contract, *columns]), (*grid, depth, width))
+    grouped = group_panel_columns(width, product(high), depth, left.value.dtype, caps)
+    if grouped is None and may_stay_plain(width, depth, left.value.dtype, caps) and known_array(w) is None:
+        total = b.add(PackedDot(len(grid), width, step=STEP), x, reshape(b, matrices, (*grid, 1, depth, width)))
+        return _scaled(b, reshape(b, total, (*grid, *high, *wide)), left, right, dtype)
     batch, missing = len(grid), -depth % STEP
     if missing != 0:
         x = b.add(Bitcast(left.value.dtype), lengthened(b, b.add(Bitcast(U8), x), batch + 1, missing))
-    grouped = group_panel_columns(width, product(high), depth, left.value.dtype, caps)
     if grouped is not None:
         missing = -depth % group_steps(I8)
     tile = gpu_panel_columns(width, product(high), left.value.dtype, caps) if grouped is None else grouped
     words = packed_words(b, lengthened(b, b.add(Bitcast(I8), matrices), batch, missing), batch, product(high), STEP, caps, tile)
     words = words if grouped is None else squares_of_words(b, words)
     op_in_bytes = PackedDot(batch, width, step=STEP, square=1 if grouped is None else square_of(words.dtype.bytes))
-    total = reshape(b, b.add(op_in_bytes, x, words), (*grid, *high, *wide))
+    return _scaled(b, reshape(b, b.add(op_in_bytes, x, words), (*grid, *high, *wide)), left, right, dtype)
+
+
+def _scaled(b: Builder, total: Node, left: Narrow, right: Narrow, dtype: DType) -> Node:
+    """The sums with the scales of both operands, as numbers of the product's dtype."""
     for scale in (left.scale, right.scale):
         if scale is not None:
             total = apply(b, "mul", total, broadcast(b, reshape(b, scale, ()), total.shape))

@@ -32,7 +32,7 @@ from ..ir.ops.control import Const
 from ..ir.ops.shape import Broadcast, Pad, Reshape, Slice, Transpose
 from ..ir.types import I8, I16, I32, U8, DType
 from ..library import apply, broadcast, cast, constant, pad, reduce, reshape, slice_axis, transpose
-from ..tiles import gpu_panel_columns, group_panel_columns, panel_columns
+from ..tiles import gpu_panel_columns, group_panel_columns, may_stay_plain, panel_columns
 from .panels import pack_columns, squares_of_words
 from .winograd import known_array
 
@@ -66,6 +66,9 @@ def packed_integers(b: Builder, left: Node, right: Node, batch: int, caps: Caps)
         words = packed_words(b, lengthened(b, right, batch, whole - depth), batch, rows, step, caps, grouped)
         squares = PackedDot(batch, width, step=step, square=square_of(I32.bytes))
         return _with_zero_point(b, b.add(squares, x, squares_of_words(b, words)), operand, left, right, batch)
+    if step == 4 and right.dtype == I8 and may_stay_plain(width, depth, I8, caps) and known_array(right) is None:
+        matrix = reshape(b, right, (*right.shape[:batch], 1, depth, width))
+        return _with_zero_point(b, b.add(PackedDot(batch, width, step=step), operand.value, matrix), operand, left, right, batch)
     tile = gpu_panel_columns(width, rows, I8, caps) if caps.is_gpu and step == 4 else None
     longer = lengthened(b, right, batch, missing)
     packed = packed_words(b, longer, batch, rows, step, caps, tile)

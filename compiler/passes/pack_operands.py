@@ -37,7 +37,7 @@ from ..ir.rewrite import rewrite_graph
 from ..ir.types import BF16, F32, I64, DType, TensorType
 from ..library import apply, broadcast, cast, constant, full, pad, reduce, reshape, slice_axis, transpose
 from ..options import Options
-from ..tiles import PLAIN_GPU_PANELS, gpu_panel_columns, group_panel_columns, panel_columns
+from ..tiles import PLAIN_GPU_PANELS, gpu_panel_columns, group_panel_columns, may_stay_plain, panel_columns
 from .pack_bfloats import packed_bfloat_conv, packed_bfloats, widened
 from .pack_floats8 import packed_floats8
 from .pack_integers import largest, packed_integer_conv, packed_integers
@@ -121,9 +121,13 @@ def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps, only: bool 
             value = b.add(PackedDot(len(batch), width, square=square), left, pack_squares(b, right, len(batch), grouped))
         return reshape(b, value, (*batch, *rows, *columns))
     tile = gpu_panel_columns(width, product(rows), lhs.dtype, caps) if caps.is_gpu else None
+    plain = gated is None and not symmetric and may_stay_plain(width, depth, lhs.dtype, caps) and not is_known(right)
     if tile is None:
         tile = panel_columns(width, product(rows), accumulator_dtype(lhs.dtype), caps, depth)
     shared = pack_repeated(b, op, rhs, tile) if str(lhs.dtype) in caps.matrix_units else None
+    if plain and shared is None:
+        value = b.add(PackedDot(len(batch), width), left, reshape(b, right, (*batch, 1, depth, width)))
+        return reshape(b, value, (*batch, *rows, *columns))
     packed = pack_columns(b, right, len(batch), tile) if shared is None else shared
     if gated is not None:
         x, gate = gated

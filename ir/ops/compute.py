@@ -457,7 +457,8 @@ class PackedDot(Op, frozen=True):
 
     `step`: how many elements along K a word of rhs holds, which is [*batch, ceil(N / tile), K / step, tile] then. Integers alone
     are packed so (`WORDS`), and the sums are int32; or float8 of one format on both sides (`FLOATS8`), whose sums are float32; or
-    bfloat16, whose sums are float32 (a target may count subnormal numbers as zeros where the left operand is bfloat16, too).
+    bfloat16, whose sums are float32 (a target may count subnormal numbers as zeros where the left operand is bfloat16, too). What
+    makes words of four may also be what it was, one panel [*batch, 1, K, N] of i8, or of lhs's float8 (`in_bytes`).
     `saturates`: of words of four bytes the products of two neighbours are added within 16 bits, as some instructions do, and to
     those the ones of as many words as `narrow` says, which wrap; passes let it only where that changes nothing.
 
@@ -476,16 +477,21 @@ class PackedDot(Op, frozen=True):
     narrow: int = 1
     square: int = 1
 
+    def in_bytes(self, lhs: DType, rhs: DType) -> bool:
+        """Whether the right operand is bytes that no words have been made of."""
+        return self.step == 4 and self.square == 1 and (lhs in (U8, I8) and rhs == I8 or lhs in FLOATS8 and rhs == lhs)
+
     def infer(self, *types: Type) -> Type:
         lhs, rhs = operands(self, types, 2)
-        dtype = packed_dtype(self, lhs.dtype, rhs.dtype, self.step)
+        in_bytes = self.in_bytes(lhs.dtype, rhs.dtype)
+        dtype = packed_dtype(self, lhs.dtype, I32 if in_bytes else rhs.dtype, self.step)
         check_saturation(self, lhs.dtype, self.step, self.saturates, self.narrow, rhs.shape[-2] if rhs.rank > 1 else 0)
         tile = rhs.shape[-1] if rhs.rank else None
         if rhs.rank != self.batch + 3 or lhs.rank < self.batch + 1 or not isinstance(tile, int) or tile < 1:
             raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit {self.batch} batch axes")
         if self.square != 1:
             self._check_squares(rhs, tile)
-        steps = rhs.shape[-2] * self.step
+        steps = rhs.shape[-2] * (1 if in_bytes else self.step)
         enough = lhs.shape[-1] == steps or self.square > 1 and bounds(steps - lhs.shape[-1])[0] >= 0
         fits = lhs == rhs if self.symmetric else lhs.shape[:self.batch] == rhs.shape[:self.batch] and enough
         if not fits or rhs.shape[-3] != ceildiv(self.columns, tile):
@@ -502,10 +508,12 @@ class PackedDot(Op, frozen=True):
         lhs, rhs = inputs
         if self.square > 1:
             rhs = panels_of_squares(rhs, self.square, self.step > 1)[..., :-(-lhs.shape[-1] // self.step), :]
-        rhs = unpacked_words(rhs, self.step)
+        in_bytes = self.in_bytes(dtype_of(lhs.dtype), dtype_of(rhs.dtype))
+        rhs = unpacked_words(rhs, self.step) if not in_bytes else rhs.astype(np.int32) if rhs.dtype == np.int8 else rhs
         if dtype_of(lhs.dtype) in FLOATS8:
             with np.errstate(all="ignore"):
-                lhs, rhs = lhs.astype(np.float32), rhs.astype(np.int8).view(lhs.dtype).astype(np.float32)
+                rhs = rhs if in_bytes else rhs.astype(np.int8).view(lhs.dtype)
+                lhs, rhs = lhs.astype(np.float32), rhs.astype(np.float32)
         lhs = lhs if self.step == 1 else lhs.astype(rhs.dtype)
         b = self.batch
         columns = evaluate(self.columns, binding)

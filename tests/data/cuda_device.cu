@@ -58,6 +58,10 @@ extern "C" __global__ void mma_e5m2(const unsigned *left, const unsigned *right,
 
 #endif
 
+extern "C" __global__ void bytes(const unsigned *first, const unsigned *second, const unsigned *places, unsigned *result) {
+  result[threadIdx.x] = tw_permute_bytes(first[threadIdx.x], second[threadIdx.x], places[threadIdx.x]);
+}
+
 extern "C" __global__ void matrices(const unsigned short *given, unsigned *plain, unsigned *transposed, unsigned *back) {
   TW_SHARED(unsigned short, tile, 256);
   for (int i = threadIdx.x; i < 256; i += 32) tile[i] = given[i];

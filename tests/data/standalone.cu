@@ -16,16 +16,16 @@
 //     for %k0 in 0..3 pipeline(6) {
 //       copy_bulk %right[64*k0, 0] = %x1[8192*k0 + 24576*panel], 8192
 //       for %c in 0..128 thread {
-//         for %g in 0..2 {
-//           for %i0 in 0..4 unrolled {
-//             let %row: 0..127 = index(64*g + 16*i0 + (c // 8))
-//             let %piece: 0..7 = index((c % 8))
-//             if lt(index(64*k0 + 8*piece), index(136)) {
-//               copy_async %left[128*k0 + row, 8*piece] = %x0[64*k0 + 8*piece + 136*min(R - 1, row + 128*tile)], 8
-//             } else {
-//               for %z in 0..8 unrolled {
-//                 %left[128*k0 + row, 8*piece + z] = bf16 0.0
-// ... 24 more lines
+//         for %i0 in 0..8 unrolled {
+//           let %row: 0..127 = index(16*i0 + (c // 8))
+//           let %piece: 0..7 = index((c % 8))
+//           copy_async %left[128*k0 + row, 8*piece] = %x0[64*k0 + 8*piece + 136*min(R - 1, row + 128*tile)], 8 given lt(index(64*k0 + 8*piece), index(136))
+//         }
+//       }
+//       for %w in 0..8 warp {
+//         matmul_group %sums, %left[128*k0 + 16*w, 0], %right[64*k0, 0], 64
+//       }
+// ... 16 more lines
 extern "C" __global__ void __launch_bounds__(384, 1) kernel_packed_dot_max(
     const tw_bfloat16 *__restrict__ x0, const tw_bfloat16 *__restrict__ x1, tw_bfloat16 *__restrict__ y0, long long R) {
   TW_DYNAMIC_SHARED(tw_bfloat16, left, 49152, 0);
@@ -60,20 +60,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) kernel_packed_dot_max(
           tw_bulk_load(&right[k0 * 8192], &x1[panel * 24576 + k0 * 8192], 16384, &filled[k0 % 6]);
         }
         const int c = threadIdx.x - 256;
-        for (int g = 0; g < 2; ++g) {
-          #pragma unroll
-          for (int i0 = 0; i0 < 4; ++i0) {
-            const int row = g * 64 + i0 * 16 + c / 8;
-            const int piece = c % 8;
-            if (k0 * 64 + piece * 8 < 136) {
-              tw_copy_async_16(&left[tw_swizzled(k0 * 128 + row, piece * 8, 8)], &x0[tw_min(R - 1, tile * 128 + row) * 136 + k0 * 64 + piece * 8]);
-            } else {
-              #pragma unroll
-              for (int z = 0; z < 8; ++z) {
-                left[tw_swizzled(k0 * 128 + row, piece * 8 + z, 8)] = tw_to_bfloat16(0.0f);
-              }
-            }
-          }
+        #pragma unroll
+        for (int i0 = 0; i0 < 8; ++i0) {
+          const int row = i0 * 16 + c / 8;
+          const int piece = c % 8;
+          tw_copy_async_16_or_zero(&left[tw_swizzled(k0 * 128 + row, piece * 8, 8)], &x0[tw_min(R - 1, tile * 128 + row) * 136 + k0 * 64 + piece * 8], k0 * 64 + piece * 8 < 136);
         }
       }
       tw_copy_async_commit();
@@ -106,17 +97,14 @@ extern "C" __global__ void __launch_bounds__(384, 1) kernel_packed_dot_max(
     for (int v2 = 0; v2 < 64; v2 += 2) {
       const int e1_row = v2 / 64 * 16 + v2 / 2 % 2 * 8 + threadIdx.x % 32 / 4;
       const int e1_column = v2 / 4 % 16 * 4 + threadIdx.x % 4;
-      const int e1 = e1_row * 64 + e1_column;
-      if (panel * 128 + e1 * 2 % 128 < 240) {
-        if (tile * 128 + w2 * 16 + e1 / 64 < R) {
-          {
-            __align__(16) tw_bfloat16 y0_3[2];
-            #pragma unroll
-            for (int pair = 0; pair < 2; ++pair) {
-              y0_3[pair] = tw_to_bfloat16(tw_max(tw_round_bfloat16(sums[v2 + pair]), 0.0f));
-            }
-            tw_store_vector(&y0[panel * 128 + tile * 30720 + w2 * 3840 + e1 % 64 * 2 + e1 / 64 * 240], y0_3);
+      if (panel * 128 + e1_column * 2 < 240) {
+        if (tile * 128 + e1_row + w2 * 16 < R) {
+          __align__(16) tw_bfloat16 y0_3[2];
+          #pragma unroll
+          for (int pair = 0; pair < 2; ++pair) {
+            y0_3[pair] = tw_to_bfloat16(tw_max(tw_round_bfloat16(sums[v2 + pair]), 0.0f));
           }
+          tw_store_vector(&y0[panel * 128 + tile * 30720 + e1_column * 2 + e1_row * 240 + w2 * 3840], y0_3);
         }
       }
     }

@@ -21,6 +21,7 @@ from tests.cuda_programs import joined_source
 from tests.lowering_checks import one
 from tests.test_cuda_kernels import convolution, matmul
 from tests.test_gpu_attention import MASKS, masked_graph
+from tests.test_gpu_contraction import integer_products
 from tests.test_gpu_floats8 import product_of
 from tests.test_gpu_quantized import layer
 from tilewright import library as lib
@@ -84,6 +85,11 @@ PROGRAMS: dict[str, Callable[[], Graph]] = {
     "int4 weights, 16 rows": lambda: coded(16, 4, 32),
     "int8 weights, 64 rows": lambda: coded(64, 8, 4096),
     "int4 weights, any rows": lambda: coded(ROWS, 4, 32),
+    "int4 weights, one row of bytes": lambda: coded(1, 4, 128, I8),
+    "int4 weights, 64 rows of bytes": lambda: coded(64, 4, 128, I8),
+    "int4 weights, 4096 rows of bytes": lambda: coded(4096, 4, 128, I8),
+    "int2 weights, any rows of bytes": lambda: coded(ROWS, 2, 64, I8),
+    "matmul i8": lambda: integer_products([(4096, 4096, 4096)], I8, I8)[0],
     "matmul f8e4m3": lambda: product_of(*[FLOATS8[0]] * 2, 1024, 1024, 1024, BF16),
     "large matmul f8e4m3": lambda: product_of(*[FLOATS8[0]] * 2, 4096, 4096, 4096, BF16),
     "matmul f8e5m2": lambda: product_of(*[FLOATS8[1]] * 2, 1024, 1024, 1024, BF16),
