@@ -179,6 +179,8 @@ def test_what_is_not_understood(model: Path, arguments: tuple[str, ...], message
 def test_other_bad_input(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = run(capsys, model, "--scratchpad", "1MB", "--alignment", "48")
     assert status == 1 and "alignment: found 48, expected a power of two" in err
+    status, _, err = run(capsys, model, "--scratchpad", "1MB", "--time-limit", "nan")
+    assert status == 1 and "the time limit is nan seconds, expected 0 or more" in err
     (tmp_path / "open.ir").write_text(OPEN)
     status, _, err = run(capsys, tmp_path / "open.ir", "--scratchpad", "1MB", "--granularity", "imported")
     assert status == 1 and "the size n of x is not known" in err

@@ -104,6 +104,8 @@ def solve(problem: Problem, budget: int, alignment: int = 64, seconds: float = 1
     """The best schedule found in the time; CompileError where there is none. Baselines are schedules of the problem `compared` (else of the
     one given) by whole operators that share nothing, and so is the answer where nothing better was found with what is allowed.
     `change` does what is allowed."""
+    if not seconds >= 0:  # nor is what is no number
+        raise CompileError(f"the time limit is {seconds} seconds, expected 0 or more", hint="0 takes what is instant")
     plain = separate(problem if compared is None else compared)
     began = time.monotonic()
     check_budget(plain if allowed == NOTHING else problem, budget if allowed == NOTHING else LARGEST, alignment)
