@@ -26,15 +26,16 @@ from .heuristics import Baseline, Peak, baselines, belady, known_orders, least_p
 from .placing import place, stays_of, steps_of
 from .problem import LARGEST, Problem, Schedule, rounded
 from .returning import returning
-from .search import End, Limits, Move, beam, relaxed
+from .search import End, Found, Limits, Move, Relaxed, beam, relaxed
 from .space import NEVER, Space
 
 SMALL = 20_000     # states that a first search may take between two cuts
 BEAM_WIDTH = 8
+BESIDE = 3         # states of the search that proves for one of divide and conquer beside it: about as long
 ADDRESSED = 300_000  # states of the search with addresses
 FEEDBACKS = 8         # searches with less room where packing failed
-SHARE_DIVIDED = 0.4  # of the time left, for divide and conquer before the search that proves
-SHARE_DECIDED = 0.2  # of the time left then, for orders that nothing better can have
+SHARE_DIVIDED = 0.6  # of the time left, for divide and conquer and the search beside it
+SHARE_DECIDED = 0.2  # of the time left then, for orders that nothing better can have, before the search goes on alone
 
 Progress = Callable[[str, int, int], None]  # what is being done, excess bytes of the best so far, bound
 Change = Callable[[Problem, int, int, Allowed], Problem]  # what becomes of a problem by what is allowed, for a budget and an alignment
@@ -158,6 +159,7 @@ class _Work:
         self.baselines: list[tuple[str, Account]] = []
         self.compared: list[Schedule] = []
         self.ways: list[End] = []  # orders with evictions, without addresses
+        self.search: Relaxed | None = None
 
     # --- keeping ---
 
@@ -245,34 +247,55 @@ class _Work:
         """Quick ones first; a search that proves at once where the problem is small."""
         if self.done():
             return
-        space = self.space
-        yield from ((end, "search") for end in self.searched(SMALL))
+        found = relaxed(self.space, self.limits(SMALL), progress=self.tell_searching)
+        yield from self.found(found)
         if self.done():
             return
-        found = beam(space, space.all, [(0, (0, 0, 0))], BEAM_WIDTH, Limits(self.deadline))
-        yield from ((end, "beam") for end in found[:1])
-        share = time.monotonic() + SHARE_DIVIDED * (self.deadline - time.monotonic())
-        ways = sorted(self.ways, key=lambda way: way.cost)
-        yield from ((end, "divide and conquer") for end in divide.improve(space, ways, share))
+        beams = beam(self.space, self.space.all, [(0, (0, 0, 0))], BEAM_WIDTH, Limits(self.deadline))
+        yield from ((end, "beam") for end in beams[:1])
+        yield from self.divided()
 
-    def searched(self, states: int, share: float = 0.0) -> list[End]:
-        """The search from cut to cut for what is cheaper than all ways known; keeps its bound. `share` of the time left goes to deciding
-        orders first."""
-        least = min((way.cost for way in self.ways), default=NEVER)
-        now = time.monotonic()
-        space = decided(self.space, least, now + share * (self.deadline - now)) if share and least < NEVER else self.space
-        found = relaxed(space, Limits(self.deadline, states, least), progress=lambda cost: self.tell("search"))
+    def divided(self) -> Iterator[tuple[End, str]]:
+        """Divide and conquer, and beside it the search that proves, which often is the first to end."""
+        self.search, states = Relaxed(self.space), SMALL
+        until = time.monotonic() + SHARE_DIVIDED * (self.deadline - time.monotonic())
+        for part in divide.improve(self.space, sorted(self.ways, key=lambda way: way.cost), until):
+            if part.way is not None:
+                yield part.way, "divide and conquer"
+            states += BESIDE * part.states
+            yield from self.found(self.search.go_on(self.limits(states), self.tell_searching))
+            if self.done() or self.least <= self.bound:
+                return
+
+    @property
+    def least(self) -> int:
+        """What the best way costs, not regarding addresses."""
+        return min((way.cost for way in self.ways), default=NEVER)
+
+    def limits(self, states: int) -> Limits:
+        """Of a search for what is cheaper than all ways known."""
+        return Limits(self.deadline, states, self.least)
+
+    def tell_searching(self, cost: int) -> None:
+        self.tell("search")
+
+    def found(self, found: Found) -> list[tuple[End, str]]:
+        """Keeps the bound of a search; what it found."""
         self.keep_bound(found.bound, "search without addresses")
-        return found.ends
+        return [(end, "search") for end in found.ends]
 
     def prove(self) -> None:
-        """The search once more, with all the time that is left."""
+        """The search with all the time that is left, begun anew where orders are decided first."""
         if not self.done():
             self.place_too()
-        if self.done() or min((way.cost for way in self.ways), default=NEVER) <= self.bound:
+        if self.done() or self.least <= self.bound:
             return
-        for end in self.searched(NEVER, SHARE_DECIDED):
-            self.keep_way(end.moves, "search")
+        now = time.monotonic()
+        space = decided(self.space, self.least, now + SHARE_DECIDED * (self.deadline - now)) if self.least < NEVER else self.space
+        if self.search is None or space is not self.space:
+            self.search = Relaxed(space)
+        for end, method in self.found(self.search.go_on(self.limits(NEVER), self.tell_searching)):
+            self.keep_way(end.moves, method)
 
     def place_too(self) -> None:
         """Addresses in the search, where the residency that is best without them was not placed."""

@@ -48,6 +48,7 @@ class Space:
         for one, other in [*self._twins(), *self._late()]:
             self.before[other] |= 1 << one
         self.stored = sum(1 << t for t, x in enumerate(problem.tensors) if x.kind != VALUE) | sum(1 << t for t in problem.results)
+        self.kept = [self._kept(number) for number in range(len(problem.operators))]
         self.above, self.below = self._relations()
         self._made: dict[int, int] = {}
 
@@ -83,6 +84,11 @@ class Space:
         """Operands that the first result may lie over, large enough to hold it."""
         row = self.problem.operators[operator]
         return sum(1 << t for t in row.in_place if self.units[t] >= self.units[row.outputs[0]] > 0)
+
+    def _kept(self, operator: int) -> tuple[int, int]:
+        """Units of the results that are read again, and what it costs to let all of them leave and come back."""
+        kept = [t for t in bits(self.outputs[operator]) if self.consumers[t]]
+        return sum(self.units[t] for t in kept), sum(self.bytes[t] * (1 if self.stored >> t & 1 else 2) for t in kept)
 
     def _relations(self) -> tuple[list[int], list[int]]:
         """For each operator those that every order runs before it, and those after it."""
@@ -151,7 +157,11 @@ class Space:
 
     def during(self, done: int, operator: int, there: int) -> int:
         """Units taken while an operator runs beside what is there, where its result lies over an operand if one dies."""
-        units = self.total(there | self.need[operator])
+        return self.beside(done, operator, there, self.total(there))
+
+    def beside(self, done: int, operator: int, there: int, taken: int) -> int:
+        """The same where it is known how many units are taken by what is there."""
+        units = taken + self.total(self.need[operator] & ~there)
         return units - self.saved[operator] if self.over[operator] and self.dying(done, operator) else units
 
     def price(self, state: State, operator: int, evicted: int) -> int:
