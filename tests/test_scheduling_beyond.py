@@ -207,6 +207,18 @@ def test_chains_run_slice_by_slice_below_the_largest_operator() -> None:
         solve(problem, 256, 64, 0)
 
 
+def test_a_bound_with_slices_is_for_those_chosen() -> None:
+    """Others might need less, unless nothing is moved at all; without slices it is for all schedules."""
+    tensors = [Tensor("x", 64, INPUT), Tensor("kept", 512), Tensor("a", 64), Tensor("wide", 1024), Tensor("v", 64), Tensor("y", 64)]
+    operators = [Operator("split", (0,), (2, 1), in_place=(0,)), Operator("widen", (2,), (3,), slices=(Sliced("rows", 16, ((2, 0, 16),)),)),
+                 Operator("narrow", (3,), (4,), slices=(Sliced("rows", 16, ((3, 0, 16),)),)), Operator("join", (1, 4), (5,), in_place=(4,))]
+    problem = make_problem("skip", tensors, operators, [5])
+    for budget, allowed, excess, chosen in ((576, EVERYTHING, 1024, True), (640, EVERYTHING, 0, False), (1088, NOTHING, 1024, False)):
+        solution = solve(problem, budget, 64, allowed=allowed)
+        assert solution.proven and solution.account.excess == excess
+        assert solution.proven_by.endswith(", for the slices and repetitions chosen") == chosen
+
+
 def test_windows_need_rows_beside_their_slice() -> None:
     tensors = [Tensor("x", 640, INPUT), Tensor("t", 1280), Tensor("y", 640)]
     operators = [Operator("conv", (0,), (1,), slices=(Sliced("rows", 10, ((0, 2, 10),)),)),

@@ -27,6 +27,7 @@ from .placing import place, stays_of, steps_of
 from .problem import LARGEST, Problem, Schedule, rounded
 from .returning import returning
 from .search import End, Found, Limits, Move, Relaxed, beam, relaxed
+from .slicing import PREFIX
 from .space import NEVER, Space
 
 SMALL = 20_000     # states that a first search may take between two cuts
@@ -36,6 +37,7 @@ ADDRESSED = 300_000  # states of the search with addresses
 FEEDBACKS = 8         # searches with less room where packing failed
 SHARE_DIVIDED = 0.6  # of the time left, for divide and conquer and the search beside it
 SHARE_DECIDED = 0.2  # of the time left then, for orders that nothing better can have, before the search goes on alone
+CHOSEN = ", for the slices and repetitions chosen"  # of a bound: others might need less
 
 Progress = Callable[[str, int, int], None]  # what is being done, excess bytes of the best so far, bound
 Change = Callable[[Problem, int, int, Allowed], Problem]  # what becomes of a problem by what is allowed, for a budget and an alignment
@@ -112,10 +114,10 @@ def solve(problem: Problem, budget: int, alignment: int = 64, seconds: float = 1
     check_budget(plain if allowed == NOTHING else problem, budget if allowed == NOTHING else LARGEST, alignment)
     works = [] if budget < working_set(plain, alignment)[0] else [_Work(plain, budget, alignment, began + seconds, progress, True)]
     if allowed != NOTHING:
-        rich = change(problem, budget, alignment, allowed)
-        if not works or working_set(rich, alignment)[0] <= budget:
-            check_budget(rich, budget, alignment)
-            works.append(_Work(rich, budget, alignment, began + seconds, progress, False))
+        most = change(problem, budget, alignment, allowed)
+        if not works or working_set(most, alignment)[0] <= budget:
+            check_budget(most, budget, alignment)
+            works.append(_Work(most, budget, alignment, began + seconds, progress, False))
     interrupted = False
     try:
         for work in works:
@@ -130,6 +132,9 @@ def solve(problem: Problem, budget: int, alignment: int = 64, seconds: float = 1
         if all(work.best is None for work in works):
             raise
         interrupted = True
+    rich = works[-1]
+    if rich.bound and (allowed.recompute and change is not changed or any(t.name.startswith(PREFIX) for t in rich.problem.tensors)):
+        rich.prover += CHOSEN
     return _answer(works, alignment, interrupted, time.monotonic() - began)
 
 

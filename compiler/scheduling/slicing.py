@@ -21,6 +21,7 @@ from .space import Space, bits
 SLICES = 16  # of a tensor at most: smaller ones save little room and cost time
 LENGTH = 5   # operators that are joined at once
 ROUNDS = 12
+PREFIX = "slice of "  # the place of a slice is called by the tensor
 
 
 class Chain(Struct):
@@ -141,7 +142,7 @@ def _joined(problem: Problem, chosen: list[Chain]) -> Problem:
     tensors, operators = list(problem.tensors), dict(enumerate(problem.operators))
     for chain in chosen:
         slices = range(len(tensors), len(tensors) + len(chain.workspace))
-        tensors += [Tensor(f"slice of {problem.tensors[t].name}", size) for t, size in zip(chain.between, chain.workspace)]
+        tensors += [Tensor(f"{PREFIX}{problem.tensors[t].name}", size) for t, size in zip(chain.between, chain.workspace)]
         for number in chain.members[:-1]:
             del operators[number]
         operators[chain.members[-1]] = replace(chain.operator, outputs=(*chain.operator.outputs, *slices))
