@@ -54,8 +54,8 @@ def arrange(drafts: Drafts, most: int) -> Arrangement | None:
     names = [int(operator.name) for operator in problem.operators]
     largest = max((units * ALIGNMENT, names[o]) for o, units in enumerate(space.need_units))
     before = peak_of(space, sorted(range(len(names)), key=names.__getitem__))
-    bound, fullest = max((units + space.total(space.crossing(o)), o) for o, units in enumerate(space.need_units))
-    crowd = Crowd(names[fullest], _bytes_of(space, space.crossing(fullest)), True)
+    bound, fullest = max((units + space.total(space.crossing[o]), o) for o, units in enumerate(space.need_units))
+    crowd = Crowd(names[fullest], _bytes_of(space, space.crossing[fullest]), True)
     as_drafted = tuple(range(len(names)))
     if bound * ALIGNMENT > most or bound == before:
         return Arrangement(as_drafted, before * ALIGNMENT, bound * ALIGNMENT, largest, crowd)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from msgspec import Struct
 
 from ..ir.errors import CompileError
-from . import divide
+from . import divide, moving
 from .addressed import search_addressed
 from .aliasing import separate
 from .beyond import NOTHING, Allowed, changed
@@ -35,6 +35,8 @@ BEAM_WIDTH = 8
 BESIDE = 3         # states of the search that proves for one of divide and conquer beside it: about as long
 ADDRESSED = 300_000  # states of the search with addresses
 FEEDBACKS = 8         # searches with less room where packing failed
+SHARE_MOVED = 0.2    # of the time left, for orders in which operators are moved
+SHARE_BEAM = 0.1     # of the time left then
 SHARE_DIVIDED = 0.6  # of the time left, for divide and conquer and the search beside it
 SHARE_DECIDED = 0.2  # of the time left then, for orders that nothing better can have, before the search goes on alone
 CHOSEN = ", for the slices and repetitions chosen"  # of a bound: others might need less
@@ -232,10 +234,11 @@ class _Work:
             if self.done():
                 return
         self.prove()
-        self.feed_back()
+        self.feed_back(SMALL)
 
-    def feed_back(self) -> None:
-        """The search again with less room where the best way found was not placed, as long as that promises fewer bytes."""
+    def feed_back(self, states: int) -> None:
+        """Again with less room where the best way found was not placed, as long as that promises fewer bytes: a search of so many states,
+        or another replacement for the same order."""
         rooms: dict[int, int] = {}
         way = min(self.ways, key=lambda way: way.cost, default=None)
         for _ in range(FEEDBACKS):
@@ -243,10 +246,9 @@ class _Work:
                 return
             rooms = tightened(rooms, strained(self.space, way.moves, self.keep_way(way.moves, "search, packed")), self.space)
             tight = Space(self.problem, self.budget, self.alignment, rooms)
-            found = relaxed(tight, Limits(self.deadline, SMALL, self.excess))
-            way = found.ends[0] if found.ends else None
-            if way is not None:
-                self.keep_way(way.moves, "search, packed")
+            ends = relaxed(tight, Limits(self.deadline, states, self.excess)).ends if states else []
+            order = [move.operator for move in way.moves]
+            way = next(iter(ends), None) or next(moving.improve(tight, order, self.deadline), None)
 
     def better_ways(self) -> Iterator[tuple[End, str]]:
         """Quick ones first; a search that proves at once where the problem is small."""
@@ -256,9 +258,25 @@ class _Work:
         yield from self.found(found)
         if self.done():
             return
-        beams = beam(self.space, self.space.all, [(0, (0, 0, 0))], BEAM_WIDTH, Limits(self.deadline))
+        yield from self.moved()
+        self.feed_back(0)
+        if self.done() or self.least <= self.bound:
+            return
+        until = time.monotonic() + SHARE_BEAM * (self.deadline - time.monotonic())
+        beams = beam(self.space, self.space.all, [(0, (0, 0, 0))], BEAM_WIDTH, Limits(until))
         yield from ((end, "beam") for end in beams[:1])
         yield from self.divided()
+
+    def moved(self) -> Iterator[tuple[End, str]]:
+        """Operators moved in the orders known."""
+        until = time.monotonic() + SHARE_MOVED * (self.deadline - time.monotonic())
+        orders = [tuple(move.operator for move in way.moves) for way in sorted(self.ways, key=lambda way: way.cost)]
+        for order in dict.fromkeys((self.peak.order, tuple(range(len(self.space.need))), *orders)):
+            for way in moving.improve(self.space, order, until):
+                if way.cost < self.least:
+                    yield way, "operators moved"
+                if self.least <= self.bound:
+                    return
 
     def divided(self) -> Iterator[tuple[End, str]]:
         """Divide and conquer, and beside it the search that proves, which often is the first to end."""

@@ -51,6 +51,7 @@ class Space:
         self.kept = [self._kept(number) for number in range(len(problem.operators))]
         self.above, self.below = self._relations()
         self._made: dict[int, int] = {}
+        self._crossing: list[int] | None = None
 
     def _twins(self) -> Iterator[tuple[int, int]]:
         """Operators of which one may as well run before the other: they read the same, and the same read their only results of one size."""
@@ -109,6 +110,7 @@ class Space:
     def ordered(self, one: int, other: int) -> Space:
         """The same with one operator before another that it stands in no relation to."""
         found = copy(self)
+        found._crossing = None
         found.before, found.above, found.below = list(self.before), list(self.above), list(self.below)
         found.before[other] |= 1 << one
         up, down = self.above[one] | 1 << one, self.below[other] | 1 << other
@@ -118,16 +120,20 @@ class Space:
             found.below[o] |= down
         return found
 
-    def crossing(self, operator: int) -> int:
-        """Tensors that exist before the operator and are read after it in every order, and that it does not need itself."""
-        above, below = self.above[operator], self.below[operator]
-        found = 0
-        for t, readers in enumerate(self.consumers):
-            maker = self.problem.producer[t]
-            begun = readers & above if maker < 0 else above >> maker & 1
-            if begun and readers & below and self.units[t]:
-                found |= 1 << t
-        return found & ~self.need[operator]
+    @property
+    def crossing(self) -> list[int]:
+        """For each operator the tensors that exist before it and are read after it in every order, and that it does not need itself."""
+        if self._crossing is None:
+            order = sorted(range(len(self.before)), key=lambda o: self.above[o].bit_count())
+            known, later = [0] * len(order), [0] * len(order)
+            for o in order:
+                for p in bits(self.before[o]):
+                    known[o] |= known[p] | self.need[p]
+            for o in reversed(order):
+                for p in bits(self.before[o]):
+                    later[p] |= later[o] | self.inputs[o]
+            self._crossing = [known[o] & later[o] & ~self.need[o] for o in range(len(order))]
+        return self._crossing
 
     def made(self, done: int) -> int:
         """Tensors that those operators computed or read."""
