@@ -227,6 +227,14 @@ def test_windows_need_rows_beside_their_slice() -> None:
     assert [t.bytes for t in after.tensors] == [640, 640, 1280 * 3 // 10]  # two rows a slice, and one more
 
 
+def test_windows_of_a_chain_reach_over_one_another() -> None:
+    """What a window reaches over, those before it make too, each for as many slices as all of the chain can do with."""
+    tensors = [Tensor("x", 64, INPUT), *(Tensor(name, 64 * 32) for name in "abc"), Tensor("y", 64)]
+    operators = [Operator(f"conv{n}", (n,), (n + 1,), slices=(Sliced("rows", count, ((n, 2, 32),)),)) for n, count in enumerate((32, 32, 32, 8))]
+    after = sliced(make_problem("windows", tensors, operators, [4]), 512, 64)
+    assert [(t.name, t.bytes // 64) for t in after.tensors[2:]] == [("slice of a", 4 + 6), ("slice of b", 4 + 4), ("slice of c", 4 + 2)]
+
+
 # --- the whole ----------------------------------------------------------------------------------------------------------------
 
 
