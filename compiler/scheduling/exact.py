@@ -1,4 +1,4 @@
-"""The whole method: bounds, instant schedules, divide and conquer, then the search that proves; the best is kept at every moment.
+"""The whole method: bounds, instant schedules, moved operators, divide and conquer beside the search that proves; the best is always kept.
 
 `solve` gives a schedule that the checker accepted, with a lower bound on the bytes of any schedule. The bound is that of the
 problem without addresses, from `search` where it ran to its end, else from `forecast` or `returning`: `proven` says so only where the
