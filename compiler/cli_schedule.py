@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from .cli_accelerator import RANDOM, Execution, measure_work, read_inputs, save_
 from .cli_pack import pack_file
 from .cli_shared import Bytes, answer, byte_text, dims_option, json_option, load_graph, read_sizes
 from .driver import compile_half
+from .ir.dims import symbols_of
 from .ir.errors import UnsupportedError
 from .options import Options
 from .runtime.artifact import write_bytes
@@ -74,6 +75,7 @@ def schedule_command(model: Path | None, pack: Path | None, capacity: int | None
     render = None if report is None else load_report()
     in_text = model.suffix != ".onnx"  # text of the IR declares its sizes: they are bound here
     graph = load_graph(model, () if in_text else dims)
+    largest = largest_sizes(graph, read_sizes(dims, "--dims") if in_text else {})
     execution = None
     search: Callable[[Progress], Solution]
     if execute is not None or program is not None:
@@ -101,6 +103,9 @@ def schedule_command(model: Path | None, pack: Path | None, capacity: int | None
         write_bytes(report, render(solution.problem, solution, scratchpad, alignment, counted).encode())
     problem = solution.problem
     data, lines = solution_data(problem, solution, scratchpad, alignment, counted), solution_lines(problem, solution, scratchpad, counted)
+    if largest:
+        data["largest_sizes"] = largest
+        lines.insert(1, f"sizes         as large as their bounds: {', '.join(f'{name} = {size}' for name, size in largest.items())}")
     if executable is not None:
         if program is not None:
             save_program(executable, program)
@@ -112,6 +117,12 @@ def schedule_command(model: Path | None, pack: Path | None, capacity: int | None
     answer(as_json, data, lines)
     if solution.interrupted:
         raise KeyboardInterrupt
+
+
+def largest_sizes(graph: Any, given: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of inputs that are not given, and the largest that their bounds allow; those without an upper bound are refused later."""
+    symbols = symbols_of(*(axis for param in graph.params for axis in param.tensor.shape))
+    return {symbol.name: symbol.upper for symbol in symbols if symbol.name not in given and symbol.upper is not None}
 
 
 def load_report() -> Render:

@@ -18,21 +18,30 @@ from .lowering.lower import Draft, Drafted, Drafts, Placement
 from .lowering.memory import ALIGNMENT, Arena, assign_offsets
 from .scheduling.heuristics import least_peak, peak_of
 from .scheduling.problem import INPUT, LARGEST, VALUE, Operator, Problem, Tensor, make_problem
-from .scheduling.space import Space
+from .scheduling.space import Space, bits
 
 LEAST_GAIN = 1 / 32    # of the arena, for which the order is changed
 STATES = 2000          # of the search between two cuts: some 20 ms
 Key = tuple[str, int]  # of a spot: its space, and its number or which storage
 
 
+class Crowd(Struct, frozen=True):
+    """A launch, by its position, and values with their bytes that are alive beside what it touches: in `every` order, or in the best."""
+
+    launch: int
+    beside: tuple[str, ...]
+    every: bool
+
+
 class Arrangement(Struct, frozen=True):
     """`order`: positions of the launches. `peak`: bytes alive at once at most in this order; `bound`: no order has fewer.
-    `largest`: what a single launch touches, at most, and which that is."""
+    `largest`: what a single launch touches, at most, and which that is. `crowd`: where the bound is met."""
 
     order: tuple[int, ...]
     peak: int
     bound: int
     largest: tuple[int, int]
+    crowd: Crowd
 
 
 def arrange(drafts: Drafts, most: int) -> Arrangement | None:
@@ -45,13 +54,30 @@ def arrange(drafts: Drafts, most: int) -> Arrangement | None:
     names = [int(operator.name) for operator in problem.operators]
     largest = max((units * ALIGNMENT, names[o]) for o, units in enumerate(space.need_units))
     before = peak_of(space, sorted(range(len(names)), key=names.__getitem__))
-    bound = max(units + space.total(space.crossing(o)) for o, units in enumerate(space.need_units))
+    bound, fullest = max((units + space.total(space.crossing[o]), o) for o, units in enumerate(space.need_units))
+    crowd = Crowd(names[fullest], _bytes_of(space, space.crossing[fullest]), True)
     as_drafted = tuple(range(len(names)))
     if bound * ALIGNMENT > most or bound == before:
-        return Arrangement(as_drafted, before * ALIGNMENT, bound * ALIGNMENT, largest)
+        return Arrangement(as_drafted, before * ALIGNMENT, bound * ALIGNMENT, largest, crowd)
     found = least_peak(space, STATES)
     order = as_drafted if found.units >= before else tuple(names[o] for o in found.order)
-    return Arrangement(order, min(found.units, before) * ALIGNMENT, max(found.bound, bound) * ALIGNMENT, largest)
+    if found.bound > bound:
+        crowd = _crowd_of(space, found.order, names)
+    return Arrangement(order, min(found.units, before) * ALIGNMENT, max(found.bound, bound) * ALIGNMENT, largest, crowd)
+
+
+def _crowd_of(space: Space, order: Sequence[int], names: Sequence[int]) -> Crowd:
+    """Where an order needs most."""
+    best, done, alive = (-1, -1, 0), 0, 0
+    for o in order:
+        best = max(best, (space.total(alive | space.need[o]), o, alive & ~space.need[o]), key=lambda row: row[0])
+        done |= 1 << o
+        alive = sum(1 << t for t in bits(alive | space.need[o]) if space.consumers[t] & ~done)
+    return Crowd(names[best[1]], _bytes_of(space, best[2]), False)
+
+
+def _bytes_of(space: Space, tensors: int) -> tuple[str, ...]:
+    return tuple(f"{space.problem.tensors[t].name} {space.bytes[t]}" for t in bits(tensors))
 
 
 def place_least(made: Drafted, limit: int = 0) -> Placement:
@@ -119,8 +145,13 @@ def _check_limit(made: Drafted, arena: Arena, arrangement: Arrangement | None, l
                            loc=draft.kernel.loc, hint=f"its operands and results between kernels: {bytes_of}; no order needs less "
                            f"than {max(needed, arrangement.bound)}")
     if arrangement.bound > limit:
+        crowd = arrangement.crowd
+        kernel = made.drafts[crowd.launch].kernel  # type: ignore[union-attr]  # an arrangement has no control flow
+        beside = f"{', '.join(crowd.beside) or 'nothing'} beside its operands and results"
+        proof = (f"kernel {kernel.name} has {beside}, whatever comes first" if crowd.every
+                 else f"all orders were compared; the best is fullest at kernel {kernel.name}, with {beside}")
         raise CompileError(f"{made.name}: in every order {arrangement.bound} bytes are alive at once, but max_memory is {limit}",
-                           hint=f"give at least {arrangement.bound}")
+                           loc=kernel.loc, hint=f"{proof}; give at least {arrangement.bound}")
     raise CompileError(f"{made.name}: found no order of its kernels that needs less than {arena.size} bytes, but max_memory is {limit}",
                        hint=f"none is known to be impossible down to {arrangement.bound}; give {arena.size}")
 
@@ -130,8 +161,8 @@ def _problem_of(launches: Sequence[Draft]) -> Problem:
     stored to is a tensor without bytes, and so is what must only come before. Memory of callers takes no place."""
     tensors: list[Tensor] = []
 
-    def tensor(size: int, kind: str = VALUE) -> int:
-        tensors.append(Tensor(str(len(tensors)), size, kind))
+    def tensor(size: int, kind: str = VALUE, name: str = "") -> int:
+        tensors.append(Tensor(name, size, kind))
         return len(tensors) - 1
 
     whole: dict[Key, int] = {}          # the tensor of a spot
@@ -140,22 +171,22 @@ def _problem_of(launches: Sequence[Draft]) -> Problem:
     inputs: list[list[int]] = [[] for _ in launches]
     outputs: list[list[int]] = [[] for _ in launches]
     for number, launch in enumerate(launches):
-        stored: dict[Key, int] = {}
+        stored: dict[Key, tuple[int, str]] = {}
         for buffer, spot in zip(launch.kernel.buffers, launch.spots):
             key = ("workspace", id(spot.storage)) if spot.storage is not None else (spot.space, spot.number)
             if buffer.space != "in":
-                stored[key] = int(spot.storage.size) if spot.storage is not None else 0
+                stored[key] = (int(spot.storage.size), spot.storage.label) if spot.storage is not None else (0, "")
             elif key not in present:
                 whole[key] = present[key] = tensor(0, INPUT)
             if key in present:
                 inputs[number] += [whole[key], present[key]]
                 readers.setdefault(present[key], []).append(number)
-        for key, size in stored.items():
+        for key, (size, label) in stored.items():
             for reader in readers.get(present.get(key, -1), ()):
                 if reader != number:
                     outputs[reader].append(tensor(0))
                     inputs[number].append(outputs[reader][-1])
-            fresh = tensor(size if key not in whole else 0)
+            fresh = tensor(size if key not in whole else 0, name=label)
             whole.setdefault(key, fresh)
             present[key] = fresh
             outputs[number].append(fresh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,23 @@ def test_limits() -> None:
     with pytest.raises(CompileError, match="max_memory must be 0 or more"):
         Options(max_memory=-1)
     assert "max_memory" not in Options().code_key() and "max_memory=7" in Options(max_memory=7).code_key()
+
+
+def test_a_limit_that_no_order_keeps_names_what_is_alive() -> None:
+    """What crosses a kernel in every order, else where the best of all orders is fullest."""
+    def skip(x: Any) -> Any:
+        early = np.cumsum(x, axis=0)
+        return np.sort(np.cumsum(np.tile(early, (1, 16)), axis=1)[:, ::16]) + early
+
+    for function, proof in ((skip, r"kernel \w+ has cumulative.0 192 beside its operands and results, whatever comes first"),
+                            (chain, r"all orders were compared; the best is fullest at kernel \w+, with cumulative.0 192, fusion.0 192")):
+        made: list[Drafted] = []
+        lower_program(fused(function, 6, 8), PLAIN, lambda drafted: made.append(drafted) or place_least(drafted))  # type: ignore[func-returns-value]
+        found = arrange(made[0].drafts, 1 << 40)
+        assert found is not None and found.largest[0] < found.bound
+        with pytest.raises(CompileError, match=rf"in every order {found.bound} bytes are alive at once") as caught:
+            place_least(made[0], found.bound - 1)
+        assert re.match(proof, caught.value.hint) and f"give at least {found.bound}" in caught.value.hint
 
 
 def test_gpus() -> None:

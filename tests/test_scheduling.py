@@ -22,7 +22,7 @@ from tilewright.scheduling.forecast import Forecast, cheapest
 from tilewright.scheduling.heuristics import baselines, belady, best_for_order, known_orders, least_peak
 from tilewright.scheduling.placing import place, stays_of, steps_of
 from tilewright.scheduling.problem import INPUT, Operator, Problem, Tensor, make_problem, with_parameters
-from tilewright.scheduling.search import Limits, beam, relaxed, search
+from tilewright.scheduling.search import Limits, Relaxed, beam, relaxed, search
 from tilewright.scheduling.space import Space, bits, cuts
 
 
@@ -158,6 +158,9 @@ def test_limits_of_a_search() -> None:
     assert not few.ends and few.bound <= least.bound
     late = search(space, space.all, [(0, (0, 0, 0))], Limits(deadline=time.monotonic() - 1))
     assert not late.ends and late.bound <= least.bound
+    pieces = Relaxed(space)
+    bounds = [pieces.go_on(Limits(states=states)).bound for states in range(10, 200_000, 1000) if pieces.goals]
+    assert len(bounds) > 1 and bounds == sorted(bounds) and bounds[-1] == least.bound and not pieces.go_on(Limits(), whole=False).missing < least.bound
     capped = relaxed(space, Limits(states=200_000, cost=least.bound))
     assert not capped.ends and capped.bound == least.bound
 
@@ -176,7 +179,7 @@ def test_divide_and_conquer_is_never_worse_than_where_it_began(seed: int) -> Non
     known = best_for_order(space, range(len(problem.operators)))
     assert known is not None
     costs = [known.cost]
-    for way in improve(space, [known], time.monotonic() + 1):
+    for way in (part.way for part in improve(space, [known], time.monotonic() + 1) if part.way is not None):
         assert way.cost < costs[-1]
         costs.append(way.cost)
         account = check(problem, steps_of(space, [m.operator for m in way.moves], *place(space, stays_of(space, way.moves)), 64), budget, 64)

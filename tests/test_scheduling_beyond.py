@@ -207,12 +207,32 @@ def test_chains_run_slice_by_slice_below_the_largest_operator() -> None:
         solve(problem, 256, 64, 0)
 
 
+def test_a_bound_with_slices_is_for_those_chosen() -> None:
+    """Others might need less, unless nothing is moved at all; without slices it is for all schedules."""
+    tensors = [Tensor("x", 64, INPUT), Tensor("kept", 512), Tensor("a", 64), Tensor("wide", 1024), Tensor("v", 64), Tensor("y", 64)]
+    operators = [Operator("split", (0,), (2, 1), in_place=(0,)), Operator("widen", (2,), (3,), slices=(Sliced("rows", 16, ((2, 0, 16),)),)),
+                 Operator("narrow", (3,), (4,), slices=(Sliced("rows", 16, ((3, 0, 16),)),)), Operator("join", (1, 4), (5,), in_place=(4,))]
+    problem = make_problem("skip", tensors, operators, [5])
+    for budget, allowed, excess, chosen in ((576, EVERYTHING, 1024, True), (640, EVERYTHING, 0, False), (1088, NOTHING, 1024, False)):
+        solution = solve(problem, budget, 64, allowed=allowed)
+        assert solution.proven and solution.account.excess == excess
+        assert solution.proven_by.endswith(", for the slices and repetitions chosen") == chosen
+
+
 def test_windows_need_rows_beside_their_slice() -> None:
     tensors = [Tensor("x", 640, INPUT), Tensor("t", 1280), Tensor("y", 640)]
     operators = [Operator("conv", (0,), (1,), slices=(Sliced("rows", 10, ((0, 2, 10),)),)),
                  Operator("pool", (1,), (2,), slices=(Sliced("rows", 5, ((1, 1, 10),)),))]
     after = sliced(make_problem("windows", tensors, operators, [2]), 1700, 64)
     assert [t.bytes for t in after.tensors] == [640, 640, 1280 * 3 // 10]  # two rows a slice, and one more
+
+
+def test_windows_of_a_chain_reach_over_one_another() -> None:
+    """What a window reaches over, those before it make too, each for as many slices as all of the chain can do with."""
+    tensors = [Tensor("x", 64, INPUT), *(Tensor(name, 64 * 32) for name in "abc"), Tensor("y", 64)]
+    operators = [Operator(f"conv{n}", (n,), (n + 1,), slices=(Sliced("rows", count, ((n, 2, 32),)),)) for n, count in enumerate((32, 32, 32, 8))]
+    after = sliced(make_problem("windows", tensors, operators, [4]), 512, 64)
+    assert [(t.name, t.bytes // 64) for t in after.tensors[2:]] == [("slice of a", 4 + 6), ("slice of b", 4 + 4), ("slice of c", 4 + 2)]
 
 
 # --- the whole ----------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from tilewright import cli
 from tilewright.cli_schedule import Bytes
 from tilewright.ir.errors import CompileError
 from tilewright.ir.parser import parse
+from tilewright.scheduling.checker import check
 from tilewright.scheduling.exact import solve
 from tilewright.scheduling.importing import problem_of
 from tilewright.scheduling.problem import LARGEST, with_parameters
@@ -82,12 +83,27 @@ def test_what_parameters_alone_decide_is_a_parameter() -> None:
 
 
 def test_sizes_must_be_known() -> None:
-    graph = parse(OPEN)
     with pytest.raises(CompileError, match="mlp: the size n of x is not known") as caught:
-        problem_of(graph)
+        problem_of(parse(OPEN.replace("0..64", "0..")))
     assert "--dims n=SIZE" in str(caught.value)
+    graph = parse(OPEN)
     assert [t.bytes for t in problem_of(graph, {"n": 0}).tensors] == [0] * 6
     assert solve(problem_of(graph, {"n": 1}), 1024).proven
+
+
+def test_bounds_are_taken_at_the_largest() -> None:
+    """A schedule for the bounds, at the addresses that it has, is one for every smaller size."""
+    graph = parse(OPEN)
+    problem = problem_of(graph)
+    assert [t.bytes for t in problem.tensors] == [t.bytes for t in problem_of(graph, {"n": 64}).tensors] == [64 * 64 * 4] * 6
+    assert [o.operations for o in problem.operators] == [o.operations for o in problem_of(graph, {"n": 64}).operators]
+    schedule = solve(problem, 3 * 64 * 64 * 4, 64).schedule
+    for n in (0, 1, 63):
+        smaller = problem_of(graph, {"n": n})
+        assert check(smaller, schedule, 3 * 64 * 64 * 4, 64).moved == 2 * n * 64 * 4 == smaller.compulsory
+    both = parse("graph @g[n: 0..8](%x: f32[n, 16]) -> (y) {\n  %c: f32[2*n, 16] = concat %x, %x {axis=0}\n  %y: f32[2*n, 16] = exp %c\n"
+                 "  return %y\n}\n")
+    assert not problem_of(both, shared=True).operators[0].concat and problem_of(both, {"n": 4}, shared=True).operators[0].concat
 
 
 def test_a_traced_model_has_a_schedule() -> None:
@@ -179,11 +195,19 @@ def test_what_is_not_understood(model: Path, arguments: tuple[str, ...], message
 def test_other_bad_input(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = run(capsys, model, "--scratchpad", "1MB", "--alignment", "48")
     assert status == 1 and "alignment: found 48, expected a power of two" in err
-    (tmp_path / "open.ir").write_text(OPEN)
+    status, _, err = run(capsys, model, "--scratchpad", "1MB", "--time-limit", "nan")
+    assert status == 1 and "the time limit is nan seconds, expected 0 or more" in err
+    (tmp_path / "open.ir").write_text(OPEN.replace("0..64", "0.."))
     status, _, err = run(capsys, tmp_path / "open.ir", "--scratchpad", "1MB", "--granularity", "imported")
     assert status == 1 and "the size n of x is not known" in err
     status, out, _ = run(capsys, tmp_path / "open.ir", "--scratchpad", "1MB", "--granularity", "imported", "--dims", "n=3")
     assert status == 0 and "compulsory  1536" in out
+    (tmp_path / "bounded.ir").write_text(OPEN)
+    for granularity in ("imported", "fused"):
+        status, out, _ = run(capsys, tmp_path / "bounded.ir", "--scratchpad", "1MB", "--granularity", granularity)
+        assert status == 0 and "sizes         as large as their bounds: n = 64" in out and "compulsory  32768" in out
+    status, _, err = run(capsys, tmp_path / "bounded.ir", "--scratchpad", "1MB", "--execute", "random")
+    assert status == 1 and "the size n of input x is not known" in err
     status, _, err = run(capsys, tmp_path / "none.onnx", "--scratchpad", "1MB")
     assert status != 0 and "none.onnx" in err
 

@@ -23,9 +23,9 @@ from ..scheduling.exact import working_set
 from ..scheduling.permissions import concatenated, is_light
 from ..scheduling.problem import Operator, Problem
 from ..scheduling.recomputing import repeated
-from ..scheduling.slicing import sliced
+from ..scheduling.slicing import PREFIX, sliced
 from .operators import Key, Member, Operators, key_of, launches_of
-from .slices import PREFIX, Parts, named_alike, parts_of, permitted_slices, with_counts
+from .slices import Parts, named_alike, parts_of, permitted_slices, with_counts
 
 
 def shared(operators: Operators, allowed: Allowed, budget: int, alignment: int) -> Operators:

@@ -20,8 +20,6 @@ from ..scheduling.slicing import SLICES
 from .operators import Key, Operators, Part, key_of
 from .row_slices import Rows, Span, alike, has_windows, row_axis, row_bytes, rows_of, spans_of, with_rows
 
-PREFIX = "slice of "  # what scheduling.slicing calls the place of a slice
-
 
 class Parts(Struct, frozen=True):
     """What the members of a chain launch for each slice, and the bytes of a slice of each result but the last."""

@@ -16,22 +16,23 @@ from .returning import returning
 from .space import Space
 
 PROBED = 32  # operators, those that leave the least room
-IDLE = 48    # probes that decide nothing, after which it is given up
+FIRST = 16   # probes, after which it is given up where none decides anything
+IDLE = 48    # later: probes that decide nothing, one after the other
 
 
 def decided(space: Space, cost: int, deadline: float) -> Space:
     """The space with those orders that every schedule below the cost keeps. Not for schedules of that cost or above."""
-    idle = 0
-    while idle < IDLE:
+    idle, most = 0, FIRST
+    while idle < most:
         before = space
         for one, other in _pairs(space):
-            if time.monotonic() > deadline or idle >= IDLE:
+            if time.monotonic() > deadline or idle >= most:
                 return space
             if not space.related(one, other):
                 tried = space.ordered(one, other)
                 idle += 1
                 if max(Forecast(tried, tried.all).remaining((0, 0, 0)), returning(tried)) >= cost:
-                    space, idle = space.ordered(other, one), 0
+                    space, idle, most = space.ordered(other, one), 0, IDLE
         if space is before:
             break
     return space

@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
+from msgspec import Struct
+
 from .search import End, Limits, Move, search
 from .space import Space, bits, cuts
 
@@ -50,25 +52,34 @@ def replay(space: Space, moves: Sequence[Move]) -> dict[int, End]:
     return found
 
 
-def along(space: Space, known: End, goals: Sequence[int], deadline: float) -> End | None:
-    """The best way found from seam to seam, the known one among them; None when time ran out."""
+class Round(Struct, frozen=True):
+    """A way that is better than all before, or none; and the states that were looked at."""
+
+    way: End | None
+    states: int
+
+
+def along(space: Space, known: End, goals: Sequence[int], deadline: float) -> tuple[End, int] | None:
+    """The best way found from seam to seam, the known one among them, and the states looked at; None when time ran out."""
     order = [move.operator for move in known.moves]
     passed = replay(space, known.moves)
     fronts = [End(0, (0, 0, 0), 0, ())]
+    states = 0
     for goal in goals:
         starts = [(e.cost, e.state) for e in fronts]
         wanted = 1 if goal == space.all else ENDS
-        ends = search(space, goal, starts, Limits(deadline, STATES), None, wanted).ends
-        ends += search(space, goal, starts, Limits(deadline, STATES), order, max(1, wanted // 4)).ends
+        free = search(space, goal, starts, Limits(deadline, STATES), None, wanted)
+        ordered = search(space, goal, starts, Limits(deadline, STATES), order, max(1, wanted // 4))
+        states += free.states + ordered.states
         if time.monotonic() > deadline:
             return None
-        rows = [End(e.cost, e.state, 0, fronts[e.start].moves + e.moves) for e in ends] + [passed[goal]]
+        rows = [End(e.cost, e.state, 0, fronts[e.start].moves + e.moves) for e in (*free.ends, *ordered.ends)] + [passed[goal]]
         fronts = sorted({e.state: e for e in sorted(rows, key=lambda e: -e.cost)}.values(), key=lambda e: e.cost)
-    return fronts[0]
+    return fronts[0], states
 
 
-def improve(space: Space, ways: Sequence[End], deadline: float) -> Iterator[End]:
-    """Better and better ways, from each of those given in turn, until nothing is gained in a round of all sizes or time runs out."""
+def improve(space: Space, ways: Sequence[End], deadline: float) -> Iterator[Round]:
+    """Round by round from each of the ways given in turn, until nothing is gained in a round of all sizes or time runs out."""
     best = min((way.cost for way in ways), default=0)
     for way in ways:
         idle = turn = 0
@@ -79,8 +90,7 @@ def improve(space: Space, ways: Sequence[End], deadline: float) -> Iterator[End]
             if found is None:
                 return
             turn += 1
-            idle = 0 if found.cost < way.cost else idle + 1
-            way = found
-            if way.cost < best:
-                best = way.cost
-                yield way
+            idle = 0 if found[0].cost < way.cost else idle + 1
+            way, states = found
+            yield Round(way if way.cost < best else None, states)
+            best = min(best, way.cost)

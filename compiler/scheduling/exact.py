@@ -1,4 +1,4 @@
-"""The whole method: bounds, instant schedules, divide and conquer, then the search that proves; the best is kept at every moment.
+"""The whole method: bounds, instant schedules, moved operators, divide and conquer beside the search that proves; the best is always kept.
 
 `solve` gives a schedule that the checker accepted, with a lower bound on the bytes of any schedule. The bound is that of the
 problem without addresses, from `search` where it ran to its end, else from `forecast` or `returning`: `proven` says so only where the
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from msgspec import Struct
 
 from ..ir.errors import CompileError
-from . import divide
+from . import divide, moving
 from .addressed import search_addressed
 from .aliasing import separate
 from .beyond import NOTHING, Allowed, changed
@@ -26,15 +26,20 @@ from .heuristics import Baseline, Peak, baselines, belady, known_orders, least_p
 from .placing import place, stays_of, steps_of
 from .problem import LARGEST, Problem, Schedule, rounded
 from .returning import returning
-from .search import End, Limits, Move, beam, relaxed
+from .search import End, Found, Limits, Move, Relaxed, beam, relaxed
+from .slicing import PREFIX
 from .space import NEVER, Space
 
 SMALL = 20_000     # states that a first search may take between two cuts
 BEAM_WIDTH = 8
+BESIDE = 3         # states of the search that proves for one of divide and conquer beside it: about as long
 ADDRESSED = 300_000  # states of the search with addresses
 FEEDBACKS = 8         # searches with less room where packing failed
-SHARE_DIVIDED = 0.4  # of the time left, for divide and conquer before the search that proves
-SHARE_DECIDED = 0.2  # of the time left then, for orders that nothing better can have
+SHARE_MOVED = 0.2    # of the time left, for orders in which operators are moved
+SHARE_BEAM = 0.1     # of the time left then
+SHARE_DIVIDED = 0.6  # of the time left, for divide and conquer and the search beside it
+SHARE_DECIDED = 0.2  # of the time left then, for orders that nothing better can have, before the search goes on alone
+CHOSEN = ", for the slices and repetitions chosen"  # of a bound: others might need less
 
 Progress = Callable[[str, int, int], None]  # what is being done, excess bytes of the best so far, bound
 Change = Callable[[Problem, int, int, Allowed], Problem]  # what becomes of a problem by what is allowed, for a budget and an alignment
@@ -104,15 +109,17 @@ def solve(problem: Problem, budget: int, alignment: int = 64, seconds: float = 1
     """The best schedule found in the time; CompileError where there is none. Baselines are schedules of the problem `compared` (else of the
     one given) by whole operators that share nothing, and so is the answer where nothing better was found with what is allowed.
     `change` does what is allowed."""
+    if not seconds >= 0:  # nor is what is no number
+        raise CompileError(f"the time limit is {seconds} seconds, expected 0 or more", hint="0 takes what is instant")
     plain = separate(problem if compared is None else compared)
     began = time.monotonic()
     check_budget(plain if allowed == NOTHING else problem, budget if allowed == NOTHING else LARGEST, alignment)
     works = [] if budget < working_set(plain, alignment)[0] else [_Work(plain, budget, alignment, began + seconds, progress, True)]
     if allowed != NOTHING:
-        rich = change(problem, budget, alignment, allowed)
-        if not works or working_set(rich, alignment)[0] <= budget:
-            check_budget(rich, budget, alignment)
-            works.append(_Work(rich, budget, alignment, began + seconds, progress, False))
+        most = change(problem, budget, alignment, allowed)
+        if not works or working_set(most, alignment)[0] <= budget:
+            check_budget(most, budget, alignment)
+            works.append(_Work(most, budget, alignment, began + seconds, progress, False))
     interrupted = False
     try:
         for work in works:
@@ -127,6 +134,9 @@ def solve(problem: Problem, budget: int, alignment: int = 64, seconds: float = 1
         if all(work.best is None for work in works):
             raise
         interrupted = True
+    rich = works[-1]
+    if rich.bound and (allowed.recompute and change is not changed or any(t.name.startswith(PREFIX) for t in rich.problem.tensors)):
+        rich.prover += CHOSEN
     return _answer(works, alignment, interrupted, time.monotonic() - began)
 
 
@@ -156,6 +166,7 @@ class _Work:
         self.baselines: list[tuple[str, Account]] = []
         self.compared: list[Schedule] = []
         self.ways: list[End] = []  # orders with evictions, without addresses
+        self.search: Relaxed | None = None
 
     # --- keeping ---
 
@@ -223,10 +234,11 @@ class _Work:
             if self.done():
                 return
         self.prove()
-        self.feed_back()
+        self.feed_back(SMALL)
 
-    def feed_back(self) -> None:
-        """The search again with less room where the best way found was not placed, as long as that promises fewer bytes."""
+    def feed_back(self, states: int) -> None:
+        """Again with less room where the best way found was not placed, as long as that promises fewer bytes: a search of so many states,
+        or another replacement for the same order."""
         rooms: dict[int, int] = {}
         way = min(self.ways, key=lambda way: way.cost, default=None)
         for _ in range(FEEDBACKS):
@@ -234,43 +246,79 @@ class _Work:
                 return
             rooms = tightened(rooms, strained(self.space, way.moves, self.keep_way(way.moves, "search, packed")), self.space)
             tight = Space(self.problem, self.budget, self.alignment, rooms)
-            found = relaxed(tight, Limits(self.deadline, SMALL, self.excess))
-            way = found.ends[0] if found.ends else None
-            if way is not None:
-                self.keep_way(way.moves, "search, packed")
+            ends = relaxed(tight, Limits(self.deadline, states, self.excess)).ends if states else []
+            order = [move.operator for move in way.moves]
+            way = next(iter(ends), None) or next(moving.improve(tight, order, self.deadline), None)
 
     def better_ways(self) -> Iterator[tuple[End, str]]:
         """Quick ones first; a search that proves at once where the problem is small."""
         if self.done():
             return
-        space = self.space
-        yield from ((end, "search") for end in self.searched(SMALL))
+        found = relaxed(self.space, self.limits(SMALL), progress=self.tell_searching)
+        yield from self.found(found)
         if self.done():
             return
-        found = beam(space, space.all, [(0, (0, 0, 0))], BEAM_WIDTH, Limits(self.deadline))
-        yield from ((end, "beam") for end in found[:1])
-        share = time.monotonic() + SHARE_DIVIDED * (self.deadline - time.monotonic())
-        ways = sorted(self.ways, key=lambda way: way.cost)
-        yield from ((end, "divide and conquer") for end in divide.improve(space, ways, share))
+        yield from self.moved()
+        self.feed_back(0)
+        if self.done() or self.least <= self.bound:
+            return
+        until = time.monotonic() + SHARE_BEAM * (self.deadline - time.monotonic())
+        beams = beam(self.space, self.space.all, [(0, (0, 0, 0))], BEAM_WIDTH, Limits(until))
+        yield from ((end, "beam") for end in beams[:1])
+        yield from self.divided()
 
-    def searched(self, states: int, share: float = 0.0) -> list[End]:
-        """The search from cut to cut for what is cheaper than all ways known; keeps its bound. `share` of the time left goes to deciding
-        orders first."""
-        least = min((way.cost for way in self.ways), default=NEVER)
-        now = time.monotonic()
-        space = decided(self.space, least, now + share * (self.deadline - now)) if share and least < NEVER else self.space
-        found = relaxed(space, Limits(self.deadline, states, least), progress=lambda cost: self.tell("search"))
+    def moved(self) -> Iterator[tuple[End, str]]:
+        """Operators moved in the orders known."""
+        until = time.monotonic() + SHARE_MOVED * (self.deadline - time.monotonic())
+        orders = [tuple(move.operator for move in way.moves) for way in sorted(self.ways, key=lambda way: way.cost)]
+        for order in dict.fromkeys((self.peak.order, tuple(range(len(self.space.need))), *orders)):
+            for way in moving.improve(self.space, order, until):
+                if way.cost < self.least:
+                    yield way, "operators moved"
+                if self.least <= self.bound:
+                    return
+
+    def divided(self) -> Iterator[tuple[End, str]]:
+        """Divide and conquer, and beside it the search that proves, which often is the first to end."""
+        self.search, states = Relaxed(self.space), SMALL
+        until = time.monotonic() + SHARE_DIVIDED * (self.deadline - time.monotonic())
+        for part in divide.improve(self.space, sorted(self.ways, key=lambda way: way.cost), until):
+            if part.way is not None:
+                yield part.way, "divide and conquer"
+            states += BESIDE * part.states
+            yield from self.found(self.search.go_on(self.limits(states), self.tell_searching))
+            if self.done() or self.least <= self.bound:
+                return
+
+    @property
+    def least(self) -> int:
+        """What the best way costs, not regarding addresses."""
+        return min((way.cost for way in self.ways), default=NEVER)
+
+    def limits(self, states: int) -> Limits:
+        """Of a search for what is cheaper than all ways known."""
+        return Limits(self.deadline, states, self.least)
+
+    def tell_searching(self, cost: int) -> None:
+        self.tell("search")
+
+    def found(self, found: Found) -> list[tuple[End, str]]:
+        """Keeps the bound of a search; what it found."""
         self.keep_bound(found.bound, "search without addresses")
-        return found.ends
+        return [(end, "search") for end in found.ends]
 
     def prove(self) -> None:
-        """The search once more, with all the time that is left."""
+        """The search with all the time that is left, begun anew where orders are decided first."""
         if not self.done():
             self.place_too()
-        if self.done() or min((way.cost for way in self.ways), default=NEVER) <= self.bound:
+        if self.done() or self.least <= self.bound:
             return
-        for end in self.searched(NEVER, SHARE_DECIDED):
-            self.keep_way(end.moves, "search")
+        now = time.monotonic()
+        space = decided(self.space, self.least, now + SHARE_DECIDED * (self.deadline - now)) if self.least < NEVER else self.space
+        if self.search is None or space is not self.space:
+            self.search = Relaxed(space)
+        for end, method in self.found(self.search.go_on(self.limits(NEVER), self.tell_searching)):
+            self.keep_way(end.moves, method)
 
     def place_too(self) -> None:
         """Addresses in the search, where the residency that is best without them was not placed."""

@@ -2,17 +2,17 @@
 
 A tensor crosses an operator if it exists before and is read after it in every order. Where what an operator needs and
 what crosses it exceed the room, some of the latter must be off the chip meanwhile: the cheapest set that frees enough is a
-bound. Operators that no tensor crosses twice are added up. Sound for every order, since only relations that all orders share are used.
+bound. Operators are added up: a tensor that crosses several costs at one of them, and is away for nothing at the others. Sound for every
+order, since only relations that all orders share are used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
 
 from .space import NEVER, Space, State, bits
 
-FEW = 10  # tensors of which all sets are tried; above, parts of tensors may leave, which bounds from below
+SUMS = 500  # of units that are told apart
 
 
 class Forecast:
@@ -21,18 +21,19 @@ class Forecast:
     def __init__(self, space: Space, goal: int, start: int = 0) -> None:
         self.space = space
         self.known: dict[tuple[int, int, int, int], int] = {}
-        self.rows: list[tuple[int, int, int]] = []  # operator, what crosses it, excess in units
+        self.rows: list[tuple[int, int, int]] = []  # operator, what crosses it and costs there, units of that which must leave
         priced = []
         for o in bits(goal & ~start):
-            crossing = space.crossing(o)
+            crossing = space.crossing[o]
             excess = space.least_units[o] + space.total(crossing) - space.rooms[o]
             if excess > 0 and crossing:
                 priced.append((self._least(o, crossing, space.stored, excess), o, crossing, excess))
         taken = 0
         for _, o, crossing, excess in sorted(priced, reverse=True):
-            if not crossing & taken:
+            excess -= space.total(crossing & taken)
+            if excess > 0:
+                self.rows.append((o, crossing & ~taken, excess))
                 taken |= crossing
-                self.rows.append((o, crossing, excess))
 
     def remaining(self, state: State) -> int:
         """No way from here to the goal costs less."""
@@ -64,18 +65,22 @@ class Forecast:
         return found
 
 
-def cheapest(rows: Sequence[tuple[int, int]], missing: int) -> int:
-    """(units, cost) rows: the least cost of rows with that many units in all, or a bound from below where there are many rows."""
-    if sum(units for units, _ in rows) < missing:
-        return NEVER >> 8  # cannot be: the operator does not fit
-    if len(rows) > FEW:
-        cost = 0.0
-        for units, price in sorted(rows, key=lambda row: row[1] / row[0]):
-            part = min(1.0, missing / units)
-            cost += part * price
-            missing -= units
-            if missing <= 0:
-                break
-        return int(cost)
-    return min(sum(price for _, price in chosen) for count in range(1, len(rows) + 1) for chosen in combinations(rows, count)
-               if sum(units for units, _ in chosen) >= missing)
+def cheapest(rows: Sequence[tuple[int, int]], missing: int, grain: int = 1) -> int:
+    """(units, cost) rows: the least cost of rows with that many units in all. Knapsack by lists of sums (Nemhauser and Ullmann, Discrete
+    Dynamic Programming and Capital Allocation, 1969); where there are too many, units are rounded up to a coarser grain, which bounds from
+    below."""
+    wanted = -(-missing // grain)
+    sums = {0: 0}  # the least cost of so many units
+    for units, price in rows:
+        more = dict(sums)
+        for freed, cost in sums.items():
+            there = min(wanted, freed - -units // grain)
+            if cost + price < more.get(there, NEVER):
+                more[there] = cost + price
+        sums, least = {}, NEVER
+        for freed in sorted(more, reverse=True):
+            if more[freed] < least:
+                sums[freed] = least = more[freed]
+        if len(sums) > SUMS:
+            return cheapest(rows, missing, 4 * grain)
+    return sums.get(wanted, NEVER >> 8)  # that: can not be, the operator does not fit

@@ -4,8 +4,8 @@ Views (`reshape`, a projection of a tuple, and what only names values) share the
 is what nodes as imported compute from these alone: it is known ahead (passes leave in fused groups what is cheaper to compute).
 A result that is an input or a constant moves nothing. `if`, `while` and `scan` are operators like others, with what their bodies compute
 for themselves as a result that nobody reads, and the constants of these as operands. What operators may share is noted on them where that
-is wanted (`permissions.py`); a schedule does it where it is allowed to. Sizes must be known: a symbolic one that the binding does not give
-is an error that names it.
+is wanted (`permissions.py`); a schedule does it where it is allowed to. A symbolic size that the binding does not give is taken as large as
+its bounds let it be: such a schedule serves every smaller one, at the same addresses. One without an upper bound is an error that names it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from itertools import count
+from math import prod
 
 from ..cost import costs
 from ..cost import count as count_work
-from ..ir.dims import DimLike, evaluate, symbols_of
+from ..ir.dims import DimLike, bounds, substitute, symbols_of
 from ..ir.errors import CompileError
 from ..ir.graph import Graph, Node
 from ..ir.ops.control import Const, Fusion, Get, If, MakeTuple, Param, Scan, While
@@ -85,6 +86,8 @@ class _Reading:
             leading = self.elements(types[0].shape[:op.axis]) if isinstance(op, Concat) else 1
             single = self.shared and len(operands) == len(node.inputs)  # no operand is a tuple
             allowed = permissions(node, operands, [t.bytes for t in self.tensors], outputs, leading) if single else {}
+            if allowed and not self.known(node):
+                allowed["concat"] = False  # what is smaller lies not side by side
             self.operators.append(Operator(name, operands, outputs, op.spelling, operations=self.operations(node), **allowed))
 
     def operations(self, node: Node) -> int:
@@ -97,8 +100,8 @@ class _Reading:
             case While(condition=condition, body=body):
                 return self.operations_of(condition) + self.operations_of(body)
             case Scan(body=body, length=length):
-                return evaluate(length, self.sizes) * self.operations_of(body)
-        return evaluate(count_work(node)[0], self.sizes) if costs(node) else 0
+                return self.most(length, node.loc.name) * self.operations_of(body)
+        return self.most(count_work(node)[0], node.loc.name) if costs(node) else 0
 
     def operations_of(self, body: Graph) -> int:
         return sum(map(self.operations, body.nodes()))
@@ -141,21 +144,30 @@ class _Reading:
         return most
 
     def tensor(self, name: str, type: TensorType, kind: str) -> int:
-        for symbol in symbols_of(*type.shape):
-            if symbol.name not in self.sizes:
-                raise CompileError(f"{self.graph.name}: the size {symbol.name} of {name} is not known, and schedules are for given sizes",
-                                   hint=f"give it: --dims {symbol.name}=SIZE")
-        size = type.dtype.numpy.itemsize * self.elements(type.shape)
+        size = type.dtype.numpy.itemsize * self.elements(type.shape, name)
         if size < 0:
             raise CompileError(f"{self.graph.name}: {name} is {type}, which has a negative size here")
         self.tensors.append(Tensor(name, size, kind))
         return len(self.tensors) - 1
 
-    def elements(self, shape: Sequence[DimLike]) -> int:
-        count = 1
-        for axis in shape:
-            count *= evaluate(axis, self.sizes)
-        return count
+    def elements(self, shape: Sequence[DimLike], name: str = "") -> int:
+        return prod(self.most(axis, name) for axis in shape)
+
+    def most(self, size: DimLike, name: str) -> int:
+        """The size, or the largest that its bounds let it be."""
+        found = substitute(size, self.sizes)
+        largest = found if isinstance(found, int) else bounds(found)[1]
+        if not isinstance(largest, int):
+            symbols = symbols_of(found)
+            symbol = next((s.name for s in symbols if s.upper is None), symbols[0].name)
+            raise CompileError(f"{self.graph.name}: the size {symbol} of {name} is not known, and schedules are for given sizes",
+                               hint=f"give it: --dims {symbol}=SIZE; with an upper bound, as in {symbol}: 0..64, it is taken at that")
+        return largest
+
+    def known(self, node: Node) -> bool:
+        """Whether nothing was taken at its largest."""
+        types = (type for value in (node, *node.inputs) for type in flattened(value.type))
+        return all(symbol.name in self.sizes for type in types for symbol in symbols_of(*type.shape))
 
 
 def flattened(type: Type) -> list[TensorType]:

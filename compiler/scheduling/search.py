@@ -66,31 +66,14 @@ def search(space: Space, goal: int, starts: Sequence[tuple[int, State]], limits:
            ends: int = 1, progress: Callable[[int], None] | None = None) -> Found:
     """The cheapest ways from the starts (with their costs) to states in which exactly `goal` is done; up to `ends` of them,
     none as good as another. With an `order`, operators run in it."""
-    run = _Run(space, goal, limits, order, starts[0][1][0])
-    for number, (cost, state) in enumerate(starts):
-        run.push(cost, state, ~number, Move(-1, 0))
-    found: list[End] = []
-    while run.heap and len(found) < ends:
-        if len(run.states) > limits.states or time.monotonic() > limits.deadline:
-            break
-        popped = run.pop()
-        if popped is None:
-            continue
-        cost, index = popped
-        if progress is not None and run.popped % 1024 == 0:
-            progress(cost)
-        if run.states[index][0] == goal:
-            found.append(run.end(cost, index))
-        else:
-            run.expand(cost, index)
-    return Found(found, min(run.heap[0][0] if run.heap else NEVER, run.curtailed, limits.cost), len(run.states))
+    run = _Run(space, goal, starts, limits, order)
+    run.go_on(ends, progress)
+    return Found(run.found, run.missing, len(run.states))
 
 
 def beam(space: Space, goal: int, starts: Sequence[tuple[int, State]], width: int, limits: Limits) -> list[End]:
     """Good ways, fast: of all states with as many operators done, the `width` best go on. Empty when time ran out."""
-    run = _Run(space, goal, limits, None, starts[0][1][0])
-    for number, (cost, state) in enumerate(starts):
-        run.push(cost, state, ~number, Move(-1, 0))
+    run = _Run(space, goal, starts, limits, None)
     while run.heap and -run.heap[0][1] < goal.bit_count():
         if time.monotonic() > limits.deadline:
             return []
@@ -110,9 +93,9 @@ def beam(space: Space, goal: int, starts: Sequence[tuple[int, State]], width: in
 class _Run:
     """One search while it runs: the states met, how each was reached, and the heap of those to go on from."""
 
-    def __init__(self, space: Space, goal: int, limits: Limits, order: Sequence[int] | None, begun: int) -> None:
+    def __init__(self, space: Space, goal: int, starts: Sequence[tuple[int, State]], limits: Limits, order: Sequence[int] | None) -> None:
         self.space, self.goal, self.limits = space, goal, limits
-        self.forecast = Forecast(space, goal, begun)
+        self.forecast = Forecast(space, goal, starts[0][1][0])
         self.place = None if order is None else {o: i for i, o in enumerate(order)}
         self.states: list[State] = []
         self.costs: list[int] = []
@@ -122,6 +105,30 @@ class _Run:
         self.settled: dict[int, list[tuple[int, int, int]]] = {}
         self.popped = 0
         self.curtailed = NEVER  # the cost of a state of which not all successors were made
+        self.found: list[End] = []
+        for number, (cost, state) in enumerate(starts):
+            self.push(cost, state, ~number, Move(-1, 0))
+
+    @property
+    def missing(self) -> int:
+        return min(self.heap[0][0] if self.heap else NEVER, self.curtailed, self.limits.cost)
+
+    def go_on(self, ends: int, progress: Callable[[int], None] | None) -> bool:
+        """Best first until so many ends are found; whether all there are, or that many, were before a limit was met."""
+        while self.heap and len(self.found) < ends:
+            if len(self.states) > self.limits.states or time.monotonic() > self.limits.deadline:
+                return False
+            popped = self.pop()
+            if popped is None:
+                continue
+            cost, index = popped
+            if progress is not None and self.popped % 1024 == 0:
+                progress(cost)
+            if self.states[index][0] == self.goal:
+                self.found.append(self.end(cost, index))
+            else:
+                self.expand(cost, index)
+        return True
 
     def push(self, cost: int, state: State, parent: int, move: Move) -> None:
         if self.best.get(state, cost + 1) <= cost:
@@ -167,14 +174,15 @@ class _Run:
     def expand(self, cost: int, index: int) -> None:
         space, state = self.space, self.states[index]
         done, resident, _ = state
+        taken = space.total(resident)
         ready = space.ready(done, self.goal)
         if self.place is not None:
             ready = [min(ready, key=self.place.__getitem__)]
         else:
-            safe = next((o for o in ready if self._safe(state, o)), None) if len(ready) > 1 else None
+            safe = next((o for o in ready if self._safe(state, o, taken)), None) if len(ready) > 1 else None
             ready = ready if safe is None else [safe]
         for operator in ready:
-            excess = space.during(done, operator, resident) - space.rooms[operator]
+            excess = space.beside(done, operator, resident, taken) - space.rooms[operator]
             if excess <= 0:
                 self.push(cost, space.after(state, operator, 0), index, Move(operator, 0))
                 continue
@@ -193,21 +201,24 @@ class _Run:
                 rest = self._evictions(others, excess, state, cost) if excess > 0 else (0,)
                 yield from (evicted | 1 << t for evicted in rest)
 
-    def _safe(self, state: State, operator: int) -> bool:
+    def _safe(self, state: State, operator: int, taken: int) -> bool:
         """Running it now is never worse: all it reads is there, nothing makes room, and its results take and cost no more than
         any of the operands that die with it."""
         space = self.space
         done, resident, clean = state
-        if space.inputs[operator] & ~resident or space.during(done, operator, resident) > space.rooms[operator]:
+        rest, later = space.inputs[operator], ~(done | 1 << operator)
+        if rest & ~resident:
             return False
-        living = [t for t in bits(space.outputs[operator]) if space.consumers[t]]
-        if not living:
-            return True
-        dying = [t for t in bits(space.inputs[operator]) if not space.consumers[t] & ~done & ~(1 << operator)]
-        if not dying or sum(space.units[t] for t in living) > sum(space.units[t] for t in dying):
-            return False
-        cost = sum(space.bytes[t] * (1 if space.stored >> t & 1 else 2) for t in living)
-        return cost <= min(space.bytes[t] * (1 if clean >> t & 1 else 2) for t in dying)
+        units, cost = space.kept[operator]
+        freed, least = 0, NEVER if units else cost
+        while rest and units:
+            low = rest & -rest
+            rest ^= low
+            t = low.bit_length() - 1
+            if not space.consumers[t] & later:
+                freed += space.units[t]
+                least = min(least, space.bytes[t] if clean & low else 2 * space.bytes[t])
+        return units <= freed and cost <= least and space.beside(done, operator, resident, taken) <= space.rooms[operator]
 
     def _evictions(self, candidates: int, excess: int, state: State, cost: int) -> Iterator[int]:
         """Sets of tensors that make enough room, none of which could be left out."""
@@ -248,19 +259,39 @@ class _Run:
                     break
 
 
-def relaxed(space: Space, limits: Limits, order: Sequence[int] | None = None, ends: int = 512,
-            progress: Callable[[int], None] | None = None) -> Found:
-    """The whole problem, from one cut that every order comes through to the next; at each, all states that are not worse."""
-    fronts = [End(0, (0, 0, 0), 0, ())]
-    missing, states = NEVER, 0
-    whole = Forecast(space, space.all)
-    for goal in cuts(space):
-        rest = whole.after(goal)
-        here = Limits(limits.deadline, limits.states, limits.cost - rest)
-        found = search(space, goal, [(e.cost, e.state) for e in fronts], here, order, 1 if goal == space.all else ends, progress)
-        states += found.states
-        missing = min(missing, found.missing + rest)
-        if not found.ends:
-            return Found([], missing, states)
-        fronts = [End(e.cost, e.state, 0, fronts[e.start].moves + e.moves) for e in found.ends]
-    return Found(fronts, missing, states)
+def relaxed(space: Space, limits: Limits, order: Sequence[int] | None = None, progress: Callable[[int], None] | None = None) -> Found:
+    """The whole problem; where a limit is met before a cut, from the states there that were found."""
+    return Relaxed(space, order).go_on(limits, progress, whole=False)
+
+
+class Relaxed:
+    """The search of the whole problem, from one cut that every order comes through to the next; at each, all states that are not worse.
+    It goes on where a limit ended it."""
+
+    def __init__(self, space: Space, order: Sequence[int] | None = None, ends: int = 512) -> None:
+        self.space, self.order, self.most = space, order, ends
+        self.forecast = Forecast(space, space.all)
+        self.goals = cuts(space)[::-1]
+        self.ends = [End(0, (0, 0, 0), 0, ())]
+        self.missing, self.states = NEVER, 0
+        self.run: _Run | None = None
+
+    def go_on(self, limits: Limits, progress: Callable[[int], None] | None = None, whole: bool = True) -> Found:
+        """As far as the limits let it: states are counted from one cut to the next, the deadline and the cost may change each time. Ends
+        are those of the whole problem, none before it is through."""
+        while self.goals:
+            goal = self.goals[-1]
+            rest = self.forecast.after(goal)
+            here = Limits(limits.deadline, limits.states, limits.cost - rest)
+            if self.run is None:
+                self.run = _Run(self.space, goal, [(e.cost, e.state) for e in self.ends], here, self.order)
+            run, run.limits = self.run, here
+            through = run.go_on(1 if goal == self.space.all else self.most, progress)
+            missing = min(self.missing, run.missing + rest)
+            if not run.found or whole and not through:
+                return Found([], missing, self.states + len(run.states))
+            self.ends = [End(e.cost, e.state, 0, self.ends[e.start].moves + e.moves) for e in run.found]
+            self.missing, self.run = missing, None
+            self.states += len(run.states)
+            self.goals.pop()
+        return Found(self.ends, self.missing, self.states)

@@ -21,15 +21,22 @@ from .space import Space, bits
 SLICES = 16  # of a tensor at most: smaller ones save little room and cost time
 LENGTH = 5   # operators that are joined at once
 ROUNDS = 12
+PREFIX = "slice of "  # the place of a slice is called by the tensor
 
 
 class Chain(Struct):
-    """Operators, each the only reader of the one before; the operator that they become, and the bytes of a slice of each tensor between."""
+    """Operators, each the only reader of the one before; the operator that they become. `between`: the tensors between them, each with its
+    bytes, the rows that a slice needs beside its own (all that the windows behind it reach over), and its rows."""
 
     members: tuple[int, ...]
-    between: tuple[int, ...]
+    between: tuple[tuple[int, int, int, int], ...]
     operator: Operator
-    workspace: tuple[int, ...]
+
+    @property
+    def workspace(self) -> list[int]:
+        """The bytes of a slice of each tensor between."""
+        count = min(self.operator.slices[0].count, SLICES)
+        return [min(size, size * (-(-extent // count) + extra) // max(1, extent)) for _, size, extra, extent in self.between]
 
 
 def sliced(problem: Problem, budget: int, alignment: int, over: bool = True) -> Problem:
@@ -78,7 +85,7 @@ def _beside(space: Space) -> list[int]:
 
 def _chains(problem: Problem, start: int, over: bool) -> Iterator[Chain]:
     """The chains that begin with an operator."""
-    chain = Chain((start,), (), problem.operators[start], ())
+    chain = Chain((start,), (), problem.operators[start])
     while len(chain.members) < LENGTH and chain.operator.outputs:
         tensor = chain.operator.outputs[0]
         readers = problem.consumers[tensor]
@@ -103,17 +110,22 @@ def _extended(problem: Problem, chain: Chain, reader: int, tensor: int) -> Chain
             if one.axis == other.axis and tensor in rows:
                 extra, extent = rows[tensor]
                 count = min(one.count, other.count, SLICES)
-                size = problem.tensors[tensor].bytes
-                workspace = min(size, size * (-(-extent // count) + extra) // max(1, extent))
-                if best is None or workspace < best.workspace[-1]:
-                    best = Chain((*chain.members, reader), (*chain.between, tensor), _merged(problem, first, second, tensor, one, other),
-                                 (*chain.workspace, workspace))
+                grown = extra or min(one.count, SLICES) != count
+                if len(first.outputs) > 1 and grown or len(second.outputs) > 1 and min(other.count, SLICES) != count:
+                    continue  # what was joined before keeps the slices that it has
+                between = tuple((t, size, more + -(-extra * rows_there // max(1, extent)), rows_there)
+                                for t, size, more, rows_there in chain.between)
+                longer = Chain((*chain.members, reader), (*between, (tensor, problem.tensors[tensor].bytes, extra, extent)),
+                               _merged(problem, first, second, tensor, one, other))
+                if best is None or sum(longer.workspace) < sum(best.workspace):
+                    best = longer
     return best
 
 
 def _merged(problem: Problem, first: Operator, second: Operator, tensor: int, one: Sliced, other: Sliced) -> Operator:
     """Two operators as one, along an axis of both."""
-    before = {t: (extra, extent) for t, extra, extent in one.operands}
+    reached, rows = next((extra, extent) for t, extra, extent in other.operands if t == tensor)
+    before = {t: (extra + -(-reached * extent // max(1, rows)), extent) for t, extra, extent in one.operands}
     behind = {t: (extra, extent) for t, extra, extent in other.operands if t != tensor}
     whole = {*first.inputs} - set(before) | {*second.inputs} - set(behind) - {tensor}
     inputs = tuple(dict.fromkeys((*first.inputs, *(t for t in second.inputs if t != tensor))))
@@ -141,10 +153,10 @@ def _joined(problem: Problem, chosen: list[Chain]) -> Problem:
     tensors, operators = list(problem.tensors), dict(enumerate(problem.operators))
     for chain in chosen:
         slices = range(len(tensors), len(tensors) + len(chain.workspace))
-        tensors += [Tensor(f"slice of {problem.tensors[t].name}", size) for t, size in zip(chain.between, chain.workspace)]
+        tensors += [Tensor(f"{PREFIX}{problem.tensors[t].name}", size) for (t, *_), size in zip(chain.between, chain.workspace)]
         for number in chain.members[:-1]:
             del operators[number]
         operators[chain.members[-1]] = replace(chain.operator, outputs=(*chain.operator.outputs, *slices))
-    gone = {t for chain in chosen for t in chain.between}
+    gone = {t for chain in chosen for t, *_ in chain.between}
     whole = make_problem(problem.name, tensors, operators.values(), problem.results, problem.pinned)
     return renumbered(whole, whole.operators, set(range(len(tensors))) - gone)

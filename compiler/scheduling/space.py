@@ -48,8 +48,10 @@ class Space:
         for one, other in [*self._twins(), *self._late()]:
             self.before[other] |= 1 << one
         self.stored = sum(1 << t for t, x in enumerate(problem.tensors) if x.kind != VALUE) | sum(1 << t for t in problem.results)
+        self.kept = [self._kept(number) for number in range(len(problem.operators))]
         self.above, self.below = self._relations()
         self._made: dict[int, int] = {}
+        self._crossing: list[int] | None = None
 
     def _twins(self) -> Iterator[tuple[int, int]]:
         """Operators of which one may as well run before the other: they read the same, and the same read their only results of one size."""
@@ -84,6 +86,11 @@ class Space:
         row = self.problem.operators[operator]
         return sum(1 << t for t in row.in_place if self.units[t] >= self.units[row.outputs[0]] > 0)
 
+    def _kept(self, operator: int) -> tuple[int, int]:
+        """Units of the results that are read again, and what it costs to let all of them leave and come back."""
+        kept = [t for t in bits(self.outputs[operator]) if self.consumers[t]]
+        return sum(self.units[t] for t in kept), sum(self.bytes[t] * (1 if self.stored >> t & 1 else 2) for t in kept)
+
     def _relations(self) -> tuple[list[int], list[int]]:
         """For each operator those that every order runs before it, and those after it."""
         count = len(self.before)
@@ -103,6 +110,7 @@ class Space:
     def ordered(self, one: int, other: int) -> Space:
         """The same with one operator before another that it stands in no relation to."""
         found = copy(self)
+        found._crossing = None
         found.before, found.above, found.below = list(self.before), list(self.above), list(self.below)
         found.before[other] |= 1 << one
         up, down = self.above[one] | 1 << one, self.below[other] | 1 << other
@@ -112,16 +120,20 @@ class Space:
             found.below[o] |= down
         return found
 
-    def crossing(self, operator: int) -> int:
-        """Tensors that exist before the operator and are read after it in every order, and that it does not need itself."""
-        above, below = self.above[operator], self.below[operator]
-        found = 0
-        for t, readers in enumerate(self.consumers):
-            maker = self.problem.producer[t]
-            begun = readers & above if maker < 0 else above >> maker & 1
-            if begun and readers & below and self.units[t]:
-                found |= 1 << t
-        return found & ~self.need[operator]
+    @property
+    def crossing(self) -> list[int]:
+        """For each operator the tensors that exist before it and are read after it in every order, and that it does not need itself."""
+        if self._crossing is None:
+            order = sorted(range(len(self.before)), key=lambda o: self.above[o].bit_count())
+            known, later = [0] * len(order), [0] * len(order)
+            for o in order:
+                for p in bits(self.before[o]):
+                    known[o] |= known[p] | self.need[p]
+            for o in reversed(order):
+                for p in bits(self.before[o]):
+                    later[p] |= later[o] | self.inputs[o]
+            self._crossing = [known[o] & later[o] & ~self.need[o] for o in range(len(order))]
+        return self._crossing
 
     def made(self, done: int) -> int:
         """Tensors that those operators computed or read."""
@@ -151,7 +163,11 @@ class Space:
 
     def during(self, done: int, operator: int, there: int) -> int:
         """Units taken while an operator runs beside what is there, where its result lies over an operand if one dies."""
-        units = self.total(there | self.need[operator])
+        return self.beside(done, operator, there, self.total(there))
+
+    def beside(self, done: int, operator: int, there: int, taken: int) -> int:
+        """The same where it is known how many units are taken by what is there."""
+        units = taken + self.total(self.need[operator] & ~there)
         return units - self.saved[operator] if self.over[operator] and self.dying(done, operator) else units
 
     def price(self, state: State, operator: int, evicted: int) -> int:
