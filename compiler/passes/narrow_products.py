@@ -9,7 +9,8 @@ Activations are multiplied as signed bytes. A zero point of theirs (unsigned byt
 columns' sums of dequantized weights, which are constants.
 
 Left as they are: weights that `lower_quantized` multiplies as bytes, since they are bytes in the graph and have one scale a column;
-products that the target has no instruction for; constant scales that are not finite; whatever `weight_only` leaves as floats for its groups.
+products that the target has no instruction for; constant scales that are not finite; whatever `weight_only` leaves as floats for its
+groups.
 
 Contract: finite and bounded, as of `weight_only`: sums of groups are exact where the float ones round each term.
 Only `precision="default"` allows it.
