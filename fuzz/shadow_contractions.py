@@ -85,7 +85,7 @@ def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding
 def _infinite_rows(op: Dot, x: Array, value: Array) -> Array:
     """Which results are of a row with an infinity. With constant weights, which are codes perhaps, it may be NaN: a zero that all codes
     have is multiplied by the row's sum."""
-    rows: Array = np.isinf(x).any(axis=op.lhs_contract)
+    rows = np.asarray(np.isinf(x).any(axis=op.lhs_contract))
     return rows.reshape(*rows.shape, *[1] * (value.ndim - rows.ndim))
 
 
