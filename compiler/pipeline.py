@@ -111,7 +111,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("weight_only", "no product with constant integers times scales is left", keep_weights_narrow, "finite", needs=("primitive",)),
     Pass("narrow_tables", "rows are taken of no table that is computed of narrower ones, or of bytes that hold few bits",
          for_any_target(in_bodies(narrow_tables)), needs=("primitive",)),
-    Pass("inline_control", "no `if` on a constant is left", for_any_target(inline_control)),
+    Pass("inline_control", "no `if` on a constant and no `scan` of no step is left", for_any_target(inline_control)),
     Pass("canonicalize", "identities applied; chains of one kind of movement are one", for_any_target(canonicalize), "bounded"),
     Pass("fold_constants", "only large fillings and moved operands are made of constants alone", for_any_target(fold_constants)),
     Pass("share_sorts", "no array is sorted twice", for_any_target(in_bodies(share_sorts))),

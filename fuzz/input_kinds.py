@@ -26,6 +26,7 @@ from ..ir.graph import Graph
 from ..ir.types import ARRAY_DTYPES, DType, dtype_of
 from .generate import random_array, random_binding
 from .shadow_values import FORMATS, Array, Format
+from .subject import Refused
 
 INPUT_KINDS = ("plain", "special", "extreme", "normal", "borders", "sided", "distinct")
 SHARES = (0.25, 0.15, 0.1, 0.15, 0.15, 0.1, 0.1)
@@ -38,9 +39,13 @@ def random_kind(rng: np.random.Generator) -> str:
 
 
 def inputs_of_kind(graph: Graph, rng: np.random.Generator, kind: str) -> list[Array]:
-    """Inputs of one of `INPUT_KINDS`."""
+    """Inputs of one of `INPUT_KINDS`. Refused where the sizes that are drawn make one of a parameter's negative."""
     binding = random_binding(graph, rng)
-    return [array_of_kind(p.dtype, [evaluate(n, binding) for n in p.shape], rng, kind) for p in graph.params]
+    shapes = [[evaluate(n, binding) for n in p.shape] for p in graph.params]
+    for param, shape in zip(graph.params, shapes):
+        if min(shape, default=0) < 0:
+            raise Refused(f"no array has the sizes {shape}, as {param.type} asks for")
+    return [array_of_kind(p.dtype, shape, rng, kind) for p, shape in zip(graph.params, shapes)]
 
 
 def array_of_kind(dtype: DType, shape: Sequence[int], rng: np.random.Generator, kind: str) -> Array:

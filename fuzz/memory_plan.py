@@ -20,6 +20,7 @@ extent is negative, a size is outside of what a kernel declares and a check stan
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -135,21 +136,28 @@ def bindings_of(program: Program, rng: np.random.Generator, count: int) -> Itera
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def overlapping(pieces: Sequence[Piece], start: int, end: int) -> list[Piece]:
-    return [p for p in pieces if p.start < end and start < p.end]
+def overlapping(pieces: Sequence[Piece], start: int, end: int) -> Sequence[Piece]:
+    return pieces[slice(*_places(pieces, start, end))]
 
 
-def stored_over(pieces: Sequence[Piece], value: Stored) -> tuple[Piece, ...]:
-    """The pieces after a store; what is left of values that it took a part of is cut."""
+def _places(pieces: Sequence[Piece], start: int, end: int) -> tuple[int, int]:
+    """Which of the pieces, which lie in order, meet these bytes."""
+    return bisect_right(pieces, start, key=lambda p: p.end), bisect_left(pieces, end, key=lambda p: p.start)
+
+
+def stored_over(pieces: tuple[Piece, ...], value: Stored) -> tuple[Piece, ...]:
+    """The pieces after a store; what is left of values that it took a part of is cut. Only pieces within these values are looked at: a
+    loop may store as many slices as it has steps."""
     start, end = value.start, value.end
     hurt = {v for p in overlapping(pieces, start, end) for v in p.values}
-    kept: list[Piece] = []
-    for piece in pieces:
+    first, last = _places(pieces, min([start, *(v.start for v in hurt)]), max([end, *(v.end for v in hurt)]))
+    near = [Piece(start, end, frozenset((value,)))]
+    for piece in pieces[first:last]:
         cut = piece.cut or (value.writer if not hurt.isdisjoint(piece.values) else "")
-        for first, last in ((piece.start, min(piece.end, start)), (max(piece.start, end), piece.end)):
-            if first < last:
-                kept.append(Piece(first, last, piece.values, cut))
-    return tuple(sorted([*kept, Piece(start, end, frozenset((value,)))], key=lambda p: p.start))
+        for low, high in ((piece.start, min(piece.end, start)), (max(piece.start, end), piece.end)):
+            if low < high:
+                near.append(Piece(low, high, piece.values, cut))
+    return (*pieces[:first], *sorted(near, key=lambda p: p.start), *pieces[last:])
 
 
 def joined(left: Memory, right: Memory) -> Memory:

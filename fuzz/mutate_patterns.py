@@ -19,7 +19,7 @@ from ..ir.rewrite import Rule, build, variables_of
 from ..ir.types import ARRAY_DTYPES, BOOL, F32, F64, I32, U8, DType, TensorType
 from ..passes.canonicalize import RULES
 from .generate_functions import FUNCTIONS
-from .input_kinds import inputs_of_kind, random_kind
+from .input_kinds import array_of_kind, random_kind
 from .rebuild import MOST_RESULTS, adapted, before, chosen, rebuilt, tensors
 from .shadow_values import Array
 
@@ -154,9 +154,9 @@ def known(graph: Graph, rng: np.random.Generator, donor: Graph) -> Graph | None:
     if not static or len(graph.params) < 2:
         return None
     picked = [p for p in static if rng.random() < 0.6][:len(graph.params) - 1] or [chosen(rng, static)]
-    arrays = dict(zip(map(id, graph.params), inputs_of_kind(graph, rng, random_kind(rng)), strict=True))
-    alike = rng.random() < ALIKE_SHARE
-    return _exchanged(graph, {id(p): Const(Constant(_alike(p.tensor, rng) if alike else arrays[id(p)], p.dtype)) for p in picked})
+    kind, alike = random_kind(rng), rng.random() < ALIKE_SHARE
+    arrays = [_alike(p.tensor, rng) if alike else array_of_kind(p.dtype, p.tensor.static_shape, rng, kind) for p in picked]
+    return _exchanged(graph, {id(p): Const(Constant(array, p.dtype)) for p, array in zip(picked, arrays)})
 
 
 def _alike(type: TensorType, rng: np.random.Generator) -> Array:

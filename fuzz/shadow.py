@@ -25,8 +25,10 @@ from ..ir.errors import IndexFailure, TilewrightError
 from ..ir.graph import Binding, Graph, Node
 from ..ir.interp import bind_shapes
 from ..ir.ops.control import Composite, Fusion, Get, If, MakeTuple, Param, Scan, While
+from ..library_quantized import is_dequantize
+from ..passes.lower_quantized import may_meet_sums
 from .shadow_ops import chooses_extremes, indices_of, trace_op
-from .shadow_values import INFINITE, Array, Item, Traced, all_tainted, are_known, are_signless, are_tied, meet_as_zeros
+from .shadow_values import INFINITE, Array, Item, Traced, all_tainted, are_known, are_signless, are_tied, meet_as_zeros, settled
 
 
 class Shadow:
@@ -92,7 +94,8 @@ class _Walk:
                 case Get(index):
                     return inputs[0][index]
                 case Composite(body=body) | Fusion(body=body):
-                    return _one(self.graph(body, inputs))
+                    made = _one(self.graph(body, inputs))
+                    return self.dequantized(node, made, inputs[1]) if is_dequantize(node) else made
                 case If() as op:
                     return self.branch(op, inputs)
                 case While() as op:
@@ -108,6 +111,14 @@ class _Walk:
         except (TilewrightError, IndexFailure) as error:
             error.at(node.loc)
             raise
+
+    def dequantized(self, node: Node, made: Traced, scale: Traced) -> Traced:
+        """A scale that is not known at compile time may multiply the sum of a contraction and not each term: where it is infinite or NaN,
+        nothing is said."""
+        if self.precision != "strict" and may_meet_sums(node.inputs[1]):
+            finite = np.broadcast_to(np.isfinite(scale.value), made.value.shape)
+            made.bound = settled(np.where(finite, made.bounds, INFINITE))
+        return made
 
     def branch(self, op: If, inputs: list[Item]) -> Item:
         condition = inputs[0]

@@ -3,7 +3,8 @@
 A contraction is a sum of products in any order, exact where all products are multiples of one unit and few enough. Of the
 operands' bounds it keeps what both together can add: (|x| + dx)(|y| + dy) - |x||y|, summed. A convolution whose weights may
 be constants may be computed by Winograd's algorithm under precision `default`, with the amplification of the worst tile that
-passes may take, and its NaNs spread over tiles. With constant weights, factors behind the sum may be moved into them.
+passes may take, and its NaNs spread over tiles. With constant weights, factors behind the sum may be moved into them, and a row with an
+infinity may be NaN.
 """
 
 from __future__ import annotations
@@ -71,12 +72,21 @@ def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding
         if precision == "default" and w.known and min(x.value.shape, default=0) and all(s == 1 for s in (*op.strides, *op.dilation)):
             return _as_winograd(op, x, w, value) if finite else all_tainted(value)
     count = _terms(op, x.value, w.value)
-    on_lattice = _on_lattice(op, operands, value, binding, count)
-    if on_lattice is not None:
-        if not strict and on_lattice.unit is not None:
-            on_lattice.rounds = x.rounds + w.rounds + (count if x.known or w.known else 1)
-        return on_lattice
-    return _inexact(op, operands, value, binding, count)
+    made = _on_lattice(op, operands, value, binding, count)
+    if made is None:
+        made = _inexact(op, operands, value, binding, count)
+    elif not strict and made.unit is not None:
+        made.rounds = x.rounds + w.rounds + (count if x.known or w.known else 1)
+    if isinstance(op, Dot) and precision == "default" and w.known and not op.lhs_batch and np.isinf(x.value).any():
+        made.bound = settled(np.where(_infinite_rows(op, x.value, value), INFINITE, made.bounds))
+    return made
+
+
+def _infinite_rows(op: Dot, x: Array, value: Array) -> Array:
+    """Which results are of a row with an infinity. With constant weights, which are codes perhaps, it may be NaN: a zero that all codes
+    have is multiplied by the row's sum."""
+    rows = np.asarray(np.isinf(x).any(axis=op.lhs_contract))
+    return rows.reshape(*rows.shape, *[1] * (value.ndim - rows.ndim))
 
 
 def _may_be_flushed(x: Array, w: Array) -> bool:

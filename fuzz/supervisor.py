@@ -1,7 +1,8 @@
 """Runs workers and outlives them: budget, progress, deaths, the final account.
 
 A worker that dies by a signal, or does not answer for too long, is a finding: the case that it was running lies in
-`current-N.case`. It is replaced by another one. Ctrl-C ends the workers; what they had found and kept is on disk already.
+`current-N.case`. It is replaced by another one. Time is a worker's own, since on a busy machine the clock says nothing. Ctrl-C ends the
+workers; what they had found and kept is on disk already.
 
 Needs nothing of the compiler: whatever runs programs is in the workers.
 """
@@ -27,8 +28,11 @@ from ..ir.errors import CompileError, RuntimeFailure
 from ..runtime.artifact import write_bytes
 from .settings import Finding, Settings, Tally, Yield
 from .subject import Failure
+from .time_limit import processor_seconds
 
 GRACE_SECONDS = 30.0  # to start, to reduce what was found, to end
+CASE_SECONDS = 60  # for one case in a process of its own
+MOST_WAITING = 10  # times as long by the clock as a limit of processor time: other processes are at work, or a lock is never free
 TRIAL = ".trial"  # what the file of a candidate ends with, while a failure is reduced
 COMMAND = (sys.executable, "-m", "tilewright.fuzz.worker")
 
@@ -71,14 +75,22 @@ class _Worker:
 
     def __init__(self, index: int, folder: Path, settings: Settings, events: queue.Queue[tuple[_Worker, dict[str, Any] | None]]) -> None:
         self.index = index
-        self.heard = time.monotonic()
         self.ended = False
         self.done = False  # it has told its account, and has only to end
         self.killed = ""
         self.log = open(folder / f"worker-{index}.log", "ab")  # noqa: SIM115  # closed with the process
         self.process = subprocess.Popen([*COMMAND, "run", str(folder), msgspec.json.encode(settings).decode(), str(index)],
                                         stdout=subprocess.PIPE, stderr=self.log, start_new_session=True)
+        self.hear()
         threading.Thread(target=self.listen, args=(events,), daemon=True).start()
+
+    def hear(self) -> None:
+        self.heard, self.spent = time.monotonic(), processor_seconds(self.process.pid)
+
+    @property
+    def silent(self) -> float:
+        """Seconds of processor time since it was heard of."""
+        return max(processor_seconds(self.process.pid) - self.spent, (time.monotonic() - self.heard) / MOST_WAITING)
 
     def listen(self, events: queue.Queue[tuple[_Worker, dict[str, Any] | None]]) -> None:
         assert self.process.stdout is not None
@@ -109,7 +121,7 @@ def fuzz(folder: Path, settings: Settings, heard: Callable[[Account], None]) -> 
                 pass
             else:
                 if event is not None:
-                    worker.heard = time.monotonic()
+                    worker.hear()
                     worker.done = worker.done or event.get("event") == "done"
                     _note(account, worker, event)
                 else:
@@ -157,7 +169,7 @@ def _note(account: Account, worker: _Worker, event: Mapping[str, Any]) -> None:
 def _watch(workers: Mapping[int, _Worker], settings: Settings) -> None:
     """Ends workers that have not been heard of: machine code that does not return."""
     for worker in workers.values():
-        if not worker.ended and not worker.killed and time.monotonic() - worker.heard > 2 * settings.hang_seconds + GRACE_SECONDS:
+        if not worker.ended and not worker.killed and worker.silent > 2 * settings.hang_seconds + GRACE_SECONDS:
             worker.killed = "hang"
             worker.stop(signal.SIGKILL)
 
@@ -226,7 +238,7 @@ def _reduced(file: Path, failure: Failure) -> dict[str, Any]:
 
 def end_of(number: int, killed: str = "") -> Failure:
     """The failure of a process that ended by a signal."""
-    if killed:
+    if killed or number == signal.SIGXCPU:
         return Failure("hang", "machine code", "the process did not answer and was ended")
     try:
         name = signal.Signals(number).name
@@ -235,9 +247,9 @@ def end_of(number: int, killed: str = "") -> Failure:
     return Failure("signal", "machine code", f"the process ended by {name}")
 
 
-def outcome_of(file: Path, seconds: float = 60.0) -> dict[str, Any]:
-    """The verdict on the case of a file, from a process of its own."""
-    return _asked("check", str(file), seconds=seconds)
+def outcome_of(file: Path) -> dict[str, Any]:
+    """The verdict on the case of a file, from a process of its own, which takes `CASE_SECONDS` of processor time at most."""
+    return _asked("check", str(file), seconds=CASE_SECONDS * MOST_WAITING)
 
 
 def _asked(*arguments: str, seconds: float) -> dict[str, Any]:

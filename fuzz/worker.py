@@ -30,7 +30,7 @@ from .parsers import ParserSubject
 from .reduce import reduced
 from .settings import Finding, Settings
 from .subject import AnySubject, Failure, Refused, crash
-from .supervisor import TRIAL, outcome_of
+from .supervisor import CASE_SECONDS, TRIAL, outcome_of
 
 SUBJECTS: dict[str, AnySubject] = {subject.name: subject for subject in (GraphSubject(), KernelSubject(), DimSubject(), ParserSubject())}
 EVENT_SECONDS = 0.25
@@ -102,6 +102,7 @@ def main(arguments: Sequence[str]) -> int:
         case ["run", folder, settings, index]:
             run(Path(folder), msgspec.json.decode(settings.encode(), type=Settings), int(index))
         case ["check", file]:
+            resource.setrlimit(resource.RLIMIT_CPU, (CASE_SECONDS, resource.RLIM_INFINITY))
             print(json.dumps(check(Path(file))))
         case ["reduce", file, signature]:
             print(json.dumps(reduce(Path(file), signature)))

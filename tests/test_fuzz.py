@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from tilewright.fuzz.report import render
 from tilewright.fuzz.settings import MODES, Finding, Settings, Tally, Yield
 from tilewright.fuzz.subject import Failure, Refused, Verdict
 from tilewright.fuzz.supervisor import Account, end_of, outcome_of, shared
+from tilewright.fuzz.time_limit import processor_seconds
 from tilewright.fuzz.worker import SUBJECTS
 from tilewright.ir.errors import CompileError
 
@@ -330,6 +332,30 @@ def test_a_worker_that_dies_is_a_finding() -> None:
     failure = end_of(signal.SIGSEGV)
     assert failure.kind == "signal" and "SIGSEGV" in failure.message
     assert end_of(0, killed="hang").kind == "hang"
+
+
+@pytest.mark.parametrize(("waits", "limit", "least", "most"), [("while True: pass", 0.5, 0.0, 4.9), ("import time; time.sleep(60)", 0.15, 1.4, 30.0)])
+def test_a_worker_hangs_by_its_own_time(waits: str, limit: float, least: float, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock only after ten times as long."""
+    monkeypatch.setattr(supervisor, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(supervisor, "COMMAND", (sys.executable, "-c", waits))
+    settings, began = Settings(hang_seconds=limit / 2), time.monotonic()
+    worker = supervisor._Worker(0, tmp_path, settings, queue.Queue())
+    while not worker.killed and time.monotonic() - began < most:
+        supervisor._watch({0: worker}, settings)
+        time.sleep(0.01)
+    taken, killed = time.monotonic() - began, worker.killed
+    worker.stop(signal.SIGKILL)
+    worker.process.wait()
+    assert killed == "hang" and least < taken < most
+
+
+def test_a_case_that_takes_too_long_is_a_hang() -> None:
+    assert end_of(signal.SIGXCPU).kind == "hang"
+
+
+def test_processor_time_of_nothing() -> None:
+    assert processor_seconds(os.getpid()) > 0.05 and processor_seconds(2**22 + 1) == 0
 
 
 def test_a_worker_that_somebody_ends_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

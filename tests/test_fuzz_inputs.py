@@ -14,6 +14,7 @@ from tilewright.fuzz.input_kinds import INPUT_KINDS, SHARES, inputs_of_kind
 from tilewright.fuzz.rebuild import MOST_RESULTS, acceptable
 from tilewright.fuzz.shadow import compare, shadow
 from tilewright.fuzz.shadow_values import FORMATS
+from tilewright.fuzz.subject import Refused
 from tilewright.ir.dims import symbol
 from tilewright.ir.graph import Builder, Graph
 from tilewright.ir.ops.compute import Cast, Elementwise
@@ -53,6 +54,13 @@ def test_inputs_have_the_type_of_their_parameter(dtype: DType, kind: str) -> Non
     first, again = (inputs_of_kind(graph, np.random.default_rng(3), kind) for _ in range(2))
     assert [a.tobytes() for a in first] == [a.tobytes() for a in again]
     assert all(a.dtype == dtype.numpy and a.ndim == p.rank for a, p in zip(first, params))
+
+
+def test_a_size_below_zero_is_refused() -> None:
+    b = Builder()
+    x = b.add(Param("x", F32, (symbol("N", 0, 0) - 1,)))
+    with pytest.raises(Refused, match="no array has the sizes"):
+        inputs_of_kind(Graph("g", [x], [x]), np.random.default_rng(0), "plain")
 
 
 @pytest.mark.parametrize(("wide", "narrow"), [(F32, BF16), (F32, F16), (F64, F16), (F64, F32), (F64, BF16)], ids=str)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from msgspec.structs import replace
@@ -12,7 +14,7 @@ from benchmarks.numpy_programs import PROGRAMS
 from tilewright.fuzz import native
 from tilewright.fuzz.footprints import TooMuch, access_fault
 from tilewright.fuzz.generate import random_graph, sample_graph
-from tilewright.fuzz.memory_plan import bindings_of, check_plan, number
+from tilewright.fuzz.memory_plan import Piece, Stored, bindings_of, check_plan, number, stored_over
 from tilewright.fuzz.subject import Failure, Refused
 from tilewright.ir.dims import ceildiv, dim_min, evaluate, symbol
 from tilewright.ir.errors import TilewrightError
@@ -78,6 +80,35 @@ def check(program: Program) -> int:
 def lowered(graph: Graph, target: str = "cpu:x86-64-v3", small: bool = False) -> Program:
     caps = native.caps_of(target, small)
     return native.lowered(run_passes(graph, Options(), caps, QUIET)[0], caps)
+
+
+def test_stores_cut_what_they_take_a_part_of() -> None:
+    """Against a list of all bytes."""
+    rng = np.random.default_rng(4)
+    for _ in range(60):
+        pieces: tuple[Piece, ...] = ()
+        owners: list[Stored | None] = [None] * 24
+        for number_of_store in range(12):
+            start, end = sorted(int(n) for n in rng.choice(25, 2, replace=False))
+            value = Stored(str(number_of_store), start, end, "u8")
+            pieces = stored_over(pieces, value)
+            owners[start:end] = [value] * (end - start)
+            assert [p.start for p in pieces] == sorted(p.start for p in pieces)
+            found = {byte: p for p in pieces for byte in range(p.start, p.end)}
+            assert len(found) == sum(p.end - p.start for p in pieces)
+            assert [set(found[byte].values) if byte in found else {None} for byte in range(24)] == [{x} for x in owners]
+            for byte, piece in found.items():
+                whole = owners[byte]
+                assert whole is not None and bool(piece.cut) == (owners.count(whole) < whole.end - whole.start)
+
+
+def test_many_slices_are_stored_in_little_time() -> None:
+    """Each store went through all that was stored before: loops of some thousand steps hung."""
+    pieces: tuple[Piece, ...] = ()
+    began = time.process_time()
+    for step in range(6000):
+        pieces = stored_over(pieces, Stored("step", step, step + 1, "u8", True))
+    assert len(pieces) == 6000 and time.process_time() - began < 2
 
 
 def test_a_right_plan_is_right_at_every_size() -> None:

@@ -36,7 +36,7 @@ from tilewright.ir.loop_verify import verify_kernel
 from tilewright.ir.ops.compute import FLOATS8, PackedDot
 from tilewright.ir.ops.control import Param
 from tilewright.ir.program import Launch, Program
-from tilewright.ir.types import BF16, F16, F32, I8, U8, DType, TensorType
+from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType, TensorType
 from tilewright.lowering.lower import lower_program
 from tilewright.options import Options
 from tilewright.passes.fuse import fuse
@@ -151,6 +151,15 @@ def test_squares_refuse_what_they_cannot_be() -> None:
                              (PackedDot(0, 20), fitting, "do not fit")):
         with pytest.raises(CompileError, match=message):
             op.infer(lhs, rhs)
+
+
+def test_squares_of_words_take_whole_words() -> None:
+    """A depth that is not known to be a multiple of a word's elements was accepted: its last word was multiplied by more than there is."""
+    op, words, n = PackedDot(0, 13, step=4, square=4), TensorType(I32, (2, 4, 8)), symbol("N", 1, 4)
+    assert op.infer(TensorType(I8, (5, 4 * n)), words) == TensorType(I32, (5, 13))
+    for depth in (9, symbol("N", 1, 16), 4 * n - 1):
+        with pytest.raises(CompileError, match="do not fit"):
+            op.infer(TensorType(I8, (5, depth)), words)
 
 
 def test_matrices_that_nothing_packs() -> None:

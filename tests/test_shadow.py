@@ -29,6 +29,7 @@ from tilewright.ir.ops.shape import Take
 from tilewright.ir.ops.table import ALL_OPS
 from tilewright.ir.printer import format_graph
 from tilewright.ir.types import ARRAY_DTYPES, BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, DType, TensorType, TupleType, Type
+from tilewright.library_quantized import dequantize
 from tilewright.options import Options
 from tilewright.pipeline import PASSES
 
@@ -355,6 +356,26 @@ def test_a_factor_may_move_into_constant_weights() -> None:
     x = np.array([[7, 7, 0], [5, 4, 1]], np.float32)
     expected = shadow(graph_of([vector(F32, 2, 3)], make), [x])
     assert compare(expected, [x @ (weights * np.float32(0.1))]) is None and expected.bounds[0].max() < 1e-4
+
+
+def test_a_row_with_an_infinity_may_be_nan_where_weights_are_constant() -> None:
+    graph = graph_of([vector(F32, 2, 2)], lambda b, x: b.add(Dot((1,), (0,)), x, lib.constant(b, np.eye(2, dtype=np.float32))))
+    x = np.array([[np.inf, 1], [3, 4]], np.float32)
+    assert (shadow(graph, [x]).bounds[0] == [[np.inf] * 2, [0, 0]]).all()
+    assert not shadow(graph, [x], precision="plain").bounds[0].any()
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_an_infinite_scale_may_meet_a_sum_where_it_is_not_known(known: bool) -> None:
+    scales = floats(np.inf, 2)
+
+    def make(b: Builder, q: Node, scale: Node) -> Node:
+        return dequantize(b, q, lib.constant(b, scales) if known else scale)
+
+    graph = graph_of([vector(I8, 3, 2), vector(F32, 2)], make)
+    inputs = [np.ones((3, 2), np.int8), scales]
+    assert (np.isinf(shadow(graph, inputs).bounds[0]) == [not known, False]).all()
+    assert not shadow(graph, inputs, precision="strict").bounds[0].any()
 
 
 def test_lattices() -> None:

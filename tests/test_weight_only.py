@@ -241,6 +241,8 @@ def test_what_gains_nothing_or_can_not_be_kept_stays_a_matrix_of_floats() -> Non
     scales = scales.copy()
     scales[0, 0, 0] = np.nan
     assert not claimed(dequantized_product(integers, scales, None, 3)), "a scale that is equal to no other one"
+    scales[0, 0, 0] = np.inf
+    assert not claimed(dequantized_product(integers, scales, None, 3)), "an infinite scale"
     b = Builder()
     x, w = b.add(Param("x", F32, (3, 32))), lib.constant(b, np.full((32, 16), 0.3, np.float32))
     scaled = lib.apply(b, "mul", w, lib.constant(b, np.linspace(1, 2, 16), F32))

@@ -437,11 +437,16 @@ class KernelEmitter:
             self.emit_block(loop.body)
             self.indices.restore(loop.symbol.name, before)
 
+    def iterations(self, extent: DimLike) -> str:
+        """The extent of a loop whose iterations are counted out; one below zero means none."""
+        text = self.indices.uniform(extent)
+        return text if bounds(extent)[0] >= 0 else self.code.call_pure("llvm.smax.i64", "i64", ("i64", text), ("i64", "0"))
+
     def emit_parallel(self, loop: For) -> None:
         """Thread t takes the iterations i with i * threads // extent == t."""
         if not any(isinstance(s, For) and loop.body is s.body for s in self.kernel.body):
             raise InternalError(f"llvm backend: the parallel loop over {loop.symbol.name} is not at the outermost level")
-        code, extent = self.code, self.indices.uniform(loop.extent)
+        code, extent = self.code, self.iterations(loop.extent)
         code.module.helpers[FIRST_ITERATION] = FIRST_ITERATION_TEXT
         start, end = (code.pure(f"call i64 @{FIRST_ITERATION}(i64 {extent}, i64 {number}, i64 %threads)")
                       for number in ("%thread", code.pure("add i64 %thread, 1")))
@@ -482,7 +487,7 @@ class KernelEmitter:
 
     def emit_chunks(self, loop: For, vector: VectorLoop) -> None:
         """Interleaved chunks where the loop reduces, single chunks, then the masked rest."""
-        lanes, extent = loop.lanes, self.indices.uniform(loop.extent)
+        lanes, extent = loop.lanes, self.iterations(loop.extent)
         start = "0"
         copies = self.copies(loop) if self.reduces(loop) else 1
         if copies > 1 and bounds(loop.extent)[1] >= 2 * copies * lanes:

@@ -1,17 +1,18 @@
 """Removes control flow that is decided at compile time.
 
 `if` with a constant condition, or with two equal sides, becomes the body that runs; a `while` whose condition is the
-constant false gives its initial states.
+constant false, or a `scan` of no step, gives its initial states.
 
 Guarantees: the meaning is unchanged; bodies are treated too.
 """
 
 from __future__ import annotations
 
+from ..ir.dims import bounds
 from ..ir.graph import Builder, Graph, Node
-from ..ir.ops.control import Const, If, While
+from ..ir.ops.control import Const, If, Scan, While
 from ..ir.rewrite import rewrite_until_stable
-from ..library import inline
+from ..library import full, inline
 from ..options import Options
 
 Replacement = Node | tuple[Node, ...] | None
@@ -34,6 +35,9 @@ def _visit(builder: Builder, node: Node, inputs: tuple[Node, ...]) -> Replacemen
             result = condition_body.results[0].op
             if isinstance(result, Const) and not result.value.array:
                 return _results(inputs[:count])
+        case Scan(body, states, length=length) if bounds(length)[1] <= 0:
+            stacked = (full(builder, 0, x.dtype, (length, *x.shape)) for x in body.results[states:])
+            return _results((*inputs[:states], *stacked))
     return None
 
 

@@ -110,7 +110,7 @@ def _is_float_contraction(node: Node) -> bool:
 def _reason(node: Node, left: Form, right: Form, options: Options, caps: Caps) -> str:
     """Why a contraction of dequantized operands stays one of floats; nothing where it does not."""
     depth = bounds(_depth(node))[1]
-    if any(array is not None and not np.isfinite(array).all() for array in (known_array(left.scale), known_array(right.scale))):
+    if not (may_meet_sums(left.scale) and may_meet_sums(right.scale)):
         return "a scale is not finite"
     if depth < LEAST_DEPTH:
         return f"a sum of {depth} products is not worth its conversion"
@@ -123,6 +123,12 @@ def _reason(node: Node, left: Form, right: Form, options: Options, caps: Caps) -
         contracted = ((left, node.op.lhs_contract), (right, node.op.rhs_contract))
         return _VARIES if any(form.scale.shape[a] != 1 for form, axes in contracted for a in axes) else ""
     return _reason_of_conv(node, left, right, options, caps)
+
+
+def may_meet_sums(scale: Node) -> bool:
+    """Whether a scale may multiply a sum instead of each term: none that is known to be infinite or NaN."""
+    array = known_array(scale)
+    return array is None or bool(np.isfinite(array).all())
 
 
 _VARIES = "a scale varies along the contraction"

@@ -9,8 +9,8 @@ Activations are multiplied as signed bytes. A zero point of theirs (unsigned byt
 columns' sums of dequantized weights, which are constants.
 
 Left as they are: weights that `lower_quantized` multiplies as bytes, since they are bytes in the graph and have one scale a column;
-products that the target has no instruction for, as of GPUs those with groups of other than multiples of 32 steps; whatever `weight_only`
-leaves as floats for its groups.
+products that the target has no instruction for, as of GPUs those with groups of other than multiples of 32 steps; constant scales that
+are not finite; whatever `weight_only` leaves as floats for its groups.
 
 Contract: finite and bounded, as of `weight_only`: sums of groups are exact where the float ones round each term.
 Only `precision="default"` allows it.
@@ -31,7 +31,7 @@ from ..ir.types import F32, I8, U8
 from ..library import apply, cast, constant, pad, reshape, transpose
 from ..library_quantized import is_dequantize
 from ..options import Options
-from .lower_quantized import Form, form_of
+from .lower_quantized import Form, form_of, may_meet_sums
 from .weight_only import LEAST_WEIGHTS, Codes, codes_of, factors_of, packed_codes
 
 SIGN = 128      # between an unsigned byte and a signed one
@@ -56,7 +56,9 @@ def _narrow(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps) -> Node | Non
     if not _may_be_bytes(lhs) or int(product(rhs.shape)) < LEAST_WEIGHTS:
         return None
     left = form_of(b, lhs)
-    if left is None or any(x.shape[a] != 1 for x in (left.scale, left.zero_point) if x is not None for a in op.lhs_contract):
+    if left is None or not may_meet_sums(left.scale):
+        return None
+    if any(x.shape[a] != 1 for x in (left.scale, left.zero_point) if x is not None for a in op.lhs_contract):
         return None
     free_right = [a for a in range(rhs.rank) if a not in op.rhs_contract]
     depth, columns = int(product(rhs.shape[a] for a in op.rhs_contract)), tuple(rhs.shape[a] for a in free_right)

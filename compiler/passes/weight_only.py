@@ -6,9 +6,9 @@ This pass runs before that. It looks for the product, evaluates both factors, an
 (a group), how many bits the integers of a group span, and from which number on. So it does not matter who made the graph, and it is
 exact: each weight is (code - zero) * scale with the very integers and scales of the graph.
 
-Left as floats: groups that do not fill whole words or are shorter than LEAST_GROUP, spans of more than 8 bits, float64, and
-products that many rows have with a matrix that stays in the second level of memory, where decoding would only cost time; on a GPU those
-of so many rows that its units limit them.
+Left as floats: groups that do not fill whole words or are shorter than LEAST_GROUP, spans of more than 8 bits, scales that are not
+finite, float64, and products that many rows have with a matrix that stays in the second level of memory, where decoding would only cost
+time; on a GPU those of so many rows that its units limit them.
 
 Contract: finite and bounded. A weight is not rounded before it is multiplied; sums of a group are of codes, less the group's zero
 times the sum of its activations (`ir/ops/weight_only.py`). Only `precision="default"` allows it.
@@ -184,14 +184,15 @@ class Codes(Struct):
 
 
 def codes_of(integers: Array, scales: Array) -> Codes | None:
-    """Weights [K, N] = integers * scales as codes of the fewest bits; None where there are none."""
+    """Weights [K, N] = integers * scales as codes of the fewest bits; None where there are none, or where numbers are not finite, so that
+    a scale may multiply a sum of codes."""
     depth = len(integers)
     changes = np.flatnonzero((scales[1:] != scales[:-1]).any(axis=1)) + 1
     group = math.gcd(*changes.tolist()) if len(changes) else depth
     if group < min(LEAST_GROUP, depth):
         return None
     values = integers.astype(np.float32)
-    if not np.isfinite(values).all():
+    if not (np.isfinite(values).all() and np.isfinite(scales).all()):
         return None
     ends = range(0, depth, group)
     least, most = (function.reduceat(values, ends, axis=0) for function in (np.minimum, np.maximum))

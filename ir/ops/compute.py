@@ -464,7 +464,7 @@ class PackedDot(Op, frozen=True):
 
     `square`: more than 1 where a panel [K, tile], of words [K / step, tile], lies in squares of so many rows and columns, each by itself,
     one beside another before the next ones below; in a square of words columns lie one after another. Then rhs may have more steps than
-    lhs, of zeros that are multiplied by nothing.
+    lhs, which are whole words, of zeros that are multiplied by nothing.
     """
 
     name: ClassVar[str] = "packed_dot"
@@ -491,8 +491,11 @@ class PackedDot(Op, frozen=True):
             raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit {self.batch} batch axes")
         if self.square != 1:
             self._check_squares(rhs, tile)
-        steps = rhs.shape[-2] * (1 if in_bytes else self.step)
-        enough = lhs.shape[-1] == steps or self.square > 1 and bounds(steps - lhs.shape[-1])[0] >= 0
+        step = 1 if in_bytes else self.step
+        depth, steps = lhs.shape[-1], rhs.shape[-2] * step
+        enough = depth == steps
+        if self.square > 1:
+            enough = depth == ceildiv(depth, step) * step and bounds(steps - depth)[0] >= 0
         fits = lhs == rhs if self.symmetric else lhs.shape[:self.batch] == rhs.shape[:self.batch] and enough
         if not fits or rhs.shape[-3] != ceildiv(self.columns, tile):
             raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit, columns {self.columns}")
