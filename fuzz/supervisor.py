@@ -203,7 +203,7 @@ def _report_death(account: Account, worker: _Worker, folder: Path, settings: Set
     current = folder / f"current-{worker.index}.case"
     failure = end_of(-worker.process.returncode, worker.killed)
     if worker.done:
-        failure = Failure(failure.kind, "exit", f"{failure.message}, after its last program; its log may say where it was")
+        failure = Failure(failure.kind, "exit", f"{failure.message}, after its last program")
     if not current.exists() or _is_known(account, failure):
         return
     text, size = current.read_text(encoding="utf-8"), 0

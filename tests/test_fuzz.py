@@ -407,6 +407,16 @@ def test_a_worker_that_does_not_end_is_no_hang_of_its_last_case(tmp_path: Path) 
     assert (finding.kind, finding.stage) == ("hang", "exit") and "after its last program" in finding.message
 
 
+def test_a_worker_ends_once_all_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a long search freeing its objects took longer than the supervisor waited: that was a hang."""
+    freed = tmp_path / "freed"
+    script = f"import atexit, pathlib, sys\natexit.register(pathlib.Path({str(freed)!r}).touch)\n"
+    script += "from tilewright.fuzz.worker import main\nmain(sys.argv[1:])"
+    monkeypatch.setattr(supervisor, "COMMAND", (sys.executable, "-c", script))
+    account = supervisor.fuzz(tmp_path, Settings(iterations=2, subjects=("dims",)), lambda account: None)
+    assert account.programs == 2 and not account.deaths and not account.findings and not freed.exists()
+
+
 def test_budgets_are_divided() -> None:
     settings = Settings(iterations=10, workers=3)
     assert [shared(settings, i).iterations for i in range(3)] == [4, 3, 3]

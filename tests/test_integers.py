@@ -250,6 +250,16 @@ def test_other_convolutions_stay_floats_for_a_reason(weights: tuple[int, ...], g
     assert not any(node.dtype == I32 for node in lower_quantized(graph, Options(), caps).nodes())
 
 
+def test_scales_whose_product_overflows_meet_each_term() -> None:
+    """A sum of zero times an infinite product was NaN."""
+    b = Builder()
+    pairs = [real(b, name, I8, shape, np.full((1, 1), 1e20, np.float32), None) for name, shape in (("x", (4, 32)), ("w", (32, 16)))]
+    graph = Graph("large", [param for param, _ in pairs], [lib.matmul(b, *(value for _, value in pairs))])
+    assert [text for _, text in left_as_floats(graph, Options(), PAIRS)] == ["its scales are too large to be multiplied"]
+    zeros, ones = np.zeros((4, 32), np.int8), np.ones((32, 16), np.int8)
+    assert not evaluate_graph(lower_quantized(graph, Options(), PAIRS), [zeros, ones])[0].any()
+
+
 def test_an_operand_of_floats_is_named() -> None:
     b = Builder()
     x, w = b.add(Param("x", F32, (4, 16))), dequantize(b, lib.constant(b, integers(I8, (16, 16))), lib.constant(b, 0.25, F32))

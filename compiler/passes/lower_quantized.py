@@ -9,7 +9,7 @@ nothing keeps (`passes/requantize.py`).
 
 Left as they are: contractions that the target has no instruction for, depthwise ones, those of one column or of few steps, where
 nothing is gained, convolutions of which Winograd's algorithm saves more, those whose sum might not fit into int32, and those with
-a constant scale that is not finite.
+a constant scale that is not finite or constant scales whose product is not.
 
 Contract: bounded and finite. The sum is exact where the float one rounds for each term, so both are within the rounding of the terms;
 a scale that is infinite at run time meets the sum, not each term. `precision="strict"` forbids it.
@@ -112,6 +112,8 @@ def _reason(node: Node, left: Form, right: Form, options: Options, caps: Caps) -
     depth = bounds(_depth(node))[1]
     if not (may_meet_sums(left.scale) and may_meet_sums(right.scale)):
         return "a scale is not finite"
+    if _overflow(left.scale, right.scale):
+        return "its scales are too large to be multiplied"
     if depth < LEAST_DEPTH:
         return f"a sum of {depth} products is not worth its conversion"
     if depth * left.largest * right.largest >= 2 ** 31:
@@ -129,6 +131,14 @@ def may_meet_sums(scale: Node) -> bool:
     """Whether a scale may multiply a sum instead of each term: none that is known to be infinite or NaN."""
     array = known_array(scale)
     return array is None or bool(np.isfinite(array).all())
+
+
+def _overflow(left: Node, right: Node) -> bool:
+    """Whether the product of two scales is known to overflow somewhere: times a sum of zero it would be no number."""
+    arrays = [known_array(scale) for scale in (left, right)]
+    with np.errstate(over="ignore"):
+        largest = np.prod([np.abs(a).max(initial=0) for a in arrays if a is not None], dtype=np.float32)
+    return bool(np.isinf(largest))
 
 
 _VARIES = "a scale varies along the contraction"
