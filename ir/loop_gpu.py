@@ -251,5 +251,7 @@ def shared_bytes(body: Sequence[Stmt]) -> int:
 
 
 def shared_bytes_of_block(kernel: Kernel) -> int:
-    """Bytes of shared memory that a block needs: block loops have the same memory one after the other."""
-    return max((shared_bytes(loop.body) for loop in block_loops(kernel)), default=0)
+    """Bytes of shared memory that a block needs: block loops have the same memory one after the other, beside what lies outside of
+    them."""
+    loops = [shared_bytes(loop.body) for loop in block_loops(kernel)]
+    return shared_bytes(kernel.body) - sum(loops) + max(loops, default=0)

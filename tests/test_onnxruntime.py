@@ -492,8 +492,14 @@ def names_of(*modules: Any) -> set[str]:
 
 
 def test_what_is_missing_is_documented() -> None:
-    """Every public name of onnxruntime and its extension module is here or in the list of docs/onnxruntime.md, which has no other."""
+    """Every public name of onnxruntime and its extension module is here or in the list of docs/onnxruntime.md, up to the version that it is
+    for; and nothing in the list is here."""
     here = names_of(ort, onnxruntime_pybind11_state)
     missing = names_of(onnxruntime, onnxruntime.capi.onnxruntime_pybind11_state) - here
     missing |= {name for name in attributes_of(onnxruntime) - attributes_of(ort) if name.partition(".")[0] in here}
-    assert missing == documented_gaps()
+    newest = re.search(r"of ONNX Runtime ([\d.]+) and those before", (ROOT / "docs" / "onnxruntime.md").read_text())
+    assert newest is not None
+    installed, known = ([int(part) for part in version.split(".")[:2]] for version in (onnxruntime.__version__, newest[1]))
+    if installed <= known:
+        assert not missing - documented_gaps()
+    assert len(missing & documented_gaps()) > 30 and not documented_gaps() & (here | attributes_of(ort))

@@ -518,7 +518,9 @@ class _Fuser:
         return list(found)
 
     def _is_limit(self, node: Node) -> bool:
-        """Whether a number is what others are at least or at most, or are padded with."""
+        """Whether a number is what others are at least or at most, or are padded with; not one that is multiplied, too."""
+        if any(isinstance(user.op, CONTRACTION) for user in self.users[node]):
+            return False
         stack = [node]
         while stack:
             for user in self.users[stack.pop()]:
