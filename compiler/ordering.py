@@ -72,7 +72,7 @@ def _crowd_of(space: Space, order: Sequence[int], names: Sequence[int]) -> Crowd
     for o in order:
         best = max(best, (space.total(alive | space.need[o]), o, alive & ~space.need[o]), key=lambda row: row[0])
         done |= 1 << o
-        alive = sum(1 << t for t in bits(alive | space.need[o]) if space.consumers[t] & ~done)
+        alive = space.read_later(alive | space.need[o], o, done)
     return Crowd(names[best[1]], _bytes_of(space, best[2]), False)
 
 

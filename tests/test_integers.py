@@ -250,6 +250,19 @@ def test_other_convolutions_stay_floats_for_a_reason(weights: tuple[int, ...], g
     assert not any(node.dtype == I32 for node in lower_quantized(graph, Options(), caps).nodes())
 
 
+def test_known_scales_that_are_not_finite_meet_each_term() -> None:
+    """A sum of zero times infinity is no number, which some of its terms are not; said here without what the pass itself asks."""
+    b = Builder()
+    left, right = (real(b, name, I8, shape, np.full((1, 1), scale, np.float32), None)
+                   for name, shape, scale in (("x", (4, 32), np.inf), ("w", (32, 16), 0.5)))
+    graph = Graph("infinite", [left[0], right[0]], [lib.matmul(b, left[1], right[1])])
+    assert [text for _, text in left_as_floats(graph, Options(), PAIRS)] == ["a scale is not finite"]
+    inputs = [np.ones((4, 32), np.int8), np.ones((32, 16), np.int8)]
+    assert np.isposinf(evaluate_graph(lower_quantized(graph, Options(), PAIRS), inputs)[0]).all()
+    inputs[0][:, 0] = -1
+    assert np.isnan(evaluate_graph(lower_quantized(graph, Options(), PAIRS), inputs)[0]).all()
+
+
 def test_scales_whose_product_overflows_meet_each_term() -> None:
     """A sum of zero times an infinite product was NaN."""
     b = Builder()

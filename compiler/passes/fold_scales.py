@@ -5,8 +5,7 @@ normalization, a scaled score) becomes the contraction with weights that hold th
 
 Contract: reassoc, since each weight is rounded once more, and finite, since a sum that overflows may be made small before.
 Weights that would no longer be finite or normal are left as they are, and bfloat16 beside bfloat16, which is multiplied faster than
-what they would become. `precision="plain"` and `"strict"` forbid it: a
-contraction is the sum that it is.
+what they would become. `precision="plain"` and `"strict"` forbid it: a contraction is the sum that it is.
 """
 
 from __future__ import annotations
@@ -85,9 +84,9 @@ def _chain(core: Node, graph: Graph, users: dict[Node, list[Node]]) -> _Chain | 
     if found is None:
         return None
     count, scale, offset = found
-    if is_made_of_bfloats(core.inputs[0]) and not (scale == 1).all():
-        return None
-    scaled = scaled_weights(weights, scale, axis[1]) if not (scale == 1).all() else weights
+    scaled: Array | None = weights
+    if not (scale == 1).all():
+        scaled = None if is_made_of_bfloats(core.inputs[0]) else scaled_weights(weights, scale, axis[1])
     fits = scaled is not None and np.isfinite(offset.astype(weights.dtype)).all()
     return _Chain(core, steps[:count], scale, offset, scaled) if scaled is not None and fits else None
 

@@ -7,7 +7,7 @@ The precisions, beside "f32", which leaves a layer alone:
     i8 outliers the same, but for columns of the input that are much larger than others, which are multiplied in float
     w8, w4, w2  weights of 8, 4, 2 bits, activations in float
     w4a8        4-bit weights in groups, activations as in "i8 dynamic"
-    bf16        weights and activations rounded to bfloat16, sums in float32
+    bf16        weights and activations rounded to bfloat16, sums and results in float32
 """
 
 from __future__ import annotations

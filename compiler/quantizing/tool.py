@@ -80,7 +80,7 @@ def quantize(source: Graph | str | os.PathLike[str], calibration: Any = None, *,
     `target` must be a CPU that runs here, since times and losses are measured. `fit`: gives a layer's plan as the output can hold it, or
     says why that cannot be; `write_onnx.fitting` makes one for a file.
     """
-    settings = replace(_settings(recipe, metric, goal, budget, target, options, progress), fit=fit or _as_it_is)
+    settings = _settings(recipe, metric, goal, budget, target, options, progress, fit)
     graph = _graph_of(source, settings.goal)
     if data_free:
         if calibration is not None or held_out is not None:
@@ -129,7 +129,7 @@ class _Prepared(Struct, frozen=True, eq=False):
 
 
 def _settings(recipe: Recipe | str, metric: str | Metric, goal: str, budget: float, target: str, options: Options | None,
-              progress: Progress | None) -> _Settings:
+              progress: Progress | None, fit: Fit | None = None) -> _Settings:
     if goal not in GOALS:
         raise ArgumentError(f"quantize: goal {goal!r} is not one of {', '.join(GOALS)}")
     given: object = budget
@@ -137,8 +137,7 @@ def _settings(recipe: Recipe | str, metric: str | Metric, goal: str, budget: flo
         raise ArgumentError(f"quantize: budget must be a loss of 0 or more, found {budget!r}", hint="0.005 allows half a percent")
     name, function = metric_named(metric)
     fitting = _fitting(recipe_named(recipe), target)
-    return _Settings(fitting, name, function, goal, float(budget), target, options or Options(), progress or _silent,
-                     _as_it_is)
+    return _Settings(fitting, name, function, goal, float(budget), target, options or Options(), progress or _silent, fit or _as_it_is)
 
 
 def _fitting(recipe: Recipe, target: str) -> Recipe:

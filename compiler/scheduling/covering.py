@@ -8,7 +8,8 @@ Greedy by room for the price, what turned out superfluous taken back; then again
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 from msgspec import Struct
 
@@ -42,11 +43,10 @@ class _Cover:
         rows = [Gap(t, begin, before[begin], before[end]) for t, begin, end in spans]
         self.gaps = [gap for gap in rows if gap.first < gap.last]
 
-    def price(self, number: int, left: set[int]) -> int:
-        """Of one more gap, beside those that are taken: of the tensors, by how many gaps."""
+    def price(self, number: int, written: Collection[int]) -> int:
+        """Of one more gap, where those tensors are written off the chip for others."""
         t = self.gaps[number].tensor
-        written = self.space.stored >> t & 1 or any(self.gaps[n].tensor == t for n in left)
-        return self.space.bytes[t] * (1 if written else 2)
+        return self.space.bytes[t] * (1 if self.space.stored >> t & 1 or t in written else 2)
 
     def cost(self, taken: set[int]) -> int:
         tensors = {self.gaps[n].tensor for n in taken}
@@ -67,17 +67,16 @@ class _Cover:
                     continue
                 units = self.space.units[gap.tensor]
                 gain = sum(min(units, missing) for missing in lacking[gap.first:gap.last] if missing > 0)
-                if gain:
-                    free = self.space.stored >> gap.tensor & 1 or gap.tensor in written
-                    value = gain / (self.space.bytes[gap.tensor] * (1 if free else 2))
-                    if value > best:
-                        best, chosen = value, n
+                if gain and gain / self.price(n, written) > best:
+                    best, chosen = gain / self.price(n, written), n
             if chosen < 0:
                 return None
             taken.add(chosen)
             written.add(self.gaps[chosen].tensor)
             self.free(lacking, chosen, 1)
-        for n in sorted(taken, key=lambda n: -self.price(n, taken - {n})):
+        uses = Counter(self.gaps[n].tensor for n in taken)
+        several = {t for t, count in uses.items() if count > 1}
+        for n in sorted(taken, key=lambda n: -self.price(n, several)):
             gap = self.gaps[n]
             if all(missing + self.space.units[gap.tensor] <= 0 for missing in lacking[gap.first:gap.last]):
                 taken.remove(n)
@@ -103,8 +102,7 @@ def stays(space: Space, order: Sequence[int]) -> tuple[list[tuple[int, int, int]
                 spans.append((t, used[t] + 1, moment))
             used[t] = moment
         done |= 1 << operator
-        alive |= space.need[operator]
-        alive = sum(1 << t for t in bits(alive) if space.consumers[t] & ~done)
+        alive = space.read_later(alive | space.need[operator], operator, done)
     return spans, lacking
 
 

@@ -72,16 +72,8 @@ def peak_of(space: Space, order: Sequence[int], done: int = 0) -> int:
     for operator in order:
         peak = max(peak, space.during(done, operator, lived))
         done |= 1 << operator
-        lived = _after(space, lived | space.need[operator], operator, done)
+        lived = space.read_later(lived | space.need[operator], operator, done)
     return peak
-
-
-def _after(space: Space, lived: int, operator: int, done: int) -> int:
-    """What still lives behind an operator: only what it needed can have died."""
-    for t in bits(space.need[operator]):
-        if not space.consumers[t] & ~done:
-            lived &= ~(1 << t)
-    return lived
 
 
 def _live(space: Space, done: int) -> int:
@@ -133,7 +125,7 @@ def _peak_steps(space: Space, done: int, goal: int, peak: int, lived: int) -> li
     for operator in space.ready(done, goal):
         following = done | 1 << operator
         during = lived | space.need[operator]
-        after = _after(space, during, operator, following)
+        after = space.read_later(during, operator, following)
         row = (operator, following, after, max(peak, space.during(done, operator, lived)))
         if row[3] == peak and space.total(after) <= before:
             return [row]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from .covering import covering, stays
 from .search import End
-from .space import Space, bits
+from .space import Space
 
 MOVED = 12   # operators that are tried, those beside which most is missing
 PLACES = 12  # to which each is moved, those around which least lives
@@ -67,6 +67,6 @@ def _alive(space: Space, order: Sequence[int]) -> list[int]:
     found, done, lived = [], 0, 0
     for operator in order:
         done |= 1 << operator
-        lived = sum(1 << t for t in bits(lived | space.need[operator]) if space.consumers[t] & ~done)
+        lived = space.read_later(lived | space.need[operator], operator, done)
         found.append(space.total(lived))
     return [*found, 0]

@@ -193,10 +193,15 @@ class Space:
         done |= 1 << operator
         fetched = self.inputs[operator] & ~resident
         resident = (resident & ~evicted | self.need[operator]) & ~(evicted & self.inputs[operator])
-        for t in bits(self.need[operator]):  # only these can be dead now
-            if not self.consumers[t] & ~done:
-                resident &= ~(1 << t)
+        resident = self.read_later(resident, operator, done)
         return done, resident, (clean | fetched | self.stored) & resident
+
+    def read_later(self, lived: int, operator: int, done: int) -> int:
+        """What still lives behind an operator, which is done with those before it: only what it needed can have died."""
+        for t in bits(self.need[operator]):
+            if not self.consumers[t] & ~done:
+                lived &= ~(1 << t)
+        return lived
 
 
 def cuts(space: Space) -> list[int]:
