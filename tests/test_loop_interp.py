@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -364,3 +367,13 @@ program @main() -> (%y: f32[20]) {{
 """
     y, = run_program(parse_program(text, [table]), [])
     assert (y == table.array).all()
+
+
+def test_a_kernel_that_ran_can_be_forgotten() -> None:
+    """Its code was kept with it, and held it."""
+    kernel = parse_kernel("kernel @k(%y: out f32[2]) {\n  for %i in 0..2 {\n    %y[i] = f32 1.0\n  }\n}")
+    run_kernel(kernel, [np.zeros(2, np.float32)], {})
+    known = weakref.ref(kernel)
+    del kernel
+    gc.collect()
+    assert known() is None
