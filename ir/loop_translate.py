@@ -83,7 +83,8 @@ class _Faults(Struct, frozen=True):
                    "stores to it", place)
 
     def bounds(self, place: int, name: str, value: int, symbol: Symbol) -> NoReturn:
-        self._fail(f"{name} is {value}, but is declared {symbol.declaration()}", place)
+        declared = symbol.declaration() if symbol != Symbol(symbol.name) else f"{name}: 0.."
+        self._fail(f"{name} is {value}, but is declared {declared}", place)
 
     def check(self, number: int, found: Any, expected: Any) -> NoReturn:
         check = self.checks[number]
@@ -263,7 +264,7 @@ class Translator:
                     self.inside(otherwise)
             case Let(name=name, symbol=symbol):
                 self.emit(f"v_{self.variable(name)} = {values[0]}")
-                if symbol is not None and symbol != Symbol(symbol.name):
+                if symbol is not None:
                     self.lets[name] = symbol
             case Alloc(buffer=buffer):
                 self.alloc(buffer, rest)
