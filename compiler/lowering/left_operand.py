@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from ..ir.dims import DimLike, product
-from ..ir.graph import Node
+from ..ir.dims import DimLike, divides, exact_quotient, product
+from ..ir.graph import Node, Op
+from ..ir.loop_gpu import COPIED_BYTES
 from ..ir.ops.compute import PackedConv, PackedDot
 from ..ir.ops.weight_only import WeightOnlyDot
 from .inline import Index, flatten_index, unflatten_index
@@ -35,6 +36,35 @@ class Operand(Struct, frozen=True):
     distance: DimLike = 0
     step: int = 1
     words: int = 1
+
+    def element(self, at: DimLike) -> DimLike:
+        """How far from its base the element for a step lies, of the steps that words are made of; rows of panels have no such order."""
+        *outer, last = unflatten_index(at, (*self.steps[:-1], self.steps[-1] * self.step * self.words))
+        return self.offset((*outer, 0)) + last
+
+
+def groups_of(op: Op) -> int:
+    """Groups of channels, each with its own part of the right operand."""
+    return op.groups if isinstance(op, PackedConv) else 1
+
+
+def batch_axes(op: Op) -> int:
+    """Leading axes along which the right operand differs, too."""
+    return op.batch if isinstance(op, PackedDot) else 0
+
+
+def contracted(node: Node) -> DimLike:
+    """Steps of a contraction: products that an element of its result is the sum of."""
+    left, right = node.inputs
+    return right.shape[-2] * node.op.step if isinstance(node.op, PackedConv) else left.shape[-1]
+
+
+def copied_bytes(node: Node) -> int:
+    """How many bytes of a window lie beside one another and at a multiple of as many, wherever it begins: 16, 8, 4, or 0 where a copy takes
+    more."""
+    assert isinstance(node.op, PackedConv)
+    channels = exact_quotient(contracted(node), product(node.op.kernel))
+    return next((n for n in reversed(COPIED_BYTES) if channels is not None and divides(n, channels * node.inputs[0].dtype.bytes)), 0)
 
 
 def row_operand(node: Node, batch: Index, group: DimLike = 0) -> Operand:

@@ -1,0 +1,75 @@
+"""Convolutions on a GPU: `packed_conv` in panels that a block takes, and for matrix units with channels that are copied together.
+
+Matrix units multiply windows as rows of a matrix (implicit GEMM; Chetlur et al., cuDNN: Efficient Primitives for Deep Learning, 2014, section 3),
+whose parts are copied into shared memory 4, 8 or 16 bytes at a time. So the channels of a group are lengthened to a multiple of 4 bytes, and
+of 8 where there are more; the added ones meet weights of zero.
+
+Assumes channels-last operands without padding and input dilation. Contract: reassoc.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from ..ir.caps import Caps
+from ..ir.dims import DimLike, product
+from ..ir.graph import Builder, Node
+from ..ir.ops.compute import Conv, PackedConv, accumulator_dtype
+from ..ir.ops.shape import Pad
+from ..ir.types import DType, TensorType
+from ..library import reshape, transpose
+from ..tiles import PLAIN_GPU_PANELS, gpu_panel_columns
+from .panels import lengthened, pack_columns
+
+LEAST_COLUMNS = 8  # of a group, which fill a quarter of the narrowest panel of units
+LEAST_BYTES, USUAL_BYTES = 4, 8  # of channels that are copied together
+
+
+def packed_conv_on_gpu(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> Node:
+    """A convolution of floats x [N, *spatial, C] with w [*kernel, C / groups, O], several channels a group or one group."""
+    *kernel, channels, out = w.shape
+    assert isinstance(out, int)
+    tile = unit_columns(op, x, w, x.dtype, caps)
+    if tile is not None:
+        by = missing_channels(channels, x.dtype)
+        x, w, channels = with_channels(b, x, op.groups, by), lengthened(b, w, w.rank - 2, by), channels + by
+    else:
+        tile = gpu_panel_columns(out // op.groups, _rows(op, x, w), accumulator_dtype(x.dtype), caps) or PLAIN_GPU_PANELS[-1]
+    matrices = reshape(b, w, (product((*kernel, channels)), op.groups, out // op.groups))
+    matrices = transpose(b, matrices, [1, 0, 2]) if op.groups != 1 else reshape(b, matrices, (matrices.shape[0], out))
+    sizes = tuple(int(k) for k in kernel)
+    return b.add(PackedConv(sizes, op.strides, op.dilation, out, op.groups), x, pack_columns(b, matrices, int(op.groups != 1), tile))
+
+
+def unit_columns(op: Conv, x: Node, w: Node, dtype: DType, caps: Caps) -> int | None:
+    """Columns of a panel where matrix units take the convolution as one of `dtype`; None where they do not."""
+    channels, out = w.shape[-2:]
+    if not caps.is_gpu or str(dtype) not in caps.matrix_units or not isinstance(channels, int) or not isinstance(out, int):
+        return None
+    of_group = out // op.groups
+    return gpu_panel_columns(of_group, _rows(op, x, w), dtype, caps) if of_group >= LEAST_COLUMNS else None
+
+
+def missing_channels(channels: DimLike, dtype: DType) -> int:
+    """By how many channels a group has to be longer for matrix units."""
+    assert isinstance(channels, int)
+    whole = (LEAST_BYTES if channels * dtype.bytes <= LEAST_BYTES else USUAL_BYTES) // dtype.bytes
+    return -channels % whole
+
+
+def with_channels(b: Builder, x: Node, groups: int, by: DimLike) -> Node:
+    """The operand with so many more channels at the end of each group, which multiply zeros: whatever a padding around it holds will do."""
+    if by == 0:
+        return x
+    if groups == 1 and isinstance(x.op, Pad):
+        return b.add(Pad(x.op.low, (*x.op.high[:-1], x.op.high[-1] + by)), *x.inputs)
+    *lead, channels = x.shape
+    apart = lengthened(b, reshape(b, x, (*lead, groups, channels // groups)), x.rank, by)
+    return reshape(b, apart, (*lead, channels + groups * by))
+
+
+def _rows(op: Conv, x: Node, w: Node) -> DimLike:
+    """Positions of the result."""
+    made = replace(op, padding=((0, 0),) * len(op.strides)).infer(x.type, w.type)
+    assert isinstance(made, TensorType)
+    return product(made.shape[:-1])
