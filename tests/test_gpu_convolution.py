@@ -117,3 +117,94 @@ def test_convolutions_of_every_kind(dtype: DType) -> None:
     cases = CASES if dtype == F16 else CASES[:2]
     graph = convolutions(cases, dtype)
     check(graph, numbers(graph), sum(4 if case.spread > 1 else 1 for case in cases))
+
+
+@needs_compiler
+@pytest.mark.parametrize(("left", "weights"), [(U8, I8), (I8, I8)])
+def test_convolutions_of_bytes(left: DType, weights: DType) -> None:
+    """All values that bytes have: sums are exact in any order."""
+    cases = CASES if left == U8 else CASES[1:3] + CASES[6:7]
+    graph = convolutions(cases, left, weights, I32)
+    check(graph, numbers(graph, whole=True), sum(4 if case.spread > 1 else 1 for case in cases))
+
+
+@needs_compiler
+def test_open_sizes() -> None:
+    batch, high, wide = symbol("B"), symbol("H", 2), symbol("W", 3)
+    graph = convolutions([Case((batch, 8, high, wide), (3, 3), 16, padding=(1, 1), strides=2), Case((1, 3, high), (2,), 16)], F16)
+    program = lowered(graph)
+    assert on_units(program) == 2
+    emulated = EmulatedPrograms([program])
+    for sizes in ({"B": 2, "H": 9, "W": 7}, {"B": 1, "H": 2, "W": 3}, {"B": 0, "H": 3, "W": 4}):
+        values = numbers(graph, sizes)
+        expected = evaluate_graph(graph, values)
+        for found in (run_program(program, values), emulated.run(0, values)):
+            for x, y in zip(expected, found, strict=True):
+                np.testing.assert_array_equal(y, x)
+
+
+def block_of_layers(b: Builder, x: Node, rng: np.random.Generator, channels: int, dtype: DType) -> Node:
+    """1 x 1, 3 x 3, and both behind one another with what went in added (He et al., Deep Residual Learning for Image Recognition, 2016)."""
+    made = x
+    for size, out in ((1, 32), (3, 32), (1, channels)):
+        w = lib.constant(b, rng.integers(-1, 2, (out, made.shape[1], size, size)).astype(dtype.numpy))
+        padding = ((size // 2,) * 2,) * 2
+        made = b.add(Conv((1, 1), padding, (1, 1), (1, 1), 1, False), made, w)
+        if out == channels:
+            made = lib.apply(b, "add", made, x)
+        made = lib.apply(b, "min", lib.apply(b, "max", made, lib.constant(b, 0.0, dtype)), lib.constant(b, 2.0, dtype))
+    return made
+
+
+@needs_compiler
+def test_a_chain_stays_channels_last() -> None:
+    """What is padded for the next one is stored within its border, and what is added is read where it lies: one kernel a convolution."""
+    b, rng = Builder(), np.random.default_rng(3)
+    x = b.add(Param("x", F16, (2, 6, 5, 40)))
+    first = lib.transpose(b, x, [0, 3, 1, 2])
+    last = lib.transpose(b, block_of_layers(b, first, rng, 40, F16), [0, 2, 3, 1])
+    graph = Graph("chain", [x], [last])
+    program = check(graph, numbers(graph), 3)
+    assert len(program.kernels()) == 3
+
+
+@needs_compiler
+def test_high_tiles_where_there_is_work_for_all_multiprocessors() -> None:
+    graph = convolutions([Case((1, 16, 12, 13), (3, 3), 136, padding=(1, 0)), Case((1, 32, 12, 12), (3, 3), 144, groups=1, strides=1)], F16)
+    check(graph, numbers(graph), 2, multiprocessors=1)
+
+
+ZERO_POINTS = {U8: 131, I8: -3}
+
+
+def layer(case: Case, left: DType, out: DType) -> Graph:
+    """quantize(max(conv(dequantize(x), dequantize(w)) + bias, 0)): zero points on both sides, scales of weights by channel."""
+    b, rng = Builder(), np.random.default_rng(case.out)
+
+    def number(value: float, dtype: DType) -> Node:
+        return lib.constant(b, value, dtype)
+
+    x, ones = b.add(Param("x", left, case.shape)), [1] * (len(case.kernel) + 1)
+    weights = dequantize(b, lib.constant(b, rng.integers(-127, 128, case.weights).astype(np.int8)),
+                         lib.constant(b, rng.uniform(0.001, 0.01, (case.out, *ones)).astype(np.float32)))
+    total = case.build(b, dequantize(b, x, number(0.05, F32), number(ZERO_POINTS[left], left)), weights)
+    bias = lib.constant(b, rng.standard_normal((case.out, *ones[1:])).astype(np.float32))
+    total = lib.apply(b, "add", total, lib.broadcast(b, bias, total.shape))
+    total = lib.apply(b, "max", total, lib.broadcast(b, number(0.0, F32), total.shape))
+    return Graph("layer", [x], [quantize(b, total, number(0.1, F32), number(3, out), out)])
+
+
+@needs_compiler
+def test_quantized_layers() -> None:
+    """Bytes in, bytes out; what is padded are zeros, which are the zero point of the bytes."""
+    graphs = [layer(Case((1, 16, 6, 7), (3, 3), 24, padding=(1, 1)), U8, I8), layer(Case((2, 3, 9, 9), (3, 3), 16, strides=2, padding=(1, 0)), U8, U8),
+              layer(Case((1, 32, 5, 4), (3, 2), 32, padding=(1, 1), groups=2), I8, U8), layer(Case((1, 20, 5, 6), (1, 1), 40), U8, U8)]
+    programs = [lowered(graph) for graph in graphs]
+    emulated = EmulatedPrograms(programs)
+    for number, (graph, program) in enumerate(zip(graphs, programs)):
+        assert on_units(program) == 1
+        values = numbers(graph, whole=True)
+        expected, = evaluate_graph(graph, values)
+        assert len(np.unique(expected)) > 20
+        for found in (run_program(program, values), emulated.run(number, values)):
+            np.testing.assert_array_equal(found[0], expected)
