@@ -130,12 +130,12 @@ def group_tile(columns: DimLike, rows: DimLike, caps: Caps, panel: int = 0) -> t
     return best if panel or enough else None
 
 
-def group_panel_columns(columns: DimLike, rows: DimLike, steps: DimLike, dtype: DType, caps: Caps) -> int | None:
+def group_panel_columns(columns: DimLike, rows: DimLike, steps: DimLike, dtype: DType, caps: Caps, least: int = 0) -> int | None:
     """Columns of a panel in squares, for products of four warps; None where a product goes another way. Rows of the left operand
-    are copied 16 bytes at a time."""
+    are copied 16 bytes at a time. `least`: columns that are worth it, where others are than of a product."""
     if not caps.has_group_products or str(dtype) not in caps.matrix_units or not divides(16 // dtype.bytes, steps):
         return None
-    if bounds(steps)[0] < LEAST_GROUP_SIZE or bounds(columns)[0] < LEAST_GROUP_SIZE:
+    if bounds(steps)[0] < LEAST_GROUP_SIZE or bounds(columns)[0] < (least or LEAST_GROUP_SIZE):
         return None
     tile = group_tile(columns, rows, caps)
     return None if tile is None else tile[1]

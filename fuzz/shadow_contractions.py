@@ -50,7 +50,7 @@ def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding
     x, w = operands
     if not x.is_float:
         return Traced(value) if are_exact(operands) else all_tainted(value)
-    if isinstance(op, PackedDot) and op.square > 1:
+    if isinstance(op, (PackedDot, PackedConv)) and op.square > 1:
         if not are_exact((w,)):
             return all_tainted(value)
         words = -(-x.value.shape[-1] // op.step)

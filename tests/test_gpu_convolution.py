@@ -208,3 +208,14 @@ def test_quantized_layers() -> None:
         assert len(np.unique(expected)) > 20
         for found in (run_program(program, values), emulated.run(number, values)):
             np.testing.assert_array_equal(found[0], expected)
+
+
+GROUPED = [Case((2, 16, 13, 14), (3, 3), 136, padding=(1, 0), strides=2), Case((1, 48, 6, 20), (1, 3), 256, dilation=2, known=False)]
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "weights", "result"), [(F16, F16, None), (BF16, BF16, None), (U8, I8, I32), (I8, I8, I32)])
+def test_four_warps_at_a_time(dtype: DType, weights: DType, result: DType | None) -> None:
+    graph = convolutions(GROUPED, dtype, weights, result)
+    program = check(graph, numbers(graph, whole=result is not None), 2, multiprocessors=2, architecture="sm_90a")
+    assert sum(s.grouped for k in program.kernels() for s in walk(k.body) if isinstance(s, MatmulTile)) == 2

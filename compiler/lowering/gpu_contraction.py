@@ -102,16 +102,16 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     if not isinstance(op, (PackedDot, PackedConv)):
         return None
     left, right = node.inputs
-    rows, plain, columns = product(node.shape[batch_axes(op):-1]), False, right.shape[-1]
+    rows, columns, plain, in_groups = product(node.shape[batch_axes(op):-1]), right.shape[-1], False, False
     taken = I8 if left.dtype == U8 else left.dtype
     if isinstance(op, PackedDot):
         plain = is_plain_matrix(op, right.tensor)
         in_groups = plain and op.step == 1 and group_panel_columns(node.shape[-1], rows, left.shape[-1], left.dtype, caps) is not None
-        if op.symmetric or isinstance(result.op, Pad) and (plain or op.square > 1):
+        if op.symmetric:
             return None
-        if op.square > 1 or in_groups:
-            return _group_tile(node, op, caps)
-    elif copied_bytes(node) == 0:
+    if op.square > 1 or in_groups:
+        return None if isinstance(result.op, Pad) else _group_tile(node, op, caps)
+    if isinstance(op, PackedConv) and copied_bytes(node) == 0:
         return None
     if plain:
         columns = gpu_panel_columns(node.shape[-1], rows, taken, caps) or 0
@@ -141,18 +141,19 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     return replace(tile, parts=choose_parts(most_tiles(tile.rows), rounds, each, read, sums, caps))
 
 
-def _group_tile(node: Node, op: PackedDot, caps: Caps) -> GpuTile | None:
+def _group_tile(node: Node, op: PackedDot | PackedConv, caps: Caps) -> GpuTile | None:
     """The tile where warps multiply in groups of four: panels are in squares, of whole parts."""
     left, right = node.inputs
     columns, steps = right.shape[-1], right.shape[-2]
     depth, pieces = group_steps(left.dtype), COPIED // left.dtype.bytes
     assert isinstance(columns, int)
     plain, square = op.square == 1, square_of(right.dtype.bytes)
-    whole = (columns % square == 0 or not plain) and (divides(depth // op.step, steps) or plain) and divides(pieces, left.shape[-1])
+    whole = (columns % square == 0 or not plain) and (divides(depth // op.step, steps) or plain) and divides(pieces, left.shape[-1]) \
+        and groups_of(op) == 1
     fits = (plain or op.square == square) and OPERANDS.get((left.dtype, right.dtype, op.step)) in caps.matrix_units and whole
     if not caps.has_group_products or not fits:
         return None
-    tile = group_tile(node.shape[-1], product(node.shape[op.batch:-1]), caps, 0 if plain else columns)
+    tile = group_tile(node.shape[-1], product(node.shape[batch_axes(op):-1]), caps, 0 if plain else columns)
     return None if tile is None else GpuTile(*tile, depth, tile[0] // GROUP_ROWS, 1, grouped=True, plain=plain)
 
 
@@ -238,7 +239,6 @@ class _Work:
     def _pipeline(self) -> Stmt:
         """All steps: the copies of a round run ahead of its products."""
         tile, inliner, n = self.tile, self.inliner, self.copied[0]
-        assert isinstance(self.node.op, PackedDot)
         rounds = ceildiv(self.node.inputs[1].shape[-2], self.right_depth)
         variable, step = loop_symbol(inliner.names.fresh("k"), rounds)
         stage = step % tile.stages

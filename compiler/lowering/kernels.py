@@ -244,11 +244,13 @@ class KernelMaker:
         if isinstance(core.op, WeightOnlyDot):
             return [(self._weight_only(body, core, loc), order, {})]
         tiles = (gpu_tile(core, body.results[0], self.caps) or plain_tile(core, self.caps)) if self.caps.is_gpu else None
-        packed = core.op if isinstance(core.op, PackedDot) else None
-        if tiles is None and packed is not None and (packed.square > 1 or packed.in_bytes(*(x.dtype for x in core.inputs))):
+        packed = core.op
+        assert isinstance(packed, (PackedDot, PackedConv))
+        in_bytes = isinstance(packed, PackedDot) and packed.in_bytes(*(x.dtype for x in core.inputs))
+        if tiles is None and (packed.square > 1 or in_bytes):
             how = f"in squares of {packed.square}" if packed.square > 1 else "that is no words"
-            raise CompileError(f"packed_dot: no kernel of this target takes {core.inputs[1].type} {how}", loc=loc,
-                               hint="compile from dot, which is packed for the target")
+            raise CompileError(f"{packed.spelling}: no kernel of this target takes {core.inputs[1].type} {how}", loc=loc,
+                               hint=f"compile from {packed.spelling.removeprefix('packed_')}, which is packed for the target")
         if tiles is not None and tiles.parts > 1:
             return self._contraction_parts(body, core, tiles, loc)
         if tiles is not None:

@@ -55,16 +55,20 @@ def batch_axes(op: Op) -> int:
 
 def contracted(node: Node) -> DimLike:
     """Steps of a contraction: products that an element of its result is the sum of."""
-    left, right = node.inputs
-    return right.shape[-2] * node.op.step if isinstance(node.op, PackedConv) else left.shape[-1]
+    depth = node.inputs[0].shape[-1]
+    if not isinstance(node.op, PackedConv):
+        return depth
+    channels = exact_quotient(depth, node.op.groups)
+    assert channels is not None
+    return product(node.op.kernel) * channels
 
 
 def copied_bytes(node: Node) -> int:
     """How many bytes of a window lie beside one another and at a multiple of as many, wherever it begins: 16, 8, 4, or 0 where a copy takes
     more."""
     assert isinstance(node.op, PackedConv)
-    channels = exact_quotient(contracted(node), product(node.op.kernel))
-    return next((n for n in reversed(COPIED_BYTES) if channels is not None and divides(n, channels * node.inputs[0].dtype.bytes)), 0)
+    x = node.inputs[0]
+    return next((n for n in reversed(COPIED_BYTES) if divides(n * node.op.groups, x.shape[-1] * x.dtype.bytes)), 0)
 
 
 def row_operand(node: Node, batch: Index, group: DimLike = 0) -> Operand:
@@ -101,8 +105,8 @@ def _panel_operand(node: Node, batch: Index) -> Operand:
 def _window_operand(node: Node, group: DimLike) -> Operand:
     op, x = node.op, node.inputs[0]
     assert isinstance(op, PackedConv)
-    words = node.inputs[1].shape[-2] // product(op.kernel)  # of the channels of one group
-    channels = words * op.step
+    channels = x.shape[-1] // op.groups  # of one group
+    words = channels // op.step
     strides = [product(x.shape[a + 1:]) for a in range(x.rank)]
     out = node.shape[:-1]
 

@@ -33,7 +33,7 @@ from ..ir.ops.shape import Broadcast, Pad, Reshape, Slice, Transpose
 from ..ir.types import I8, I16, I32, U8, DType
 from ..library import apply, broadcast, cast, constant, reduce, reshape, slice_axis, transpose
 from ..tiles import gpu_panel_columns, group_panel_columns, may_stay_plain, panel_columns
-from .pack_windows import missing_channels, unit_columns, with_channels
+from .pack_windows import missing_channels, square_columns, unit_columns, with_channels
 from .panels import lengthened, pack_columns, squares_of_words
 from .winograd import known_array
 
@@ -101,9 +101,14 @@ def packed_integer_conv(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> N
     depth, of_group = product((*kernel, channels + missing)), out // groups
     matrices = reshape(b, lengthened(b, w, w.rank - 2, missing), (depth, groups, of_group))
     matrices = transpose(b, matrices, [1, 0, 2]) if groups != 1 else reshape(b, matrices, (depth, of_group))
+    grouped = square_columns(op, x, w, I8, caps) if step == 4 else None
+    if grouped is not None:
+        matrices, tile = lengthened(b, matrices, 0, ceildiv(depth, group_steps(I8)) * group_steps(I8) - depth), grouped
     packed = packed_words(b, matrices, int(groups != 1), product(x.shape[:-1]), step, caps, tile)
     sizes, saturates = tuple(int(k) for k in kernel), step == 4 and not caps.has_quads
     made = PackedConv(sizes, op.strides, op.dilation, out, groups, step, saturates)
+    if grouped is not None:
+        made, packed = replace(made, square=square_of(I32.bytes)), squares_of_words(b, packed)
     if saturates:
         words = (channels + missing) // step * (sizes[-1] if made.is_joined else 1)
         made = replace(made, narrow=_words_in_16_bits(matrices, int(groups != 1), words))

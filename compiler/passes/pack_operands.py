@@ -79,8 +79,9 @@ def pack_operands(graph: Graph, options: Options, caps: Caps) -> Graph:
                 padded = pad(b, inputs[0], [p[0] for p in op.padding], [p[1] for p in op.padding], value)
                 plain = ReduceWindow(op.kind, op.window, op.strides, ((0, 0),) * inputs[0].rank, op.dilation)
                 return b.add(plain, padded)
-            case PackedDot() as op if op.square > 1 and not caps.has_group_products:
-                depth = ceildiv(inputs[0].shape[-1], op.step)
+            case PackedDot() | PackedConv() as op if op.square > 1 and not caps.has_group_products:
+                taps, groups = (product(op.kernel), op.groups) if isinstance(op, PackedConv) else (1, 1)
+                depth = ceildiv(taps * inputs[0].shape[-1], op.step * groups)
                 return b.add(replace(op, square=1), inputs[0], rows_of_squares(b, inputs[1], op.square, op.step > 1, depth))
         return None
 

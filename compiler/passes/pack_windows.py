@@ -12,16 +12,18 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from ..ir.caps import Caps
-from ..ir.dims import DimLike, product
+from ..ir.dims import DimLike, divides, product
 from ..ir.graph import Builder, Node
+from ..ir.loop_gpu import PIECE_BYTES, square_of
 from ..ir.ops.compute import Conv, PackedConv, accumulator_dtype
 from ..ir.ops.shape import Pad
 from ..ir.types import DType, TensorType
 from ..library import reshape, transpose
-from ..tiles import PLAIN_GPU_PANELS, gpu_panel_columns
-from .panels import lengthened, pack_columns
+from ..tiles import PLAIN_GPU_PANELS, gpu_panel_columns, group_panel_columns
+from .panels import lengthened, pack_columns, pack_squares
 
 LEAST_COLUMNS = 8  # of a group, which fill a quarter of the narrowest panel of units
+LEAST_GROUP_COLUMNS = 128  # of a convolution by four warps at a time
 LEAST_BYTES, USUAL_BYTES = 4, 8  # of channels that are copied together
 
 
@@ -29,7 +31,11 @@ def packed_conv_on_gpu(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> No
     """A convolution of floats x [N, *spatial, C] with w [*kernel, C / groups, O], several channels a group or one group."""
     *kernel, channels, out = w.shape
     assert isinstance(out, int)
-    tile = unit_columns(op, x, w, x.dtype, caps)
+    grouped, tile = square_columns(op, x, w, x.dtype, caps), unit_columns(op, x, w, x.dtype, caps)
+    sizes = tuple(int(k) for k in kernel)
+    if grouped is not None:
+        squares = pack_squares(b, reshape(b, w, (product((*kernel, channels)), out)), 0, grouped)
+        return b.add(PackedConv(sizes, op.strides, op.dilation, out, square=square_of(x.dtype.bytes)), x, squares)
     if tile is not None:
         by = missing_channels(channels, x.dtype)
         x, w, channels = with_channels(b, x, op.groups, by), lengthened(b, w, w.rank - 2, by), channels + by
@@ -37,7 +43,6 @@ def packed_conv_on_gpu(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> No
         tile = gpu_panel_columns(out // op.groups, _rows(op, x, w), accumulator_dtype(x.dtype), caps) or PLAIN_GPU_PANELS[-1]
     matrices = reshape(b, w, (product((*kernel, channels)), op.groups, out // op.groups))
     matrices = transpose(b, matrices, [1, 0, 2]) if op.groups != 1 else reshape(b, matrices, (matrices.shape[0], out))
-    sizes = tuple(int(k) for k in kernel)
     return b.add(PackedConv(sizes, op.strides, op.dilation, out, op.groups), x, pack_columns(b, matrices, int(op.groups != 1), tile))
 
 
@@ -48,6 +53,15 @@ def unit_columns(op: Conv, x: Node, w: Node, dtype: DType, caps: Caps) -> int | 
         return None
     of_group = out // op.groups
     return gpu_panel_columns(of_group, _rows(op, x, w), dtype, caps) if of_group >= LEAST_COLUMNS else None
+
+
+def square_columns(op: Conv, x: Node, w: Node, dtype: DType, caps: Caps) -> int | None:
+    """Columns of a panel in squares where products of four warps take the convolution as one of `dtype`; None where they do not. Channels
+    are copied 16 bytes at a time."""
+    *kernel, channels, out = w.shape
+    if not caps.has_group_products or op.groups != 1 or not divides(PIECE_BYTES // dtype.bytes, channels):
+        return None
+    return group_panel_columns(out, _rows(op, x, w), product((*kernel, channels)), dtype, caps, LEAST_GROUP_COLUMNS)
 
 
 def missing_channels(channels: DimLike, dtype: DType) -> int:

@@ -446,6 +446,12 @@ def panels_of_squares(panels: Array, square: int, by_columns: bool) -> Array:
     return np.swapaxes(apart, -3, -2).reshape(panels.shape)
 
 
+def check_squares(op: Op, panels: TensorType, square: int, saturates: bool) -> None:
+    """Panels may lie in squares of so many rows and columns."""
+    if saturates or square < 2 or not all(divides(square, size) for size in panels.shape[-2:]):
+        raise CompileError(f"{op.spelling}: {panels} in squares of {square}, expected panels of whole squares")
+
+
 class PackedDot(Op, frozen=True):
     """Matmul with a right operand in panels, as `pack_operands` makes it.
 
@@ -490,7 +496,9 @@ class PackedDot(Op, frozen=True):
         if rhs.rank != self.batch + 3 or lhs.rank < self.batch + 1 or not isinstance(tile, int) or tile < 1:
             raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit {self.batch} batch axes")
         if self.square != 1:
-            self._check_squares(rhs, tile)
+            if self.symmetric:
+                raise CompileError("packed_dot: a symmetric product of panels in squares")
+            check_squares(self, rhs, self.square, self.saturates)
         step = 1 if in_bytes else self.step
         depth, steps = lhs.shape[-1], rhs.shape[-2] * step
         enough = depth == steps
@@ -501,11 +509,6 @@ class PackedDot(Op, frozen=True):
             raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit, columns {self.columns}")
         lead = (*lhs.shape[:self.batch], self.columns) if self.symmetric else lhs.shape[:-1]
         return TensorType(dtype, (*lead, self.columns))
-
-    def _check_squares(self, rhs: TensorType, tile: int) -> None:
-        whole = self.square > 1 and tile % self.square == 0 and divides(self.square, rhs.shape[-2])
-        if self.symmetric or self.saturates or not whole:
-            raise CompileError(f"packed_dot: {rhs} in squares of {self.square}, expected panels of whole squares")
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
         lhs, rhs = inputs
@@ -661,7 +664,8 @@ class PackedConv(Op, frozen=True):
 
     x [N, *spatial, C], w [ceil(O / tile), taps * C, tile] (taps in C order of `kernel`) -> [N, *out, O], O = `channels`. With
     groups w is [groups, ceil(O / groups / tile), taps * C / groups, tile]. `step`, `saturates` and `narrow`: as of `PackedDot`; the
-    elements of a word are channels of one tap, and words that are added in 16 bits channels of taps along the last axis.
+    elements of a word are channels of one tap, and words that are added in 16 bits channels of taps along the last axis. `square` too:
+    w may have more rows then, of zeros.
     """
 
     name: ClassVar[str] = "packed_conv"
@@ -673,6 +677,7 @@ class PackedConv(Op, frozen=True):
     step: int = 1
     saturates: bool = False
     narrow: int = 1
+    square: int = 1
 
     @property
     def is_joined(self) -> bool:
@@ -693,7 +698,10 @@ class PackedConv(Op, frozen=True):
             raise CompileError("packed_conv: kernel, strides, dilation, channels and groups must be positive, one for each axis")
         *groups, panels, depth, tile = w.shape
         of_group = self.channels // self.groups
-        fits = (isinstance(tile, int) and depth * self.step * self.groups == product(self.kernel) * x.shape[-1]
+        surplus = depth * self.step * self.groups - product(self.kernel) * x.shape[-1]
+        if self.square != 1:
+            check_squares(self, w, self.square, self.saturates)
+        fits = (isinstance(tile, int) and (surplus == 0 or self.square > 1 and bounds(surplus)[0] >= 0)
                 and divides(self.step * self.groups, x.shape[-1])
                 and self.channels % self.groups == 0 and panels == -(-of_group // tile) and (not grouped or groups == [self.groups]))
         if not fits:
@@ -704,7 +712,11 @@ class PackedConv(Op, frozen=True):
         return TensorType(dtype, (x.shape[0], *sizes, self.channels))
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
-        x, w = inputs[0], unpacked_words(inputs[1], self.step)
+        x, w = inputs
+        if self.square > 1:
+            depth = int(np.prod(self.kernel)) * x.shape[-1] // self.groups // self.step
+            w = panels_of_squares(w, self.square, self.step > 1)[..., :depth, :]
+        w = unpacked_words(w, self.step)
         x = x.astype(w.dtype) if w.dtype == np.float32 else x
         depth, of_group = w.shape[-2], self.channels // self.groups
         panels = np.moveaxis(w.reshape(self.groups, *w.shape[-3:]), 2, 0)  # [depth, groups, panels, tile]
@@ -736,7 +748,9 @@ class PackedConv(Op, frozen=True):
                 Sample(cls((3, 3), (1, 1), (1, 1), 6, 1, 2), (TensorType(F32, (2, 6, 7, 4)), TensorType(U32, (1, 18, 16)))),
                 Sample(cls((2, 3), (1, 2), (1, 1), 6, 2, 4), (TensorType(U8, (2, 6, 7, 8)), TensorType(I32, (2, 1, 6, 8)))),
                 Sample(cls((2, 3), (1, 2), (1, 1), 6, 2, 4, True), (TensorType(U8, (2, 6, 7, 8)), TensorType(I32, (2, 1, 6, 8)))),
-                Sample(cls((2, 2), (1, 1), (1, 1), 6, 1, 4, True, 2), (TensorType(U8, (2, 5, 6, 4)), TensorType(I32, (1, 4, 16)))))
+                Sample(cls((2, 2), (1, 1), (1, 1), 6, 1, 4, True, 2), (TensorType(U8, (2, 5, 6, 4)), TensorType(I32, (1, 4, 16)))),
+                Sample(cls((2, 3), (1, 1), (1, 1), 13, square=4), (TensorType(F32, (2, 5, 6, 3)), TensorType(F32, (2, 20, 8)))),
+                Sample(cls((3,), (1,), (1,), 13, step=4, square=4), (TensorType(I8, (2, 6, 4)), TensorType(I32, (2, 4, 8)))))
 
 
 class ReduceWindow(Op, frozen=True):
