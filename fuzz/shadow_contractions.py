@@ -53,7 +53,8 @@ def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding
     if isinstance(op, (PackedDot, PackedConv)) and op.square > 1:
         if not are_exact((w,)):
             return all_tainted(value)
-        words = -(-x.value.shape[-1] // op.step)
+        steps = x.value.shape[-1] * (prod(op.kernel) // op.groups if isinstance(op, PackedConv) else 1)
+        words = -(-steps // op.step)
         w = Traced(panels_of_squares(w.value, op.square, op.step > 1)[..., :words, :], known=w.known)
         op, operands = replace(op, square=1), (x, w)
     if isinstance(op, (PackedDot, PackedConv)) and op.step > 1:

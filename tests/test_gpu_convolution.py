@@ -10,22 +10,31 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tests.compilers import needs_compiler
 from tests.cuda_programs import EmulatedPrograms
+from tests.lowering_checks import QUIET
 from tests.lowering_checks import lowered_for_gpu as lowered
 from tilewright import library as lib
+from tilewright.backends.cuda.backend import capabilities_of
+from tilewright.ir.caps import Caps
 from tilewright.ir.dims import DimLike, symbol
+from tilewright.ir.errors import CompileError
 from tilewright.ir.graph import Builder, Graph, Node
 from tilewright.ir.interp import evaluate_graph
-from tilewright.ir.loop import CopyAsync, MatmulTile, walk
+from tilewright.ir.loop import Alloc, MatmulTile, walk
 from tilewright.ir.loop_interp import run_program
-from tilewright.ir.ops.compute import Conv
+from tilewright.ir.ops.compute import Conv, PackedConv
 from tilewright.ir.ops.control import Param
 from tilewright.ir.ops.shape import Pad
 from tilewright.ir.program import Program
 from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType
 from tilewright.library_quantized import dequantize, quantize
+from tilewright.lowering.lower import lower_program
+from tilewright.options import Options
+from tilewright.passes.fuse import fuse
+from tilewright.pipeline import run_passes
 
 
 class Case(Struct, frozen=True):
@@ -143,27 +152,29 @@ def test_open_sizes() -> None:
                 np.testing.assert_array_equal(y, x)
 
 
-def block_of_layers(b: Builder, x: Node, rng: np.random.Generator, channels: int, dtype: DType) -> Node:
-    """1 x 1, 3 x 3, and both behind one another with what went in added (He et al., Deep Residual Learning for Image Recognition, 2016)."""
-    made = x
-    for size, out in ((1, 32), (3, 32), (1, channels)):
+def layers(b: Builder, x: Node, plan: Sequence[tuple[int, int]], around: float = 0.0) -> Node:
+    """Convolutions behind one another by (taps an axis, channels out), what goes in added to the last one, limited to 0 to 2, and what they
+    read padded."""
+    made, rng, dtype = x, np.random.default_rng(3), x.dtype
+    for number, (size, out) in enumerate(plan):
         w = lib.constant(b, rng.integers(-1, 2, (out, made.shape[1], size, size)).astype(dtype.numpy))
-        padding = ((size // 2,) * 2,) * 2
-        made = b.add(Conv((1, 1), padding, (1, 1), (1, 1), 1, False), made, w)
-        if out == channels:
-            made = lib.apply(b, "add", made, x)
+        edge, inside = size // 2, 0 if around else size // 2
+        padded = made if edge == inside else b.add(Pad((0, 0, edge, edge), (0, 0, edge, edge)), made, lib.constant(b, around, dtype))
+        made = b.add(Conv((1, 1), ((inside, inside),) * 2, (1, 1), (1, 1), 1, False), padded, w)
+        made = lib.apply(b, "add", made, x) if number == len(plan) - 1 else made
         made = lib.apply(b, "min", lib.apply(b, "max", made, lib.constant(b, 0.0, dtype)), lib.constant(b, 2.0, dtype))
     return made
 
 
 @needs_compiler
-def test_a_chain_stays_channels_last() -> None:
-    """What is padded for the next one is stored within its border, and what is added is read where it lies: one kernel a convolution."""
-    b, rng = Builder(), np.random.default_rng(3)
+@pytest.mark.parametrize(("plan", "around"), [([(3, 32), (3, 32), (1, 40)], 0.0), ([(1, 48), (3, 40), (3, 40)], 0.25)])
+def test_one_kernel_a_convolution(plan: list[tuple[int, int]], around: float) -> None:
+    """They stay channels-last; zeros around what is read are not written, other numbers are by the kernel before (of a product, too); what
+    is added is read where it lies."""
+    b = Builder()
     x = b.add(Param("x", F16, (2, 6, 5, 40)))
-    first = lib.transpose(b, x, [0, 3, 1, 2])
-    last = lib.transpose(b, block_of_layers(b, first, rng, 40, F16), [0, 2, 3, 1])
-    graph = Graph("chain", [x], [last])
+    made = lib.transpose(b, layers(b, lib.transpose(b, x, [0, 3, 1, 2]), plan, around), [0, 2, 3, 1])
+    graph = Graph("chain", [x], [made])
     program = check(graph, numbers(graph), 3)
     assert len(program.kernels()) == 3
 
@@ -172,6 +183,9 @@ def test_a_chain_stays_channels_last() -> None:
 def test_high_tiles_where_there_is_work_for_all_multiprocessors() -> None:
     graph = convolutions([Case((1, 16, 12, 13), (3, 3), 136, padding=(1, 0)), Case((1, 32, 12, 12), (3, 3), 144, groups=1, strides=1)], F16)
     check(graph, numbers(graph), 2, multiprocessors=1)
+    narrow = convolutions([Case((1, 16, 24, 24), (3, 3), 56, padding=(1, 0))], F16)
+    program = check(narrow, numbers(narrow), 1, multiprocessors=1)
+    assert (4, 64, 32) in [s.buffer.shape for k in program.kernels() for s in walk(k.body) if isinstance(s, Alloc)]  # 128 x 64
 
 
 ZERO_POINTS = {U8: 131, I8: -3}
@@ -219,3 +233,23 @@ def test_four_warps_at_a_time(dtype: DType, weights: DType, result: DType | None
     graph = convolutions(GROUPED, dtype, weights, result)
     program = check(graph, numbers(graph, whole=result is not None), 2, multiprocessors=2, architecture="sm_90a")
     assert sum(s.grouped for k in program.kernels() for s in walk(k.body) if isinstance(s, MatmulTile)) == 2
+
+
+def test_padding_is_written_where_no_units_take_it() -> None:
+    b, rng = Builder(), np.random.default_rng(4)
+    op = PackedConv((3, 2), (1, 1), (1, 1), 20, padding=((1, 1), (0, 1)), square=8)
+    x, w = b.add(Param("x", F16, (1, 5, 4, 8))), b.add(Param("w", F16, (1, 64, 64)))
+    graph = Graph("packed", [x, w], [b.add(op, x, w)])
+    values = [rng.integers(-2, 3, p.tensor.static_shape).astype(np.float16) for p in (x, w)]
+    expected, = evaluate_graph(graph, values)
+    for caps in (Caps(), capabilities_of("sm_80"), replace(capabilities_of("sm_80"), matrix_units=())):
+        fused, _ = run_passes(graph, Options(), caps, QUIET)
+        np.testing.assert_array_equal(run_program(lower_program(fused, caps)[0], values)[0], expected)
+    for made, how in ((op, "in squares of 8"), (replace(op, square=1), "and writes no padding")):
+        w = b.add(Param("w", F16, (1, 64 if made.square > 1 else 48, 64)))
+        late = fuse(Graph("packed", [x, w], [b.add(made, x, w)]), Options())
+        with pytest.raises(CompileError, match=f"packed_conv: no kernel of this target takes f16.* {how}"):
+            lower_program(late, Caps())
+    for wrong in (replace(op, padding=((1, 1),)), replace(op, padding=((-1, 0), (0, 0))), replace(op, padding=((0, 0), (0, 0)))):
+        with pytest.raises(CompileError, match="expected two sizes an axis"):
+            wrong.infer(x.tensor, w.tensor)

@@ -55,12 +55,21 @@ from ..ir.loop_vectors import first_neighbour
 from ..ir.ops.compute import FLOATS8, PackedConv, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
 from ..ir.types import BF16, F16, I8, I32, U8, DType, TensorType
-from ..tiles import GPU_PANELS, gpu_panel_columns, group_panel_columns, group_tile, is_plain_matrix, may_stay_plain
+from ..tiles import (
+    GPU_PANELS,
+    copied_together,
+    gpu_panel_columns,
+    group_panel_columns,
+    group_tile,
+    is_plain_matrix,
+    may_stay_plain,
+    takes_windows,
+)
 from .contraction import named_parts
 from .gpu_split import Round, choose_parts, part_rounds
 from .gpu_vectors import vector_loop
 from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
-from .left_operand import batch_axes, contracted, copied_bytes, groups_of, row_operand
+from .left_operand import batch_axes, contracted, groups_of, padded_places, row_operand
 
 # dtypes of both operands and the steps in a word of the right one, and the unit that takes them
 OPERANDS = {(F16, F16, 1): "f16", (BF16, BF16, 1): "bf16", (U8, I32, 4): "i8", (I8, I32, 4): "i8", (U8, I8, 4): "i8", (I8, I8, 4): "i8",
@@ -69,6 +78,7 @@ COPIED = 16         # bytes that are copied at a time
 ROW_BYTES = 64      # of a row of the left operand in shared memory
 STAGES = 4          # of shared memory
 GROUP_STAGES = {(128, 256): 4, (128, 128): 6, (64, 128): 4}  # where four warps multiply together; of the last tile two blocks have room
+MANY_TILES = 4      # of a multiprocessor, from which on narrow ones are high: fewer leave some idle at the end
 GROUPED_ROWS = 8    # tiles of rows that blocks go down before the next panel
 # of `depth` steps in microseconds: what three stages wait for memory, and elements of 64 bytes of steps that units take (A100, its figures)
 ROUND_TIME, ELEMENTS_A_MICROSECOND = 0.2, 45000
@@ -111,7 +121,7 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
             return None
     if op.square > 1 or in_groups:
         return None if isinstance(result.op, Pad) else _group_tile(node, op, caps)
-    if isinstance(op, PackedConv) and copied_bytes(node) == 0:
+    if isinstance(op, PackedConv) and not takes_windows(op, left.tensor, right.tensor, caps):
         return None
     if plain:
         columns = gpu_panel_columns(node.shape[-1], rows, taken, caps) or 0
@@ -130,6 +140,8 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     # rows without a bound, which may be few, take tiles half as high: a warp's part of the tile, and so what it reads, is as large
     if columns == 128 and 64 < most < math.inf and most_tiles(128) >= caps.multiprocessors:
         return GpuTile(128, 128, depth, 2, 4, plain=plain)
+    if columns == 64 and 64 < most < math.inf and most_tiles(128) >= MANY_TILES * caps.multiprocessors:
+        return GpuTile(128, 64, depth, 2, 2, plain=plain)
     if columns >= 64:
         tile = GpuTile(64, columns, depth, 2, 2, plain=plain) if most > 32 else GpuTile(32, columns, depth, 1, 4, plain=plain)
     else:
@@ -180,7 +192,8 @@ class _Work:
         self.step = 1 if tile.plain else node.op.step  # steps of an element of the right operand
         self.in_bytes = tile.plain and right.bytes == 1
         self.right_depth = tile.depth // self.step
-        self.copied = (copied_bytes(node) if self.is_window else COPIED) // left.bytes, COPIED // right.bytes  # elements
+        copied = copied_together(node.op, node.inputs[0].tensor) if isinstance(node.op, PackedConv) else COPIED
+        self.copied = copied // left.bytes, COPIED // right.bytes  # elements
         # words of the right operand are read one by one by lanes, which 8 more than whole rows of banks keep apart
         padding = (0, 0) if tile.grouped else (COPIED // left.bytes, 8 if self.step > 1 else self.copied[1])
         self.left = Buffer(names.fresh("left"), left, (tile.stages * tile.rows, tile.depth + padding[0]), "shared")
@@ -247,8 +260,7 @@ class _Work:
         thread, t = loop_symbol(inliner.names.fresh("c"), COPYING_THREADS)
 
         def from_left(row: DimLike, piece: DimLike) -> Stmt:
-            first, place = step * tile.depth + piece * n, (stage * tile.rows + row, piece * n)
-            return self._or_zeros(CopyAsync(self.left.name, place, self.lhs.name, (self._left(row, first),), n), first)
+            return self._piece_of_left((stage * tile.rows + row, piece * n), row, step * tile.depth + piece * n)
 
         def from_right(square: DimLike, row: DimLike) -> Stmt:
             """Row of a square, where squares lie one after another; columns past the last one are some that are there."""
@@ -272,8 +284,7 @@ class _Work:
         n, m = self.copied
 
         def from_left(row: DimLike, piece: DimLike) -> Stmt:
-            first, place = step * tile.depth + piece * n, (stage * tile.rows + row, piece * n)
-            return self._or_zeros(CopyAsync(self.left.name, place, self.lhs.name, (self._left(row, first),), n), first)
+            return self._piece_of_left((stage * tile.rows + row, piece * n), row, step * tile.depth + piece * n)
 
         def from_right(row: DimLike, piece: DimLike) -> Stmt:
             at, place = step * self.right_depth + row, (stage * self.right_depth + self._row_of(row), piece * m)
@@ -283,11 +294,24 @@ class _Work:
         body = self._pieces(t, tile.rows, tile.depth // n, from_left) + self._pieces(t, self.right_depth, tile.columns // m, from_right)
         return For(thread, tile.threads, "thread", (If(when, tuple(body)),))
 
+    def _piece_of_left(self, place: tuple[DimLike, ...], row: DimLike, step: DimLike) -> CopyAsync:
+        """A piece of the left operand, zeros where a window hangs over the edge."""
+        inliner, zero = self.inliner, self.inliner.index(0)
+        copied = CopyAsync(self.left.name, place, self.lhs.name, (self._left(row, step),), self.copied[0])
+        for at, size in padded_places(self.node, self._row(row), step):
+            for inside in (inliner.scalar("ge", inliner.index(at), zero), inliner.scalar("lt", inliner.index(at), inliner.index(size))):
+                copied = self._given(copied, inside)
+        return self._or_zeros(copied, step)
+
     def _or_zeros(self, copied: CopyAsync, step: DimLike) -> CopyAsync:
         """A piece of a step; zeros past the last one, where rounds are copied that are not whole."""
         if divides(self.tile.depth, self.steps) or not (self.tile.grouped or self.is_window):
             return copied
-        return replace(copied, condition=self.inliner.scalar("lt", self.inliner.index(step), self.inliner.index(self.steps)))
+        return self._given(copied, self.inliner.scalar("lt", self.inliner.index(step), self.inliner.index(self.steps)))
+
+    def _given(self, copied: CopyAsync, condition: Node) -> CopyAsync:
+        known = copied.condition
+        return replace(copied, condition=condition if known is None else self.inliner.scalar("and", known, condition))
 
     def _pieces(self, thread: DimLike, rows: int, pieces: int, make: object, threads: int = 0) -> list[Stmt]:
         """What all threads, or so many, do together for each piece of each row, neighbouring threads for neighbouring pieces."""
@@ -306,7 +330,10 @@ class _Work:
 
     def _left(self, row: DimLike, step: DimLike) -> DimLike:
         """Where an element of the left operand lies; past the last row, of that one."""
-        return self.operand.base(dim_min(self.first_row + row, self.rows - 1)) + self.operand.element(step)
+        return self.operand.base(self._row(row)) + self.operand.element(step)
+
+    def _row(self, row: DimLike) -> DimLike:
+        return dim_min(self.first_row + row, self.rows - 1)
 
     def _right(self, step: DimLike) -> DimLike:
         """Where the row of the panel for a step begins."""

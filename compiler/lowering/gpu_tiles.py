@@ -57,7 +57,9 @@ def plain_tile(node: Node, caps: Caps) -> PlainTile | None:
     """The tile for a contraction: higher where there are rows for it and blocks for all multiprocessors; None for those that go
     another way."""
     op = node.op
-    if not isinstance(op, (PackedDot, PackedConv)) or op.step > 1 or op.square > 1 or isinstance(op, PackedDot) and op.symmetric:
+    if not isinstance(op, (PackedDot, PackedConv)) or op.step > 1 or op.square > 1:
+        return None
+    if isinstance(op, PackedDot) and op.symmetric or isinstance(op, PackedConv) and op.padding:
         return None
     columns = node.inputs[1].shape[-1]
     if not isinstance(columns, int) or columns > MOST_COLUMNS or columns & (columns - 1):

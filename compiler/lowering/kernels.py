@@ -247,8 +247,9 @@ class KernelMaker:
         packed = core.op
         assert isinstance(packed, (PackedDot, PackedConv))
         in_bytes = isinstance(packed, PackedDot) and packed.in_bytes(*(x.dtype for x in core.inputs))
-        if tiles is None and (packed.square > 1 or in_bytes):
-            how = f"in squares of {packed.square}" if packed.square > 1 else "that is no words"
+        padded = isinstance(packed, PackedConv) and packed.padding != ()
+        if tiles is None and (packed.square > 1 or in_bytes or padded):
+            how = f"in squares of {packed.square}" if packed.square > 1 else "that is no words" if in_bytes else "and writes no padding"
             raise CompileError(f"{packed.spelling}: no kernel of this target takes {core.inputs[1].type} {how}", loc=loc,
                                hint=f"compile from {packed.spelling.removeprefix('packed_')}, which is packed for the target")
         if tiles is not None and tiles.parts > 1:
@@ -528,8 +529,8 @@ def _windows(node: Node) -> Iterator[tuple[DimLike, int, DimLike]]:
     """(number of windows, elements that one spans, padded size) of each axis along which the node has windows."""
     window: Sequence[DimLike]
     match node.op:
-        case PackedConv(kernel=window, dilation=dilation):
-            places, axes = node.shape[1:-1], node.inputs[0].shape[1:-1]
+        case PackedConv(kernel=window, dilation=dilation) as op:
+            places, axes = node.shape[1:-1], op.padded_sizes(node.inputs[0].tensor)
         case WinogradConv(kernel=window):
             places, axes, dilation = node.shape[1:-1], node.inputs[0].shape[1:-1], (1,) * len(window)
         case ReduceWindow(window=window, padding=padding, dilation=dilation):

@@ -10,9 +10,8 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from ..ir.dims import DimLike, divides, exact_quotient, product
+from ..ir.dims import DimLike, exact_quotient, product
 from ..ir.graph import Node, Op
-from ..ir.loop_gpu import COPIED_BYTES
 from ..ir.ops.compute import PackedConv, PackedDot
 from ..ir.ops.weight_only import WeightOnlyDot
 from .inline import Index, flatten_index, unflatten_index
@@ -63,12 +62,15 @@ def contracted(node: Node) -> DimLike:
     return product(node.op.kernel) * channels
 
 
-def copied_bytes(node: Node) -> int:
-    """How many bytes of a window lie beside one another and at a multiple of as many, wherever it begins: 16, 8, 4, or 0 where a copy takes
-    more."""
-    assert isinstance(node.op, PackedConv)
-    x = node.inputs[0]
-    return next((n for n in reversed(COPIED_BYTES) if divides(n * node.op.groups, x.shape[-1] * x.dtype.bytes)), 0)
+def padded_places(node: Node, row: DimLike, at: DimLike) -> list[tuple[DimLike, DimLike]]:
+    """Where the element for a step of a row lies along each axis that is padded, and the axis' size: outside of it is padding."""
+    op, x = node.op, node.inputs[0]
+    if not isinstance(op, PackedConv):
+        return []
+    places = unflatten_index(row, node.shape[:-1])[1:]
+    taps = unflatten_index(at, (*op.kernel, x.shape[-1] // op.groups))[:-1]
+    return [(place * stride + tap * dilation - low, size) for place, tap, stride, dilation, (low, high), size
+            in zip(places, taps, op.strides, op.dilation, op.padding, x.shape[1:]) if (low, high) != (0, 0)]
 
 
 def row_operand(node: Node, batch: Index, group: DimLike = 0) -> Operand:
@@ -112,7 +114,7 @@ def _window_operand(node: Node, group: DimLike) -> Operand:
 
     def base(row: DimLike) -> DimLike:
         n, *spatial = unflatten_index(row, out)
-        start = n * strides[0] + group * channels
+        start = n * strides[0] + group * channels - sum((low * w for (low, _), w in zip(op.padding, strides[1:])), start=0)
         return start + sum((i * s * w for i, s, w in zip(spatial, op.strides, strides[1:])), start=0)
 
     # taps along the last axis lie beside one another: with dilation 1 they and all channels are one loop

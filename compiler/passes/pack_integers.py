@@ -33,7 +33,7 @@ from ..ir.ops.shape import Broadcast, Pad, Reshape, Slice, Transpose
 from ..ir.types import I8, I16, I32, U8, DType
 from ..library import apply, broadcast, cast, constant, reduce, reshape, slice_axis, transpose
 from ..tiles import gpu_panel_columns, group_panel_columns, may_stay_plain, panel_columns
-from .pack_windows import missing_channels, square_columns, unit_columns, with_channels
+from .pack_windows import missing_channels, padded_on_the_way, square_columns, unit_columns, with_channels
 from .panels import lengthened, pack_columns, squares_of_words
 from .winograd import known_array
 
@@ -112,7 +112,7 @@ def packed_integer_conv(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> N
     if saturates:
         words = (channels + missing) // step * (sizes[-1] if made.is_joined else 1)
         made = replace(made, narrow=_words_in_16_bits(matrices, int(groups != 1), words))
-    total = b.add(made, value, packed)
+    total = padded_on_the_way(b, made, value, packed, caps)
     if operand.zero_point is None:
         return total
     return _less_zero_point(b, total, operand.zero_point, _sums(b, w, tuple(range(w.rank - 1))))

@@ -42,7 +42,7 @@ from .pack_bfloats import packed_bfloat_conv, packed_bfloats, widened
 from .pack_floats8 import packed_floats8
 from .pack_integers import largest, packed_integer_conv, packed_integers
 from .pack_repeated import pack_repeated
-from .pack_windows import packed_conv_on_gpu
+from .pack_windows import for_target, packed_conv_on_gpu
 from .panels import is_known, pack_columns, pack_squares, rows_of_squares
 from .winograd import fast_convolution, known_array
 
@@ -79,9 +79,10 @@ def pack_operands(graph: Graph, options: Options, caps: Caps) -> Graph:
                 padded = pad(b, inputs[0], [p[0] for p in op.padding], [p[1] for p in op.padding], value)
                 plain = ReduceWindow(op.kind, op.window, op.strides, ((0, 0),) * inputs[0].rank, op.dilation)
                 return b.add(plain, padded)
-            case PackedDot() | PackedConv() as op if op.square > 1 and not caps.has_group_products:
-                taps, groups = (product(op.kernel), op.groups) if isinstance(op, PackedConv) else (1, 1)
-                depth = ceildiv(taps * inputs[0].shape[-1], op.step * groups)
+            case PackedConv() as op if op.square > 1 or op.padding:
+                return for_target(b, op, inputs[0], inputs[1], caps)
+            case PackedDot() as op if op.square > 1 and not caps.has_group_products:
+                depth = ceildiv(inputs[0].shape[-1], op.step)
                 return b.add(replace(op, square=1), inputs[0], rows_of_squares(b, inputs[1], op.square, op.step > 1, depth))
         return None
 

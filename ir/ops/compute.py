@@ -660,12 +660,12 @@ def window_view(x: Array, window: Sequence[int], strides: Sequence[int], dilatio
 
 
 class PackedConv(Op, frozen=True):
-    """Channels-last convolution with the kernel in panels, as `pack_operands` makes it; no padding.
+    """Channels-last convolution with the kernel in panels, as `pack_operands` makes it.
 
     x [N, *spatial, C], w [ceil(O / tile), taps * C, tile] (taps in C order of `kernel`) -> [N, *out, O], O = `channels`. With
     groups w is [groups, ceil(O / groups / tile), taps * C / groups, tile]. `step`, `saturates` and `narrow`: as of `PackedDot`; the
     elements of a word are channels of one tap, and words that are added in 16 bits channels of taps along the last axis. `square` too:
-    w may have more rows then, of zeros.
+    w may have more rows then, of zeros. `padding`: zeros before and behind each spatial axis; nothing where there are none.
     """
 
     name: ClassVar[str] = "packed_conv"
@@ -678,11 +678,16 @@ class PackedConv(Op, frozen=True):
     saturates: bool = False
     narrow: int = 1
     square: int = 1
+    padding: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_joined(self) -> bool:
         """Whether the taps along the last axis lie beside one another, with all their channels."""
         return self.dilation[-1] == 1 and self.groups == 1
+
+    def padded_sizes(self, x: TensorType) -> tuple[DimLike, ...]:
+        """Spatial sizes with the padding."""
+        return tuple(n + low + high for n, (low, high) in zip(x.shape[1:-1], self.padding or ((0, 0),) * len(self.kernel)))
 
     def infer(self, *types: Type) -> Type:
         x, w = operands(self, types, 2)
@@ -696,6 +701,9 @@ class PackedConv(Op, frozen=True):
         if min((*self.kernel, *self.strides, *self.dilation, self.channels, self.groups)) < 1 or w.shape[-1] == 0 or \
                 not len(self.kernel) == len(self.strides) == len(self.dilation):
             raise CompileError("packed_conv: kernel, strides, dilation, channels and groups must be positive, one for each axis")
+        widths = [width for pair in self.padding for width in pair]
+        if self.padding and (len(self.padding) != len(self.kernel) or min(widths) < 0 or max(widths) == 0 or self.saturates):
+            raise CompileError(f"packed_conv: padding {self.padding}, expected two sizes an axis, none negative, or nothing for zeros")
         *groups, panels, depth, tile = w.shape
         of_group = self.channels // self.groups
         surplus = depth * self.step * self.groups - product(self.kernel) * x.shape[-1]
@@ -708,7 +716,7 @@ class PackedConv(Op, frozen=True):
             raise CompileError(f"packed_conv: {x} and {w} do not fit kernel {self.kernel}, channels {self.channels}, "
                                f"groups {self.groups}")
         sizes = [(n - ((k - 1) * d + 1)) // s + 1
-                 for n, k, s, d in zip(x.shape[1:-1], self.kernel, self.strides, self.dilation)]
+                 for n, k, s, d in zip(self.padded_sizes(x), self.kernel, self.strides, self.dilation)]
         return TensorType(dtype, (x.shape[0], *sizes, self.channels))
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
@@ -726,7 +734,7 @@ class PackedConv(Op, frozen=True):
         if self.saturates:
             return self._saturating(x, kernel)
         result = I32 if np.issubdtype(w.dtype, np.integer) and self.step != 1 else None
-        plain = Conv(self.strides, ((0, 0),) * rank, self.dilation, (1,) * rank, self.groups, True, result)
+        plain = Conv(self.strides, self.padding or ((0, 0),) * rank, self.dilation, (1,) * rank, self.groups, True, result)
         return plain.evaluate((x, kernel), binding)
 
     def _saturating(self, x: Array, kernel: Array) -> Array:
@@ -750,7 +758,9 @@ class PackedConv(Op, frozen=True):
                 Sample(cls((2, 3), (1, 2), (1, 1), 6, 2, 4, True), (TensorType(U8, (2, 6, 7, 8)), TensorType(I32, (2, 1, 6, 8)))),
                 Sample(cls((2, 2), (1, 1), (1, 1), 6, 1, 4, True, 2), (TensorType(U8, (2, 5, 6, 4)), TensorType(I32, (1, 4, 16)))),
                 Sample(cls((2, 3), (1, 1), (1, 1), 13, square=4), (TensorType(F32, (2, 5, 6, 3)), TensorType(F32, (2, 20, 8)))),
-                Sample(cls((3,), (1,), (1,), 13, step=4, square=4), (TensorType(I8, (2, 6, 4)), TensorType(I32, (2, 4, 8)))))
+                Sample(cls((3,), (1,), (1,), 13, step=4, square=4), (TensorType(I8, (2, 6, 4)), TensorType(I32, (2, 4, 8)))),
+                Sample(cls((3, 2), (2, 1), (1, 2), 6, 2, padding=((1, 2), (0, 1))),
+                       (TensorType(F32, (2, 5, 6, 4)), TensorType(F32, (2, 1, 12, 8)))))
 
 
 class ReduceWindow(Op, frozen=True):
