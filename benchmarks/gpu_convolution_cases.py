@@ -6,6 +6,7 @@ torch has no convolution of bytes for a GPU: those are compared with the same la
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ def _convolution(dtype: DType, batch: int, taps: int, stride: int, places: int, 
         return lib.transpose(b, made, (0, 2, 3, 1))
 
     graph, moved = graph_of("convolution", [((batch, places, places, channels), dtype)], build)
-    results = -(-places // stride) ** 2 * batch * out
+    results = batch * out * math.ceil(places / stride) ** 2
 
     def peer(torch: Any, t: Sequence[Any]) -> Callable[[], Any]:
         w = torch.from_numpy((kernel * scales).astype(np.float16)).cuda().to(memory_format=torch.channels_last)
