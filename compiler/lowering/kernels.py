@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from ..attention import find_attention, unit_attention
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, Symbol, bounds, product, symbol, symbols_of
-from ..ir.errors import UNKNOWN, CompileError, InternalError, Loc
+from ..ir.errors import UNKNOWN, InternalError, Loc, UnsupportedError
 from ..ir.facts import Choice
 from ..ir.graph import Builder, Graph, Node, encode, encode_op
 from ..ir.loop import (
@@ -250,8 +250,8 @@ class KernelMaker:
         padded = isinstance(packed, PackedConv) and packed.padding != ()
         if tiles is None and (packed.square > 1 or in_bytes or padded):
             how = f"in squares of {packed.square}" if packed.square > 1 else "that is no words" if in_bytes else "and writes no padding"
-            raise CompileError(f"{packed.spelling}: no kernel of this target takes {core.inputs[1].type} {how}", loc=loc,
-                               hint=f"compile from {packed.spelling.removeprefix('packed_')}, which is packed for the target")
+            raise UnsupportedError(f"{packed.spelling}: no kernel of this target takes {core.inputs[1].type} {how}", loc=loc,
+                                   hint=f"compile from {packed.spelling.removeprefix('packed_')}, which is packed for the target")
         if tiles is not None and tiles.parts > 1:
             return self._contraction_parts(body, core, tiles, loc)
         if tiles is not None:
