@@ -71,6 +71,7 @@ CASES = [
     Case((1, 8, 5, 4), (3, 3), 24, spread=2, padding=(2, 1)),                  # transposed
     Case((2, 16, 5, 5), (3, 3), 32, groups=2, padding=(1, 1), known=False),    # groups, weights at run time
     Case((1, 36, 4, 6), (1, 1), 20, strides=2, known=False),                   # one tap, not all places
+    Case((1, 12, 4, 5), (2, 2), 6, groups=3),                                  # few columns
     Case((1, 64, 2, 3), (3, 3), 16, padding=(1, 1)),                           # few rows, parts of the steps
 ]
 
@@ -212,7 +213,8 @@ def layer(case: Case, left: DType, out: DType) -> Graph:
 def test_quantized_layers() -> None:
     """Bytes in, bytes out; what is padded are zeros, which are the zero point of the bytes."""
     graphs = [layer(Case((1, 16, 6, 7), (3, 3), 24, padding=(1, 1)), U8, I8), layer(Case((2, 3, 9, 9), (3, 3), 16, strides=2, padding=(1, 0)), U8, U8),
-              layer(Case((1, 32, 5, 4), (3, 2), 32, padding=(1, 1), groups=2), I8, U8), layer(Case((1, 20, 5, 6), (1, 1), 40), U8, U8)]
+              layer(Case((1, 32, 5, 4), (3, 2), 32, padding=(1, 1), groups=2), I8, U8), layer(Case((1, 20, 5, 6), (1, 1), 40), U8, U8),
+              layer(Case((1, 1, 9, 10), (3, 4), 7), I8, I8)]
     programs = [lowered(graph) for graph in graphs]
     emulated = EmulatedPrograms(programs)
     for number, (graph, program) in enumerate(zip(graphs, programs)):

@@ -35,7 +35,6 @@ from ..library import apply, cast, constant, reshape, transpose
 from ..library_quantized import BYTES, difference, is_dequantize, may_scale_by_place
 from ..options import Options
 from .pack_integers import gain_of_integers
-from .pack_windows import LEAST_COLUMNS
 from .requantize import multiply_by_reciprocals, requantize
 from .taps import tap_by_tap
 from .winograd import gain_of_tiles, known_array
@@ -153,10 +152,10 @@ _VARIES = "a scale varies along the contraction"
 def _reason_of_conv(node: Node, left: Form, right: Form, options: Options, caps: Caps) -> str:
     assert isinstance(node.op, Conv)
     op = node.op
-    _, _, _, channels, columns = op.parts(node.inputs[0].tensor, node.inputs[1].tensor)
-    if channels == 1 or not isinstance(channels, int):
+    _, _, _, channels, _ = op.parts(node.inputs[0].tensor, node.inputs[1].tensor)
+    on_units = str(I8) in caps.matrix_units
+    if channels == 1 and (op.groups != 1 or not on_units) or not isinstance(channels, int):
         return "a depthwise convolution has too few products for each element"
-    on_units = str(I8) in caps.matrix_units and isinstance(columns, int) and columns // op.groups >= LEAST_COLUMNS
     if channels % 2 and channels < FEW_CHANNELS and not on_units:
         return f"{channels} channels do not fill words of the integers"
     out = _result_axis(op, right)

@@ -24,7 +24,6 @@ from ..library import pad, reshape, transpose
 from ..tiles import PLAIN_GPU_PANELS, gpu_panel_columns, group_panel_columns, takes_windows
 from .panels import lengthened, pack_columns, pack_squares, rows_of_squares
 
-LEAST_COLUMNS = 8  # of a group, which fill a quarter of the narrowest panel of units
 LEAST_GROUP_COLUMNS = 128  # of a convolution by four warps at a time
 LEAST_BYTES, USUAL_BYTES = 4, 8  # of channels that are copied together
 
@@ -76,8 +75,7 @@ def unit_columns(op: Conv, x: Node, w: Node, dtype: DType, caps: Caps) -> int | 
     channels, out = w.shape[-2:]
     if not caps.is_gpu or str(dtype) not in caps.matrix_units or not isinstance(channels, int) or not isinstance(out, int):
         return None
-    of_group = out // op.groups
-    return gpu_panel_columns(of_group, _rows(op, x, w), dtype, caps) if of_group >= LEAST_COLUMNS else None
+    return gpu_panel_columns(out // op.groups, _rows(op, x, w), dtype, caps)
 
 
 def square_columns(op: Conv, x: Node, w: Node, dtype: DType, caps: Caps) -> int | None:
