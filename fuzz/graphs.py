@@ -29,7 +29,6 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..ir.caps import Caps
 from ..ir.errors import CompileError, InternalError, RuntimeFailure, TilewrightError, UnsupportedError, VerifyError
 from ..ir.graph import Constant, Graph, Node
 from ..ir.interp import evaluate_graph
@@ -63,6 +62,7 @@ from .sequences import (
     parse_steps,
     random_steps,
     run_step,
+    with_tiles,
 )
 from .shadow import Shadow, compare, shadow
 from .simplify import simpler
@@ -268,7 +268,8 @@ class _Check:
 
     def __init__(self, case: GraphCase) -> None:
         self.case = case
-        self.caps: Caps = machine.caps_of(case.target, case.small_caches)
+        with guarded("tiles"):
+            self.caps = with_tiles(case.steps, case.graph, case.precision, machine.caps_of(case.target, case.small_caches))
         self.rng = np.random.default_rng([case.seed, 1])
         self.inputs = inputs_of_kind(case.graph, np.random.default_rng(case.seed), case.inputs)
         self.expected = self.meaning()
