@@ -12,6 +12,7 @@ whatever the tile, but for those that are cut into parts (`gpu_split.py`), since
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from msgspec import Struct
 
@@ -29,8 +30,9 @@ from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatte
 from .left_operand import row_operand
 
 DEPTH = 16          # steps between two barriers
-THREADS = 256
+THREADS, LEAST_THREADS = 256, 64
 MOST_ROWS = 8       # of a thread's own tile
+USUAL_ROWS = 4      # which are read together: fewer make more reads of shared memory than multiply-adds hide
 MOST_COLUMNS = 128  # of a panel that a block takes
 STAGES = 3          # of shared memory, where elements are copied
 COPIED = 16         # bytes at a time at most
@@ -47,6 +49,10 @@ class PlainTile(Struct, frozen=True):
     across: int
     parts: int = 1
     stages: int = 1
+
+    @property
+    def threads(self) -> int:
+        return self.down * self.across
 
     @property
     def own_rows(self) -> int:
@@ -84,6 +90,8 @@ def plain_tile(node: Node, caps: Caps) -> PlainTile | None:
     while own < highest and own * columns // across < 64 and most > down * own and most_tiles(down * own * 2) >= caps.multiprocessors:
         own *= 2
     high = down * own
+    while own < USUAL_ROWS and down * across > LEAST_THREADS:  # few rows: fewer threads, not fewer rows of each
+        own, down = own * 2, down // 2
     busy = high * columns * DEPTH / PRODUCTS_A_MICROSECOND
     read = sum(product(x.shape) * x.dtype.bytes for x in node.inputs[:2])
     sums = product(node.shape) * accumulator_dtype(node.dtype).bytes
@@ -116,7 +124,7 @@ class _Work:
         # rows begin at multiples of 16 bytes, and those of neighbouring steps in other banks
         self.left = Buffer(names.fresh("left"), left, (tile.stages * DEPTH, tile.rows + max(1, COPIED // left.bytes)), "shared")
         self.right = Buffer(names.fresh("right"), right, (tile.stages * DEPTH, tile.columns), "shared")
-        self.sums = Buffer(names.fresh("sums"), self.dtype, (THREADS, tile.own_rows, tile.own_columns), "register")
+        self.sums = Buffer(names.fresh("sums"), self.dtype, (tile.threads, tile.own_rows, tile.own_columns), "register")
 
     def lower(self) -> Stmt:
         tile, names = self.tile, self.inliner.names
@@ -140,17 +148,16 @@ class _Work:
     def _in_turns(self, first: DimLike, rounds: DimLike) -> Stmt:
         """Rounds from `first` on, each brought, then multiplied."""
         step, number = loop_symbol(self.inliner.names.fresh("k"), rounds)
-        thread, t = loop_symbol(self.inliner.names.fresh("c"), THREADS)
-        return For(step, rounds, "serial", (For(thread, THREADS, "thread", self._bring(t, (first + number) * DEPTH, 0)), self._multiply(0)))
+        brought = self._threads(lambda t: self._bring(t, (first + number) * DEPTH, 0))
+        return For(step, rounds, "serial", (brought, self._multiply(0)))
 
     def _staged(self, first: DimLike, rounds: DimLike) -> tuple[Stmt, ...]:
         """Rounds from `first` on, of which the next ones are copied while one is multiplied."""
         inliner, stages = self.inliner, self.tile.stages
 
         def copied(number: DimLike) -> Stmt:
-            thread, t = loop_symbol(inliner.names.fresh("c"), THREADS)
             there = inliner.scalar("lt", inliner.index(number), inliner.index(rounds))
-            return For(thread, THREADS, "thread", (If(there, self._bring(t, (first + number) * DEPTH, number % stages)),))
+            return self._threads(lambda t: (If(there, self._bring(t, (first + number) * DEPTH, number % stages)),))
 
         stage, s = loop_symbol(inliner.names.fresh("s"), stages - 1)
         variable, k = loop_symbol(inliner.names.fresh("k"), rounds)
@@ -166,15 +173,19 @@ class _Work:
             stage * DEPTH + step, column * wide, first + step, wide))
         return left, right
 
+    def _threads(self, make: Callable[[DimLike], tuple[Stmt, ...]]) -> For:
+        thread, t = loop_symbol(self.inliner.names.fresh("c"), self.tile.threads)
+        return For(thread, self.tile.threads, "thread", make(t))
+
     def _pieces(self, thread: DimLike, high: int, wide: int, labels: tuple[str, str], make: object) -> Stmt:
         """What all threads do together for each place of a matrix, neighbours for neighbouring places of a row."""
         assert callable(make)
-        turns = -(-high * wide // THREADS)
+        turns = -(-high * wide // self.tile.threads)
         variable, turn = loop_symbol(self.inliner.names.fresh("i"), turns)
-        place = turn * THREADS + thread
+        place = turn * self.tile.threads + thread
         lets, (row, column) = named_parts(self.inliner, labels, unflatten_index(place, (high, wide)))
         body: tuple[Stmt, ...] = (*lets, *make(row, column))
-        if high * wide % THREADS:
+        if high * wide % self.tile.threads:
             lets, (row, column) = named_parts(self.inliner, labels, unflatten_index(dim_min(place, high * wide - 1), (high, wide)))
             inside = self.inliner.scalar("lt", self.inliner.index(place), self.inliner.index(high * wide))
             body = (If(inside, (*lets, *make(row, column))),)
@@ -214,10 +225,13 @@ class _Work:
         block's tile."""
         assert callable(body)
         names, tile = self.inliner.names, self.tile
-        thread, t = loop_symbol(names.fresh("c"), THREADS)
         (down, i), (across, j) = loop_symbol(names.fresh("r"), tile.own_rows), loop_symbol(names.fresh("j"), tile.own_columns)
-        inner = body((t, i, j), t // tile.across * tile.own_rows + i, t % tile.across + j * tile.across)
-        return For(thread, THREADS, "thread", (For(down, tile.own_rows, "unrolled", (For(across, tile.own_columns, "unrolled", inner),)),))
+
+        def of_thread(t: DimLike) -> tuple[Stmt, ...]:
+            inner = body((t, i, j), t // tile.across * tile.own_rows + i, t % tile.across + j * tile.across)
+            return (For(down, tile.own_rows, "unrolled", (For(across, tile.own_columns, "unrolled", inner),)),)
+
+        return self._threads(of_thread)
 
     def _clear(self) -> Stmt:
         zero = self.inliner.literal(0.0, self.dtype)
