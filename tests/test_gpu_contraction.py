@@ -209,7 +209,7 @@ def test_plain_tiles_of_open_sizes(rows: DimLike, high: int) -> None:
     assert found is not None and found.rows == high
 
 
-@pytest.mark.parametrize("rows, tile", [(8, (16, 64)), (3136, (16, 64)), (16384, (64, 256)), (65536, (128, 256))])
+@pytest.mark.parametrize("rows, tile", [(8, (16, 64)), (3136, (16, 64)), (8192, (64, 256)), (65536, (128, 256))])
 def test_threads_of_plain_tiles(rows: int, tile: tuple[int, int]) -> None:
     """Where tiles are low there are fewer threads, not fewer rows of each."""
     b = Builder()
