@@ -237,6 +237,20 @@ def test_four_warps_at_a_time(dtype: DType, weights: DType, result: DType | None
     assert sum(s.grouped for k in program.kernels() for s in walk(k.body) if isinstance(s, MatmulTile)) == 2
 
 
+def test_channels_that_are_added_hold_no_infinities() -> None:
+    """What is padded along the image does not reach the channels beside it."""
+    b = Builder()
+    x = b.add(Param("x", F16, (1, 6, 5, 3)))
+    padded = b.add(Pad((0, 1, 1, 0), (0, 0, 1, 0)), x, lib.constant(b, float("inf"), F16))
+    w = lib.constant(b, np.ones((2, 2, 3, 16), np.float16))
+    graph = Graph("infinite", [x], [b.add(Conv((1, 1), ((0, 0),) * 2, (1, 1), (1, 1), 1, True), padded, w)])
+    program, values = lowered(graph), numbers(graph)
+    assert on_units(program) == 1
+    expected, = evaluate_graph(graph, values)
+    assert np.isfinite(expected).any() and np.isinf(expected).any()
+    np.testing.assert_array_equal(run_program(program, values)[0], expected)
+
+
 def test_padding_is_written_where_no_units_take_it() -> None:
     b, rng = Builder(), np.random.default_rng(4)
     op = PackedConv((3, 2), (1, 1), (1, 1), 20, padding=((1, 1), (0, 1)), square=8)

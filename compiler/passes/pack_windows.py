@@ -95,10 +95,11 @@ def missing_channels(channels: DimLike, dtype: DType) -> int:
 
 
 def with_channels(b: Builder, x: Node, groups: int, by: DimLike) -> Node:
-    """The operand with so many more channels at the end of each group, which multiply zeros: whatever a padding around it holds will do."""
+    """The operand with so many more channels at the end of each group, which multiply zeros: any number that a padding around it holds will
+    do."""
     if by == 0:
         return x
-    if groups == 1 and isinstance(x.op, Pad):
+    if groups == 1 and isinstance(x.op, Pad) and (x.dtype.is_integer or uniform_value(x.inputs[1]) == 0):
         return b.add(Pad(x.op.low, (*x.op.high[:-1], x.op.high[-1] + by)), *x.inputs)
     *lead, channels = x.shape
     apart = lengthened(b, reshape(b, x, (*lead, groups, channels // groups)), x.rank, by)
