@@ -23,6 +23,7 @@ from ..ir.loop import Alloc, Buffer, Commit, CopyAsync, For, If, Stmt, Store, Wa
 from ..ir.loop_gpu import COPIED_BYTES
 from ..ir.ops.compute import PackedConv, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
+from ..ir.types import DType
 from ..tiles import OPEN_SIZE
 from .contraction import named_parts
 from .gpu_split import Round, choose_parts, part_rounds
@@ -85,9 +86,17 @@ def plain_tile(node: Node, caps: Caps) -> PlainTile | None:
     def most_tiles(high: int) -> float:
         return bounds(panels * ceildiv(OPEN_SIZE if most == math.inf else rows, high))[1]
 
+    left, right = (x.dtype for x in node.inputs[:2])
+
+    def stages(high: int) -> int:
+        """That fit into half of a multiprocessor's shared memory."""
+        size = DEPTH * ((high + _padding(left)) * left.bytes + columns * right.bytes)
+        return min(STAGES, caps.shared_bytes // 2 // size)
+
     # rows without a bound may be few, which a high tile would compute many times over
     highest, own = MOST_ROWS if most < math.inf else MOST_ROWS // 2, 1
-    while own < highest and own * columns // across < 64 and most > down * own and most_tiles(down * own * 2) >= caps.multiprocessors:
+    while own < highest and own * columns // across < 64 and most > down * own and stages(down * own * 2) > 0 \
+            and most_tiles(down * own * 2) >= caps.multiprocessors:
         own *= 2
     high = down * own
     while own < USUAL_ROWS and down * across > LEAST_THREADS:  # few rows: fewer threads, not fewer rows of each
@@ -96,10 +105,15 @@ def plain_tile(node: Node, caps: Caps) -> PlainTile | None:
     read = sum(product(x.shape) * x.dtype.bytes for x in node.inputs[:2])
     sums = product(node.shape) * accumulator_dtype(node.dtype).bytes
     rounds = ceildiv(node.inputs[1].shape[-2], DEPTH)
-    copies = all(x.dtype.bytes in COPIED_BYTES for x in node.inputs[:2])
-    each = Round(max(ROUND_TIME / (STAGES - 1), busy) if copies else ROUND_TIME + busy, busy)
+    copied = max(1, stages(high)) if left.bytes in COPIED_BYTES and right.bytes in COPIED_BYTES else 1
+    each = Round(max(ROUND_TIME / (copied - 1), busy) if copied > 1 else ROUND_TIME + busy, busy)
     parts = choose_parts(math.inf if most == math.inf else most_tiles(high), rounds, each, read, sums, caps)
-    return PlainTile(high, columns, down, across, parts, STAGES if copies else 1)
+    return PlainTile(high, columns, down, across, parts, copied)
+
+
+def _padding(dtype: DType) -> int:
+    """Elements between the rows of two steps of the left operand: rows begin at multiples of 16 bytes, neighbouring ones in other banks."""
+    return COPIED // dtype.bytes
 
 
 def lower_plain_tiles(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner, tile: PlainTile) -> Stmt:
@@ -121,8 +135,7 @@ class _Work:
         self.dtype = accumulator_dtype(node.dtype)
         names = inliner.names
         left, right = (x.dtype for x in node.inputs[:2])
-        # rows begin at multiples of 16 bytes, and those of neighbouring steps in other banks
-        self.left = Buffer(names.fresh("left"), left, (tile.stages * DEPTH, tile.rows + max(1, COPIED // left.bytes)), "shared")
+        self.left = Buffer(names.fresh("left"), left, (tile.stages * DEPTH, tile.rows + _padding(left)), "shared")
         self.right = Buffer(names.fresh("right"), right, (tile.stages * DEPTH, tile.columns), "shared")
         self.sums = Buffer(names.fresh("sums"), self.dtype, (tile.threads, tile.own_rows, tile.own_columns), "register")
 
