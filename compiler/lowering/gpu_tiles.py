@@ -27,6 +27,7 @@ from ..ir.types import DType
 from ..tiles import OPEN_SIZE
 from .contraction import named_parts
 from .gpu_split import Round, choose_parts, part_rounds
+from .gpu_windows import HeldPlaces, has_open_windows
 from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
 from .left_operand import row_operand
 
@@ -151,7 +152,11 @@ class _Work:
         self.operand = row_operand(self.node, self.batch, self.group)
         self.first_row = below * tile.rows
         self.steps = product(self.operand.steps)
-        memory = (Alloc(self.left), Alloc(self.right), Alloc(self.sums))
+        memory: tuple[Stmt, ...] = (Alloc(self.left), Alloc(self.right), Alloc(self.sums))
+        self.held = None
+        if has_open_windows(self.node):
+            self.held = HeldPlaces(self.node, self.operand, self.inliner, tile.threads, tile.rows, DEPTH)
+            memory += self.held.fill(self._source)
         first, end = part_rounds(self.part, tile.parts, ceildiv(self.steps, DEPTH))
         sum_up = self._staged(first, end - first) if tile.stages > 1 else (self._in_turns(first, end - first),)
         return For(variable, product(shape), "block", (*lets, *memory, self._clear(), *sum_up, self._epilogue()))
@@ -181,7 +186,8 @@ class _Work:
         """What a thread does to bring the steps from `first` on, of both operands, into a stage of shared memory."""
         wide = min(COPIED // self.right.dtype.bytes, self.tile.columns) if self.tile.stages > 1 else 1
         left = self._pieces(thread, self.tile.rows, DEPTH, ("row", "step"), lambda row, step: self._left(
-            row, stage * DEPTH + step, first + step))
+            row, stage * DEPTH + step, first + step, self.operand.base(self._source(row)))) if self.held is None else self.held.copy(
+                thread, lambda row, step, base, places: self._left(row, stage * DEPTH + step, first + step, base))
         right = self._pieces(thread, DEPTH, self.tile.columns // wide, ("step", "column"), lambda step, column: self._right(
             stage * DEPTH + step, column * wide, first + step, wide))
         return left, right
@@ -204,9 +210,12 @@ class _Work:
             body = (If(inside, (*lets, *make(row, column))),)
         return For(variable, turns, "unrolled", body)
 
-    def _left(self, row: DimLike, step: DimLike, at: DimLike) -> tuple[Stmt, ...]:
-        source = dim_max(dim_min(self.first_row + row, self.rows - 1), 0)
-        return self._element(self.left, (step, row), self.lhs, at, lambda known: self.operand.base(source) + self.operand.offset(
+    def _source(self, row: DimLike) -> DimLike:
+        """The row of the matrix that a row of the tile is; past the last one, that."""
+        return dim_max(dim_min(self.first_row + row, self.rows - 1), 0)
+
+    def _left(self, row: DimLike, step: DimLike, at: DimLike, base: DimLike) -> tuple[Stmt, ...]:
+        return self._element(self.left, (step, row), self.lhs, at, lambda known: base + self.operand.offset(
             unflatten_index(known, self.operand.steps)))
 
     def _right(self, step: DimLike, column: DimLike, at: DimLike, wide: int) -> tuple[Stmt, ...]:
