@@ -1,7 +1,8 @@
 """Where the windows of a convolution begin, kept in the registers of threads that copy them, where images have open sizes.
 
-A thread divides the number of a row for it. Divisions by known sizes are cheap, and compilers move them out of the loop over steps; those by others they leave where they stand.
-Assumes that threads take pieces of rows in turns, neighbouring threads neighbouring pieces, and that they divide into whole rows.
+A thread divides the number of a row for it. Divisions by known sizes are cheap, and compilers move them out of the loop over steps; those
+by others they leave where they stand. Assumes that threads take pieces of rows in turns, neighbouring threads neighbouring pieces, and
+that they divide into whole rows.
 """
 
 from __future__ import annotations
