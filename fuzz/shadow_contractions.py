@@ -51,10 +51,11 @@ def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding
     x, w = operands
     if not x.is_float:
         return Traced(value) if are_exact(operands) else all_tainted(value)
-    if isinstance(op, PackedDot) and op.square > 1:
+    if isinstance(op, (PackedDot, PackedConv)) and op.square > 1:
         if not are_exact((w,)):
             return all_tainted(value)
-        words = -(-x.value.shape[-1] // op.step)
+        steps = x.value.shape[-1] * (prod(op.kernel) // op.groups if isinstance(op, PackedConv) else 1)
+        words = -(-steps // op.step)
         w = Traced(panels_of_squares(w.value, op.square, op.step > 1)[..., :words, :], known=w.known)
         op, operands = replace(op, square=1), (x, w)
     if isinstance(op, (PackedDot, PackedConv)) and op.step > 1:

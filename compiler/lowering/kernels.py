@@ -244,11 +244,14 @@ class KernelMaker:
         if isinstance(core.op, WeightOnlyDot):
             return [(self._weight_only(body, core, loc), order, {})]
         tiles = (gpu_tile(core, body.results[0], self.caps) or plain_tile(core, self.caps)) if self.caps.is_gpu else None
-        packed = core.op if isinstance(core.op, PackedDot) else None
-        if tiles is None and packed is not None and (packed.square > 1 or packed.in_bytes(*(x.dtype for x in core.inputs))):
-            how = f"in squares of {packed.square}" if packed.square > 1 else "that is no words"
-            raise UnsupportedError(f"packed_dot: no kernel of this target takes {core.inputs[1].type} {how}", loc=loc,
-                               hint="compile from dot, which is packed for the target")
+        packed = core.op
+        assert isinstance(packed, (PackedDot, PackedConv))
+        in_bytes = isinstance(packed, PackedDot) and packed.in_bytes(*(x.dtype for x in core.inputs))
+        padded = isinstance(packed, PackedConv) and packed.padding != ()
+        if tiles is None and (packed.square > 1 or in_bytes or padded):
+            how = f"in squares of {packed.square}" if packed.square > 1 else "that is no words" if in_bytes else "and writes no padding"
+            raise UnsupportedError(f"{packed.spelling}: no kernel of this target takes {core.inputs[1].type} {how}", loc=loc,
+                                   hint=f"compile from {packed.spelling.removeprefix('packed_')}, which is packed for the target")
         if tiles is not None and tiles.parts > 1:
             return self._contraction_parts(body, core, tiles, loc)
         if tiles is not None:
@@ -526,8 +529,8 @@ def _windows(node: Node) -> Iterator[tuple[DimLike, int, DimLike]]:
     """(number of windows, elements that one spans, padded size) of each axis along which the node has windows."""
     window: Sequence[DimLike]
     match node.op:
-        case PackedConv(kernel=window, dilation=dilation):
-            places, axes = node.shape[1:-1], node.inputs[0].shape[1:-1]
+        case PackedConv(kernel=window, dilation=dilation) as op:
+            places, axes = node.shape[1:-1], op.padded_sizes(node.inputs[0].tensor)
         case WinogradConv(kernel=window):
             places, axes, dilation = node.shape[1:-1], node.inputs[0].shape[1:-1], (1,) * len(window)
         case ReduceWindow(window=window, padding=padding, dilation=dilation):
