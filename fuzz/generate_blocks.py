@@ -2,8 +2,8 @@
 
 Attention with masks, biases and heads that share keys; products with weights of a few bits in groups, of floats and of bytes; products
 of float8; tables whose rows are taken; convolutions of bytes with a scale for each place. Such kernels are chosen where sizes are large
-enough, so sizes lie about the least ones. `wide` makes products that only the matrix units of a GPU are for, of up to millions of
-multiply-adds: `wide_graph`.
+enough, so sizes lie about the least ones. `wide_graph` makes products and convolutions that only the matrix units of a GPU are for, of
+up to millions of multiply-adds.
 
 Guarantees: the graphs are well typed and have one to three results; almost all of `block_graph` are within the limits of all cases.
 """
@@ -243,6 +243,29 @@ class _Draft:
         left = dequantize(b, x, library.constant(b, 0.5, F32), self.whole(dtype, (), 0, 100) if self.chance(0.3) else None)
         return b.add(Dot((first + 1,), (first + int(turned),), batch, batch), left, dequantize(b, w, library.constant(b, 0.25, F32)))
 
+    def windows(self) -> Node:
+        """A convolution with channels enough for matrix units: of halves, float32 or bytes, with everything that an operator has."""
+        rng, b = self.rng, self.b
+        kind, last, groups = int(rng.integers(4)), self.chance(0.4), int(chosen(rng, (1, 1, 1, 2)))
+        rank = int(chosen(rng, (1, 2, 2)))
+        into, out = int(chosen(rng, (1, 3, 8, 16, 17, 32))), int(chosen(rng, (8, 33, 64, 130, 136)))
+        kernel = [int(n) for n in rng.integers(1, 4, rank)]
+        dilation = [int(chosen(rng, (1, 1, 2))) for _ in kernel]
+        spatial = [(k - 1) * d + int(rng.integers(1, 9)) for k, d in zip(kernel, dilation)]
+        strides = tuple(int(chosen(rng, (1, 1, 2))) for _ in kernel)
+        spread = tuple(int(chosen(rng, (1, 1, 1, 2))) for _ in kernel)
+        padding = tuple((int(rng.integers(0, k + 1)), int(rng.integers(0, k + 1))) for k in kernel)
+        batch = int(chosen(rng, (1, 2)))
+        dtype = (*HALVES, F32)[kind] if kind < 3 else chosen(rng, (I8, U8))
+        held = I8 if kind == 3 else dtype
+        x = self.param(dtype, (batch, *spatial, groups * into) if last else (batch, groups * into, *spatial))
+        shape = (*kernel, into, groups * out) if last else (groups * out, into, *kernel)
+        w = self.whole(held, shape, -3, 3) if self.chance(0.7) else self.param(held, shape)
+        if kind == 3:
+            x = dequantize(b, x, library.constant(b, 0.5, F32), self.whole(dtype, (), 0, 100) if self.chance(0.4) else None)
+            w = dequantize(b, w, library.constant(b, 0.25, F32))
+        return b.add(Conv(strides, padding, tuple(dilation), spread, groups, last), x, w)
+
     def followed(self, x: Node) -> Node:
         """What stands behind it: a bias, an activation, a sum, a cast, another order."""
         rng, b = self.rng, self.b
@@ -262,4 +285,5 @@ class _Draft:
 BLOCKS: tuple[Callable[[_Draft], Node], ...] = (
     _Draft.attention, _Draft.attention, _Draft.weight_only, _Draft.bytes_and_codes, _Draft.floats8, _Draft.table, _Draft.places)
 WIDE_BLOCKS: tuple[Callable[[_Draft], Node], ...] = (
-    _Draft.attention, _Draft.attention, _Draft.weight_only, _Draft.bytes_and_codes, _Draft.floats8, _Draft.units, _Draft.units)
+    _Draft.attention, _Draft.attention, _Draft.weight_only, _Draft.bytes_and_codes, _Draft.floats8, _Draft.units, _Draft.units,
+    _Draft.windows, _Draft.windows)
