@@ -18,7 +18,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from ..ir.graph import Binding
-from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot, panels_of_squares, unpacked_words
+from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot, panels_of_squares, round_to_tf32, unpacked_words
 from ..ir.ops.winograd import WinogradConv
 from ..ir.types import BF16
 from ..ir.winograd import MOST_POINTS, winograd
@@ -28,6 +28,7 @@ from .shadow_values import (
     INFINITE,
     Array,
     Bound,
+    Format,
     Traced,
     accumulator,
     all_tainted,
@@ -42,6 +43,7 @@ from .shadow_values import (
 
 SAFETY = 1.0625  # for the rounding of the bounds themselves
 LEAST_PRODUCT = 2.0**-90  # sums in float32 of products that are no less are no subnormal numbers, nor are their roundings
+TF32 = Format(11, 2.0**-10, 2.0**-136, 2.0**-126, (2.0 - 2.0**-10) * 2.0**127)  # bits of significand, epsilon, smallest, normal, largest
 CONTRACTIONS = (Dot, Conv, PackedDot, PackedConv, WinogradConv)
 
 
@@ -60,6 +62,9 @@ def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding
         if not are_exact((w,)) or _may_be_flushed(x.value, unpacked_words(w.value, op.step)):
             return all_tainted(value)
         op, w = replace(op, step=1), Traced(unpacked_words(w.value, op.step), known=w.known)
+        operands = (x, w)
+    if isinstance(op, PackedDot) and op.tf32:
+        op, x, w = replace(op, tf32=False), _rounded_to_tf32(x), _rounded_to_tf32(w)
         operands = (x, w)
     finite = bool(np.isfinite(x.value).all() and np.isfinite(w.value).all())
     if isinstance(op, WinogradConv):
@@ -87,6 +92,18 @@ def _infinite_rows(op: Dot, x: Array, value: Array) -> Array:
     have is multiplied by the row's sum."""
     rows = np.asarray(np.isinf(x).any(axis=op.lhs_contract))
     return rows.reshape(*rows.shape, *[1] * (value.ndim - rows.ndim))
+
+
+def _rounded_to_tf32(x: Traced) -> Traced:
+    """An operand rounded to tf32. Nothing moves a factor through that, so no roundings hide behind its mass."""
+    value = round_to_tf32(x.value)
+    if x.bound is None:
+        return Traced(value, None, x.signless, x.known)
+    size = np.abs(x.wide())
+    unit = np.where((x.bound > 0) & (size < INFINITE), TF32.epsilon * (size + x.bound) + TF32.smallest, 0.0)
+    overflow = ~np.isfinite(value) & np.isfinite(x.value) & (x.bound > 0)
+    bound = np.where(overflow, INFINITE, x.bound + unit)
+    return Traced(value, settled(within(value, bound, TF32)), x.signless, x.known)
 
 
 def _may_be_flushed(x: Array, w: Array) -> bool:

@@ -172,6 +172,8 @@ def collective_rule(statement: Stmt, buffers: list[Buffer]) -> str:
             in_bytes = held == I32 and right.dtype == plain and not grouped
             if right.dtype != held and not in_bytes or held == I32 and (accumulator.dtype != sums or depth % (16 if in_bytes else 4)):
                 return f"matmul_tile adds {left.dtype} times {right.dtype} to {accumulator.dtype}, expected {held} on the right"
+            if statement.tf32 and (left.dtype != F32 or accumulator.dtype != F32 or grouped or statement.bits):
+                return f"matmul_tf32 adds {left.dtype} times {right.dtype} to {accumulator.dtype}, expected f32 for all"
             if statement.bits:
                 return _codes_rule(statement, left)
             if grouped:

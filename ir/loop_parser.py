@@ -171,6 +171,7 @@ class _LoopParser(GraphParser):
                                                   "prefetch": self.prefetch, "stream": self.stream, "atomic": self.atomic,
                                                   "collect": self.collect, "matmul_tile": self.matmul_tile,
                                                   "matmul_group": lambda: self.matmul_tile(True), "matmul_codes": self.matmul_codes,
+                                                  "matmul_tf32": lambda: replace(self.matmul_tile(), tf32=True),
                                                   "copy_async": lambda: self.copy(CopyAsync),
                                                   "copy_bulk": lambda: self.copy(CopyBulk), "commit": Commit, "wait": self.wait}
         if token.kind != "word" or token.text not in readers:

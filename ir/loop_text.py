@@ -184,7 +184,7 @@ class _KernelWriter:
             case Collect(buffer=name, combine=combine, width=width):
                 return f"collect {combine} {self.buffer_name(name)} over {width}"
             case MatmulTile(accumulator=name, left=left, left_index=rows, right=right, right_index=columns, bits=bits):
-                kind = "group" if statement.grouped else "codes" if bits else "tile"
+                kind = "group" if statement.grouped else "codes" if bits else "tf32" if statement.tf32 else "tile"
                 codes = f", {bits}, {statement.zero}" if bits else ""
                 operands = f"{self.buffer_name(left)}{self.sizes(rows)}, {self.buffer_name(right)}{self.sizes(columns)}"
                 return f"matmul_{kind} {self.buffer_name(name)}, {operands}, {statement.depth}{codes}"

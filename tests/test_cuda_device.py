@@ -19,6 +19,7 @@ pytestmark = needs_compiler
 
 from tests.emulated import emulate
 from tilewright.backends.cuda.emulate import EmulatedModule, EmulationError, find_kernels
+from tilewright.ir.ops.compute import round_to_tf32
 
 DATA = Path(__file__).parent / "data"
 SOURCE = (DATA / "cuda_device.cu").read_text()
@@ -188,8 +189,10 @@ def test_words_of_two_and_tf32(module: EmulatedModule) -> None:
         for row, dtype in ((0, np.float16), (1, ml_dtypes.bfloat16)):
             bits = values.astype(dtype).view(np.uint16).astype(np.uint32)
             np.testing.assert_array_equal(words[row], bits | np.roll(bits, -1) << 16)
-    wide = values.view(np.uint32)
-    np.testing.assert_array_equal(words[2][:6], ((wide + 0x1000) & 0xFFFFE000)[:6])
+    np.testing.assert_array_equal((words[2] & 0xFFFFE000).view(np.float32), round_to_tf32(values))  # units do not read the other bits
+    values = np.uint32([0x7F800001, 0xFF801000, 0x7FFFFFFF, 0xFFFFFFFF, 0xFF800000, 0x7F7FF000, 0x7F7FEFFF, 0x00001FFF]).view(np.float32)
+    module.launch("pack", 1, 8, [values, words])
+    np.testing.assert_array_equal((words[2] & 0xFFFFE000).view(np.float32), round_to_tf32(values))
 
 
 # --- warps, atomics, copies ---

@@ -325,7 +325,7 @@ class _Writer(Expressions):
         left, right = self.part(statement.left, rows), self.part(statement.right, statement.right_index)
         name, depth = self.buffer_name(fragment.name), statement.depth
         made = (emit_group_products(fragment, name, left, right, dtype, depth) if statement.grouped
-                else emit_products(fragment, name, left, right, dtype, depth, statement.bits, statement.zero))
+                else emit_products(fragment, name, left, right, dtype, depth, statement.bits, statement.zero, statement.tf32))
         for line in made:
             self.emit(line)
 

@@ -12,6 +12,10 @@ bytes, which are two columns: bytes of two such words are those of one column, a
 of 16. So the sums lie otherwise in such a fragment, a lane having four columns that are neighbours. One of codes lies in words of
 32 / bits steps: the four steps that a register takes lie at one place of a word's bytes, so a shift, a mask and a subtraction byte by
 byte make it.
+
+Operands of float32 are rounded to tf32 in registers. `ldmatrix` moves 8 rows of 16 bytes whatever they hold: of four elements each it
+gives a lane the one that the instruction wants of it. It can not transpose them, so a right operand is read element by element: four steps
+of 8 columns, which rows that are 8 elements longer than whole rows of banks keep apart.
 """
 
 from __future__ import annotations
@@ -30,9 +34,9 @@ from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType, dtype_named
 TILE_ROWS, TILE_COLUMNS, LANES = 16, 8, 32
 # what the text of a product names by itself, so that a kernel's own names may not hide it
 RESERVED = frozenset(("lane", "step", "down", "across", "place", "from_left", "from_right", "left_words", "right_words",
-                      "filled", "emptied", "stage", "code_shift", "pairs"))
+                      "filled", "emptied", "stage", "code_shift", "pairs", "word"))
 PRODUCTS: dict[DType, tuple[str, int]] = {
-    F16: ("tw_mma_m16n8k16_f16", 16), BF16: ("tw_mma_m16n8k16_bf16", 16), U8: ("tw_mma_m16n8k32_u8s8", 32),
+    F16: ("tw_mma_m16n8k16_f16", 16), BF16: ("tw_mma_m16n8k16_bf16", 16), F32: ("tw_mma_m16n8k8_tf32", 8), U8: ("tw_mma_m16n8k32_u8s8", 32),
     I8: ("tw_mma_m16n8k32_s8", 32), dtype_named("f8e4m3fn"): ("tw_mma_m16n8k32_e4m3", 32),
     dtype_named("f8e5m2"): ("tw_mma_m16n8k32_e5m2", 32)}  # and steps
 
@@ -68,9 +72,10 @@ def fragment_registers(fragment: Buffer) -> int:
 
 
 def emit_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPart, dtype: DType, depth: int, bits: int = 0,
-                  zero: int = 0) -> list[str]:
-    """`name` plus the product of two parts, `depth` steps long. `bits`: of codes less `zero`, which words on the right hold (0: none)."""
-    if dtype not in PRODUCTS:
+                  zero: int = 0, tf32: bool = False) -> list[str]:
+    """`name` plus the product of two parts, `depth` steps long. `bits`: of codes less `zero`, which words on the right hold (0: none).
+    `tf32`: of float32 rounded to that."""
+    if dtype not in PRODUCTS or tf32 != (dtype == F32):
         raise InternalError(f"cuda: no matrix instruction takes {dtype}")
     function, steps = PRODUCTS[dtype]
     _, rows, columns = fragment.shape
@@ -96,8 +101,9 @@ def emit_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPa
         f"  for (int step = 0; step < {depth}; step += {steps}) {{",
         f"    unsigned left_words[{down}][4], right_words[{2 * across}];",
         "    #pragma unroll",
-        f"    for (int down = 0; down < {down}; ++down)",
+        f"    for (int down = 0; down < {down}; ++down)" + " {" * tf32,
         f"      tw_load_matrix_x4(left_words[down], &{left.name}[from_left + down * {TILE_ROWS * left.distance} + step]);",
+        *(_rounded_words() if tf32 else ()),
         *(_decoded_words(right, across, bits, zero) if bits else _words_of_rows(right, across) if in_rows
           else _right_words(right, across, dtype)),
         "    #pragma unroll",
@@ -134,16 +140,27 @@ def emit_group_products(fragment: Buffer, name: str, left: MatrixPart, right: Ma
     ]
 
 
+def _rounded_words() -> list[str]:
+    """Rounds what was loaded of a tile of the left operand; the end of the loop over tiles."""
+    return ["      #pragma unroll",
+            "      for (int word = 0; word < 4; ++word)",
+            "        left_words[down][word] = tw_to_tf32(tw_float_from_bits((int)left_words[down][word]));",
+            "    }"]
+
+
 def _right_words(right: MatrixPart, across: int, dtype: DType) -> list[str]:
-    """Loads what a lane has of the right operand: of 16 bits as matrices that are transposed, of bytes as the words that they are."""
+    """Loads what a lane has of the right operand: of 16 bits as matrices that are transposed, of bytes as the words that they are, of
+    float32 one by one."""
     if dtype.bytes == 2:
         place = f"&{right.name}[from_right + step * {right.distance} + across * 8]"
         return ["    #pragma unroll",
                 f"    for (int across = 0; across < {across}; across += 2)",
                 f"      tw_load_matrix_x4_transposed(&right_words[2 * across], {place});"]
+    row = f"({'step' if dtype == F32 else 'step / 4'} + across % 2 * 4)"
+    word = f"{right.name}[from_right + {row} * {right.distance} + across / 2 * 8]"
     return ["    #pragma unroll",
             f"    for (int across = 0; across < {2 * across}; ++across)",
-            f"      right_words[across] = {right.name}[from_right + (step / 4 + across % 2 * 4) * {right.distance} + across / 2 * 8];"]
+            f"      right_words[across] = {f'tw_to_tf32({word})' if dtype == F32 else word};"]
 
 
 def _words_of_rows(right: MatrixPart, across: int) -> list[str]:

@@ -181,7 +181,7 @@ TW_HOST unsigned tw_pack_bfloat16(float low, float high) { return tw_to_bfloat16
 TW_HOST unsigned tw_to_tf32(float x) {
   const unsigned bits = (unsigned)tw_bits_of(x);
   if ((bits & 0x7fffffff) >= 0x7f800000) return x != x ? 0x7fffffffu : bits;
-  return (bits + 0x1000) & ~0x1fffu;
+  return bits + 0x1000;
 }
 
 // --- memory ---

@@ -245,8 +245,9 @@ class KernelMaker:
             return [(self._weight_only(body, core, loc), order, {})]
         tiles = (gpu_tile(core, body.results[0], self.caps) or plain_tile(core, self.caps)) if self.caps.is_gpu else None
         packed = core.op if isinstance(core.op, PackedDot) else None
-        if tiles is None and packed is not None and (packed.square > 1 or packed.in_bytes(*(x.dtype for x in core.inputs))):
-            how = f"in squares of {packed.square}" if packed.square > 1 else "that is no words"
+        by_units = packed is not None and (packed.square > 1 or packed.tf32 or packed.in_bytes(*(x.dtype for x in core.inputs)))
+        if packed is not None and by_units and not isinstance(tiles, GpuTile):
+            how = f"in squares of {packed.square}" if packed.square > 1 else "rounded to tf32" if packed.tf32 else "that is no words"
             raise CompileError(f"packed_dot: no kernel of this target takes {core.inputs[1].type} {how}", loc=loc,
                                hint="compile from dot, which is packed for the target")
         if tiles is not None and tiles.parts > 1:

@@ -315,6 +315,13 @@ def matmul_arrays(subscripts: str, left: Array, right: Array) -> Array:
         return np.asarray(np.einsum(subscripts, left, right, optimize=dtype.kind == "f"), dtype=dtype)
 
 
+def round_to_tf32(x: Array) -> Array:
+    """float32 with 10 bits of fraction, to nearest, ties away from zero (cvt.rna.tf32.f32 of the PTX ISA). Subnormal numbers lose as many
+    bits; what is too large becomes infinite; infinities and NaN stay."""
+    bits = np.ascontiguousarray(x).reshape(x.shape).view(np.uint32)
+    return np.where(np.isfinite(x), ((bits + np.uint32(1 << 12)) & np.uint32(~0x1FFF & 0xFFFFFFFF)).view(np.float32), x)
+
+
 def contraction_dtype(op: Op, lhs: DType, rhs: DType, result: DType | None) -> DType:
     """The dtype that a contraction of these operands gives."""
     if result is None:
@@ -465,6 +472,8 @@ class PackedDot(Op, frozen=True):
     `square`: more than 1 where a panel [K, tile], of words [K / step, tile], lies in squares of so many rows and columns, each by itself,
     one beside another before the next ones below; in a square of words columns lie one after another. Then rhs may have more steps than
     lhs, which are whole words, of zeros that are multiplied by nothing.
+
+    `tf32`: both operands, float32, are rounded first (`round_to_tf32`). Their products are numbers of float32 then, as sums are.
     """
 
     name: ClassVar[str] = "packed_dot"
@@ -476,6 +485,7 @@ class PackedDot(Op, frozen=True):
     saturates: bool = False
     narrow: int = 1
     square: int = 1
+    tf32: bool = False
 
     def in_bytes(self, lhs: DType, rhs: DType) -> bool:
         """Whether the right operand is bytes that no words have been made of."""
@@ -486,6 +496,8 @@ class PackedDot(Op, frozen=True):
         in_bytes = self.in_bytes(lhs.dtype, rhs.dtype)
         dtype = packed_dtype(self, lhs.dtype, I32 if in_bytes else rhs.dtype, self.step)
         check_saturation(self, lhs.dtype, self.step, self.saturates, self.narrow, rhs.shape[-2] if rhs.rank > 1 else 0)
+        if self.tf32 and (dtype != F32 or self.step != 1 or self.square != 1 or self.symmetric):
+            raise CompileError(f"packed_dot: rounds {lhs} and {rhs} to tf32, expected f32 in plain panels and no symmetric result")
         tile = rhs.shape[-1] if rhs.rank else None
         if rhs.rank != self.batch + 3 or lhs.rank < self.batch + 1 or not isinstance(tile, int) or tile < 1:
             raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit {self.batch} batch axes")
@@ -518,6 +530,8 @@ class PackedDot(Op, frozen=True):
                 rhs = rhs if in_bytes else rhs.astype(np.int8).view(lhs.dtype)
                 lhs, rhs = lhs.astype(np.float32), rhs.astype(np.float32)
         lhs = lhs if self.step == 1 else lhs.astype(rhs.dtype)
+        if self.tf32:
+            lhs, rhs = round_to_tf32(lhs), round_to_tf32(rhs)
         b = self.batch
         columns = evaluate(self.columns, binding)
         dense = np.moveaxis(rhs, -3, -2).reshape(*rhs.shape[:b], rhs.shape[-2], rhs.shape[-3] * rhs.shape[-1])[..., :columns]
@@ -544,6 +558,7 @@ class PackedDot(Op, frozen=True):
                 Sample(cls(0, 19, step=4), (TensorType(I8, (5, 12)), TensorType(I32, (2, 3, 16)))),
                 Sample(cls(1, 5, step=4, saturates=True), (TensorType(U8, (2, 3, 8)), TensorType(I32, (2, 1, 2, 8)))),
                 Sample(cls(0, 19, False, 4, True, 2), (TensorType(U8, (5, 16)), TensorType(I32, (2, 4, 16)))),
+                Sample(cls(0, 19, tf32=True), (TensorType(F32, (5, 7)), TensorType(F32, (2, 7, 16)))),
                 Sample(cls(1, 13, square=4), (TensorType(F32, (2, 3, 6)), TensorType(F32, (2, 2, 8, 8)))),
                 Sample(cls(0, 13, step=4, square=4), (TensorType(I8, (5, 12)), TensorType(I32, (2, 4, 8)))))
 
