@@ -77,6 +77,10 @@ PROGRAMS: dict[str, Callable[[], Graph]] = {
     "matmul bf16 of few rows": lambda: matmul(16, 1024, 4096, (), BF16),
     "deep matmul bf16 of few tiles": lambda: matmul(64, 8192, 256, (), BF16),
     "deep matmul f32 of few tiles": lambda: matmul(64, 8192, 256),
+    "matmul tf32": lambda: matmul(1024, 1024, 1024),
+    "large matmul tf32, residual and gelu": lambda: with_residual(F32, 4096, 4096, 4096),
+    "matmul tf32 of open rows, 1001 columns": lambda: matmul(ROWS, 1024, 1001),
+    "deep matmul tf32 of few tiles": lambda: matmul(16, 8192, 256),
     "batched matmul f16": lambda: matmul(128, 64, 128, (12,), F16),
     "attention f16, causal": lambda: attention(F16, 4, 4, 2048, 128),
     "attention bf16, shared heads": lambda: attention(BF16, 8, 2, 1024, 64),
@@ -115,7 +119,8 @@ def usage_by_program(graphs: Mapping[str, Graph], architecture: str) -> dict[str
     caps = CudaBackend(architecture).capabilities
     found, together = {}, {}
     for name, graph in graphs.items():
-        module = emit_module(lower_program(run_passes(graph, Options(), caps, QUIET)[0], caps)[0], architecture)
+        options = Options(matmul_precision="tf32" if " tf32" in name else "float32")
+        module = emit_module(lower_program(run_passes(graph, options, caps, QUIET)[0], caps)[0], architecture)
         if "tw_block_" in module.source or "TW_DYNAMIC_SHARED" in module.source:
             found[name] = module, list(usage_of(module.source, architecture))
         else:
