@@ -133,7 +133,7 @@ def group_tile(columns: DimLike, rows: DimLike, caps: Caps, panel: int = 0) -> t
 def group_panel_columns(columns: DimLike, rows: DimLike, steps: DimLike, dtype: DType, caps: Caps) -> int | None:
     """Columns of a panel in squares, for products of four warps; None where a product goes another way. Rows of the left operand
     are copied 16 bytes at a time."""
-    if not caps.has_group_products or dtype == F32 or str(dtype) not in caps.matrix_units or not divides(16 // dtype.bytes, steps):
+    if not caps.has_group_products or str(dtype) not in caps.matrix_units or not divides(16 // dtype.bytes, steps):
         return None
     if bounds(steps)[0] < LEAST_GROUP_SIZE or bounds(columns)[0] < LEAST_GROUP_SIZE:
         return None
@@ -155,11 +155,11 @@ def may_stay_plain(columns: DimLike, steps: DimLike, dtype: DType, caps: Caps) -
 
 
 def takes_tf32(op: PackedDot, left: TensorType, right: TensorType, caps: Caps) -> bool:
-    """Whether matrix units multiply such operands, rounded to tf32: the right one in panels for a block, or a matrix that they read as it
-    is."""
+    """Whether matrix units multiply such operands, rounded to tf32: the right one in panels for a block, in squares for products of four
+    warps, or a matrix that they read as it is."""
     units = caps.with_tf32()
     fits = may_stay_plain(op.columns, left.shape[-1], F32, units) if is_plain_matrix(op, right) else right.shape[-1] in GPU_PANELS
-    return op.tf32 and str(F32) in units.matrix_units and fits
+    return str(F32) in units.matrix_units and (op.square > 1 and caps.has_group_products or fits)
 
 
 def gpu_code_columns(columns: int, caps: Caps) -> int:

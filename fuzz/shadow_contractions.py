@@ -10,7 +10,7 @@ infinity may be NaN.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from ..ir.graph import Binding
-from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot, panels_of_squares, round_to_tf32, unpacked_words
+from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot, cut_to_tf32, panels_of_squares, round_to_tf32, unpacked_words
 from ..ir.ops.winograd import WinogradConv
 from ..ir.types import BF16
 from ..ir.winograd import MOST_POINTS, winograd
@@ -56,7 +56,7 @@ def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding
         if not are_exact((w,)):
             return all_tainted(value)
         words = -(-x.value.shape[-1] // op.step)
-        w = Traced(panels_of_squares(w.value, op.square, op.step > 1)[..., :words, :], known=w.known)
+        w = Traced(panels_of_squares(w.value, op.square, op.by_columns)[..., :words, :], known=w.known)
         op, operands = replace(op, square=1), (x, w)
     if isinstance(op, (PackedDot, PackedConv)) and op.step > 1:
         if not are_exact((w,)) or _may_be_flushed(x.value, unpacked_words(w.value, op.step)):
@@ -64,7 +64,8 @@ def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding
         op, w = replace(op, step=1), Traced(unpacked_words(w.value, op.step), known=w.known)
         operands = (x, w)
     if isinstance(op, PackedDot) and op.tf32:
-        op, x, w = replace(op, tf32=False), _rounded_to_tf32(x), _rounded_to_tf32(w)
+        right = _to_tf32(w, round_to_tf32 if op.tf32 == "both" else cut_to_tf32)
+        op, x, w = replace(op, tf32=""), _to_tf32(x, round_to_tf32), right
         operands = (x, w)
     finite = bool(np.isfinite(x.value).all() and np.isfinite(w.value).all())
     if isinstance(op, WinogradConv):
@@ -94,9 +95,9 @@ def _infinite_rows(op: Dot, x: Array, value: Array) -> Array:
     return rows.reshape(*rows.shape, *[1] * (value.ndim - rows.ndim))
 
 
-def _rounded_to_tf32(x: Traced) -> Traced:
-    """An operand rounded to tf32. Nothing moves a factor through that, so no roundings hide behind its mass."""
-    value = round_to_tf32(x.value)
+def _to_tf32(x: Traced, change: Callable[[Array], Array]) -> Traced:
+    """An operand rounded, or cut, to tf32. Nothing moves a factor through that, so no roundings hide behind its mass."""
+    value = change(x.value)
     if x.bound is None:
         return Traced(value, None, x.signless, x.known)
     size = np.abs(x.wide())

@@ -58,13 +58,13 @@ def matrices(*sizes: tuple[int, int, int], seed: int = 1) -> tuple[Graph, Values
 
 def on_units(program: Program) -> int:
     """Launches of kernels that multiply on units."""
-    return sum(any(isinstance(s, MatmulTile) and s.tf32 for s in walk(launch.kernel.body)) for launch in program.launches())
+    return sum(any(isinstance(s, MatmulTile) and s.tf32 != "" for s in walk(launch.kernel.body)) for launch in program.launches())
 
 
 def meaning(graph: Graph, values: Values) -> list[np.ndarray]:
     """What the graph is once its products are marked, which is where rounding has its meaning."""
     marked = pack_operands(graph, TF32, GPU)
-    assert any(isinstance(node.op, PackedDot) and node.op.tf32 for node in marked.nodes())
+    assert any(isinstance(node.op, PackedDot) and node.op.tf32 != "" for node in marked.nodes())
     return [np.asarray(value) for value in evaluate_graph(marked, values)]
 
 
@@ -112,7 +112,7 @@ def test_only_products_of_float32_are_rounded_and_only_where_allowed() -> None:
     graph = Graph("mixed", [*(p for pair in pairs for p in pair), row], results)
 
     def rounded(options: Options, caps: Caps) -> int:
-        return sum(isinstance(n.op, PackedDot) and n.op.tf32 for n in pack_operands(graph, options, caps).nodes())
+        return sum(isinstance(n.op, PackedDot) and n.op.tf32 != "" for n in pack_operands(graph, options, caps).nodes())
 
     assert rounded(TF32, GPU) == rounded(Options(precision="strict", matmul_precision="tf32"), GPU) == 2
     assert rounded(Options(), GPU) == rounded(TF32, Caps()) == 0
@@ -208,17 +208,17 @@ def test_any_numbers_within_the_bound_of_a_sum() -> None:
     assert (apart <= (2.0**-10 + 2.0**-21) * sizes).all() and apart.max() > 202 * 2.0**-24 * sizes.max()
 
 
-def packed(panel: int, tf32: bool = True) -> Graph:
+def packed(panel: int) -> Graph:
     b = Builder()
     x, w = b.add(Param("x", F32, (5, 20))), b.add(Param("w", F32, (-(-40 // panel), 20, panel)))
-    return Graph("packed", [x, w], [b.add(PackedDot(0, 40, tf32=tf32), x, w)])
+    return Graph("packed", [x, w], [b.add(PackedDot(0, 40, tf32="both"), x, w)])
 
 
 @pytest.mark.parametrize("panel, caps", [(16, GPU), (40, GPU), (16, Caps()), (32, GPU)])
 def test_what_no_unit_multiplies_is_rounded_by_other_operations(panel: int, caps: Caps) -> None:
     """Panels that no block takes, and CPUs. The text goes there and back."""
     graph, rng = packed(panel), np.random.default_rng(6)
-    assert "tf32=true" in format_graph(graph)
+    assert "tf32=both" in format_graph(graph)
     assert format_graph(tw.parse(format_graph(graph))) == format_graph(graph)
     program = lower_program(run_passes(graph, Options(), caps, QUIET)[0], caps)[0]
     assert on_units(program) == (panel == 32)
@@ -234,9 +234,9 @@ def test_errors() -> None:
         with pytest.raises(CompileError, match=r"no kernel of this target takes f32\[3, 20, 16\] rounded to tf32"):
             lower_program(fuse(packed(16), Options(), caps.is_gpu), caps)
     lhs, rhs = TensorType(F32, (5, 8)), TensorType(F32, (2, 8, 16))
-    for op, *types in ((PackedDot(0, 19, tf32=True), *(TensorType(F64, t.shape) for t in (lhs, rhs))),
-                       (PackedDot(0, 19, square=4, tf32=True), lhs, rhs), (PackedDot(0, 19, True, tf32=True), rhs, rhs)):
-        with pytest.raises(CompileError, match="to tf32, expected f32 in plain panels"):
+    for op, *types in ((PackedDot(0, 19, tf32="both"), *(TensorType(F64, t.shape) for t in (lhs, rhs))),
+                       (PackedDot(0, 19, square=4, tf32="both"), lhs, rhs), (PackedDot(0, 19, tf32="right"), lhs, rhs), (PackedDot(0, 19, True, tf32="both"), rhs, rhs)):
+        with pytest.raises(CompileError, match="to tf32, expected 'both' or 'left' of f32"):
             op.infer(*types)
 
 

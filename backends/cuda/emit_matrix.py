@@ -72,10 +72,10 @@ def fragment_registers(fragment: Buffer) -> int:
 
 
 def emit_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPart, dtype: DType, depth: int, bits: int = 0,
-                  zero: int = 0, tf32: bool = False) -> list[str]:
+                  zero: int = 0, tf32: str = "") -> list[str]:
     """`name` plus the product of two parts, `depth` steps long. `bits`: of codes less `zero`, which words on the right hold (0: none).
-    `tf32`: of float32 rounded to that."""
-    if dtype not in PRODUCTS or tf32 != (dtype == F32):
+    `tf32`: operands of float32 that are rounded to that."""
+    if dtype not in PRODUCTS or (tf32 != "") != (dtype == F32):
         raise InternalError(f"cuda: no matrix instruction takes {dtype}")
     function, steps = PRODUCTS[dtype]
     _, rows, columns = fragment.shape
@@ -101,11 +101,11 @@ def emit_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPa
         f"  for (int step = 0; step < {depth}; step += {steps}) {{",
         f"    unsigned left_words[{down}][4], right_words[{2 * across}];",
         "    #pragma unroll",
-        f"    for (int down = 0; down < {down}; ++down)" + " {" * tf32,
+        f"    for (int down = 0; down < {down}; ++down)" + " {" * (tf32 != ""),
         f"      tw_load_matrix_x4(left_words[down], &{left.name}[from_left + down * {TILE_ROWS * left.distance} + step]);",
         *(_rounded_words() if tf32 else ()),
         *(_decoded_words(right, across, bits, zero) if bits else _words_of_rows(right, across) if in_rows
-          else _right_words(right, across, dtype)),
+          else _right_words(right, across, dtype, tf32 == "both")),
         "    #pragma unroll",
         f"    for (int place = 0; place < {down * across}; ++place)",
         f"      {function}(&{name}[4 * place], left_words[place / {across}], &right_words[2 * (place % {across})]);",
@@ -148,9 +148,9 @@ def _rounded_words() -> list[str]:
             "    }"]
 
 
-def _right_words(right: MatrixPart, across: int, dtype: DType) -> list[str]:
+def _right_words(right: MatrixPart, across: int, dtype: DType, rounds: bool) -> list[str]:
     """Loads what a lane has of the right operand: of 16 bits as matrices that are transposed, of bytes as the words that they are, of
-    float32 one by one."""
+    float32 one by one, which it `rounds` or not."""
     if dtype.bytes == 2:
         place = f"&{right.name}[from_right + step * {right.distance} + across * 8]"
         return ["    #pragma unroll",
@@ -158,9 +158,11 @@ def _right_words(right: MatrixPart, across: int, dtype: DType) -> list[str]:
                 f"      tw_load_matrix_x4_transposed(&right_words[2 * across], {place});"]
     row = f"({'step' if dtype == F32 else 'step / 4'} + across % 2 * 4)"
     word = f"{right.name}[from_right + {row} * {right.distance} + across / 2 * 8]"
+    if dtype == F32:
+        word = f"tw_to_tf32({word})" if rounds else f"(unsigned)tw_bits_of({word})"
     return ["    #pragma unroll",
             f"    for (int across = 0; across < {2 * across}; ++across)",
-            f"      right_words[across] = {f'tw_to_tf32({word})' if dtype == F32 else word};"]
+            f"      right_words[across] = {word};"]
 
 
 def _words_of_rows(right: MatrixPart, across: int) -> list[str]:

@@ -105,8 +105,8 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     caps = caps.with_tf32() if op.tf32 else caps
     left, right = node.inputs
     rows, plain, columns = product(node.shape[op.batch:-1]), is_plain_matrix(op, right.tensor), right.shape[-1]
-    in_groups = plain and op.step == 1 and group_panel_columns(node.shape[-1], rows, left.shape[-1], left.dtype, caps) is not None
-    if op.square > 1 or in_groups:
+    may_group = plain and op.step == 1 and not op.tf32
+    if op.square > 1 or may_group and group_panel_columns(node.shape[-1], rows, left.shape[-1], left.dtype, caps) is not None:
         return _group_tile(node, op, caps)
     taken = I8 if left.dtype == U8 else left.dtype
     if plain:

@@ -45,11 +45,12 @@ from .pack_floats8 import packed_floats8
 from .pack_integers import largest, packed_integer_conv, packed_integers
 from .pack_repeated import pack_repeated
 from .panels import is_known, pack_columns, pack_squares, rows_of_squares
-from .tf32 import with_rounded_operands
+from .tf32 import rounded_to_tf32, with_rounded_operands
 from .winograd import fast_convolution, known_array
 
 MOST_PARTS = 16  # convolutions that one transposed convolution may become
 GATE_WORTH = 2  # rows for a column, from which on factors of the steps belong to the right operand
+LEAST_PACKED_ROWS = 1024  # from which on products of four warps gain more than packing a right operand of float32 takes
 LEAST_MIRRORED = 128  # products for an element of a symmetric result, from which on copying half of it is less
 
 
@@ -83,8 +84,10 @@ def pack_operands(graph: Graph, options: Options, caps: Caps) -> Graph:
                 return b.add(plain, padded)
             case PackedDot() as op if op.square > 1 and not caps.has_group_products:
                 depth = ceildiv(inputs[0].shape[-1], op.step)
-                return b.add(replace(op, square=1), inputs[0], rows_of_squares(b, inputs[1], op.square, op.step > 1, depth))
-            case PackedDot(tf32=True) as op if not takes_tf32(op, inputs[0].tensor, inputs[1].tensor, caps):
+                rows = rows_of_squares(b, inputs[1], op.square, op.by_columns, depth)
+                made = b.add(replace(op, square=1), inputs[0], rows)
+                return visit(b, made, made.inputs) or made
+            case PackedDot() as op if op.tf32 and not takes_tf32(op, inputs[0].tensor, inputs[1].tensor, caps):
                 return with_rounded_operands(b, op, *inputs)
         return None
 
@@ -124,7 +127,11 @@ def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps, only: bool 
     tf32 = lhs.dtype == F32 and str(F32) in caps.matrix_units
     symmetric = not tf32 and _is_symmetric(op, lhs, rhs, free_left, free_right)
     grouped = group_panel_columns(width, product(rows), depth, lhs.dtype, caps)
-    if grouped is not None and gated is None and not symmetric:
+    if grouped is not None and gated is None and tf32 and (is_known(right) or bounds(product(rows))[0] >= LEAST_PACKED_ROWS):
+        squares = pack_squares(b, rounded_to_tf32(b, right), len(batch), grouped, True)
+        value = b.add(PackedDot(len(batch), width, square=square_of(F32.bytes), tf32="left"), left, squares)
+        return reshape(b, value, (*batch, *rows, *columns))
+    if grouped is not None and gated is None and not symmetric and not tf32:
         square = square_of(lhs.dtype.bytes)
         if isinstance(width, int) and width % square == 0 and not is_known(right):  # copied as it is, piece by piece
             value = b.add(PackedDot(len(batch), width), left, reshape(b, right, (*batch, 1, depth, width)))
@@ -137,15 +144,18 @@ def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps, only: bool 
         tile = panel_columns(width, product(rows), accumulator_dtype(lhs.dtype), caps, depth)
     shared = pack_repeated(b, op, rhs, tile) if str(lhs.dtype) in caps.matrix_units and not tf32 else None
     if plain and shared is None:
-        value = b.add(PackedDot(len(batch), width, tf32=tf32), left, reshape(b, right, (*batch, 1, depth, width)))
+        value = b.add(PackedDot(len(batch), width, tf32="both" if tf32 else ""), left, reshape(b, right, (*batch, 1, depth, width)))
         return reshape(b, value, (*batch, *rows, *columns))
+    if tf32 and gated is None:
+        right = rounded_to_tf32(b, right)
     packed = pack_columns(b, right, len(batch), tile) if shared is None else shared
     if gated is not None:
         x, gate = gated
         left = reshape(b, transpose(b, x, [*free_left, *op.lhs_contract]), left.shape)
         packed = apply(b, "mul", packed, broadcast(b, reshape(b, gate, (1, depth, 1)), packed.shape))
+        packed = rounded_to_tf32(b, packed) if tf32 else packed
     symmetric = symmetric and _is_worth_mirroring(width, depth, tile)
-    value = b.add(PackedDot(len(batch), width, symmetric, tf32=tf32), packed if symmetric else left, packed)
+    value = b.add(PackedDot(len(batch), width, symmetric, tf32="left" if tf32 else ""), packed if symmetric else left, packed)
     return reshape(b, value, (*batch, *rows, *columns))
 
 

@@ -1,6 +1,7 @@
-"""Products whose operands are rounded to tf32, where no unit of the target multiplies these: the rounding is ordinary operations on bits.
+"""Rounding to tf32 by ordinary operations on bits: of right operands before they are packed for matrix units, and of both where no unit of
+the target multiplies them (`PackedDot.tf32`).
 
-Guarantees the meaning of `round_to_tf32`, whatever the bits of a NaN are. Contract: exact, but for the order of sums.
+Guarantees what `round_to_tf32` and `cut_to_tf32` mean; of constants, constants. Contract: exact, but for the order of sums.
 """
 
 from __future__ import annotations
@@ -8,24 +9,33 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from ..ir.graph import Builder, Node
-from ..ir.ops.compute import Bitcast, PackedDot
+from ..ir.ops.compute import Bitcast, PackedDot, round_to_tf32
 from ..ir.types import F32, U32
 from ..library import apply, constant
+from .winograd import known_array
 
 BELOW = 13  # bits of a float32 that tf32 has not
 
 
 def rounded_to_tf32(b: Builder, x: Node) -> Node:
-    """A float32 with 10 bits of fraction; infinities and NaN as they are."""
-    bits = apply(b, "add", b.add(Bitcast(U32), x), constant(b, 1 << BELOW - 1, U32))
-    rounded = b.add(Bitcast(F32), apply(b, "and", bits, constant(b, (1 << 32) - (1 << BELOW), U32)))
+    """A float32 with 10 bits of fraction; infinities as they are."""
+    array = known_array(x)
+    if array is not None:
+        return constant(b, round_to_tf32(array))
+    half = b.add(Bitcast(F32), apply(b, "add", b.add(Bitcast(U32), x), constant(b, 1 << BELOW - 1, U32)))
     finite = apply(b, "lt", apply(b, "abs", x), constant(b, float("inf"), F32))
-    return apply(b, "select", finite, rounded, x)
+    return apply(b, "select", finite, cut_to_tf32(b, half), apply(b, "add", x, x))  # the sum of two NaN is one that units see
+
+
+def cut_to_tf32(b: Builder, x: Node) -> Node:
+    """A float32 without its last bits."""
+    return b.add(Bitcast(F32), apply(b, "and", b.add(Bitcast(U32), x), constant(b, (1 << 32) - (1 << BELOW), U32)))
 
 
 def with_rounded_operands(b: Builder, op: PackedDot, lhs: Node, rhs: Node) -> Node:
-    """The same product of float32."""
-    return b.add(replace(op, tf32=False), rounded_to_tf32(b, lhs), rounded_to_tf32(b, rhs))
+    """The same product of float32, of panels that lie row by row."""
+    right = rounded_to_tf32(b, rhs) if op.tf32 == "both" else cut_to_tf32(b, rhs)
+    return b.add(replace(op, tf32=""), rounded_to_tf32(b, lhs), right)
 
 
 __all__ = ["rounded_to_tf32", "with_rounded_operands"]

@@ -317,9 +317,16 @@ def matmul_arrays(subscripts: str, left: Array, right: Array) -> Array:
 
 def round_to_tf32(x: Array) -> Array:
     """float32 with 10 bits of fraction, to nearest, ties away from zero (cvt.rna.tf32.f32 of the PTX ISA). Subnormal numbers lose as many
-    bits; what is too large becomes infinite; infinities and NaN stay."""
+    bits; what is too large becomes infinite; infinities stay, and NaN is one that `cut_to_tf32` leaves one."""
     bits = np.ascontiguousarray(x).reshape(x.shape).view(np.uint32)
-    return np.where(np.isfinite(x), ((bits + np.uint32(1 << 12)) & np.uint32(~0x1FFF & 0xFFFFFFFF)).view(np.float32), x)
+    with np.errstate(all="ignore"):
+        return np.where(np.isfinite(x), cut_to_tf32((bits + np.uint32(1 << 12)).view(np.float32)), x + x)
+
+
+def cut_to_tf32(x: Array) -> Array:
+    """float32 without its last 13 bits, as matrix units take it (PTX ISA, mma): a NaN that has no others becomes infinite."""
+    bits = np.ascontiguousarray(x).reshape(x.shape).view(np.uint32)
+    return (bits & np.uint32(0xFFFFE000)).view(np.float32)
 
 
 def contraction_dtype(op: Op, lhs: DType, rhs: DType, result: DType | None) -> DType:
@@ -394,6 +401,7 @@ class Dot(Op, frozen=True):
 # words of a packed operand: (elements of the contraction that one holds, its dtype) -> the dtypes of the left operand and of what it holds
 WORDS = {(2, I16): ((I16,), I8), (2, I32): ((I16,), I16), (4, I32): ((U8, I8), I8)}
 FLOATS8 = tuple(dtype_named(name) for name in ("f8e4m3fn", "f8e5m2"))  # left operands of words of four of them in i32; sums are float32
+TF32_ROUNDED = ("", "both", "left")  # operands that a contraction rounds to tf32
 BFLOATS = (BF16, F32)  # left operands of words of two bfloat16, which are u32; sums are float32 then
 
 
@@ -473,7 +481,8 @@ class PackedDot(Op, frozen=True):
     one beside another before the next ones below; in a square of words columns lie one after another. Then rhs may have more steps than
     lhs, which are whole words, of zeros that are multiplied by nothing.
 
-    `tf32`: both operands, float32, are rounded first (`round_to_tf32`). Their products are numbers of float32 then, as sums are.
+    `tf32`: 'both' operands, float32, are rounded first (`round_to_tf32`), or the 'left' one, and the right one, which has been rounded as
+    it was packed, loses its last bits (`cut_to_tf32`). Products are exact then, sums float32. In a square columns lie one after another.
     """
 
     name: ClassVar[str] = "packed_dot"
@@ -485,7 +494,12 @@ class PackedDot(Op, frozen=True):
     saturates: bool = False
     narrow: int = 1
     square: int = 1
-    tf32: bool = False
+    tf32: str = ""
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether columns lie one after another in a square."""
+        return self.step > 1 or self.tf32 != ""
 
     def in_bytes(self, lhs: DType, rhs: DType) -> bool:
         """Whether the right operand is bytes that no words have been made of."""
@@ -496,8 +510,9 @@ class PackedDot(Op, frozen=True):
         in_bytes = self.in_bytes(lhs.dtype, rhs.dtype)
         dtype = packed_dtype(self, lhs.dtype, I32 if in_bytes else rhs.dtype, self.step)
         check_saturation(self, lhs.dtype, self.step, self.saturates, self.narrow, rhs.shape[-2] if rhs.rank > 1 else 0)
-        if self.tf32 and (dtype != F32 or self.step != 1 or self.square != 1 or self.symmetric):
-            raise CompileError(f"packed_dot: rounds {lhs} and {rhs} to tf32, expected f32 in plain panels and no symmetric result")
+        if self.tf32 and (dtype != F32 or self.step != 1 or self.symmetric or self.tf32 not in TF32_ROUNDED[1 if self.square == 1 else 2:]):
+            raise CompileError(f"packed_dot: rounds {self.tf32!r} of {lhs} and {rhs} to tf32, expected 'both' or 'left' of f32, 'left' in "
+                               "squares, and no symmetric result")
         tile = rhs.shape[-1] if rhs.rank else None
         if rhs.rank != self.batch + 3 or lhs.rank < self.batch + 1 or not isinstance(tile, int) or tile < 1:
             raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit {self.batch} batch axes")
@@ -522,7 +537,7 @@ class PackedDot(Op, frozen=True):
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
         lhs, rhs = inputs
         if self.square > 1:
-            rhs = panels_of_squares(rhs, self.square, self.step > 1)[..., :-(-lhs.shape[-1] // self.step), :]
+            rhs = panels_of_squares(rhs, self.square, self.by_columns)[..., :-(-lhs.shape[-1] // self.step), :]
         in_bytes = self.in_bytes(dtype_of(lhs.dtype), dtype_of(rhs.dtype))
         rhs = unpacked_words(rhs, self.step) if not in_bytes else rhs.astype(np.int32) if rhs.dtype == np.int8 else rhs
         if dtype_of(lhs.dtype) in FLOATS8:
@@ -531,7 +546,7 @@ class PackedDot(Op, frozen=True):
                 lhs, rhs = lhs.astype(np.float32), rhs.astype(np.float32)
         lhs = lhs if self.step == 1 else lhs.astype(rhs.dtype)
         if self.tf32:
-            lhs, rhs = round_to_tf32(lhs), round_to_tf32(rhs)
+            lhs, rhs = round_to_tf32(lhs), (round_to_tf32 if self.tf32 == "both" else cut_to_tf32)(rhs)
         b = self.batch
         columns = evaluate(self.columns, binding)
         dense = np.moveaxis(rhs, -3, -2).reshape(*rhs.shape[:b], rhs.shape[-2], rhs.shape[-3] * rhs.shape[-1])[..., :columns]
@@ -558,7 +573,8 @@ class PackedDot(Op, frozen=True):
                 Sample(cls(0, 19, step=4), (TensorType(I8, (5, 12)), TensorType(I32, (2, 3, 16)))),
                 Sample(cls(1, 5, step=4, saturates=True), (TensorType(U8, (2, 3, 8)), TensorType(I32, (2, 1, 2, 8)))),
                 Sample(cls(0, 19, False, 4, True, 2), (TensorType(U8, (5, 16)), TensorType(I32, (2, 4, 16)))),
-                Sample(cls(0, 19, tf32=True), (TensorType(F32, (5, 7)), TensorType(F32, (2, 7, 16)))),
+                Sample(cls(0, 19, tf32="both"), (TensorType(F32, (5, 7)), TensorType(F32, (2, 7, 16)))),
+                Sample(cls(1, 13, square=4, tf32="left"), (TensorType(F32, (2, 3, 6)), TensorType(F32, (2, 2, 8, 8)))),
                 Sample(cls(1, 13, square=4), (TensorType(F32, (2, 3, 6)), TensorType(F32, (2, 2, 8, 8)))),
                 Sample(cls(0, 13, step=4, square=4), (TensorType(I8, (5, 12)), TensorType(I32, (2, 4, 8)))))
 
