@@ -63,6 +63,10 @@ def wrappers() -> list[Wrapper]:
         found.append(Wrapper(f"wgmma_{name}", 128, lambda r, n=columns, d=dtype, s=sums: [
             *(r.integers(0, 5, (m, 128)).astype(d).view(np.uint8) for m in (64, n)), np.zeros((64, n), s)], sums,
             shared_bytes=8192 + 128 * columns, needs="sm_90a"))
+    for columns in (64, 128, 256):
+        found.append(Wrapper(f"wgmma_tf32_{columns}", 128, lambda r, n=columns: [
+            *(r.standard_normal((m, 32), np.float32) for m in (64, n)), np.zeros((64, n), np.float32), 0], single, 1e-6,
+            shared_bytes=8192 + 128 * columns, needs="sm_90a"))
     found.append(Wrapper("bulk_copies", 64, lambda r: [_floats(r)[:640].copy(), np.zeros(640, np.float32), 640], single, shared_bytes=1040,
                          needs="sm_90"))
     found.append(Wrapper("bytes", 64, lambda r: [_words(r, 64), _words(r, 64), _words(r, 64) & 0x77777777, np.zeros(64, np.uint32)], whole))

@@ -285,6 +285,19 @@ def test_products_of_bytes_by_four_warps(module: EmulatedModule, name: str, colu
     np.testing.assert_array_equal(result, a.astype(result.dtype) @ b.astype(result.dtype).T)
 
 
+@pytest.mark.parametrize("columns", [64, 128, 256])
+def test_products_of_tf32_by_four_warps(module: EmulatedModule, columns: int) -> None:
+    """The left operand comes from registers, which are read until the product has been waited for. The unit drops the last 13 bits."""
+    random = np.random.default_rng(11)
+    left, right = (random.integers(-3, 4, (n, 32)).astype(np.float32) for n in (64, columns))
+    given = [(x.view(np.uint32) | np.where(x != 0, 0x1FFF, 0).astype(np.uint32)).view(np.float32) for x in (left, right)]
+    result = np.zeros((64, columns), np.float32)
+    module.launch(f"wgmma_tf32_{columns}", 1, 128, [*given, result, 0], shared_bytes=8192 + columns * 128)
+    np.testing.assert_array_equal(result, left @ right.T)
+    with pytest.raises(EmulationError, match="registers were changed while a product was reading them"):
+        module.launch(f"wgmma_tf32_{columns}", 1, 128, [*given, result, 1], shared_bytes=8192 + columns * 128)
+
+
 # --- scalar functions against the table of the IR ---
 
 INTEGERS = {"i8": np.int8, "i16": np.int16, "i32": np.int32, "i64": np.int64, "u8": np.uint8, "u16": np.uint16, "u32": np.uint32, "u64": np.uint64}

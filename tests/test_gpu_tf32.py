@@ -12,15 +12,21 @@ from numpy.testing import assert_array_equal
 import tilewright as tw
 from tests.compilers import needs_compiler
 from tests.cuda_programs import EmulatedPrograms
+from tests.emulated import emulate
 from tests.lowering_checks import GPU, QUIET, lowered_for_gpu
 from tilewright import library as lib
+from tilewright.backends.cuda.backend import capabilities_of
+from tilewright.backends.cuda.emit import emit_module
+from tilewright.backends.cuda.emulate import EmulationError
 from tilewright.ir.caps import Caps
-from tilewright.ir.dims import symbol
+from tilewright.ir.dims import DimLike, symbol
 from tilewright.ir.errors import CompileError
 from tilewright.ir.graph import Builder, Graph, Node
 from tilewright.ir.interp import evaluate_graph
-from tilewright.ir.loop import MatmulTile, walk
+from tilewright.ir.loop import MATMULS, Alloc, MatmulTile, walk
 from tilewright.ir.loop_interp import run_program
+from tilewright.ir.loop_parser import parse_kernel
+from tilewright.ir.loop_text import format_kernel
 from tilewright.ir.ops.compute import Conv, Dot, PackedDot, round_to_tf32
 from tilewright.ir.ops.control import Param
 from tilewright.ir.ops.shape import Pad
@@ -29,6 +35,7 @@ from tilewright.ir.program import Program
 from tilewright.ir.types import BF16, F16, F32, F64, TensorType
 from tilewright.lowering.lower import lower_program
 from tilewright.options import Options
+from tilewright.passes import pack_operands as packing
 from tilewright.passes.fuse import fuse
 from tilewright.passes.pack_operands import pack_operands
 from tilewright.pipeline import run_passes
@@ -248,3 +255,93 @@ def test_a_matrix_times_itself_and_the_emulated_target() -> None:
     x = b.add(Param("x", F32, (200, 140)))
     gram = Graph("gram", [x], [b.add(Dot((0,), (0,)), x, x)])
     check(gram, [near_whole((200, 140), np.random.default_rng(7))], 1, emulate=False)
+
+
+# --- products of four warps ---
+
+
+def weighted(m: DimLike, k: int, n: int) -> tuple[Graph, np.ndarray]:
+    """A product with weights, which are rounded and laid in squares at compile time; and those weights, rounded."""
+    b, w = Builder(), near_whole((k, n), np.random.default_rng(8))
+    x = b.add(Param("x", F32, (m, k)))
+    return Graph("weighted", [x], [lib.apply(b, "max", lib.matmul(b, x, lib.constant(b, w)), lib.constant(b, -9.0, F32))]), np.rint(w)
+
+
+@needs_compiler
+def test_products_of_four_warps() -> None:
+    """Each tile, by the number of multiprocessors: rounds of 32 steps that are not whole, more of them than stages, edges on both sides,
+    an open number of rows."""
+    cases = [(1, (128, 256), 130, 136, 400), (2, (128, 128), 100, 232, 192), (4, (64, 128), 66, 200, 136),
+             (1, (128, 128), symbol("M"), 132, 136)]
+    programs = []
+    for multiprocessors, tile, *sizes in cases:
+        program = lowered_for_gpu(weighted(*sizes)[0], multiprocessors, "sm_90a", TF32)
+        kernel = program.kernels()[-1]
+        sums, = (s.buffer.shape for s in walk(kernel.body) if isinstance(s, Alloc) and s.buffer.space == "fragment")
+        assert (sums[0] * sums[1], sums[2]) == tile and "matmul_group_tf32" in format_kernel(kernel)
+        assert format_kernel(parse_kernel(format_kernel(kernel))) == format_kernel(kernel)
+        programs.append(program)
+    emulated = EmulatedPrograms(programs, architecture="sm_90a")
+    for number, (_, _, rows, *sizes) in enumerate(cases):
+        x = near_whole((rows if isinstance(rows, int) else 70, sizes[0]), np.random.default_rng(9))
+        expected = np.maximum(np.rint(x) @ weighted(rows, *sizes)[1], -9)
+        assert_array_equal(emulated.run(number, [x])[0], expected)
+        if number == 2:
+            assert_array_equal(run_program(programs[number], [x])[0], expected)
+            x[5, 7] = np.uint32([0x7F800001]).view(np.float32)[0]
+            assert np.isnan(emulated.run(number, [x])[0][5]).all()
+
+
+def test_where_four_warps_multiply() -> None:
+    """A matrix that is no constant is packed for them where there are rows and products enough to gain by it."""
+    def words(rows: DimLike, constant: bool, columns: int = 512) -> set[str]:
+        b = Builder()
+        x, w = b.add(Param("x", F32, (rows, 256))), b.add(Param("w", F32, (256, columns)))
+        w = lib.constant(b, np.ones((256, columns), np.float32)) if constant else w
+        graph = Graph("product", [x] if constant else [x, w], [lib.matmul(b, x, w)])
+        program = lowered_for_gpu(graph, 4, "sm_90a", TF32)
+        return {word for word in MATMULS for kernel in program.kernels() if f" {word} " in format_kernel(kernel)}
+
+    assert words(1024, False, 16384) == words(512, True) == words(symbol("M"), True) == {"matmul_group_tf32"}
+    assert words(512, False, 32768) == words(1024, False, 4096) == words(symbol("M"), False) == {"matmul_tf32"}
+    assert words(16, True) == {"matmul_tf32_left"}
+
+
+def test_squares_of_a_matrix_at_run_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is packed by a kernel of its own is rounded there."""
+    monkeypatch.setattr(packing, "LEAST_PACKED_PRODUCTS", 0)
+    rng = np.random.default_rng(10)
+    graph, values = matrices((1024, 160, 256))
+    program = lowered_for_gpu(graph, 8, "sm_90a", TF32)
+    assert len(program.kernels()) == 2
+    values[1][3, 5], values[0][:] = np.uint32([0x7F800001]).view(np.float32)[0], near_whole((1024, 160), rng)
+    with np.errstate(invalid="ignore"):
+        expected, = evaluate_graph(run_passes(graph, TF32, capabilities_of("sm_90a"), QUIET, until="fold_packed")[0], values)
+        found, = run_program(program, values)
+    assert_array_equal(found, expected)
+    assert np.isnan(found[:, 5]).all() and np.isfinite(found[:, 6]).all()
+
+
+MUTANTS = [  # of the emitted text, and what the emulation says of each
+    ("tw_wgmma_wait(0);", "", "under way|registers were changed"), ("__syncwarp();", "", "race"),
+    ("tw_mbarrier_wait(&filled[k0 % 4], k0 / 4 & 1);", "", "yet to fill|nothing has stored"),
+    ("if (k0 >= 4) tw_mbarrier_wait(&emptied[k0 % 4], k0 / 4 + 1 & 1);", "", "race|yet to fill|was changed"),
+    ("tw_copy_async_wait(3);", "tw_copy_async_wait(4);", "yet to fill|race")]
+
+
+@needs_compiler
+def test_faults_of_pipelines_with_registers() -> None:
+    program = lowered_for_gpu(weighted(66, 200, 136)[0], 4, "sm_90a", TF32)
+    module = emit_module(program, "sm_90a")
+    made, = (kernel for kernel in module.kernels.values() if "packed_dot" in kernel.name)
+    start = module.source.index("extern \"C\" __global__ void __launch_bounds__(256, 2)")
+    text, texts = module.source[start:], []
+    for number, (old, new, _) in enumerate(MUTANTS):
+        assert text.count(old) == 1
+        texts.append(text.replace(old, new).replace(made.name, f"mutant{number}"))
+    emulated = emulate("\n".join([module.source, *texts]))
+    arrays = [np.zeros(66 * 200, np.float32), np.zeros(2 * 224 * 128, np.float32), np.zeros(66 * 136, np.float32)]
+    emulated.launch(made.name, 1, made.threads, arrays, shared_bytes=made.shared_bytes)
+    for number, (_, _, message) in enumerate(MUTANTS):
+        with pytest.raises(EmulationError, match=message):
+            emulated.launch(f"mutant{number}", 1, made.threads, arrays, shared_bytes=made.shared_bytes)

@@ -5,7 +5,7 @@ ISA gives a lane. Operands lie in shared memory by rows, the left one [rows, ste
 come by `ldmatrix`, whose rows begin at multiples of 16 bytes: rows of shared memory are padded by whoever allocates them, so that
 eight of them below one another meet all banks. Products of four warps (wgmma) have a left operand in rows of 128 bytes, whose pieces of 16
 are exchanged instead (`tw_swizzled`): wherever a kernel touches such a buffer, its index goes through that. Their right operand lies
-in squares of 128 bytes.
+in squares of 128 bytes. Of tf32 they have the left operand in registers, in which it is rounded.
 
 A right operand of bytes lies in words of four steps, which lanes read as they are. Where it lies in rows, `ldmatrix` transposes pairs of
 bytes, which are two columns: bytes of two such words are those of one column, and two tiles of 8 columns have the even and the odd ones
@@ -41,7 +41,7 @@ PRODUCTS: dict[DType, tuple[str, int]] = {
     dtype_named("f8e5m2"): ("tw_mma_m16n8k32_e5m2", 32)}  # and steps
 
 GROUPED: dict[DType, str] = {F16: "k16_f16", BF16: "k16_bf16", U8: "k32_u8s8", I8: "k32_s8",  # products of four warps
-                             dtype_named("f8e4m3fn"): "k32_e4m3", dtype_named("f8e5m2"): "k32_e5m2"}
+                             F32: "k8_tf32", dtype_named("f8e4m3fn"): "k32_e4m3", dtype_named("f8e5m2"): "k32_e5m2"}
 
 
 class MatrixPart(Struct, frozen=True):
@@ -103,7 +103,7 @@ def emit_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPa
         "    #pragma unroll",
         f"    for (int down = 0; down < {down}; ++down)" + " {" * (tf32 != ""),
         f"      tw_load_matrix_x4(left_words[down], &{left.name}[from_left + down * {TILE_ROWS * left.distance} + step]);",
-        *(_rounded_words() if tf32 else ()),
+        *([*_rounded("left_words[down]", "      "), "    }"] if tf32 else ()),
         *(_decoded_words(right, across, bits, zero) if bits else _words_of_rows(right, across) if in_rows
           else _right_words(right, across, dtype, tf32 == "both")),
         "    #pragma unroll",
@@ -123,29 +123,47 @@ def first_row(row: DimLike, warp: Symbol) -> DimLike:
 
 
 def emit_group_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPart, dtype: DType, depth: int) -> list[str]:
-    """`name` plus the product of two parts, `depth` steps long, by each four warps; it is under way afterwards. `left.row`: that of the
-    block's first warp."""
+    """`name` plus the product of two parts, `depth` steps long, by each four warps; of tf32 it has been added, else it is under way
+    afterwards. `left.row`: that of the block's first warp."""
     columns, packed = fragment.shape[2], 4 if dtype.bytes == 1 else 1  # steps of an element on the right
+    steps = 2 * PIECE_BYTES // dtype.bytes
     row = f"({left.row} + threadIdx.x / {4 * LANES} * {4 * GROUP_ROWS}) * {left.distance} + step"
     step, distance = f"({right.row} + step{f' / {packed}' if packed > 1 else ''}) * {columns}", PIECE_BYTES * right.distance
-    return [
+    from_left = [f"  const unsigned long long from_left = tw_wgmma_left(&{left.name}[{row}]);"] if dtype != F32 else []
+    operand = f"left_words[step / {steps}]" if dtype == F32 else "from_left"
+    products = [
         "tw_wgmma_fence();",
         "#pragma unroll",
-        f"for (int step = 0; step < {depth}; step += {2 * PIECE_BYTES // dtype.bytes}) {{",
-        f"  const unsigned long long from_left = tw_wgmma_left(&{left.name}[{row}]);",
+        f"for (int step = 0; step < {depth}; step += {steps}) {{",
+        *from_left,
         f"  const unsigned long long from_right = tw_wgmma_right(&{right.name}[{step}], {distance});",
-        f"  tw_wgmma_m64n{columns}{GROUPED[dtype]}({name}, from_left, from_right, 1);",
+        f"  tw_wgmma_m64n{columns}{GROUPED[dtype]}({name}, {operand}, from_right, 1);",
         "}",
         "tw_wgmma_commit();",
     ]
+    if dtype != F32:
+        return products
+    row, column = f"{left.row} + threadIdx.x / {LANES} * {GROUP_ROWS} + threadIdx.x % 16", f"step + threadIdx.x % {LANES} / 16 * 4"
+    return [
+        "{",
+        f"  unsigned left_words[{depth // steps}][4];",
+        "  #pragma unroll",
+        f"  for (int step = 0; step < {depth}; step += {steps}) {{",
+        f"    tw_load_matrix_x4(left_words[step / {steps}], &{left.name}[tw_swizzled({row}, {column}, 4)]);",
+        *_rounded(f"left_words[step / {steps}]", "    "),
+        "  }",
+        *(f"  {line}" for line in products),
+        "  tw_wgmma_wait(0);  // which read the words until then",
+        "  __syncwarp();  // one lane says for all that they have read their rows",
+        "}",
+    ]
 
 
-def _rounded_words() -> list[str]:
-    """Rounds what was loaded of a tile of the left operand; the end of the loop over tiles."""
-    return ["      #pragma unroll",
-            "      for (int word = 0; word < 4; ++word)",
-            "        left_words[down][word] = tw_to_tf32(tw_float_from_bits((int)left_words[down][word]));",
-            "    }"]
+def _rounded(words: str, indent: str) -> list[str]:
+    """Rounds four words of a left operand."""
+    return [f"{indent}#pragma unroll",
+            f"{indent}for (int word = 0; word < 4; ++word)",
+            f"{indent}  {words}[word] = tw_to_tf32(tw_float_from_bits((int){words}[word]));"]
 
 
 def _right_words(right: MatrixPart, across: int, dtype: DType, rounds: bool) -> list[str]:

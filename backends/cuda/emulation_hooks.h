@@ -45,7 +45,8 @@ void tw_emulated_bulk_wait();
 void tw_emulated_proxy_fence();
 unsigned tw_emulated_shared_address(const void *shared);
 // `operation`: that of the warp's product of the same operands.
-struct tw_wgmma_arguments { int operation, columns; void *sums; unsigned long long left, right; bool accumulates; };
+// `words`: four of the left operand in registers, where it is not in shared memory.
+struct tw_wgmma_arguments { int operation, columns; void *sums; unsigned long long left, right; bool accumulates; const unsigned *words; };
 void tw_emulated_wgmma(struct tw_wgmma_arguments *arguments);
 void tw_emulated_wgmma_commit();
 void tw_emulated_wgmma_wait(int open);

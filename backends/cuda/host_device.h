@@ -275,7 +275,7 @@ TW_HOST void tw_wgmma_fence() {}
 TW_HOST void tw_wgmma_commit() { tw_emulated_wgmma_commit(); }
 TW_HOST void tw_wgmma_wait(int open) { tw_emulated_wgmma_wait(open); }
 TW_HOST void tw_host_wgmma(int operation, int columns, void *sums, unsigned long long left, unsigned long long right, int accumulates) {
-  tw_wgmma_arguments arguments = {operation, columns, sums, left, right, accumulates != 0};
+  tw_wgmma_arguments arguments = {operation, columns, sums, left, right, accumulates != 0, nullptr};
   tw_emulated_wgmma(&arguments);
 }
 #define TW_WGMMA(format, steps, operation, sum, columns) \
@@ -293,3 +293,11 @@ TW_WGMMA_SHAPES(e4m3, 32, TW_MMA_E4M3, float)
 TW_WGMMA_SHAPES(e5m2, 32, TW_MMA_E5M2, float)
 TW_WGMMA_SHAPES(s8, 32, TW_MMA_S8, int)
 TW_WGMMA_SHAPES(u8s8, 32, TW_MMA_U8S8, int)
+#define TW_WGMMA_TF32(columns) \
+  TW_HOST void tw_wgmma_m64n##columns##k8_tf32(float sums[columns / 2], const unsigned left[4], unsigned long long right, int accumulates) { \
+    tw_wgmma_arguments arguments = {TW_MMA_TF32, columns, sums, 0, right, accumulates != 0, left}; \
+    tw_emulated_wgmma(&arguments); \
+  }
+TW_WGMMA_TF32(64)
+TW_WGMMA_TF32(128)
+TW_WGMMA_TF32(256)

@@ -50,7 +50,9 @@ from .winograd import fast_convolution, known_array
 
 MOST_PARTS = 16  # convolutions that one transposed convolution may become
 GATE_WORTH = 2  # rows for a column, from which on factors of the steps belong to the right operand
-LEAST_PACKED_ROWS = 1024  # from which on products of four warps gain more than packing a right operand of float32 takes
+# rows, and products in all, from which on four warps together gain more than packing a right operand of float32 takes, by an H200's
+# datasheet: single warps reach 0.6 of the units' rate (Luo et al., Benchmarking and dissecting the Nvidia Hopper GPU architecture, 2024)
+LEAST_PACKED_ROWS, LEAST_PACKED_PRODUCTS = 1024, 1 << 32
 LEAST_MIRRORED = 128  # products for an element of a symmetric result, from which on copying half of it is less
 
 
@@ -127,7 +129,7 @@ def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps, only: bool 
     tf32 = lhs.dtype == F32 and str(F32) in caps.matrix_units
     symmetric = not tf32 and _is_symmetric(op, lhs, rhs, free_left, free_right)
     grouped = group_panel_columns(width, product(rows), depth, lhs.dtype, caps)
-    if grouped is not None and gated is None and tf32 and (is_known(right) or bounds(product(rows))[0] >= LEAST_PACKED_ROWS):
+    if grouped is not None and gated is None and tf32 and (is_known(right) or _is_worth_squares(product(rows), width, depth)):
         squares = pack_squares(b, rounded_to_tf32(b, right), len(batch), grouped, True)
         value = b.add(PackedDot(len(batch), width, square=square_of(F32.bytes), tf32="left"), left, squares)
         return reshape(b, value, (*batch, *rows, *columns))
@@ -157,6 +159,11 @@ def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps, only: bool 
     symmetric = symmetric and _is_worth_mirroring(width, depth, tile)
     value = b.add(PackedDot(len(batch), width, symmetric, tf32="left" if tf32 else ""), packed if symmetric else left, packed)
     return reshape(b, value, (*batch, *rows, *columns))
+
+
+def _is_worth_squares(rows: DimLike, width: DimLike, depth: DimLike) -> bool:
+    """Whether a right operand of tf32 that is no constant gains by squares, which a kernel has to make first."""
+    return bounds(rows)[0] >= LEAST_PACKED_ROWS and bounds(product((rows, width, depth)))[0] >= LEAST_PACKED_PRODUCTS
 
 
 def _is_symmetric(op: Dot, lhs: Node, rhs: Node, free_left: list[int], free_right: list[int]) -> bool:
