@@ -18,6 +18,7 @@ from tilewright import library as lib
 from tilewright.backends.cuda.backend import capabilities_of
 from tilewright.backends.cuda.emit import emit_module
 from tilewright.backends.cuda.emulate import EmulationError
+from tilewright.gpu.compiling import standalone_source
 from tilewright.ir.caps import Caps
 from tilewright.ir.dims import DimLike, symbol
 from tilewright.ir.errors import CompileError
@@ -255,6 +256,19 @@ def test_a_matrix_times_itself_and_the_emulated_target() -> None:
     x = b.add(Param("x", F32, (200, 140)))
     gram = Graph("gram", [x], [b.add(Dot((0,), (0,)), x, x)])
     check(gram, [near_whole((200, 140), np.random.default_rng(7))], 1, emulate=False)
+
+
+def test_a_standalone_source_expects_what_is_rounded() -> None:
+    graph, _ = matrices((8, 24, 40))
+    expected = {}
+    for options in (TF32, Options()):
+        made = standalone_source(graph, "cuda:sm_80", options, QUIET, "model.data")
+        expected[options.matmul_precision] = np.frombuffer(made.data, np.float32)[-8 * 40:].reshape(8, 40)
+    rng = np.random.default_rng(0)
+    values = [rng.normal(0, 1, p.tensor.static_shape).astype(np.float32) for p in graph.params]
+    assert_array_equal(expected["tf32"], meaning(graph, values)[0])
+    assert_array_equal(expected["float32"], evaluate_graph(graph, values)[0])
+    assert (expected["tf32"] != expected["float32"]).any()
 
 
 # --- products of four warps ---
