@@ -141,6 +141,8 @@ def test_high_tiles_and_parts_of_steps() -> None:
     graph, values = matrices((130, 136, 140))
     program = check(graph, values, 1, multiprocessors=1)
     assert {k.body[0].body[-1].extent for k in program.kernels()} == {8}  # warps of 128 x 128
+    facts, = (launch.facts for launch in program.launches())
+    assert facts is not None and facts.choice.details == ("operands rounded to tf32",) and facts.contract == "bounded"
     graph, values = matrices((33, 1440, 144))
     assert len(check(graph, values, 1).kernels()) == 2  # the second one adds up parts
 

@@ -303,8 +303,9 @@ class KernelMaker:
             statement = (lower_gpu_contraction(*operands, inliner, tile) if isinstance(tile, GpuTile)
                          else lower_plain_tiles(*operands, inliner, tile))
             nests = [Nest(statement), *self._borders(body, out, inputs, names)]
-            details = (f"{tile.parts} parts of its steps",) if tile.parts > 1 else ()
-            self._tiled[key] = self._kernel(body.name, [*inputs.values(), out], nests, loc, Choice("contraction", details=details))
+            rounds = isinstance(core.op, PackedDot) and core.op.tf32 != ""
+            details = [*[f"{tile.parts} parts of its steps"] * (tile.parts > 1), *["operands rounded to tf32"] * rounds]
+            self._tiled[key] = self._kernel(body.name, [*inputs.values(), out], nests, loc, Choice("contraction", details=tuple(details)))
         return self._tiled[key]
 
     def _contraction_parts(self, body: Graph, core: Node, tile: GpuTile | PlainTile, loc: Loc) -> Launches:
