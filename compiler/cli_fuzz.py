@@ -19,7 +19,7 @@ from .fuzz.supervisor import Account, free_cores, fuzz, outcome_of, regression_f
 from .ir.errors import UnsupportedError, cannot_write
 from .runtime.artifact import write_bytes
 
-SUBJECTS = ("graph", "kernel", "dims", "bytes")
+SUBJECTS = ("graph", "cuda", "kernel", "dims", "bytes")
 DEFAULT_SECONDS = 60.0
 SHOWN = 12  # rows of a table of yields
 

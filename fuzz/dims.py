@@ -286,7 +286,7 @@ class DimSubject:
     name = "dims"
     share = 1
     fresh = 1 / 4
-    code_of_seeds = False
+    seeds_as = "passes"
 
     def seeds(self, domain: bool = True) -> Iterator[DimCase]:
         """Every operator on a symbol and a number, and on two symbols."""

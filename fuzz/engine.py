@@ -105,15 +105,16 @@ class Fuzzer:
             yield self.tally
 
     def seeds(self) -> Iterator[Trial | None]:
-        """The seeds of all subjects in turn, divided among the workers, where nothing was known: first all by their passes, which takes
-        a tenth of the time, then as machine code; there after each second one None, so that the search begins while there are seeds
-        left. They bring passes of their own, where the mode has any but the pipeline's."""
+        """The seeds of all subjects in turn, divided among the workers, where nothing was known: first by their passes, which takes
+        a tenth of the time, then as machine code, as the subjects want it; there after each second one None, so that the search begins
+        while there are seeds left. They bring passes of their own, where the mode has any but the pipeline's."""
         if self.corpus.entries:
             return
-        share = self.settings.native_share
-        for native in (False, True) if 0 < share < 1 else (share > 0,):
-            waiting = [(subject, subject.seeds(self.mode.domain)) for subject in self.subjects
-                       if subject.code_of_seeds or share >= 1 or not native]
+        known: set[str] = set()
+        for native, kinds in self.rounds():
+            waiting = [(subject, subject.seeds(self.mode.domain)) for subject in self.subjects if subject.seeds_as in kinds]
+            keep = {subject.name for subject, _ in waiting} - known
+            known |= keep
             number = 0
             while waiting:
                 number += 1
@@ -122,9 +123,17 @@ class Fuzzer:
                     if case is None:
                         waiting.remove((subject, cases))
                     elif number % self.settings.workers == self.worker:
-                        yield Trial(subject, self.sequenced(subject, case), "seed", native=native, keep=not native)
+                        yield Trial(subject, self.sequenced(subject, case), "seed", native=native, keep=subject.name in keep)
                         if native and number // self.settings.workers % 2:
                             yield None
+
+    def rounds(self) -> Iterator[tuple[bool, tuple[str, ...]]]:
+        """Whether seeds become machine code, and those of which subjects (`Subject.seeds_as`)."""
+        share = self.settings.native_share
+        if 0 < share < 1:
+            yield from ((False, ("passes", "code")), (True, ("code",)), (True, ("late",)))
+        else:
+            yield share > 0, ("passes", "code", "late")
 
     def next(self) -> Trial:
         """The next case: one that gained lately, as machine code; a new one; or a mutant."""
@@ -193,7 +202,7 @@ class Fuzzer:
         if not (gained if mode.coverage else mode.mutate and len(self.corpus.entries) < 4096):
             return
         entry = self.corpus.add(subject, subject.without_passes(case, verdict.changed) if mode.passes == "joint" else case)
-        if mode.coverage and not native and self.settings.native_share > 0 and not (trial.maker == "seed" and subject.code_of_seeds):
+        if mode.coverage and not native and self.settings.native_share > 0 and not (trial.maker == "seed" and subject.seeds_as == "code"):
             self.promoted.append(Trial(subject, entry.case, "as machine code", native=True, keep=False))
 
     def checked(self, subject: AnySubject, case: Any, native: bool, tally: Tally) -> tuple[Verdict | None, Failure | None]:

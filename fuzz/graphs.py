@@ -7,6 +7,7 @@ The check follows the program through the compiler and names the first stage tha
 2. with `native`, what the pipeline still does until the graph can be lowered, in the same way; lowering, by the loop
    interpreter with its checks of bounds, races and uninitialised memory; machine code, on one and two threads to the same
    bits; the same bytes when compiled again; the same code with inputs of every kind, and other sizes where they are symbolic.
+   For a GPU, where machine code is CUDA source that is emulated, kernels take no more shared memory than a block has.
 
 What a program does with inputs that it refuses (an index out of range) is not compared.
 """
@@ -19,7 +20,8 @@ import re
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 from zipfile import BadZipFile
 
@@ -27,10 +29,10 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..ir.caps import Caps
 from ..ir.errors import CompileError, InternalError, RuntimeFailure, TilewrightError, UnsupportedError, VerifyError
 from ..ir.graph import Constant, Graph, Node
 from ..ir.interp import evaluate_graph
+from ..ir.loop_gpu import shared_bytes_of_block
 from ..ir.loop_interp import run_program
 from ..ir.parser import parse
 from ..ir.printer import constants_of, format_graph
@@ -38,7 +40,6 @@ from ..ir.program import Program
 from ..ir.types import dtype_of
 from ..ir.verify import verify
 from ..options import Options
-from ..runtime.executable import Executable
 from . import native as machine
 from .calls import check_calls, reversed_inputs
 from .cuts import pieces
@@ -61,6 +62,7 @@ from .sequences import (
     parse_steps,
     random_steps,
     run_step,
+    with_tiles,
 )
 from .shadow import Shadow, compare, shadow
 from .simplify import simpler
@@ -73,7 +75,6 @@ PLAN_SIZES = 3  # that a memory plan is checked at
 TEXT_EVERY, TWICE_EVERY, SAME_CODE_EVERY, KEYS_EVERY, OPTIONS_EVERY = 8, 3, 16, 16, 4  # seeds by which a costly promise is checked: of
 # the listed seeds, which are odd multiples of the first, all have their text read, half other options, an eighth other keys
 LOWERED_EVERY = 3  # seeds by which programs that do not become machine code are lowered
-MORE_INPUTS = 14  # that machine code is run with, each kind twice: a run takes a hundredth of the time of compiling
 DAMAGED = (BadZipFile, zlib.error, EOFError, OSError, RuntimeError, SyntaxError)  # what zipfile and NumPy raise on bad archives
 _FIELD = re.compile(r"# (\w+): ?(.*)")
 _PLACE = re.compile(r"tilewright[/\\](.+\.py)$")
@@ -98,12 +99,13 @@ class GraphCase(Struct, frozen=True):
 
 
 class GraphSubject:
-    """See `Subject`."""
+    """Graphs on CPUs: see `Subject`."""
 
     name = "graph"
     share = 6
     fresh = 0.4  # the families are dense in what goes wrong, mutants in what has not been reached
-    code_of_seeds = True
+    seeds_as = "code"
+    targets: tuple[str, ...] = machine.TARGETS
 
     def __init__(self, models: Sequence[Graph] = ()) -> None:
         """`models`: graphs whose pieces are seeds too."""
@@ -125,7 +127,7 @@ class GraphSubject:
     def around(self, graph: Graph, steps: Steps, rng: np.random.Generator) -> GraphCase:
         """A case with everything else drawn anew."""
         return GraphCase(graph, steps, str(rng.choice(list(PRECISION_SHARES), p=list(PRECISION_SHARES.values()))),
-                         machine.TARGETS[int(rng.integers(len(machine.TARGETS)))], bool(rng.random() < 0.4),
+                         self.targets[int(rng.integers(len(self.targets)))], bool(rng.random() < 0.4),
                          int(rng.integers(1 << 16)), random_kind(rng))
 
     def mutators(self) -> tuple[str, ...]:
@@ -164,7 +166,7 @@ class GraphSubject:
             yield replace(case, steps=legal([*case.steps[:number], *case.steps[number + 1:]]))
         for graph in simpler(case.graph):
             yield replace(case, graph=graph)
-        for change in ({"inputs": "plain"}, {"seed": 0}, {"small_caches": False}, {"target": "cpu"}, {"precision": "default"}):
+        for change in ({"inputs": "plain"}, {"seed": 0}, {"small_caches": False}, {"target": self.targets[0]}, {"precision": "default"}):
             if any(getattr(case, name) != value for name, value in change.items()):
                 yield replace(case, **change)
 
@@ -266,11 +268,13 @@ class _Check:
 
     def __init__(self, case: GraphCase) -> None:
         self.case = case
-        self.caps: Caps = machine.caps_of(case.target, case.small_caches)
+        with guarded("tiles"):
+            self.caps = with_tiles(case.steps, case.graph, case.precision, machine.caps_of(case.target, case.small_caches))
         self.rng = np.random.default_rng([case.seed, 1])
         self.inputs = inputs_of_kind(case.graph, np.random.default_rng(case.seed), case.inputs)
         self.expected = self.meaning()
         self.changed: list[str] = []
+        self.open = ExitStack()  # what must be given back
         self.verified: dict[int, Node] = {}
         self.last: Sequence[np.ndarray] = self.expected.values  # what the program gave after the step before
 
@@ -303,9 +307,10 @@ class _Check:
         if native:
             for step in completed(self.case.steps):
                 graph = self.step(step, graph)
-            executable = self.lower(graph)
-            if more_inputs:
-                self.run_with_more_inputs(executable)
+            with ExitStack() as self.open:
+                code = self.lower(graph)
+                if more_inputs:
+                    self.run_with_more_inputs(code)
         elif self.case.is_lowered:
             for step in completed(self.case.steps):
                 graph = self.step(step, graph)
@@ -367,54 +372,76 @@ class _Check:
         """The kernels of a graph, by the loop interpreter: half of what is done to a program, for a fifth of the time."""
         with guarded("lower"):
             program = machine.lowered(graph, self.caps)
+        self.check_shared(program)
         with guarded("memory plan"):
             check_plan(program, list(bindings_of(program, self.rng, PLAN_SIZES)))
         if work_of(self.case.graph.nodes()) <= MOST_WORK:
             with guarded("lower"):
-                results = self.evaluated(lambda: run_program(program, self.inputs, threads=2))
+                results = self.evaluated(lambda: run_program(program, self.inputs, threads=self.threads))
             self.compare("result", "lower", results)
+        if self.caps.is_gpu:
+            with guarded("cuda"):
+                machine.source(program, self.case.target)
         return program
 
-    def lower(self, graph: Graph) -> Executable:
+    @property
+    def threads(self) -> int:
+        """Of the loop interpreter. A GPU's are within a kernel."""
+        return 1 if self.caps.is_gpu else 2
+
+    def check_shared(self, program: Program) -> None:
+        """Lowering keeps to the shared memory that a block has."""
+        for kernel in program.kernels() if self.caps.is_gpu else ():
+            if (needed := shared_bytes_of_block(kernel)) > self.caps.shared_bytes:
+                raise Failure("memory plan", "lower", f"a block of kernel {kernel.name} needs {needed} bytes of shared memory, at most "
+                                                      f"{self.caps.shared_bytes} are there")
+
+    def lower(self, graph: Graph) -> machine.Code:
         """The kernels, and their machine code in every way that it can be called."""
         program = self.interpret(graph)
-        executable = self.code(program)
-        results = self.execute(executable)
-        with guarded("runtime"):
-            check_calls(executable, self.inputs, results, self.rng, reversed_inputs(program, self.inputs))
-        return executable
+        code = self.code(program)
+        results = self.execute(code)
+        if isinstance(code, machine.HostCode) and code.executable is not None:
+            with guarded("runtime"):
+                check_calls(code.executable, self.inputs, results, self.rng, reversed_inputs(program, self.inputs))
+        return code
 
-    def code(self, program: Program) -> Executable:
+    def code(self, program: Program) -> machine.Code:
         case = self.case
-        with guarded("llvm"):
-            code, symbol = machine.object_code(program, case.target, case.seed)
-            executable = machine.loaded(program, code, symbol)
+        stage = machine.stage_of(case.target)
+        with guarded(stage):
+            code = machine.made(program, case.target, case.seed)
         if case.seed % SAME_CODE_EVERY == 0:
-            with guarded("llvm"):
-                again = machine.object_code(machine.lowered(self.finished(), self.caps), case.target, case.seed)[0]
-            if again != code:
-                raise Failure("bytes", "llvm", "compiling the same program twice gives other code")
-        return executable
+            with guarded(stage):
+                again = machine.made(machine.lowered(self.finished(), self.caps), case.target, case.seed)
+            if again.text != code.text:
+                raise Failure("bytes", stage, "compiling the same program twice gives other code")
+        with guarded(stage):
+            code.load()
+        self.open.callback(code.unload)
+        return code
 
-    def execute(self, executable: Executable) -> Sequence[np.ndarray]:
+    def execute(self, code: machine.Code) -> Sequence[np.ndarray]:
         """The results of machine code, which are what the graph gives, to the same bits on one thread and on two."""
-        with guarded("runtime"):
-            one = self.evaluated(lambda: machine.run(executable, self.inputs, 1))
-        self.compare("result", "llvm", one)
-        with guarded("runtime"):
-            two = self.evaluated(lambda: machine.run(executable, self.inputs, 2))
-        for number, (x, y) in enumerate(zip(one, two, strict=True)):
-            if x.tobytes() != y.tobytes():
-                raise Failure("threads", "llvm", f"result {number} has other bits on two threads than on one")
+        first, *others = code.threads
+        with guarded(code.runs_in):
+            one = self.evaluated(lambda: code.run(self.inputs, first))
+        self.compare("result", code.stage, one)
+        for threads in others:
+            with guarded(code.runs_in):
+                many = self.evaluated(partial(code.run, self.inputs, threads))
+            for number, (x, y) in enumerate(zip(one, many, strict=True)):
+                if x.tobytes() != y.tobytes():
+                    raise Failure("threads", code.stage, f"result {number} has other bits on {threads} threads than on one")
         return one
 
-    def run_with_more_inputs(self, executable: Executable) -> None:
+    def run_with_more_inputs(self, code: machine.Code) -> None:
         """The same machine code with inputs of each kind in turn. Where it fails, the program is followed from the beginning
         with these inputs, which names the stage that is to blame."""
-        for number in range(1, MORE_INPUTS + 1):
+        for number in range(1, code.more_inputs + 1):
             other = replace(self.case, seed=self.case.seed + number, inputs=INPUT_KINDS[number % len(INPUT_KINDS)])
             try:
-                _Check(other).execute(executable)
+                _Check(other).execute(code)
             except Refused:
                 continue
             except Failure:
@@ -454,12 +481,15 @@ class _FailingCheck(_Check):
     def interpret(self, graph: Graph) -> Program:
         with guarded("lower"):
             program = machine.lowered(graph, self.caps)
-        self.refused("lower", lambda: run_program(program, self.inputs, threads=2))
+        self.refused("lower", lambda: run_program(program, self.inputs, threads=self.threads))
         return program
 
-    def lower(self, graph: Graph) -> Executable:
+    def lower(self, graph: Graph) -> machine.Code:
         program = self.interpret(graph)
-        with guarded("llvm"):
-            executable = machine.loaded(program, *machine.object_code(program, self.case.target, self.case.seed))
-        self.refused("llvm", lambda: machine.run(executable, self.inputs, 2))
-        return executable
+        stage = machine.stage_of(self.case.target)
+        with guarded(stage):
+            code = machine.made(program, self.case.target, self.case.seed)
+            code.load()
+        self.open.callback(code.unload)
+        self.refused(code.runs_in, lambda: code.run(self.inputs, code.threads[-1]))
+        return code

@@ -81,7 +81,7 @@ class KernelSubject:
     name = "kernel"
     share = 8   # they take a sixth of the time of a graph
     fresh = 0.6
-    code_of_seeds = False  # most are what graphs that are seeds are lowered to
+    seeds_as = "passes"  # most are what graphs that are seeds are lowered to
 
     # --- cases ---
 

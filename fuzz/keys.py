@@ -25,6 +25,8 @@ from msgspec.structs import fields, replace
 
 from .. import options as declarations
 from ..driver import key_of
+from ..gpu.compiling import architectures_of, is_device
+from ..gpu.compiling import key_of as device_key
 from ..ir.caps import Caps, TunedTile
 from ..ir.errors import CompileError, TilewrightError
 from ..ir.graph import Constant, Graph
@@ -76,6 +78,8 @@ def other_options() -> tuple[tuple[str, Any], ...]:
 
 def key(graph: Graph, target: str, options: Options, tuned: tuple[TunedTile, ...] = ()) -> str:
     """The name of the entry that the driver would look for."""
+    if is_device(target):
+        return device_key(graph, architectures_of(target), options).digest
     return key_of(graph.name, graph.fingerprint, target, options, None, tuned).digest
 
 
@@ -169,7 +173,8 @@ def check_keys(graph: Graph, precision: str, target: str, caps: Caps, rng: np.ra
         check_constant(constant, rng)
     check_bounds(graph, options, target, caps, rng)
     check_options(graph, options, target, caps, rng)
-    check_tiles(graph, options, target, rng)
+    if not is_device(target):  # whose tiles are not measured
+        check_tiles(graph, options, target, rng)
 
 
 class _Noting(Options, frozen=True):

@@ -66,7 +66,7 @@ class ParserSubject:
     name = "bytes"
     share = 1
     fresh = 1 / 4
-    code_of_seeds = False
+    seeds_as = "passes"
 
     def seeds(self, domain: bool = True) -> Iterator[ByteCase]:
         """Valid files, made anew; the same each time."""

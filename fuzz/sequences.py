@@ -3,7 +3,8 @@
 A step is a pass of `pipeline.PASSES` with its arguments, or `expand:RULE`, which applies a verified rule of `canonicalize`
 backwards: `x` becomes `x * 1` somewhere. Such programs mean the same, and give rules something to match. Only exact rules are
 steps: others may change the sign of a zero, which what follows may turn into anything. (`mutate.rule_backward` uses all: there
-the expanded program is the one that counts.)
+the expanded program is the one that counts.) The argument of `pack_operands` chooses register tiles, as measurement may
+(`tuning.py`), among those that fit; lowering is told of them too.
 
 A sequence ends at `fuse`: what stands behind it is lowering's. Precision is the same in all of a sequence, because the
 contracts of all steps together bound what the result may be.
@@ -16,8 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
-from ..ir.caps import Caps
+from ..ir.caps import Caps, TunedTile
 from ..ir.dims import DimLike, bounds
 from ..ir.errors import CompileError
 from ..ir.graph import Builder, Constant, Graph, Node
@@ -25,21 +27,24 @@ from ..ir.ops.compute import Elementwise
 from ..ir.ops.control import Const
 from ..ir.ops.shape import Broadcast
 from ..ir.rewrite import Call, Literal, Match, Rule, Variable, build, is_literal, match_pattern, variables_of
-from ..ir.types import BOOL, DType, TensorType
+from ..ir.types import BOOL, DType, TensorType, dtype_named
 from ..options import Options
 from ..passes.canonicalize import RULES
 from ..pipeline import PASSES, Pass
+from ..tuning import candidates, fits, groups_of
 
 WHOLE_SHARE = 0.4  # of the sequences that end as the pipeline does
 MOST_STEPS = len(PASSES)
 EXPAND = "expand:"
+PACK = "pack_operands"  # the pass that takes register tiles
+TILES_SHARE = 0.25      # of its steps that are drawn
 _BY_NAME: Mapping[str, Pass] = {step.name: step for step in PASSES}
 _RULES: Mapping[str, Rule] = {rule.name: rule for rule in RULES.rules if rule.contract == "exact"}
 _STEP = re.compile(r"([\w:]+)(?:\((\d+)\))?$")
 
 
 class Step(Struct, frozen=True):
-    """One application. `place` tells an expansion where, among the places that fit."""
+    """One application. `place` tells an expansion where, among the places that fit, and packing which tiles (0: those of the model)."""
 
     name: str
     place: int = 0
@@ -99,7 +104,12 @@ def random_step(rng: np.random.Generator) -> Step:
     if rng.random() < 0.25:
         names = list(_RULES)
         return Step(EXPAND + names[int(rng.integers(len(names)))], int(rng.integers(64)))
-    return Step(PASSES[int(rng.integers(len(PASSES)))].name)
+    return drawn(PASSES[int(rng.integers(len(PASSES)))].name, rng)
+
+
+def drawn(name: str, rng: np.random.Generator) -> Step:
+    """A step of a pass, with its argument."""
+    return Step(name, int(rng.integers(1, 64)) if name == PACK and rng.random() < TILES_SHARE else 0)
 
 
 def random_steps(rng: np.random.Generator) -> Steps:
@@ -108,7 +118,7 @@ def random_steps(rng: np.random.Generator) -> Steps:
     start, end = sorted(int(n) for n in rng.integers(0, len(PASSES) + 1, 2))
     if rng.random() < WHOLE_SHARE:  # the last passes see what all others have made
         end = len(PASSES)
-    return legal([*steps, *(Step(known.name) for known in PASSES[start if rng.random() < 0.3 else 0:end])])
+    return legal([*steps, *(drawn(known.name, rng) for known in PASSES[start if rng.random() < 0.3 else 0:end])])
 
 
 def mutate_steps(steps: Steps, rng: np.random.Generator, donor: Steps) -> tuple[Steps, str]:
@@ -122,14 +132,18 @@ def mutate_steps(steps: Steps, rng: np.random.Generator, donor: Steps) -> tuple[
         del changed[place]
     elif kind == "replace" and changed:
         changed[place] = random_step(rng)
-    elif kind == "argument" and any(step.name.startswith(EXPAND) for step in changed):
-        choices = [i for i, step in enumerate(changed) if step.name.startswith(EXPAND)]
+    elif kind == "argument" and any(map(_takes_argument, changed)):
+        choices = [i for i, step in enumerate(changed) if _takes_argument(step)]
         place = choices[int(rng.integers(len(choices)))]
         changed[place] = Step(changed[place].name, int(rng.integers(64)))
     else:
         kind = "add"
         changed.insert(int(rng.integers(len(changed) + 1)), random_step(rng))
     return legal(changed), kind
+
+
+def _takes_argument(step: Step) -> bool:
+    return step.name == PACK or step.name.startswith(EXPAND)
 
 
 # --- running -----------------------------------------------------------------------------------------------------------
@@ -151,6 +165,20 @@ def run_step(step: Step, graph: Graph, precision: str, caps: Caps) -> Graph:
     if step.name.startswith(EXPAND):
         return expand(graph, _RULES[step.name.removeprefix(EXPAND)], step.place, precision)
     return _BY_NAME[step.name].run(graph, Options(precision=precision), caps)
+
+
+def with_tiles(steps: Steps, graph: Graph, precision: str, caps: Caps) -> Caps:
+    """The target with the register tiles that the steps choose for the contractions of a graph; not for GPUs, where none are measured."""
+    number = next((step.place for step in steps if step.name == PACK and step.place), 0)
+    if not number or caps.is_gpu:
+        return caps
+    tuned = []
+    for group in groups_of(graph, Options(precision=precision), caps):
+        rows, columns, dtype = group.key
+        fitting = [tile for tile in candidates(rows, columns, dtype_named(dtype), caps) if fits(tile, columns, dtype_named(dtype), caps)]
+        if fitting:
+            tuned.append(TunedTile(rows, columns, dtype, *fitting[(number - 1) % len(fitting)]))
+    return replace(caps, tuned=tuple(tuned))
 
 
 def expand(graph: Graph, rule: Rule, place: int, precision: str) -> Graph:

@@ -1,8 +1,8 @@
 """What can be fuzzed, seen by the engine: a source of cases, ways to change them, and a check that tells right from wrong.
 
 A *case* is a program together with what is done to it: a sequence of passes for a graph, a schedule for a kernel. The
-engine (`engine.py`) knows nothing else of them; there is one `Subject` for graphs (`graphs.py`) and one for kernels
-(`kernels.py`).
+engine (`engine.py`) knows nothing else of them; there is a `Subject` for graphs on CPUs (`graphs.py`), on GPUs
+(`devices.py`), for kernels (`kernels.py`), arithmetic on sizes (`dims.py`) and files (`parsers.py`).
 
 A case carries everything that decides the outcome of its check (the seed of its inputs too): the same text gives the
 same verdict, in any process.
@@ -82,7 +82,8 @@ class Subject(Protocol[C]):
     name: str
     share: int  # of the programs, beside the other subjects
     fresh: float  # share of its programs that are new ones, not mutants
-    code_of_seeds: bool  # whether every seed shall become machine code: they are few, and each shows another part of it
+    seeds_as: str  # `passes`: seeds go through their passes alone; `code`: as machine code later, where each shows another part of it;
+    # `late`: at once as machine code, when those of other subjects are through
 
     def seeds(self, domain: bool = True) -> Iterator[C]:
         """Cases to begin with, the same each time: the ops' samples, what stands in the tree; and, with knowledge of the `domain`, what

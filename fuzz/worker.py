@@ -22,6 +22,7 @@ import msgspec
 
 from ..driver import load_model
 from .corpus import Corpus, case_text, finding_text, read_case
+from .devices import DeviceSubject
 from .dims import DimSubject
 from .engine import REDUCTION_SECONDS, Fuzzer
 from .graphs import GraphSubject
@@ -32,7 +33,8 @@ from .settings import Finding, Settings
 from .subject import AnySubject, Failure, Refused, crash
 from .supervisor import CASE_SECONDS, TRIAL, outcome_of
 
-SUBJECTS: dict[str, AnySubject] = {subject.name: subject for subject in (GraphSubject(), KernelSubject(), DimSubject(), ParserSubject())}
+SUBJECTS: dict[str, AnySubject] = {subject.name: subject for subject in (GraphSubject(), DeviceSubject(), KernelSubject(), DimSubject(),
+                                                                          ParserSubject())}
 EVENT_SECONDS = 0.25
 
 
@@ -45,7 +47,8 @@ def run(folder: Path, settings: Settings, index: int) -> None:
     """Fuzzes until the budget is spent or somebody ends the process, then ends it."""
     if settings.memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (settings.memory_bytes, settings.memory_bytes))
-    known = {**SUBJECTS, GraphSubject.name: GraphSubject([load_model(path) for path in settings.models])}
+    models = [load_model(path) for path in settings.models]
+    known = {**SUBJECTS, **{kind.name: kind(models) for kind in (GraphSubject, DeviceSubject)}}
     subjects = [known[name] for name in settings.subjects or tuple(known)]
     corpus = Corpus(folder, {s.name: s for s in subjects})
 

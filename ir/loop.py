@@ -77,7 +77,9 @@ what they brought. The copies of a round may run up to `stages` rounds before it
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import ClassVar
 
 from msgspec import Struct
@@ -99,12 +101,22 @@ INDEPENDENT_KINDS = ("parallel", "vector", *GPU_KINDS)  # of loops whose iterati
 COMBINES = ("add", "mul", "max", "min", "and", "or")
 
 
-class Literal(Op, frozen=True):
-    """A number or truth value of the given dtype (index included)."""
+class Literal(Op, frozen=True, eq=False):
+    """A number or truth value of the given dtype (index included). Zeros of both signs are two literals."""
 
     name: ClassVar[str] = "literal"
     value: int | float | bool
     dtype: DType
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Literal) and self._bits == other._bits and self.dtype == other.dtype
+
+    def __hash__(self) -> int:
+        return hash((self._bits, self.dtype))
+
+    @cached_property
+    def _bits(self) -> int | bytes:
+        return struct.pack("d", self.value) if isinstance(self.value, float) else self.value
 
     def infer(self, *types: Type) -> Type:
         return TensorType(self.dtype, ())

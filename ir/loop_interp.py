@@ -139,11 +139,11 @@ def _segment(label: str, data: np.ndarray, initialised: bool, threads: int) -> _
 def run_program(program: Program, inputs: Sequence[np.ndarray], threads: int = 1, checked: bool = True) -> list[np.ndarray]:
     """The outputs for these inputs. The sizes of the program's symbols follow from the inputs' shapes; ArgumentError
     where these contradict the types."""
-    return _Run(program, inputs, threads, checked).outputs()
+    return ProgramRun(program, inputs, threads, checked).outputs()
 
 
-class _Run:
-    """One run of a program."""
+class ProgramRun:
+    """One run of a program. What runs kernels in another way takes the place of `launch`."""
 
     def __init__(self, program: Program, inputs: Sequence[np.ndarray], threads: int, checked: bool) -> None:
         verify_program(program)

@@ -44,7 +44,7 @@ class Numbers:
     name = "number"
     share = 1
     fresh = 1 / 4
-    code_of_seeds = True
+    seeds_as = "code"
 
     def __init__(self) -> None:
         self.checked: list[NumberCase] = []

@@ -25,6 +25,7 @@ from tilewright.ir.dims import symbol
 from tilewright.ir.errors import CompileError, TilewrightError
 from tilewright.ir.graph import Builder, Graph
 from tilewright.ir.interp import evaluate_graph
+from tilewright.ir.loop_text import format_program
 from tilewright.ir.ops.compute import Conv, PackedConv, PackedDot
 from tilewright.ir.ops.control import Param
 from tilewright.ir.ops.shape import GatherND
@@ -267,6 +268,22 @@ def test_the_same_text_gives_the_same_verdict() -> None:
     case = SUBJECT.generate(np.random.default_rng(9))
     first = SUBJECT.check(case, native=False)
     assert SUBJECT.check(SUBJECT.parse(SUBJECT.format(case)), native=False).changed == first.changed
+
+
+def test_packing_takes_register_tiles_as_its_argument() -> None:
+    graph = graph_of(lambda b, x, w: lib.matmul(b, x, w), TensorType(F32, (40, 24)), TensorType(F32, (24, 48)))
+    steps = {number: parse_steps(f"decompose pack_operands({number}) fuse") for number in range(6)}
+    assert all(parse_steps(sequences.format_steps(s)) == s for s in steps.values())
+    caps = {number: sequences.with_tiles(s, graph, "default", machine.caps_of("cpu:x86-64-v3", False)) for number, s in steps.items()}
+    assert not caps[0].tuned and len({c.tuned for c in caps.values()}) == 6
+    texts = set()
+    for number, s in steps.items():
+        packed = graph
+        for step in s:
+            packed = sequences.run_step(step, packed, "default", caps[number])
+        texts.add(format_program(machine.lowered(packed, caps[number])))
+        SUBJECT.check(GraphCase(graph, s, target="cpu:x86-64-v3"), native=number < 2)
+    assert len(texts) >= 5
 
 
 # --- what fuzzing found ------------------------------------------------------------------------------------------------

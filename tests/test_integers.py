@@ -273,6 +273,14 @@ def test_scales_whose_product_overflows_meet_each_term() -> None:
     assert not evaluate_graph(lower_quantized(graph, Options(), PAIRS), [zeros, ones])[0].any()
 
 
+def test_scales_whose_product_is_lost_meet_each_term() -> None:
+    """A product of scales below the least normal number has few digits or none: sums times it came out as zeros."""
+    b = Builder()
+    pairs = [real(b, name, I8, shape, np.full((1, 1), 1e-22, np.float32), None) for name, shape in (("x", (4, 32)), ("w", (32, 16)))]
+    graph = Graph("small", [param for param, _ in pairs], [lib.matmul(b, *(value for _, value in pairs))])
+    assert [text for _, text in left_as_floats(graph, Options(), PAIRS)] == ["its scales are too small to be multiplied"]
+
+
 def test_an_operand_of_floats_is_named() -> None:
     b = Builder()
     x, w = b.add(Param("x", F32, (4, 16))), dequantize(b, lib.constant(b, integers(I8, (16, 16))), lib.constant(b, 0.25, F32))

@@ -44,6 +44,16 @@ def test_rows_that_no_buffer_holds() -> None:
         check_kernels(softmax, x, symbolic=False, as_loops=False)
 
 
+def test_square_rows_that_are_read_as_columns_too() -> None:
+    """What is kept of a row, or is one value for each row, is computed anew where it is read at another place."""
+    def weighted(x: Any) -> Any:
+        e = np.exp(x)
+        return e / e.sum(axis=-1, keepdims=True) * np.transpose(e)
+
+    for symbolic in (False, True):
+        check_kernels(weighted, normal(9, 9), symbolic=symbolic)
+
+
 @pytest.mark.parametrize("shape", [(4, 1), (5, 3), (33, 6)])
 def test_not_a_number_in_short_rows(shape: tuple[int, ...]) -> None:
     x = normal(*shape)

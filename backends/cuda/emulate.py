@@ -21,7 +21,7 @@ import numpy as np
 from msgspec import Struct
 
 from ...runtime.cache import Cache
-from .host_compiler import FOLDER, EmulationError, compile_kept, host_compiler, load_library, run_compiler
+from .host_compiler import FOLDER, EmulationError, compile_kept, host_compiler, load_library, run_compiler, unload_library
 
 _PARTS = ("emulation.cpp", "emulation_memory.cpp", "emulation_matrix.cpp", "emulation_hopper.cpp")
 _PART_HEADERS = ("emulation_hooks.h", "emulation_state.h", "emulation.h")
@@ -81,6 +81,11 @@ class EmulatedModule:
         self.source = source
         self.kernels = {kernel.name: kernel for kernel in find_kernels(source)}
         self._functions = load_library(library)
+
+    def unload(self) -> None:
+        """Gives back the memory of the library and removes its file. Nothing can be launched afterwards."""
+        unload_library(self._functions)
+        shutil.rmtree(self.library.parent, ignore_errors=True)
 
     def launch(self, name: str, grid: int | Sequence[int], block: int | Sequence[int], arguments: Sequence[object],
                shared_bytes: int = 0) -> None:

@@ -231,6 +231,13 @@ void run_block(const unsigned counts[3]) {
 
 }  // namespace
 
+Fiber::~Fiber() {
+  if (stack) munmap(stack - GUARD_BYTES, STACK_BYTES + GUARD_BYTES);
+#if !defined(__x86_64__)
+  delete static_cast<ucontext_t *>(context);
+#endif
+}
+
 std::string format(const char *pattern, ...) {
   char text[512];
   va_list values;

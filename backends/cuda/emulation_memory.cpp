@@ -199,6 +199,18 @@ void touch_global(Fiber &fiber, const char *place, size_t bytes, int kind) {
 
 std::vector<std::string> names;
 
+void give_back(Cell *cells, size_t count) {
+  if (cells) munmap(cells, std::max<size_t>(count, 1) * sizeof(Cell));
+}
+
+// What is kept from launch to launch goes when the library is unloaded.
+struct Kept {
+  ~Kept() {
+    give_back(dynamic_cells, sizeof dynamic_memory);
+    for (const Array &array : shared_arrays) give_back(array.cells, array.bytes);
+  }
+} kept;
+
 }  // namespace
 
 void start_launch(const tw_emulated_range *ranges, unsigned long long count) {
@@ -217,8 +229,7 @@ void start_launch(const tw_emulated_range *ranges, unsigned long long count) {
 }
 
 void end_launch() {
-  for (const Array &array : global_arrays)
-    if (array.cells) munmap(array.cells, array.bytes * sizeof(Cell));
+  for (const Array &array : global_arrays) give_back(array.cells, array.bytes);
   global_arrays.clear();
 }
 

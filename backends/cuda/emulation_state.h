@@ -78,6 +78,11 @@ struct BulkStore {
 enum State { READY, WAITING, DONE };
 
 struct Fiber {
+  Fiber() = default;
+  ~Fiber();
+  Fiber(const Fiber &) = delete;
+  Fiber &operator=(const Fiber &) = delete;
+
   void *context = nullptr;
   char *stack = nullptr;
   size_t stack_bytes = 0;

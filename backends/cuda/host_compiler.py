@@ -6,6 +6,7 @@ is removed when the process ends. Needs g++ or clang++. Equal sources give equal
 
 from __future__ import annotations
 
+import _ctypes
 import atexit
 import ctypes
 import errno
@@ -78,6 +79,11 @@ def load_library(library: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise EmulationError(f"a library of the emulation cannot be loaded: {error}", hint=TEMPORARY) from error
+
+
+def unload_library(library: ctypes.CDLL) -> None:
+    """Ends one load of a library; its functions must not be called afterwards."""
+    _ctypes.dlclose(library._handle)
 
 
 @functools.cache

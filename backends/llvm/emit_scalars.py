@@ -149,8 +149,9 @@ def _float_extreme(condition: str, propagate: bool) -> Callable[[Function, list[
         best = choose(code, _float_test(code, condition, a, b), a, b)
         if not propagate and b.is_constant and not _literal_nan(b):
             number = _literal_number(b)
-            least, greatest = (number, a.greatest) if condition == "ogt" else (a.least, number)
-            return Value(best.text, best.dtype, best.lanes, least, greatest)
+            if condition == "ogt":
+                return Value(best.text, best.dtype, best.lanes, number, None if a.greatest is None else max(a.greatest, number))
+            return Value(best.text, best.dtype, best.lanes, None if a.least is None else min(a.least, number), number)
         if propagate:
             if a.is_constant:                         # literals are numbers, see _literal_nan
                 return best if not _literal_nan(a) else a

@@ -92,18 +92,19 @@ def compile_for_device(graph: Graph, target: str, options: Options, environment:
     architectures = architectures_of(target)
     dumping = environment.dump is not None or bool(environment.verify)
     if cache is not None and not dumping:
-        found = cache.find(_key(graph, architectures, options))
+        found = cache.find(key_of(graph, architectures, options))
         if found is not None:
             return _loaded(found.object_code, found.constants, {**found.metadata, "cached": True}, options, pack)
     graph = graph if settle is None else settle()
     verify(graph)
     object_code, constants, digest, metadata = build(graph, architectures, options, environment, cache)
     if cache is not None and not sources_changed():
-        cache.store(_key(graph, architectures, options), object_code, constants, digest, metadata)
+        cache.store(key_of(graph, architectures, options), object_code, constants, digest, metadata)
     return _loaded(object_code, constants, {**metadata, "cached": False}, options, pack)
 
 
-def _key(graph: Graph, architectures: tuple[str, ...], options: Options) -> Key:
+def key_of(graph: Graph, architectures: tuple[str, ...], options: Options) -> Key:
+    """Everything that the code of a graph depends on."""
     return Key(graph.name, (("source", source_digest()), ("toolkit", str(toolkit_version())), ("options", options.code_key()),
                             ("target", _target_text(architectures)), ("graph", graph.fingerprint)))
 

@@ -138,7 +138,7 @@ class Inliner:
         self.builder = Builder()
         self.block: list[Stmt] = []
         self._memo: dict[tuple[int, Index], Node] = {}
-        self._bound: dict[Node, tuple[Index, Callable[[], Node]]] = {}
+        self._bound: dict[Node, tuple[Index, Callable[[], Node], bool]] = {}
         self._checked: dict[tuple[Node, DimLike], DimLike] = {}
 
     # --- small pieces ------------------------------------------------------------------------------------------------
@@ -174,9 +174,10 @@ class Inliner:
         at = self.index(place)
         return self.scalar("and", self.scalar("ge", at, self.literal(0, INDEX)), self.scalar("lt", at, self.index(size)))
 
-    def bind(self, node: Node, index: Index, make: Callable[[], Node]) -> None:
-        """Gives the node a ready value at this index; asking for it at another index is an error."""
-        self._bound[node] = (without_unit_axes(index, node.shape), make)
+    def bind(self, node: Node, index: Index, make: Callable[[], Node], elsewhere: bool = False) -> None:
+        """Gives the node a ready value at this index; asking for it at another index is an error, unless it can be computed
+        `elsewhere`."""
+        self._bound[node] = (without_unit_axes(index, node.shape), make, elsewhere)
 
     def inner(self) -> Inliner:
         """An inliner for a nested block, which sees what is bound here."""
@@ -197,10 +198,11 @@ class Inliner:
 
     def _value(self, node: Node, index: Index) -> Node:
         if node in self._bound:
-            at, make = self._bound[node]
-            if at != without_unit_axes(index, node.shape):
+            at, make, elsewhere = self._bound[node]
+            if at == without_unit_axes(index, node.shape):
+                return make()
+            if not elsewhere:
                 raise CompileError(f"{node.op.spelling}: bound at {at}, read at {index}", loc=node.loc)
-            return make()
         if node in self.buffers:
             return self.load(self.buffers[node], index)
         match node.op:

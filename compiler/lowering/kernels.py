@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from ..attention import find_attention, unit_attention
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, Symbol, bounds, product, symbol, symbols_of
-from ..ir.errors import UNKNOWN, CompileError, InternalError, Loc
+from ..ir.errors import UNKNOWN, InternalError, Loc, UnsupportedError
 from ..ir.facts import Choice
 from ..ir.graph import Builder, Graph, Node, encode, encode_op
 from ..ir.loop import (
@@ -248,7 +248,7 @@ class KernelMaker:
         by_units = packed is not None and (packed.square > 1 or packed.tf32 or packed.in_bytes(*(x.dtype for x in core.inputs)))
         if packed is not None and by_units and not isinstance(tiles, GpuTile):
             how = f"in squares of {packed.square}" if packed.square > 1 else "rounded to tf32" if packed.tf32 else "that is no words"
-            raise CompileError(f"packed_dot: no kernel of this target takes {core.inputs[1].type} {how}", loc=loc,
+            raise UnsupportedError(f"packed_dot: no kernel of this target takes {core.inputs[1].type} {how}", loc=loc,
                                hint="compile from dot, which is packed for the target")
         if tiles is not None and tiles.parts > 1:
             return self._contraction_parts(body, core, tiles, loc)

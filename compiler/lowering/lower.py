@@ -357,6 +357,8 @@ class _Lowering:
         states, middle = targets[:op.states], op.states + op.scanned
         for source, target, type in zip(operands, states, types):
             self._copy(source, target, type, drafts)
+        if bounds(op.length)[1] <= 0:
+            return  # what a step reads may not be there
         slices = [self._slice(spot, operand.tensor, at) for spot, operand in
                   zip(operands[op.states:middle], node.inputs[op.states:middle])]
         stacked = [self._slice(spot, type, at) for spot, type in zip(targets[op.states:], types[op.states:])]

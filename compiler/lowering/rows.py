@@ -172,7 +172,7 @@ class RowKernel:
                 continue
             index = row if node.shape == self.outer else (*row, *(0 for _ in self.inner))
             value = self.root.latch_value(node, index)
-            self.root.bind(node, index, lambda value=value: value)  # type: ignore[misc]
+            self.root.bind(node, index, lambda value=value: value, elsewhere=True)  # type: ignore[misc]
             self.hoisted.add(node)
         return list(self.root.block)
 
@@ -181,7 +181,7 @@ class RowKernel:
         inside = self.root.inner()
         index = (*row, *unflatten_index(at, self.inner))
         for node, buffer in written.items():
-            inside.bind(node, index, lambda buffer=buffer: inside.load(buffer, (at,)))  # type: ignore[misc]
+            inside.bind(node, index, lambda buffer=buffer: inside.load(buffer, (at,)), elsewhere=True)  # type: ignore[misc]
         return inside
 
     def _keep(self, inside: Inliner, row: Index, at: DimLike, kept: dict[Node, Buffer], written: dict[Node, Buffer],

@@ -17,6 +17,7 @@ a scale that is infinite at run time meets the sum, not each term. `precision="s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -112,8 +113,8 @@ def _reason(node: Node, left: Form, right: Form, options: Options, caps: Caps) -
     depth = bounds(_depth(node))[1]
     if not (may_meet_sums(left.scale) and may_meet_sums(right.scale)):
         return "a scale is not finite"
-    if _overflow(left.scale, right.scale):
-        return "its scales are too large to be multiplied"
+    if problem := _product_of_scales(left.scale, right.scale):
+        return problem
     if depth < LEAST_DEPTH:
         return f"a sum of {depth} products is not worth its conversion"
     if depth * left.largest * right.largest >= 2 ** 31:
@@ -133,12 +134,16 @@ def may_meet_sums(scale: Node) -> bool:
     return array is None or bool(np.isfinite(array).all())
 
 
-def _overflow(left: Node, right: Node) -> bool:
-    """Whether the product of two scales is known to overflow somewhere: times a sum of zero it would be no number."""
-    arrays = [known_array(scale) for scale in (left, right)]
-    with np.errstate(over="ignore"):
-        largest = np.prod([np.abs(a).max(initial=0) for a in arrays if a is not None], dtype=np.float32)
-    return bool(np.isinf(largest))
+def _product_of_scales(left: Node, right: Node) -> str:
+    """What is known to be wrong with the product of two scales: times a sum of zero an infinite one would be no number, and one below the
+    least normal number would have lost digits."""
+    known = [np.abs(a, dtype=np.float64) for a in map(known_array, (left, right)) if a is not None]
+    limits = np.finfo(np.float32)
+    if math.prod(a.max(initial=0) for a in known) > limits.max:
+        return "its scales are too large to be multiplied"
+    if math.prod(a.min(initial=1, where=a > 0) for a in known) < limits.tiny:
+        return "its scales are too small to be multiplied"
+    return ""
 
 
 _VARIES = "a scale varies along the contraction"

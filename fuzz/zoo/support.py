@@ -11,9 +11,15 @@ from typing import Any
 import numpy as np
 
 import tilewright as tw
+from tilewright.backends.cuda.emulated_programs import EmulatedPrograms
 from tilewright.driver import compile_graph
+from tilewright.fuzz.native import make_emulation
+from tilewright.gpu.compiling import source_of
+from tilewright.ir.errors import CompileError
 from tilewright.ir.interp import evaluate_graph
+from tilewright.ir.loop_interp import run_program
 from tilewright.ir.parser import parse
+from tilewright.options import read_environment
 
 
 def differs(function: Callable[..., Any], *arrays: np.ndarray, specs: Sequence[Any] | None = None, threads: int = 1,
@@ -36,6 +42,21 @@ def graph_differs(text: str, *arrays: np.ndarray, constants: dict[str, Any] | No
         expected = evaluate_graph(graph, arrays)
     executable = compile_graph(graph, "cpu", tw.Options(cache=False, threads=threads, precision=precision))
     return is_wrong(executable(*arrays), expected, tolerance)
+
+
+def device_differs(text: str, *arrays: np.ndarray, target: str = "cuda:sm_80") -> bool:
+    """Whether the graph's kernels for a GPU, in the loop interpreter or emulated, give another result than the graph or break a rule."""
+    graph = parse(text)
+    with np.errstate(all="ignore"):
+        expected = evaluate_graph(graph, arrays)
+        program = source_of(graph, target, tw.Options(), read_environment())[0]
+        try:
+            interpreted = run_program(program, arrays)
+            make_emulation()
+            emulated = EmulatedPrograms([program], architecture=target.partition(":")[2]).run(0, arrays)
+        except CompileError:  # what the emulation and the interpreter raise for kernels that are at fault
+            return True
+    return is_wrong(interpreted, expected) or is_wrong(emulated, expected)
 
 
 def is_wrong(found: Any, expected: Any, tolerance: float = 0.0) -> bool:
@@ -69,4 +90,5 @@ def small_integers(*shape: int, seed: int = 0, dtype: str = "float32") -> np.nda
     return np.random.default_rng(seed).integers(-8, 9, shape).astype(dtype)
 
 
-__all__ = ["compile_graph", "differs", "evaluate_graph", "graph_differs", "is_wrong", "np", "parse", "small_integers", "tw"]
+__all__ = ["compile_graph", "device_differs", "differs", "evaluate_graph", "graph_differs", "is_wrong", "np", "parse", "small_integers",
+           "tw"]
