@@ -249,7 +249,7 @@ class KernelMaker:
         if packed is not None and by_units and not isinstance(tiles, GpuTile):
             how = f"in squares of {packed.square}" if packed.square > 1 else "rounded to tf32" if packed.tf32 else "that is no words"
             raise UnsupportedError(f"packed_dot: no kernel of this target takes {core.inputs[1].type} {how}", loc=loc,
-                               hint="compile from dot, which is packed for the target")
+                                   hint="compile from dot, which is packed for the target")
         if tiles is not None and tiles.parts > 1:
             return self._contraction_parts(body, core, tiles, loc)
         if tiles is not None:
