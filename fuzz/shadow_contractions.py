@@ -95,6 +95,20 @@ def _infinite_rows(op: Dot, x: Array, value: Array) -> Array:
     return rows.reshape(*rows.shape, *[1] * (value.ndim - rows.ndim))
 
 
+def perhaps_in_tf32(x: Traced) -> Traced:
+    """An operand of a product that may be rounded to tf32, or not."""
+    if x.value.dtype != np.float32:
+        return x
+    near = round_to_tf32(x.value)
+    if x.bound is None and np.array_equal(near, x.value, equal_nan=True):
+        return x
+    rounded_bound = _to_tf32(x, round_to_tf32).bounds
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(near.astype(np.float64) - x.wide())
+    bound = np.where(np.isfinite(x.value), np.maximum(x.bounds, rounded_bound + apart), x.bounds)
+    return Traced(x.value, settled(bound), x.signless, x.known, 0.0, lattice(x)[1], x.rounds)
+
+
 def _to_tf32(x: Traced, change: Callable[[Array], Array]) -> Traced:
     """An operand rounded, or cut, to tf32. Nothing moves a factor through that, so no roundings hide behind its mass."""
     value = change(x.value)

@@ -73,6 +73,8 @@ def test_seeds_pass(target: str, small: bool) -> None:
 
 
 def test_new_cases_are_for_gpus_and_read_back() -> None:
+    tf32 = next(case for case in SUBJECT.seeds() if case.tf32)
+    assert SUBJECT.parse(SUBJECT.format(tf32)) == tf32
     case = SUBJECT.generate(np.random.default_rng(0))
     assert case.target in machine.DEVICE_TARGETS
     assert SUBJECT.parse(SUBJECT.format(case)) == case

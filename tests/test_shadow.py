@@ -11,6 +11,7 @@ from comparing import assert_identical
 from compiled import compiled, run_compiled
 
 from tilewright import library as lib
+from tilewright.backends.cuda.backend import capabilities_of
 from tilewright.backends.llvm.math import MATH
 from tilewright.fuzz import shadow_scalars
 from tilewright.fuzz.generate import DEFAULT_DTYPES, random_graph, random_inputs
@@ -31,6 +32,7 @@ from tilewright.ir.printer import format_graph
 from tilewright.ir.types import ARRAY_DTYPES, BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, DType, TensorType, TupleType, Type
 from tilewright.library_quantized import dequantize
 from tilewright.options import Options
+from tilewright.passes.pack_operands import pack_operands
 from tilewright.pipeline import PASSES
 
 DTYPES = (DEFAULT_DTYPES, (F16, BF16, F32, BOOL, I32), (F64, F32, I64, BOOL), (I8, U8, I16, U16, F32), ARRAY_DTYPES)
@@ -213,6 +215,23 @@ def test_operands_within_their_bounds_give_results_within_theirs(op: type[Op]) -
             expected.signless = True
             problem = compare(Shadow([expected], ["result"], False), [found])
             assert problem is None, f"{sample.op}, {dtype}, seed {seed}: {problem}"
+
+
+def test_products_that_may_round_their_operands() -> None:
+    """What is rounded lies within the bounds, and outside of those where nothing is; numbers of few bits have none."""
+    rng, types = np.random.default_rng(4), (TensorType(F32, (5, 40)), TensorType(F32, (40, 40)))
+    graph, single = (graph_of(types, make) for make in (lambda b, x, w: lib.matmul(b, x, lib.matmul(b, w, w)), lib.matmul))
+    marked, one_marked = (pack_operands(g, Options(matmul_precision="tf32"), capabilities_of("sm_80")) for g in (graph, single))
+    for make in (rng.standard_normal, lambda shape: rng.integers(-4, 5, shape) * 2.0 ** 120):
+        inputs = [make(shape).astype(np.float32) for shape in ((5, 40), (40, 40))]
+        with np.errstate(all="ignore"):
+            found = [np.asarray(x) for x in evaluate_graph(marked, inputs)]
+            allowed = shadow(graph, inputs, tf32=True)
+        assert compare(allowed, found) is None
+    inputs = [rng.standard_normal((5, 40)).astype(np.float32), rng.integers(-4, 5, (40, 40)).astype(np.float32)]
+    found = [np.asarray(x) for x in evaluate_graph(one_marked, inputs)]
+    assert compare(shadow(single, inputs, tf32=True), found) is None and compare(shadow(single, inputs), found) is not None
+    assert not any(bound.any() for bound in shadow(graph, [np.rint(x) for x in inputs], tf32=True).bounds)
 
 
 def test_bounds_cover_what_functions_promise() -> None:
