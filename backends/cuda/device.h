@@ -264,6 +264,11 @@ TW_FUNCTION void tw_mma_m16n8k32_s8(int sums[4], const unsigned left[4], const u
       : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
       : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
 }
+// Of 16 steps: the first two words of the left operand, and the first one of the right.
+TW_FUNCTION void tw_mma_m16n8k16_s8(int sums[4], const unsigned left[2], const unsigned right[1]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3]) : "r"(left[0]), "r"(left[1]), "r"(right[0]));
+}
 TW_FUNCTION void tw_mma_m16n8k32_u8(int sums[4], const unsigned left[4], const unsigned right[2]) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])

@@ -40,6 +40,7 @@ PRODUCTS: dict[DType, tuple[str, int]] = {
     I8: ("tw_mma_m16n8k32_s8", 32), dtype_named("f8e4m3fn"): ("tw_mma_m16n8k32_e4m3", 32),
     dtype_named("f8e5m2"): ("tw_mma_m16n8k32_e5m2", 32)}  # and steps
 
+HALF_OF_CODES = "tw_mma_m16n8k16_s8", 16  # for groups of these that the other one does not divide
 GROUPED: dict[DType, str] = {F16: "k16_f16", BF16: "k16_bf16", U8: "k32_u8s8", I8: "k32_s8",  # products of four warps
                              F32: "k8_tf32", dtype_named("f8e4m3fn"): "k32_e4m3", dtype_named("f8e5m2"): "k32_e5m2"}
 
@@ -77,7 +78,7 @@ def emit_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPa
     `tf32`: operands of float32 that are rounded to that."""
     if dtype not in PRODUCTS or (tf32 != "") != (dtype == F32):
         raise InternalError(f"cuda: no matrix instruction takes {dtype}")
-    function, steps = PRODUCTS[dtype]
+    function, steps = PRODUCTS[dtype] if not bits or depth % PRODUCTS[dtype][1] == 0 else HALF_OF_CODES
     _, rows, columns = fragment.shape
     assert isinstance(rows, int) and isinstance(columns, int)
     down, across = rows // TILE_ROWS, columns // TILE_COLUMNS
@@ -85,6 +86,8 @@ def emit_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPa
     if depth % steps or left.distance % aligned or dtype.bytes == right.bytes and right.distance % aligned:
         raise InternalError(f"cuda: a product {depth} deep of rows {left.distance} and {right.distance} elements apart")
     in_rows = dtype.bytes == 1 and right.bytes == 1
+    words = steps * dtype.bytes // 16  # of a column that an instruction takes
+    of_column = f"2 * (place % {across})" if words == 2 else f"place % {across}"
     if in_rows:
         first_right = right.place("lane")
     elif dtype.bytes == 2:
@@ -94,21 +97,21 @@ def emit_products(fragment: Buffer, name: str, left: MatrixPart, right: MatrixPa
     return [
         "{",
         "  const int lane = threadIdx.x % 32;",
-        f"  const int from_left = {left.place('lane % 16', f'lane / 16 * {aligned}')};",
+        f"  const int from_left = {left.place('lane % 16', f'lane / 16 * {aligned}' if words == 2 else '')};",
         f"  const int from_right = {first_right};",
         *([f"  const int code_shift = lane % {8 // bits} * {bits};"] if bits else []),
         "  #pragma unroll",
         f"  for (int step = 0; step < {depth}; step += {steps}) {{",
-        f"    unsigned left_words[{down}][4], right_words[{2 * across}];",
+        f"    unsigned left_words[{down}][{2 * words}], right_words[{words * across}];",
         "    #pragma unroll",
         f"    for (int down = 0; down < {down}; ++down)" + " {" * (tf32 != ""),
-        f"      tw_load_matrix_x4(left_words[down], &{left.name}[from_left + down * {TILE_ROWS * left.distance} + step]);",
+        f"      tw_load_matrix_x{2 * words}(left_words[down], &{left.name}[from_left + down * {TILE_ROWS * left.distance} + step]);",
         *([*_rounded("left_words[down]", "      "), "    }"] if tf32 else ()),
-        *(_decoded_words(right, across, bits, zero) if bits else _words_of_rows(right, across) if in_rows
+        *(_decoded_words(right, across, bits, zero, words) if bits else _words_of_rows(right, across) if in_rows
           else _right_words(right, across, dtype, tf32 == "both")),
         "    #pragma unroll",
         f"    for (int place = 0; place < {down * across}; ++place)",
-        f"      {function}(&{name}[4 * place], left_words[place / {across}], &right_words[2 * (place % {across})]);",
+        f"      {function}(&{name}[4 * place], left_words[place / {across}], &right_words[{of_column}]);",
         "  }",
         "}",
     ]
@@ -195,16 +198,17 @@ def _words_of_rows(right: MatrixPart, across: int) -> list[str]:
             "    }"]
 
 
-def _decoded_words(right: MatrixPart, across: int, bits: int, zero: int) -> list[str]:
-    """Loads what a lane has of codes, four in each register as signed bytes less `zero`. No sum of bytes reaches 256, so none carries into
-    the next byte: code + 128 - zero, whose highest bit is then turned over, is code - zero."""
+def _decoded_words(right: MatrixPart, across: int, bits: int, zero: int, words: int) -> list[str]:
+    """Loads what a lane has of codes, so many words of a column, four codes in each as signed bytes less `zero`. No sum of bytes reaches
+    256, so none carries into the next byte: code + 128 - zero, whose highest bit is then turned over, is code - zero."""
     of_word, mask = 32 // bits, (1 << bits) - 1
-    word = f"step / {of_word} + across % 2" + (f" * {16 // of_word}" if of_word < 16 else "")
-    codes = (f"(unsigned){right.name}[from_right + ({word}) * {right.distance} + across / 2 * 8] >> code_shift & "
-             f"{mask * 0x01010101:#010x}u")
+    word = f"step / {of_word}" + " + across % 2" * (words == 2) + (f" * {16 // of_word}" if of_word < 16 and words == 2 else "")
+    column = "across / 2 * 8" if words == 2 else "across * 8"
+    codes = f"(unsigned){right.name}[from_right + ({word}) * {right.distance} + {column}] >> code_shift & {mask * 0x01010101:#010x}u"
     value = f"(({codes}) + {(128 - zero) * 0x01010101:#010x}u) ^ 0x80808080u" if zero else codes
+    less = f" less {zero}" if zero else ""
     return ["    #pragma unroll",
-            f"    for (int across = 0; across < {2 * across}; ++across)  // four codes{f' less {zero}' if zero else ''}, as signed bytes",
+            f"    for (int across = 0; across < {words * across}; ++across)  // four codes{less}, as signed bytes",
             f"      right_words[across] = {value};"]
 
 

@@ -241,6 +241,7 @@ TW_HOST void tw_mma_m16n8k16_f16(float sums[4], const unsigned left[4], const un
 TW_HOST void tw_mma_m16n8k16_bf16(float sums[4], const unsigned left[4], const unsigned right[2]) { tw_host_mma(TW_MMA_BF16, sums, left, right); }
 TW_HOST void tw_mma_m16n8k8_tf32(float sums[4], const unsigned left[4], const unsigned right[2]) { tw_host_mma(TW_MMA_TF32, sums, left, right); }
 TW_HOST void tw_mma_m16n8k32_s8(int sums[4], const unsigned left[4], const unsigned right[2]) { tw_host_mma(TW_MMA_S8, sums, left, right); }
+TW_HOST void tw_mma_m16n8k16_s8(int sums[4], const unsigned left[2], const unsigned right[1]) { tw_host_mma(TW_MMA_S8_K16, sums, left, right); }
 TW_HOST void tw_mma_m16n8k32_u8(int sums[4], const unsigned left[4], const unsigned right[2]) { tw_host_mma(TW_MMA_U8, sums, left, right); }
 TW_HOST void tw_mma_m16n8k32_u8s8(int sums[4], const unsigned left[4], const unsigned right[2]) { tw_host_mma(TW_MMA_U8S8, sums, left, right); }
 TW_HOST void tw_mma_m16n8k32_s8u8(int sums[4], const unsigned left[4], const unsigned right[2]) { tw_host_mma(TW_MMA_S8U8, sums, left, right); }

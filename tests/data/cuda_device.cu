@@ -35,6 +35,10 @@ extern "C" __global__ void mma_s8(const unsigned *left, const unsigned *right, i
   tw_mma_m16n8k32_s8(sums + 4 * threadIdx.x, left + 4 * threadIdx.x, right + 2 * threadIdx.x);
 }
 
+extern "C" __global__ void mma_s8_of_16_steps(const unsigned *left, const unsigned *right, int *sums) {
+  tw_mma_m16n8k16_s8(sums + 4 * threadIdx.x, left + 4 * threadIdx.x, right + 2 * threadIdx.x);
+}
+
 extern "C" __global__ void mma_u8(const unsigned *left, const unsigned *right, int *sums) {
   tw_mma_m16n8k32_u8(sums + 4 * threadIdx.x, left + 4 * threadIdx.x, right + 2 * threadIdx.x);
 }

@@ -93,6 +93,7 @@ PROGRAMS: dict[str, Callable[[], Graph]] = {
     "int4 weights, 64 rows of bytes": lambda: coded(64, 4, 128, I8),
     "int4 weights, 4096 rows of bytes": lambda: coded(4096, 4, 128, I8),
     "int2 weights, any rows of bytes": lambda: coded(ROWS, 2, 64, I8),
+    "int4 weights in groups of 16, any rows of bytes": lambda: coded(ROWS, 4, 16, I8),
     "matmul i8": lambda: integer_products([(4096, 4096, 4096)], I8, I8)[0],
     "matmul f8e4m3": lambda: product_of(*[FLOATS8[0]] * 2, 1024, 1024, 1024, BF16),
     "large matmul f8e4m3": lambda: product_of(*[FLOATS8[0]] * 2, 4096, 4096, 4096, BF16),
