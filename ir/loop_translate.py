@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import Struct, field
 
 from .dims import Atom, DimLike, Symbol, symbols_of
-from .errors import CompileError, IndexFailure, RuntimeFailure, VerifyError
+from .errors import CompileError, IndexFailure, Loc, RuntimeFailure, VerifyError
 from .graph import Node
 from .loop import (
     INDEPENDENT_KINDS,
@@ -54,15 +54,17 @@ MAX_PYTHON_NESTING = 14  # CPython refuses more than 20 nested loops in one func
 
 
 class _Faults(Struct, frozen=True):
-    """Raises what a running kernel finds. `places`: the statement at each number that generated code passes."""
+    """Raises what a running kernel finds. `places`: the statement at each number that generated code passes. (It does not hold the
+    kernel, with which the code that holds this is kept.)"""
 
-    kernel: Kernel
+    name: str
+    loc: Loc
     places: list[Stmt] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
 
     def _fail(self, message: str, place: int) -> NoReturn:
         line = format_statements([self.places[place]]).split("\n", 1)[0]
-        raise VerifyError(f"kernel {self.kernel.name}: {message}", loc=self.kernel.loc, notes=(f"in: {line}",))
+        raise VerifyError(f"kernel {self.name}: {message}", loc=self.loc, notes=(f"in: {line}",))
 
     def outside(self, place: int, buffer: str, axis: int, index: int, size: int) -> NoReturn:
         self._fail(f"index {index} of %{buffer} is outside axis {axis} of {size}", place)
@@ -81,12 +83,13 @@ class _Faults(Struct, frozen=True):
                    "stores to it", place)
 
     def bounds(self, place: int, name: str, value: int, symbol: Symbol) -> NoReturn:
-        self._fail(f"{name} is {value}, but is declared {symbol.declaration()}", place)
+        declared = symbol.declaration() if symbol != Symbol(symbol.name) else f"{name}: 0.."
+        self._fail(f"{name} is {value}, but is declared {declared}", place)
 
     def check(self, number: int, found: Any, expected: Any) -> NoReturn:
         check = self.checks[number]
         error = IndexFailure if check.code in INDEX_ERRORS else RuntimeFailure
-        raise error(f"{check.message}: found {int(found)}, expected {int(expected)}", loc=self.kernel.loc)
+        raise error(f"{check.message}: found {int(found)}, expected {int(expected)}", loc=self.loc)
 
 
 class _ProductFaults(Struct, frozen=True):
@@ -144,7 +147,7 @@ class Translator:
     def __init__(self, kernel: Kernel, mode: Mode) -> None:
         self.kernel = kernel
         self.mode = mode
-        self.faults = _Faults(kernel)
+        self.faults = _Faults(kernel.name, kernel.loc)
         self.lines: list[str] = []
         self.indent = 1
         self.nesting = 0
@@ -261,7 +264,7 @@ class Translator:
                     self.inside(otherwise)
             case Let(name=name, symbol=symbol):
                 self.emit(f"v_{self.variable(name)} = {values[0]}")
-                if symbol is not None and symbol != Symbol(symbol.name):
+                if symbol is not None:
                     self.lets[name] = symbol
             case Alloc(buffer=buffer):
                 self.alloc(buffer, rest)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -364,3 +367,20 @@ program @main() -> (%y: f32[20]) {{
 """
     y, = run_program(parse_program(text, [table]), [])
     assert (y == table.array).all()
+
+
+def test_a_kernel_that_ran_can_be_forgotten() -> None:
+    """Its code was kept with it, and held it."""
+    kernel = parse_kernel("kernel @k(%y: out f32[2]) {\n  for %i in 0..2 {\n    %y[i] = f32 1.0\n  }\n}")
+    run_kernel(kernel, [np.zeros(2, np.float32)], {})
+    known = weakref.ref(kernel)
+    del kernel
+    gc.collect()
+    assert known() is None
+
+
+def test_a_let_without_bounds_of_its_own_is_no_negative_size() -> None:
+    """What is proven of it says so."""
+    text = "kernel @k(%y: out f32[2]) {\n  let %n: 0.. = sub(index 1, index 2)\n  if le(index(n), index 1) {\n    %y[0] = f32 1.0\n  }\n}"
+    with pytest.raises(VerifyError, match="n is -1, but is declared n: 0.."):
+        run_kernel(parse_kernel(text), [np.zeros(2, np.float32)], {})
