@@ -34,6 +34,7 @@ import numpy as np
 
 import tilewright as tw
 from benchmarks.gpu_cases import PEAKS, Case, cases
+from benchmarks.gpu_convolution_cases import convolution_cases
 from benchmarks.gpu_driver import Device, DriverError
 from benchmarks.gpu_narrow_cases import narrow_cases
 from benchmarks.gpu_wrappers import check_wrappers
@@ -80,7 +81,7 @@ class Result:
 
 def chosen_cases(tiny: bool, only: Collection[str]) -> Iterator[Case]:
     """All cases, or those of some groups; models are read, where they are wanted, when their turn comes."""
-    for case in (*cases(tiny), *narrow_cases(tiny)):
+    for case in (*cases(tiny), *narrow_cases(tiny), *convolution_cases(tiny)):
         if not only or case.group in only:
             yield case
     if not only or "models" in only:
@@ -181,11 +182,11 @@ def _timed(torch: Any, function: Callable[[], Any], count: int) -> float:
 
 
 def _table(results: Sequence[Result]) -> str:
-    lines = [f"{'group':<12} {'case':<34} {'ours us':>10} {'predicted':>10} {'peer us':>10} {'ratio':>6}  checked"]
+    lines = [f"{'group':<12} {'case':<44} {'ours us':>10} {'predicted':>10} {'peer us':>10} {'ratio':>6}  checked"]
     for r in results:
         ours, peer, ratio = (f"{x:.1f}" if x is not None else "-" for x in (r.ours, r.peer, r.ratio))
         ratio = f"{r.ratio:.2f}" if r.ratio is not None else "-"
-        lines.append(f"{r.group:<12} {r.name:<34} {ours:>10} {r.predicted:>10.1f} {peer:>10} {ratio:>6}  {r.error or r.checked}")
+        lines.append(f"{r.group:<12} {r.name:<44} {ours:>10} {r.predicted:>10.1f} {peer:>10} {ratio:>6}  {r.error or r.checked}")
     for group in dict.fromkeys(r.group for r in results):
         ratios = [r.ratio for r in results if r.group == group and r.ratio is not None]
         if ratios:
@@ -196,7 +197,7 @@ def _table(results: Sequence[Result]) -> str:
 def _predictions(chosen: Iterable[Case], architecture: str) -> str:
     """For each case its time by the roofline, its kernels, and of the one with the largest blocks how many fit a multiprocessor."""
     limits = capabilities_of(architecture)
-    lines = [f"{'group':<10} {'case':<34} {'us':>9} {'bound by':>10} {'kernels':>8} {'threads':>8} {'shared':>8} {'blocks':>7}"]
+    lines = [f"{'group':<12} {'case':<44} {'us':>9} {'bound by':>10} {'kernels':>8} {'threads':>8} {'shared':>8} {'blocks':>7}"]
     for case in chosen:
         fused, _ = run_passes(case.graph, case.options, limits, QUIET)
         module = emit_module(lower_program(fused, limits)[0], architecture)
@@ -204,7 +205,7 @@ def _predictions(chosen: Iterable[Case], architecture: str) -> str:
         widest = max(module.kernels.values(), key=lambda k: (shared[k.name], k.threads))
         fitting = min(MOST_BLOCKS, MOST_THREADS // widest.threads, limits.shared_bytes // max(1, shared[widest.name] + RESERVED_SHARED))
         bound = "memory" if case.moved / BANDWIDTH > case.operations / PEAKS[case.unit] else case.unit
-        lines.append(f"{case.group:<10} {case.name:<34} {predicted(case):>9.1f} {bound:>10} {len(module.kernels):>8} {widest.threads:>8} "
+        lines.append(f"{case.group:<12} {case.name:<44} {predicted(case):>9.1f} {bound:>10} {len(module.kernels):>8} {widest.threads:>8} "
                      f"{shared[widest.name]:>8} {fitting:>7}")
     return "\n".join(lines)
 

@@ -14,8 +14,9 @@ from msgspec import Struct
 
 from .ir.caps import Caps
 from .ir.dims import DimLike, bounds, ceildiv, divides, product
-from .ir.ops.compute import PackedDot
-from .ir.types import F32, DType, TensorType
+from .ir.loop_gpu import COPIED_BYTES
+from .ir.ops.compute import PackedConv, PackedDot
+from .ir.types import F32, I8, U8, DType, TensorType
 
 
 class Tile(Struct, frozen=True):
@@ -130,12 +131,12 @@ def group_tile(columns: DimLike, rows: DimLike, caps: Caps, panel: int = 0) -> t
     return best if panel or enough else None
 
 
-def group_panel_columns(columns: DimLike, rows: DimLike, steps: DimLike, dtype: DType, caps: Caps) -> int | None:
+def group_panel_columns(columns: DimLike, rows: DimLike, steps: DimLike, dtype: DType, caps: Caps, least: int = 0) -> int | None:
     """Columns of a panel in squares, for products of four warps; None where a product goes another way. Rows of the left operand
-    are copied 16 bytes at a time."""
+    are copied 16 bytes at a time. `least`: columns that are worth it, where others are than of a product."""
     if not caps.has_group_products or str(dtype) not in caps.matrix_units or not divides(16 // dtype.bytes, steps):
         return None
-    if bounds(steps)[0] < LEAST_GROUP_SIZE or bounds(columns)[0] < LEAST_GROUP_SIZE:
+    if bounds(steps)[0] < LEAST_GROUP_SIZE or bounds(columns)[0] < (least or LEAST_GROUP_SIZE):
         return None
     tile = group_tile(columns, rows, caps)
     return None if tile is None else tile[1]
@@ -160,6 +161,21 @@ def takes_tf32(op: PackedDot, left: TensorType, right: TensorType, caps: Caps) -
     units = caps.with_tf32()
     fits = may_stay_plain(op.columns, left.shape[-1], F32, units) if is_plain_matrix(op, right) else right.shape[-1] in GPU_PANELS
     return str(F32) in units.matrix_units and (op.square > 1 and caps.has_group_products or fits)
+
+
+def copied_together(op: PackedConv, x: TensorType) -> int:
+    """How many bytes of a window lie beside one another and at a multiple of as many, wherever it begins: 16, 8, 4, or 0 where a copy of a
+    GPU takes more."""
+    return next((n for n in reversed(COPIED_BYTES) if divides(n * op.groups, x.shape[-1] * x.dtype.bytes)), 0)
+
+
+def takes_windows(op: PackedConv, x: TensorType, w: TensorType, caps: Caps) -> bool:
+    """Whether matrix units multiply the windows of a convolution that is packed so."""
+    caps = caps.with_tf32() if op.tf32 else caps
+    unit, copied = str(I8 if x.dtype == U8 else x.dtype), copied_together(op, x)
+    fits = w.shape[-1] in GPU_PANELS if op.square == 1 else caps.has_group_products and op.groups == 1 and copied == COPIED_BYTES[-1]
+    return caps.is_gpu and unit in caps.matrix_units and op.step == (4 if x.dtype.bytes == 1 else 1) and fits and copied > 0 \
+        and (x.dtype != F32 or op.tf32 != "")
 
 
 def gpu_code_columns(columns: int, caps: Caps) -> int:

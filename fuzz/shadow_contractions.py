@@ -52,10 +52,11 @@ def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding
     x, w = operands
     if not x.is_float:
         return Traced(value) if are_exact(operands) else all_tainted(value)
-    if isinstance(op, PackedDot) and op.square > 1:
+    if isinstance(op, (PackedDot, PackedConv)) and op.square > 1:
         if not are_exact((w,)):
             return all_tainted(value)
-        words = -(-x.value.shape[-1] // op.step)
+        steps = x.value.shape[-1] * (prod(op.kernel) // op.groups if isinstance(op, PackedConv) else 1)
+        words = -(-steps // op.step)
         w = Traced(panels_of_squares(w.value, op.square, op.by_columns)[..., :words, :], known=w.known)
         op, operands = replace(op, square=1), (x, w)
     if isinstance(op, (PackedDot, PackedConv)) and op.step > 1:
@@ -63,7 +64,7 @@ def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding
             return all_tainted(value)
         op, w = replace(op, step=1), Traced(unpacked_words(w.value, op.step), known=w.known)
         operands = (x, w)
-    if isinstance(op, PackedDot) and op.tf32:
+    if isinstance(op, (PackedDot, PackedConv)) and op.tf32:
         right = _to_tf32(w, round_to_tf32 if op.tf32 == "both" else cut_to_tf32)
         op, x, w = replace(op, tf32=""), _to_tf32(x, round_to_tf32), right
         operands = (x, w)

@@ -209,6 +209,15 @@ def test_plain_tiles_of_open_sizes(rows: DimLike, high: int) -> None:
     assert found is not None and found.rows == high
 
 
+@pytest.mark.parametrize("rows, tile", [(8, (16, 64)), (3136, (16, 64)), (8192, (64, 256)), (65536, (128, 256))])
+def test_threads_of_plain_tiles(rows: int, tile: tuple[int, int]) -> None:
+    """Where tiles are low there are fewer threads, not fewer rows of each."""
+    b = Builder()
+    product = b.add(PackedDot(0, 64), b.add(Param("x", F32, (rows, 64))), b.add(Param("w", F32, (1, 64, 64))))
+    found = plain_tile(product, GPU)
+    assert found is not None and (found.rows, found.threads) == tile and found.own_rows >= 4
+
+
 def test_tensors_that_16_bytes_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies of 16 bytes from elsewhere would end the process's context."""
     class Tensor:

@@ -42,7 +42,7 @@ def check(graph: Graph, values: list[np.ndarray], count: int) -> None:
 @pytest.mark.parametrize(("dtype", "sizes"), [
     # whole rounds; a last one that is not whole; parts of unequal length; steps that 16 bytes do not hold; several tiles
     (F16, [(3, 1024, 20), (1, 1096, 40), (5, 1120, 16), (2, 1001, 9), (40, 704, 70)]), (BF16, [(3, 1032, 64)]),
-    (F32, [(3, 192, 20), (2, 203, 9)])])
+    (F32, [(3, 320, 20), (2, 331, 9)])])
 def test_deep_products_of_few_tiles(dtype: DType, sizes: list[tuple[int, int, int]]) -> None:
     graph, values = products(dtype, sizes)
     check(graph, values, len(sizes))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from numpy.testing import assert_array_equal
 
 import tilewright as tw
@@ -14,6 +15,7 @@ from tests.compilers import needs_compiler
 from tests.cuda_programs import EmulatedPrograms
 from tests.emulated import emulate
 from tests.lowering_checks import GPU, QUIET, lowered_for_gpu
+from tests.test_gpu_convolution import CASES, Case, convolutions
 from tilewright import library as lib
 from tilewright.backends.cuda.backend import capabilities_of
 from tilewright.backends.cuda.emit import emit_module
@@ -28,7 +30,7 @@ from tilewright.ir.loop import MATMULS, Alloc, MatmulTile, walk
 from tilewright.ir.loop_interp import run_program
 from tilewright.ir.loop_parser import parse_kernel
 from tilewright.ir.loop_text import format_kernel
-from tilewright.ir.ops.compute import Conv, Dot, PackedDot, round_to_tf32
+from tilewright.ir.ops.compute import Conv, Dot, PackedConv, PackedDot, round_to_tf32
 from tilewright.ir.ops.control import Param
 from tilewright.ir.ops.shape import Pad
 from tilewright.ir.printer import format_graph
@@ -271,6 +273,41 @@ def test_a_standalone_source_expects_what_is_rounded() -> None:
     assert_array_equal(expected["tf32"], meaning(graph, values)[0])
     assert_array_equal(expected["float32"], evaluate_graph(graph, values)[0])
     assert (expected["tf32"] != expected["float32"]).any()
+
+
+# --- convolutions ---
+
+
+@needs_compiler
+def test_convolutions() -> None:
+    """Of every kind, and by four warps: what is around the operand is rounded to zeros."""
+    rng = np.random.default_rng(11)
+    squares = [Case((2, 16, 6, 7), (3, 3), 136, padding=(1, 1)), Case((4, 20, 11, 11), (3, 3), 144, strides=2)]
+    for cases, count, multiprocessors, architecture in ((CASES, 13, None, "sm_80"), (squares, 2, 1, "sm_90a")):
+        graph = convolutions(cases, F32)
+        program = lowered_for_gpu(graph, multiprocessors, architecture, TF32)
+        assert on_units(program) == count  # a transposed one is four
+        values = [near_whole(p.tensor.static_shape, rng) for p in graph.params]
+        expected = evaluate_graph(graph, [np.rint(x) for x in values])
+        for found in (run_program(program, values), EmulatedPrograms([program], architecture=architecture).run(0, values)):
+            for number, (x, y) in enumerate(zip(expected, found, strict=True)):
+                assert_array_equal(y, x, str(number))
+    words = [word for word in MATMULS for kernel in program.kernels() if f" {word} " in format_kernel(kernel)]
+    assert words == ["matmul_group_tf32"] * 2
+
+
+@pytest.mark.parametrize("caps", [GPU, Caps(), capabilities_of("sm_90a")])
+@pytest.mark.parametrize("square, tile", [(1, 32), (1, 16), (4, 8)])
+def test_convolutions_that_no_unit_takes(caps: Caps, square: int, tile: int) -> None:
+    op = PackedConv((2, 3), (1, 1), (1, 1), 13, square=square, padding=((0, 0), (1, 1)), tf32="left")
+    b, rng = Builder(), np.random.default_rng(12)
+    x, w = b.add(Param("x", F32, (2, 5, 6, 3))), b.add(Param("w", F32, (-(-13 // tile), 18 if square == 1 else 20, tile)))
+    graph = Graph("packed", [x, w], [b.add(op, x, w)])
+    fused = run_passes(graph, Options(), caps, QUIET)[0]
+    values = [rng.standard_normal(p.tensor.static_shape).astype(np.float32) for p in graph.params]
+    np.testing.assert_allclose(run_program(lower_program(fused, caps)[0], values)[0], evaluate_graph(graph, values)[0], rtol=1e-5, atol=1e-5)
+    with pytest.raises(CompileError, match="to tf32, expected 'left' of f32"):
+        replace(op, tf32="both").infer(x.tensor, w.tensor)
 
 
 # --- products of four warps ---

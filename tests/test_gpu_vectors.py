@@ -17,7 +17,7 @@ from tilewright.ir.graph import Builder, Graph, Node
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop import Alloc, For, Load, MatmulTile, expression_nodes, expressions_of, walk
 from tilewright.ir.loop_interp import run_program
-from tilewright.ir.ops.compute import Cast
+from tilewright.ir.ops.compute import Cast, Conv, ReduceWindow
 from tilewright.ir.ops.control import Param, Scan
 from tilewright.ir.ops.shape import Concat, Reshape, Slice, Transpose
 from tilewright.ir.program import Program
@@ -79,6 +79,25 @@ def test_elements_from_elsewhere() -> None:
         (one((64, 16), lambda b, x: b.add(Concat(1), plain(b, x), x), F32), {}, [4, 4]),
         (one((8, 12, 16), lambda b, x: plain(b, b.add(Transpose((1, 0, 2)), x)), F32), {}, [4]),
         (one((64, 40), lambda b, x: b.add(Reshape((40, 64)), plain(b, b.add(Transpose((1, 0)), x))), F32), {}, []),
+    ])
+
+
+def test_windows() -> None:
+    """Of channels that lie side by side: a vector of sums a thread. What windows along memory read overlaps, and stays an element a thread."""
+    def depthwise(b: Builder, x: Node) -> Node:
+        channels = x.shape[-1]
+        assert isinstance(channels, int)
+        w = lib.constant(b, np.arange(9 * channels).reshape(3, 3, 1, channels) % 5 - 2).op.value.array.astype(x.dtype.numpy)
+        made = b.add(Conv((2, 1), ((1, 1), (1, 1)), (1, 1), (1, 1), channels, True), x, lib.constant(b, w))
+        return lib.apply(b, "max", made, lib.constant(b, 0, x.dtype))
+
+    def pooled(window: tuple[int, ...]) -> Callable[[Builder, Node], Node]:
+        return lambda b, x: b.add(ReduceWindow("max", window, window, ((0, 0),) * 4, (1,) * 4), x)
+
+    check([
+        # padded along the last axis before, then three loops: zeros, products, and what follows
+        (one((2, 9, 8, 40), depthwise, F16), {}, [4, 4, 8, 8, 8, 8]), (one((BATCH, 9, 8, 12), depthwise, F32), {"B": 2}, [4, 4, 4, 4, 4, 4]),
+        (one((2, 9, 8, 20), pooled((1, 2, 2, 1)), BF16), {}, [4, 4, 4]), (one((2, 9, 8, 34), pooled((1, 1, 1, 2)), F32), {}, []),
     ])
 
 

@@ -24,7 +24,7 @@ from tilewright.ir.dims import symbol
 from tilewright.ir.errors import IndexFailure
 from tilewright.ir.graph import Array, Binding, Builder, Graph, Node, Op, Sample
 from tilewright.ir.interp import evaluate_graph
-from tilewright.ir.ops.compute import ArgReduce, ArgSort, Bitcast, Cast, Conv, Cumulative, Dot, PackedDot, Reduce, Sort
+from tilewright.ir.ops.compute import ArgReduce, ArgSort, Bitcast, Cast, Conv, Cumulative, Dot, PackedConv, PackedDot, Reduce, Sort
 from tilewright.ir.ops.control import If, MakeTuple, Param, Scan, While
 from tilewright.ir.ops.shape import Take
 from tilewright.ir.ops.table import ALL_OPS
@@ -204,7 +204,7 @@ def test_operands_within_their_bounds_give_results_within_theirs(op: type[Op]) -
             rng = np.random.default_rng((number, seed))
             dtype = (F16, BF16, F32, F64)[seed % 4]
             kinds = [TensorType(dtype, t.shape) if t.dtype == F32 else t for t in sample.types]
-            if isinstance(sample.op, PackedDot) and sample.op.tf32:
+            if isinstance(sample.op, (PackedConv, PackedDot)) and sample.op.tf32:
                 dtype, kinds = F32, list(sample.types)
             ranges = (*sample.ranges, *[None] * len(kinds))
             operands = [some_operand(t, r, rng) for t, r in zip(kinds, ranges)]

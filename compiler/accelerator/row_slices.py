@@ -138,7 +138,7 @@ def _operand_axes(node: Node, axis: int) -> tuple[int, ...] | None:
             return (axis,)
         case PackedDot(batch, symmetric=False) if axis < len(node.shape) - 1:
             return axis, axis if axis < batch else WHOLE
-        case PackedConv() if axis < len(node.shape) - 1:
+        case PackedConv(padding=()) if axis < len(node.shape) - 1:
             return axis, WHOLE
         case Conv(channels_last=True, input_dilation=spread) if axis < len(node.shape) - 1 and set(spread) == {1}:
             return axis, WHOLE

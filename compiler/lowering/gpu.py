@@ -45,7 +45,7 @@ from ..ir.schedule import Schedule, apply_schedule
 from ..ir.schedule import Step as Primitive
 from ..ir.types import BOOL, INDEX, TensorType
 from .gpu_rows import Names, distribute_row
-from .gpu_vectors import BYTES, lanes_of, vector_loop
+from .gpu_vectors import BYTES, lanes_of_nest, vector_nest
 
 MOST_OWN_BYTES = 1024       # of memory that a thread allocates for itself
 SCRATCH_BYTES = 1 << 26     # that threads share evenly where they need more
@@ -186,10 +186,10 @@ class _Grid:
         large = [s.buffer for s in walk(body) if isinstance(s, Alloc) and _is_large(s.buffer)]
         if large:
             return self._in_turns(loop, body, large)
-        lanes = lanes_of(replace(loop, body=body), self.aligned, VECTOR_THREADS * self.caps.multiprocessors)
+        lanes = lanes_of_nest(replace(loop, body=body), self.aligned, VECTOR_THREADS * self.caps.multiprocessors)
         if lanes > 1:
             first = loop_variable(self.names.fresh("first"), loop.extent // lanes)
-            body = (vector_loop(replace(loop, body=body), lanes, variable_size(first), self.names.fresh("lane")),)
+            body = vector_nest(replace(loop, body=body), lanes, variable_size(first), lambda: self.names.fresh("lane"))
             loop = replace(loop, symbol=first, extent=loop.extent // lanes, body=body)
         threads = self._threads(loop.extent)
         turns = self._turns(loop.extent, threads, body)

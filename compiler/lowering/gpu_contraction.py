@@ -52,15 +52,24 @@ from ..ir.loop import (
 )
 from ..ir.loop_gpu import COPYING_THREADS, GROUP_ROWS, group_steps, row_of_step, square_of
 from ..ir.loop_vectors import first_neighbour
-from ..ir.ops.compute import FLOATS8, PackedDot, accumulator_dtype
+from ..ir.ops.compute import FLOATS8, PackedConv, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
 from ..ir.types import BF16, F16, F32, I8, I32, U8, DType, TensorType
-from ..tiles import GPU_PANELS, gpu_panel_columns, group_panel_columns, group_tile, is_plain_matrix, may_stay_plain
+from ..tiles import (
+    GPU_PANELS,
+    copied_together,
+    gpu_panel_columns,
+    group_panel_columns,
+    group_tile,
+    is_plain_matrix,
+    may_stay_plain,
+    takes_windows,
+)
 from .contraction import named_parts
 from .gpu_split import Round, choose_parts, part_rounds
 from .gpu_vectors import vector_loop
 from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
-from .left_operand import row_operand
+from .left_operand import batch_axes, contracted, groups_of, padded_places, row_operand
 
 # dtypes of both operands and the steps in a word of the right one, and the unit that takes them
 OPERANDS = {(F16, F16, 1): "f16", (BF16, BF16, 1): "bf16", (F32, F32, 1): "f32",
@@ -70,6 +79,7 @@ COPIED = 16         # bytes that are copied at a time
 ROW_BYTES = 64      # of a row of the left operand in shared memory
 STAGES = 4          # of shared memory
 GROUP_STAGES = {(128, 256): 4, (128, 128): 6, (64, 128): 4}  # where four warps multiply together; of the last tile two blocks have room
+MANY_TILES = 4      # of a multiprocessor, from which on narrow ones are high: fewer leave some idle at the end
 GROUPED_ROWS = 8    # tiles of rows that blocks go down before the next panel
 # of `depth` steps in microseconds: what three stages wait for memory, and elements of 64 bytes of steps that units take (A100, its figures)
 ROUND_TIME, ELEMENTS_A_MICROSECOND = 0.2, 45000
@@ -100,15 +110,22 @@ class GpuTile(Struct, frozen=True):
 def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     """The tile for a contraction; None for those that go another way."""
     op = node.op
-    if not isinstance(op, PackedDot) or op.symmetric or isinstance(result.op, Pad):
+    if not isinstance(op, (PackedDot, PackedConv)):
         return None
     caps = caps.with_tf32() if op.tf32 else caps
     left, right = node.inputs
-    rows, plain, columns = product(node.shape[op.batch:-1]), is_plain_matrix(op, right.tensor), right.shape[-1]
-    may_group = plain and op.step == 1 and not op.tf32
-    if op.square > 1 or may_group and group_panel_columns(node.shape[-1], rows, left.shape[-1], left.dtype, caps) is not None:
-        return _group_tile(node, op, caps)
+    rows, columns, plain, in_groups = product(node.shape[batch_axes(op):-1]), right.shape[-1], False, False
     taken = I8 if left.dtype == U8 else left.dtype
+    if isinstance(op, PackedDot):
+        plain = is_plain_matrix(op, right.tensor)
+        may_group = plain and op.step == 1 and not op.tf32
+        in_groups = may_group and group_panel_columns(node.shape[-1], rows, left.shape[-1], left.dtype, caps) is not None
+        if op.symmetric:
+            return None
+    if op.square > 1 or in_groups:
+        return None if isinstance(result.op, Pad) else _group_tile(node, op, caps)
+    if isinstance(op, PackedConv) and not takes_windows(op, left.tensor, right.tensor, caps):
+        return None
     if plain:
         columns = gpu_panel_columns(node.shape[-1], rows, taken, caps) or 0
     fits = not plain or may_stay_plain(node.shape[-1], left.shape[-1], taken, caps)
@@ -120,11 +137,14 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     most = bounds(rows)[1]
 
     def most_tiles(high: int) -> float:
-        return bounds(ceildiv(node.shape[-1], columns) * product(node.shape[:op.batch]) * ceildiv(rows, high))[1]
+        panels = ceildiv(node.shape[-1] // groups_of(op), columns) * groups_of(op)
+        return bounds(panels * product(node.shape[:batch_axes(op)]) * ceildiv(rows, high))[1]
 
     # rows without a bound, which may be few, take tiles half as high: a warp's part of the tile, and so what it reads, is as large
     if columns == 128 and 64 < most < math.inf and most_tiles(128) >= caps.multiprocessors:
         return GpuTile(128, 128, depth, 2, 4, plain=plain)
+    if columns == 64 and 64 < most < math.inf and most_tiles(128) >= MANY_TILES * caps.multiprocessors:
+        return GpuTile(128, 64, depth, 2, 2, plain=plain)
     if columns >= 64:
         tile = GpuTile(64, columns, depth, 2, 2, plain=plain) if most > 32 else GpuTile(32, columns, depth, 1, 4, plain=plain)
     else:
@@ -132,22 +152,23 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     busy = tile.rows * columns / ELEMENTS_A_MICROSECOND
     read = sum(product(x.shape) * x.dtype.bytes for x in (left, right))
     sums = product(node.shape) * accumulator_dtype(node.dtype).bytes
-    rounds, each = ceildiv(left.shape[-1], depth), Round(max(ROUND_TIME, busy), busy)
+    rounds, each = ceildiv(contracted(node), depth), Round(max(ROUND_TIME, busy), busy)
     return replace(tile, parts=choose_parts(most_tiles(tile.rows), rounds, each, read, sums, caps))
 
 
-def _group_tile(node: Node, op: PackedDot, caps: Caps) -> GpuTile | None:
+def _group_tile(node: Node, op: PackedDot | PackedConv, caps: Caps) -> GpuTile | None:
     """The tile where warps multiply in groups of four: panels are in squares, of whole parts."""
     left, right = node.inputs
     columns, steps = right.shape[-1], right.shape[-2]
     depth, pieces = group_steps(left.dtype), COPIED // left.dtype.bytes
     assert isinstance(columns, int)
     plain, square = op.square == 1, square_of(right.dtype.bytes)
-    whole = (columns % square == 0 or not plain) and (divides(depth // op.step, steps) or plain) and divides(pieces, left.shape[-1])
+    whole = (columns % square == 0 or not plain) and (divides(depth // op.step, steps) or plain) and divides(pieces, left.shape[-1]) \
+        and groups_of(op) == 1
     fits = (plain or op.square == square) and OPERANDS.get((left.dtype, right.dtype, op.step)) in caps.matrix_units and whole
     if not caps.has_group_products or not fits:
         return None
-    tile = group_tile(node.shape[-1], product(node.shape[op.batch:-1]), caps, 0 if plain else columns)
+    tile = group_tile(node.shape[-1], product(node.shape[batch_axes(op):-1]), caps, 0 if plain else columns)
     return None if tile is None else GpuTile(*tile, depth, tile[0] // GROUP_ROWS, 1, grouped=True, plain=plain)
 
 
@@ -161,18 +182,23 @@ class _Work:
     """The statements of one block."""
 
     def __init__(self, node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner, tile: GpuTile) -> None:
-        assert isinstance(node.op, PackedDot)
-        self.node, self.result, self.out, self.lhs, self.rhs, self.inliner, self.tile = node, result, out, lhs, rhs, inliner, tile
-        self.batch_shape = node.shape[:node.op.batch]
-        self.steps = node.inputs[0].shape[-1]
+        assert isinstance(node.op, (PackedDot, PackedConv))
+        self.pad = result if isinstance(result.op, Pad) else None
+        self.result = result.inputs[0] if self.pad is not None else result
+        self.node, self.out, self.lhs, self.rhs, self.inliner, self.tile = node, out, lhs, rhs, inliner, tile
+        self.batch_shape = node.shape[:batch_axes(node.op)]
+        self.groups, self.columns = groups_of(node.op), node.shape[-1] // groups_of(node.op)
+        self.steps = contracted(node)
+        self.is_window = isinstance(node.op, PackedConv)
         names = inliner.names
         left, right = (x.dtype for x in node.inputs)
         self.step = 1 if tile.plain else node.op.step  # steps of an element of the right operand
         self.in_bytes = tile.plain and right.bytes == 1
         self.right_depth = tile.depth // self.step
-        self.copied = COPIED // left.bytes, COPIED // right.bytes  # elements
+        copied = copied_together(node.op, node.inputs[0].tensor) if isinstance(node.op, PackedConv) else COPIED
+        self.copied = copied // left.bytes, COPIED // right.bytes  # elements
         # what fills a bank, words and float32, lanes read one by one on the right, which 8 more than whole rows of banks keep apart
-        padding = (0, 0) if tile.grouped else (self.copied[0], 8 if right.bytes == 4 else self.copied[1])
+        padding = (0, 0) if tile.grouped else (COPIED // left.bytes, 8 if right.bytes == 4 else self.copied[1])
         self.left = Buffer(names.fresh("left"), left, (tile.stages * tile.rows, tile.depth + padding[0]), "shared")
         self.right = Buffer(names.fresh("right"), right, (tile.stages * self.right_depth, tile.columns + padding[1]), "shared")
         warps = tile.down * tile.across
@@ -183,17 +209,17 @@ class _Work:
     def lower(self) -> Stmt:
         tile, names = self.tile, self.inliner.names
         rows = product(self.node.shape[len(self.batch_shape):-1])
-        panels, row_tiles = ceildiv(self.node.shape[-1], tile.columns), ceildiv(rows, tile.rows)
+        panels, row_tiles = ceildiv(self.columns, tile.columns), ceildiv(rows, tile.rows)
         groups = divides(GROUPED_ROWS, row_tiles)
         order = (row_tiles // GROUPED_ROWS, panels, GROUPED_ROWS) if groups else (1, panels, row_tiles)
-        shape = (tile.parts, *self.batch_shape, *order)
+        shape = (tile.parts, self.groups, *self.batch_shape, *order)
         count = product(shape)
         variable, at = loop_symbol(names.fresh("t"), count)
-        lets, parts = named_parts(self.inliner, ["part", *(f"b{a}_" for a in range(len(self.batch_shape))), "group", "panel", "tile"],
-                                  unflatten_index(at, shape))
-        self.part, *batch, group, self.panel, down = parts
+        lets, parts = named_parts(self.inliner, ["part", "channels", *(f"b{a}_" for a in range(len(self.batch_shape))), "group", "panel",
+                                                   "tile"], unflatten_index(at, shape))
+        self.part, self.group, *batch, group, self.panel, down = parts
         self.batch = tuple(batch)
-        self.operand = row_operand(self.node, self.batch)
+        self.operand = row_operand(self.node, self.batch, self.group)
         self.first_row = (group * order[2] + down) * tile.rows
         self.rows = rows
         memory = (Alloc(self.left), Alloc(self.right), Alloc(self.sums))
@@ -204,12 +230,12 @@ class _Work:
 
     def _contract(self) -> tuple[Stmt, ...]:
         depth, parts = self.tile.depth, self.tile.parts
-        rounds, rest = ceildiv(self.steps, depth), not divides(depth, self.steps)
+        rounds, rest = ceildiv(self.steps, depth), not divides(depth, self.steps) and not self.is_window
         first, end = part_rounds(self.part, parts, rounds)
         if not self.copies:
             return (self._loaded_steps(first, end - first),)
         # the last part has the round that is not whole
-        whole = self.steps // depth - first if parts == 1 else end - first - ((self.part + 1) // parts if rest else 0)
+        whole = end - first if not rest else self.steps // depth - first if parts == 1 else end - first - (self.part + 1) // parts
         inliner, names = self.inliner, self.inliner.names
         statements: list[Stmt] = []
         ahead_of, stages = self.tile.stages - 1, self.tile.stages
@@ -229,7 +255,6 @@ class _Work:
     def _pipeline(self) -> Stmt:
         """All steps: the copies of a round run ahead of its products."""
         tile, inliner, n = self.tile, self.inliner, self.copied[0]
-        assert isinstance(self.node.op, PackedDot)
         rounds = ceildiv(self.node.inputs[1].shape[-2], self.right_depth)
         variable, step = loop_symbol(inliner.names.fresh("k"), rounds)
         stage = step % tile.stages
@@ -237,15 +262,8 @@ class _Work:
         panel = CopyBulk(self.right.name, (stage * self.right_depth, 0), self.rhs.name, (self._right(step * self.right_depth),), part)
         thread, t = loop_symbol(inliner.names.fresh("c"), COPYING_THREADS)
 
-        def piece_or_zeros(copied: CopyAsync, at: DimLike) -> Stmt:
-            """A piece of a step, zeros past the last one."""
-            if divides(tile.depth, self.steps):
-                return copied
-            return replace(copied, condition=inliner.scalar("lt", inliner.index(at), inliner.index(self.steps)))
-
         def from_left(row: DimLike, piece: DimLike) -> Stmt:
-            first, place = step * tile.depth + piece * n, (stage * tile.rows + row, piece * n)
-            return piece_or_zeros(CopyAsync(self.left.name, place, self.lhs.name, (self._left(row, first),), n), first)
+            return self._piece_of_left((stage * tile.rows + row, piece * n), row, step * tile.depth + piece * n)
 
         def from_right(square: DimLike, row: DimLike) -> Stmt:
             """Row of a square, where squares lie one after another; columns past the last one are some that are there."""
@@ -253,7 +271,7 @@ class _Work:
             at, columns = step * tile.depth + down * n + row, self.node.shape[-1]
             column = dim_min(self.panel * tile.columns + across * n, columns - n)
             place = (stage * part + square * n * n + row * n,)
-            return piece_or_zeros(CopyAsync(self.right.name, place, self.rhs.name, (self._plain_right(at) + column,), n), at)
+            return self._or_zeros(CopyAsync(self.right.name, place, self.rhs.name, (self._plain_right(at) + column,), n), at)
 
         pieces = self._pieces(t, tile.rows, tile.depth // n, from_left, COPYING_THREADS)
         if tile.plain:
@@ -267,13 +285,36 @@ class _Work:
         tile, inliner = self.tile, self.inliner
         thread, t = loop_symbol(inliner.names.fresh("c"), tile.threads)
         n, m = self.copied
-        body = [*self._pieces(t, tile.rows, tile.depth // n, lambda row, piece: CopyAsync(
-            self.left.name, (stage * tile.rows + row, piece * n), self.lhs.name,
-            (self._left(row, step * tile.depth + piece * n),), n))]
-        body += self._pieces(t, self.right_depth, tile.columns // m, lambda row, piece: CopyAsync(
-            self.right.name, (stage * self.right_depth + self._row_of(row), piece * m), self.rhs.name,
-            (self._right_element(step * self.right_depth + row, piece * m, m),), m))
+
+        def from_left(row: DimLike, piece: DimLike) -> Stmt:
+            return self._piece_of_left((stage * tile.rows + row, piece * n), row, step * tile.depth + piece * n)
+
+        def from_right(row: DimLike, piece: DimLike) -> Stmt:
+            at, place = step * self.right_depth + row, (stage * self.right_depth + self._row_of(row), piece * m)
+            copied = CopyAsync(self.right.name, place, self.rhs.name, (self._right_element(at, piece * m, m),), m)
+            return self._or_zeros(copied, at * self.step)
+
+        body = self._pieces(t, tile.rows, tile.depth // n, from_left) + self._pieces(t, self.right_depth, tile.columns // m, from_right)
         return For(thread, tile.threads, "thread", (If(when, tuple(body)),))
+
+    def _piece_of_left(self, place: tuple[DimLike, ...], row: DimLike, step: DimLike) -> CopyAsync:
+        """A piece of the left operand, zeros where a window hangs over the edge."""
+        inliner, zero = self.inliner, self.inliner.index(0)
+        copied = CopyAsync(self.left.name, place, self.lhs.name, (self._left(row, step),), self.copied[0])
+        for at, size in padded_places(self.node, self._row(row), step):
+            for inside in (inliner.scalar("ge", inliner.index(at), zero), inliner.scalar("lt", inliner.index(at), inliner.index(size))):
+                copied = self._given(copied, inside)
+        return self._or_zeros(copied, step)
+
+    def _or_zeros(self, copied: CopyAsync, step: DimLike) -> CopyAsync:
+        """A piece of a step; zeros past the last one, where rounds are copied that are not whole."""
+        if divides(self.tile.depth, self.steps) or not (self.tile.grouped or self.is_window):
+            return copied
+        return self._given(copied, self.inliner.scalar("lt", self.inliner.index(step), self.inliner.index(self.steps)))
+
+    def _given(self, copied: CopyAsync, condition: Node) -> CopyAsync:
+        known = copied.condition
+        return replace(copied, condition=condition if known is None else self.inliner.scalar("and", known, condition))
 
     def _pieces(self, thread: DimLike, rows: int, pieces: int, make: object, threads: int = 0) -> list[Stmt]:
         """What all threads, or so many, do together for each piece of each row, neighbouring threads for neighbouring pieces."""
@@ -292,12 +333,15 @@ class _Work:
 
     def _left(self, row: DimLike, step: DimLike) -> DimLike:
         """Where an element of the left operand lies; past the last row, of that one."""
-        return self.operand.base(dim_min(self.first_row + row, self.rows - 1)) + step
+        return self.operand.base(self._row(row)) + self.operand.element(step)
+
+    def _row(self, row: DimLike) -> DimLike:
+        return dim_min(self.first_row + row, self.rows - 1)
 
     def _right(self, step: DimLike) -> DimLike:
         """Where the row of the panel for a step begins."""
         panels, depth, width = self.node.inputs[1].shape[-3:]
-        batch = flatten_index(self.batch, self.batch_shape)
+        batch = flatten_index(self.batch, self.batch_shape) + self.group
         return ((batch * panels + self.panel) * depth + step) * width
 
     def _plain_right(self, step: DimLike) -> DimLike:
@@ -354,7 +398,7 @@ class _Work:
     def _multiply(self, stage: DimLike) -> Stmt:
         (loop, _), row, column = self._warp_loop()
         tile, op = self.tile, self.node.op
-        assert isinstance(op, PackedDot)
+        assert isinstance(op, (PackedDot, PackedConv))
         product_of = MatmulTile(self.sums.name, self.left.name, (stage * tile.rows + row, 0), self.right.name,
                                 (stage * self.right_depth, column), tile.depth, tile.grouped, tf32=op.tf32)
         return For(loop.symbol, loop.extent, "warp", (product_of,))
@@ -384,7 +428,7 @@ class _Work:
         if pair is not None:
             lets, body, (row, column) = [], (pair,), (substitute(size, {lane.name: e * 2}) for size in at)
             element = For(lane, rows * columns // 2, "lane", ())
-        for place, size, tile in ((row, self.rows, self.tile.rows), (column, self.node.shape[-1], self.tile.columns)):
+        for place, size, tile in ((row, self.rows, self.tile.rows), (column, self.columns, self.tile.columns)):
             if not divides(tile, size):
                 body = (If(inliner.scalar("lt", inliner.index(place), inliner.index(size)), body),)
         return For(loop.symbol, loop.extent, "warp", (replace(element, body=(*lets, *body)),))
@@ -392,7 +436,7 @@ class _Work:
     def _pair(self, element: For) -> For | None:
         """Two neighbouring elements, which a lane has both, as a vector loop over what is done for one; None where they are not stored
         beside one another."""
-        if not divides(2, self.node.shape[-1]) or not all(isinstance(s, (Let, Store)) for s in element.body):
+        if not divides(2, self.columns) or not all(isinstance(s, (Let, Store)) for s in element.body):
             return None
         name = self.inliner.names.fresh("pair")
         pair = vector_loop(element, 2, variable_size(element.symbol), name)
@@ -400,7 +444,7 @@ class _Work:
 
     def _store(self, element: Sequence[DimLike], row: DimLike, column: DimLike) -> tuple[Stmt, ...]:
         """The element (row, column) of the result, of the sum at `element` of the fragments."""
-        node = self.node
+        node, column = self.node, self.group * self.columns + column
         target = flatten_index((*self.batch, row), (*self.batch_shape, self.rows)) * node.shape[-1] + column
         sums = Node(Load(self.sums.name, tuple(element), self.dtype), (), TensorType(self.dtype, ()))
         if self.tile.parts > 1:
@@ -409,7 +453,11 @@ class _Work:
         inner = self.inliner.inner()
         value = inner.cast(sums, node.dtype)
         inner.bind(node, index, lambda: value)
-        stored = inner.value(self.result, reshape_index(index, node.shape, self.result.shape))
+        place = reshape_index(index, node.shape, self.result.shape)
+        stored = inner.value(self.result, place)
+        if self.pad is not None:
+            assert isinstance(self.pad.op, Pad)
+            target = flatten_index(tuple(i + low for i, low in zip(place, self.pad.op.low)), self.pad.shape)
         return (*inner.block, Store(self.out.name, (target,), stored))
 
 

@@ -1,9 +1,9 @@
 """Contractions on a GPU by plain multiply-adds: `packed_dot` and `packed_conv` with an epilogue, for dtypes without matrix units.
 
 A block computes `rows` of the result and one panel of its columns, `DEPTH` steps at a time. All threads bring that part of both operands
-into shared memory, then each adds the products to its own sums: a small tile of rows and columns, far enough apart that neighbouring
-threads read neighbouring columns. The windows of a convolution are read as rows of a matrix (`left_operand`), of which only the
-part at hand is ever there.
+into shared memory, then each adds the products to its own sums: a small tile of neighbouring rows, which are read together, and of columns
+so far apart that neighbouring threads read neighbouring ones. Elements of 4 and 8 bytes are copied in several stages, the next ones while
+one is multiplied. The windows of a convolution are read as rows of a matrix (`left_operand`), of which only the part at hand is ever there.
 
 Rows past the last one are copies of it, which nothing stores; steps past the last one are zeros on both sides. Sums have one order,
 whatever the tile, but for those that are cut into parts (`gpu_split.py`), since tiles are few and deep.
@@ -12,13 +12,15 @@ whatever the tile, but for those that are cut into parts (`gpu_split.py`), since
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from msgspec import Struct
 
 from ..ir.caps import Caps
 from ..ir.dims import DimLike, bounds, ceildiv, dim_max, dim_min, divides, product
 from ..ir.graph import Node
-from ..ir.loop import Alloc, Buffer, For, If, Stmt, Store
+from ..ir.loop import Alloc, Buffer, Commit, CopyAsync, For, If, Stmt, Store, Wait
+from ..ir.loop_gpu import COPIED_BYTES
 from ..ir.ops.compute import PackedConv, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
 from ..tiles import OPEN_SIZE
@@ -28,9 +30,12 @@ from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatte
 from .left_operand import row_operand
 
 DEPTH = 16          # steps between two barriers
-THREADS = 256
+THREADS, LEAST_THREADS = 256, 64
 MOST_ROWS = 8       # of a thread's own tile
+USUAL_ROWS = 4      # which are read together: fewer make more reads of shared memory than multiply-adds hide
 MOST_COLUMNS = 128  # of a panel that a block takes
+STAGES = 3          # of shared memory, where elements are copied
+COPIED = 16         # bytes at a time at most
 # of `DEPTH` steps in microseconds: what a load from memory and two barriers take, and multiply-adds (A100, its figures)
 ROUND_TIME, PRODUCTS_A_MICROSECOND = 0.6, 90000
 
@@ -43,6 +48,11 @@ class PlainTile(Struct, frozen=True):
     down: int
     across: int
     parts: int = 1
+    stages: int = 1
+
+    @property
+    def threads(self) -> int:
+        return self.down * self.across
 
     @property
     def own_rows(self) -> int:
@@ -57,7 +67,9 @@ def plain_tile(node: Node, caps: Caps) -> PlainTile | None:
     """The tile for a contraction: higher where there are rows for it and blocks for all multiprocessors; None for those that go
     another way."""
     op = node.op
-    if not isinstance(op, (PackedDot, PackedConv)) or op.step > 1 or isinstance(op, PackedDot) and (op.symmetric or op.square > 1):
+    if not isinstance(op, (PackedDot, PackedConv)) or op.step > 1 or op.square > 1:
+        return None
+    if isinstance(op, PackedDot) and op.symmetric or isinstance(op, PackedConv) and op.padding:
         return None
     columns = node.inputs[1].shape[-1]
     if not isinstance(columns, int) or columns > MOST_COLUMNS or columns & (columns - 1):
@@ -78,12 +90,16 @@ def plain_tile(node: Node, caps: Caps) -> PlainTile | None:
     while own < highest and own * columns // across < 64 and most > down * own and most_tiles(down * own * 2) >= caps.multiprocessors:
         own *= 2
     high = down * own
+    while own < USUAL_ROWS and down * across > LEAST_THREADS:  # few rows: fewer threads, not fewer rows of each
+        own, down = own * 2, down // 2
     busy = high * columns * DEPTH / PRODUCTS_A_MICROSECOND
     read = sum(product(x.shape) * x.dtype.bytes for x in node.inputs[:2])
     sums = product(node.shape) * accumulator_dtype(node.dtype).bytes
     rounds = ceildiv(node.inputs[1].shape[-2], DEPTH)
-    parts = choose_parts(math.inf if most == math.inf else most_tiles(high), rounds, Round(ROUND_TIME + busy, busy), read, sums, caps)
-    return PlainTile(high, columns, down, across, parts)
+    copies = all(x.dtype.bytes in COPIED_BYTES for x in node.inputs[:2])
+    each = Round(max(ROUND_TIME / (STAGES - 1), busy) if copies else ROUND_TIME + busy, busy)
+    parts = choose_parts(math.inf if most == math.inf else most_tiles(high), rounds, each, read, sums, caps)
+    return PlainTile(high, columns, down, across, parts, STAGES if copies else 1)
 
 
 def lower_plain_tiles(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner, tile: PlainTile) -> Stmt:
@@ -104,9 +120,11 @@ class _Work:
         self.columns = node.shape[-1] // self.groups
         self.dtype = accumulator_dtype(node.dtype)
         names = inliner.names
-        self.left = Buffer(names.fresh("left"), node.inputs[0].dtype, (DEPTH, tile.rows + 1), "shared")
-        self.right = Buffer(names.fresh("right"), node.inputs[1].dtype, (DEPTH, tile.columns), "shared")
-        self.sums = Buffer(names.fresh("sums"), self.dtype, (THREADS, tile.own_rows, tile.own_columns), "register")
+        left, right = (x.dtype for x in node.inputs[:2])
+        # rows begin at multiples of 16 bytes, and those of neighbouring steps in other banks
+        self.left = Buffer(names.fresh("left"), left, (tile.stages * DEPTH, tile.rows + max(1, COPIED // left.bytes)), "shared")
+        self.right = Buffer(names.fresh("right"), right, (tile.stages * DEPTH, tile.columns), "shared")
+        self.sums = Buffer(names.fresh("sums"), self.dtype, (tile.threads, tile.own_rows, tile.own_columns), "register")
 
     def lower(self) -> Stmt:
         tile, names = self.tile, self.inliner.names
@@ -122,28 +140,52 @@ class _Work:
         self.steps = product(self.operand.steps)
         memory = (Alloc(self.left), Alloc(self.right), Alloc(self.sums))
         first, end = part_rounds(self.part, tile.parts, ceildiv(self.steps, DEPTH))
-        step, number = loop_symbol(names.fresh("k"), end - first)
-        sum_up = For(step, end - first, "serial", (self._bring((first + number) * DEPTH), self._multiply()))
-        return For(variable, product(shape), "block", (*lets, *memory, self._clear(), sum_up, self._epilogue()))
+        sum_up = self._staged(first, end - first) if tile.stages > 1 else (self._in_turns(first, end - first),)
+        return For(variable, product(shape), "block", (*lets, *memory, self._clear(), *sum_up, self._epilogue()))
 
     # --- the operands ---
 
-    def _bring(self, first: DimLike) -> Stmt:
-        """The steps from `first` on, of both operands, into shared memory."""
-        thread, t = loop_symbol(self.inliner.names.fresh("c"), THREADS)
-        left = self._pieces(t, self.tile.rows, DEPTH, ("row", "step"), lambda row, step: self._left(row, step, first + step))
-        right = self._pieces(t, DEPTH, self.tile.columns, ("step", "column"), lambda step, column: self._right(step, column, first + step))
-        return For(thread, THREADS, "thread", (left, right))
+    def _in_turns(self, first: DimLike, rounds: DimLike) -> Stmt:
+        """Rounds from `first` on, each brought, then multiplied."""
+        step, number = loop_symbol(self.inliner.names.fresh("k"), rounds)
+        brought = self._threads(lambda t: self._bring(t, (first + number) * DEPTH, 0))
+        return For(step, rounds, "serial", (brought, self._multiply(0)))
+
+    def _staged(self, first: DimLike, rounds: DimLike) -> tuple[Stmt, ...]:
+        """Rounds from `first` on, of which the next ones are copied while one is multiplied."""
+        inliner, stages = self.inliner, self.tile.stages
+
+        def copied(number: DimLike) -> Stmt:
+            there = inliner.scalar("lt", inliner.index(number), inliner.index(rounds))
+            return self._threads(lambda t: (If(there, self._bring(t, (first + number) * DEPTH, number % stages)),))
+
+        stage, s = loop_symbol(inliner.names.fresh("s"), stages - 1)
+        variable, k = loop_symbol(inliner.names.fresh("k"), rounds)
+        body = (Wait(stages - 2), copied(k + stages - 1), Commit(), self._multiply(k % stages))
+        return For(stage, stages - 1, "serial", (copied(s), Commit())), For(variable, rounds, "serial", body)
+
+    def _bring(self, thread: DimLike, first: DimLike, stage: DimLike) -> tuple[Stmt, ...]:
+        """What a thread does to bring the steps from `first` on, of both operands, into a stage of shared memory."""
+        wide = min(COPIED // self.right.dtype.bytes, self.tile.columns) if self.tile.stages > 1 else 1
+        left = self._pieces(thread, self.tile.rows, DEPTH, ("row", "step"), lambda row, step: self._left(
+            row, stage * DEPTH + step, first + step))
+        right = self._pieces(thread, DEPTH, self.tile.columns // wide, ("step", "column"), lambda step, column: self._right(
+            stage * DEPTH + step, column * wide, first + step, wide))
+        return left, right
+
+    def _threads(self, make: Callable[[DimLike], tuple[Stmt, ...]]) -> For:
+        thread, t = loop_symbol(self.inliner.names.fresh("c"), self.tile.threads)
+        return For(thread, self.tile.threads, "thread", make(t))
 
     def _pieces(self, thread: DimLike, high: int, wide: int, labels: tuple[str, str], make: object) -> Stmt:
         """What all threads do together for each place of a matrix, neighbours for neighbouring places of a row."""
         assert callable(make)
-        turns = -(-high * wide // THREADS)
+        turns = -(-high * wide // self.tile.threads)
         variable, turn = loop_symbol(self.inliner.names.fresh("i"), turns)
-        place = turn * THREADS + thread
+        place = turn * self.tile.threads + thread
         lets, (row, column) = named_parts(self.inliner, labels, unflatten_index(place, (high, wide)))
         body: tuple[Stmt, ...] = (*lets, *make(row, column))
-        if high * wide % THREADS:
+        if high * wide % self.tile.threads:
             lets, (row, column) = named_parts(self.inliner, labels, unflatten_index(dim_min(place, high * wide - 1), (high, wide)))
             inside = self.inliner.scalar("lt", self.inliner.index(place), self.inliner.index(high * wide))
             body = (If(inside, (*lets, *make(row, column))),)
@@ -154,16 +196,20 @@ class _Work:
         return self._element(self.left, (step, row), self.lhs, at, lambda known: self.operand.base(source) + self.operand.offset(
             unflatten_index(known, self.operand.steps)))
 
-    def _right(self, step: DimLike, column: DimLike, at: DimLike) -> tuple[Stmt, ...]:
+    def _right(self, step: DimLike, column: DimLike, at: DimLike, wide: int) -> tuple[Stmt, ...]:
         panels, depth, width = self.node.inputs[1].shape[-3:]
         batch = flatten_index(self.batch, self.batch_shape) + self.group
         return self._element(self.right, (step, column), self.rhs, at,
-                             lambda known: ((batch * panels + self.panel) * depth + known) * width + column)
+                             lambda known: ((batch * panels + self.panel) * depth + known) * width + column, wide)
 
-    def _element(self, target: Buffer, place: tuple[DimLike, ...], source: Buffer, at: DimLike, where: object) -> tuple[Stmt, ...]:
-        """An element of an operand at a step; zero past the last one."""
+    def _element(self, target: Buffer, place: tuple[DimLike, ...], source: Buffer, at: DimLike, where: object,
+                 wide: int = 1) -> tuple[Stmt, ...]:
+        """An element of an operand at a step, or so many; zeros past the last one."""
         assert callable(where)
         inliner = self.inliner
+        if self.tile.stages > 1:
+            there = None if divides(DEPTH, self.steps) else inliner.scalar("lt", inliner.index(at), inliner.index(self.steps))
+            return (CopyAsync(target.name, place, source.name, (where(at),), wide, there),)
         flat = Buffer(source.name, source.dtype, (product(source.shape),), source.space)
         if divides(DEPTH, self.steps):
             return (Store(target.name, place, inliner.inner().load(flat, (where(at),))),)
@@ -179,23 +225,26 @@ class _Work:
         block's tile."""
         assert callable(body)
         names, tile = self.inliner.names, self.tile
-        thread, t = loop_symbol(names.fresh("c"), THREADS)
         (down, i), (across, j) = loop_symbol(names.fresh("r"), tile.own_rows), loop_symbol(names.fresh("j"), tile.own_columns)
-        inner = body((t, i, j), t // tile.across + i * tile.down, t % tile.across + j * tile.across)
-        return For(thread, THREADS, "thread", (For(down, tile.own_rows, "unrolled", (For(across, tile.own_columns, "unrolled", inner),)),))
+
+        def of_thread(t: DimLike) -> tuple[Stmt, ...]:
+            inner = body((t, i, j), t // tile.across * tile.own_rows + i, t % tile.across + j * tile.across)
+            return (For(down, tile.own_rows, "unrolled", (For(across, tile.own_columns, "unrolled", inner),)),)
+
+        return self._threads(of_thread)
 
     def _clear(self) -> Stmt:
         zero = self.inliner.literal(0.0, self.dtype)
         return self._own(lambda own, row, column: (Store(self.sums.name, own, zero),))
 
-    def _multiply(self) -> Stmt:
-        """Adds the products of the steps that are in shared memory."""
+    def _multiply(self, stage: DimLike) -> Stmt:
+        """Adds the products of the steps that a stage of shared memory holds."""
         inliner = self.inliner
         step, k = loop_symbol(inliner.names.fresh("s"), DEPTH)
 
         def body(own: tuple[DimLike, ...], row: DimLike, column: DimLike) -> tuple[Stmt, ...]:
             inner = inliner.inner()
-            left, right = inner.load(self.left, (k, row)), inner.load(self.right, (k, column))
+            left, right = inner.load(self.left, (stage * DEPTH + k, row)), inner.load(self.right, (stage * DEPTH + k, column))
             value = inner.multiply_add(inner.cast(left, self.dtype), inner.cast(right, self.dtype), inner.load(self.sums, own))
             return (Store(self.sums.name, own, value),)
 

@@ -244,12 +244,15 @@ class KernelMaker:
         if isinstance(core.op, WeightOnlyDot):
             return [(self._weight_only(body, core, loc), order, {})]
         tiles = (gpu_tile(core, body.results[0], self.caps) or plain_tile(core, self.caps)) if self.caps.is_gpu else None
-        packed = core.op if isinstance(core.op, PackedDot) else None
-        by_units = packed is not None and (packed.square > 1 or packed.tf32 or packed.in_bytes(*(x.dtype for x in core.inputs)))
-        if packed is not None and by_units and not isinstance(tiles, GpuTile):
-            how = f"in squares of {packed.square}" if packed.square > 1 else "rounded to tf32" if packed.tf32 else "that is no words"
-            raise UnsupportedError(f"packed_dot: no kernel of this target takes {core.inputs[1].type} {how}", loc=loc,
-                                   hint="compile from dot, which is packed for the target")
+        packed = core.op
+        assert isinstance(packed, (PackedDot, PackedConv))
+        in_bytes = isinstance(packed, PackedDot) and packed.in_bytes(*(x.dtype for x in core.inputs))
+        padded = isinstance(packed, PackedConv) and packed.padding != ()
+        if not isinstance(tiles, GpuTile) and (packed.square > 1 or packed.tf32 or in_bytes or padded):
+            how = (f"in squares of {packed.square}" if packed.square > 1 else "that is no words" if in_bytes else "and writes no padding"
+                   if padded else "rounded to tf32")
+            raise UnsupportedError(f"{packed.spelling}: no kernel of this target takes {core.inputs[1].type} {how}", loc=loc,
+                                   hint=f"compile from {packed.spelling.removeprefix('packed_')}, which is packed for the target")
         if tiles is not None and tiles.parts > 1:
             return self._contraction_parts(body, core, tiles, loc)
         if tiles is not None:
@@ -303,7 +306,7 @@ class KernelMaker:
             statement = (lower_gpu_contraction(*operands, inliner, tile) if isinstance(tile, GpuTile)
                          else lower_plain_tiles(*operands, inliner, tile))
             nests = [Nest(statement), *self._borders(body, out, inputs, names)]
-            rounds = isinstance(core.op, PackedDot) and core.op.tf32 != ""
+            rounds = isinstance(core.op, (PackedDot, PackedConv)) and core.op.tf32 != ""
             details = [*[f"{tile.parts} parts of its steps"] * (tile.parts > 1), *["operands rounded to tf32"] * rounds]
             self._tiled[key] = self._kernel(body.name, [*inputs.values(), out], nests, loc, Choice("contraction", details=tuple(details)))
         return self._tiled[key]
@@ -528,8 +531,8 @@ def _windows(node: Node) -> Iterator[tuple[DimLike, int, DimLike]]:
     """(number of windows, elements that one spans, padded size) of each axis along which the node has windows."""
     window: Sequence[DimLike]
     match node.op:
-        case PackedConv(kernel=window, dilation=dilation):
-            places, axes = node.shape[1:-1], node.inputs[0].shape[1:-1]
+        case PackedConv(kernel=window, dilation=dilation) as op:
+            places, axes = node.shape[1:-1], op.padded_sizes(node.inputs[0].tensor)
         case WinogradConv(kernel=window):
             places, axes, dilation = node.shape[1:-1], node.inputs[0].shape[1:-1], (1,) * len(window)
         case ReduceWindow(window=window, padding=padding, dilation=dilation):

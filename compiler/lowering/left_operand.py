@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from ..ir.dims import DimLike, product
-from ..ir.graph import Node
+from ..ir.dims import DimLike, exact_quotient, product
+from ..ir.graph import Node, Op
 from ..ir.ops.compute import PackedConv, PackedDot
 from ..ir.ops.weight_only import WeightOnlyDot
 from .inline import Index, flatten_index, unflatten_index
@@ -35,6 +35,42 @@ class Operand(Struct, frozen=True):
     distance: DimLike = 0
     step: int = 1
     words: int = 1
+
+    def element(self, at: DimLike) -> DimLike:
+        """How far from its base the element for a step lies, of the steps that words are made of; rows of panels have no such order."""
+        *outer, last = unflatten_index(at, (*self.steps[:-1], self.steps[-1] * self.step * self.words))
+        return self.offset((*outer, 0)) + last
+
+
+def groups_of(op: Op) -> int:
+    """Groups of channels, each with its own part of the right operand."""
+    return op.groups if isinstance(op, PackedConv) else 1
+
+
+def batch_axes(op: Op) -> int:
+    """Leading axes along which the right operand differs, too."""
+    return op.batch if isinstance(op, PackedDot) else 0
+
+
+def contracted(node: Node) -> DimLike:
+    """Steps of a contraction: products that an element of its result is the sum of."""
+    depth = node.inputs[0].shape[-1]
+    if not isinstance(node.op, PackedConv):
+        return depth
+    channels = exact_quotient(depth, node.op.groups)
+    assert channels is not None
+    return product(node.op.kernel) * channels
+
+
+def padded_places(node: Node, row: DimLike, at: DimLike) -> list[tuple[DimLike, DimLike]]:
+    """Where the element for a step of a row lies along each axis that is padded, and the axis' size: outside of it is padding."""
+    op, x = node.op, node.inputs[0]
+    if not isinstance(op, PackedConv):
+        return []
+    places = unflatten_index(row, node.shape[:-1])[1:]
+    taps = unflatten_index(at, (*op.kernel, x.shape[-1] // op.groups))[:-1]
+    return [(place * stride + tap * dilation - low, size) for place, tap, stride, dilation, (low, high), size
+            in zip(places, taps, op.strides, op.dilation, op.padding, x.shape[1:]) if (low, high) != (0, 0)]
 
 
 def row_operand(node: Node, batch: Index, group: DimLike = 0) -> Operand:
@@ -71,14 +107,14 @@ def _panel_operand(node: Node, batch: Index) -> Operand:
 def _window_operand(node: Node, group: DimLike) -> Operand:
     op, x = node.op, node.inputs[0]
     assert isinstance(op, PackedConv)
-    words = node.inputs[1].shape[-2] // product(op.kernel)  # of the channels of one group
-    channels = words * op.step
+    channels = x.shape[-1] // op.groups  # of one group
+    words = channels // op.step
     strides = [product(x.shape[a + 1:]) for a in range(x.rank)]
     out = node.shape[:-1]
 
     def base(row: DimLike) -> DimLike:
         n, *spatial = unflatten_index(row, out)
-        start = n * strides[0] + group * channels
+        start = n * strides[0] + group * channels - sum((low * w for (low, _), w in zip(op.padding, strides[1:])), start=0)
         return start + sum((i * s * w for i, s, w in zip(spatial, op.strides, strides[1:])), start=0)
 
     # taps along the last axis lie beside one another: with dilation 1 they and all channels are one loop

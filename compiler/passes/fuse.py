@@ -116,8 +116,9 @@ class _Fuser:
         for node in self.nodes:
             if isinstance(node.op, CONTRACTION) and node not in self.group_of:
                 grown = self._grow("contraction", node)
-                by_groups = isinstance(node.op, PackedDot) and self.on_gpu and (
-                    node.op.square > 1 or node.op.tf32 or is_plain_matrix(node.op, node.inputs[1].tensor))  # whose tiles store no border
+                op = node.op  # tiles of a GPU that store no border: of panels in squares, and of no panels
+                by_groups = self.on_gpu and (isinstance(op, (PackedDot, PackedConv)) and op.square > 1
+                                             or isinstance(op, PackedDot) and is_plain_matrix(op, node.inputs[1].tensor))
                 self._claim(grown if by_groups else self._with_padding(grown, node))
         for node in self.nodes:
             if isinstance(node.op, Reduce) and node not in self.group_of and _row_space(node) is not None \

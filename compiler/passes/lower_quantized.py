@@ -153,9 +153,10 @@ def _reason_of_conv(node: Node, left: Form, right: Form, options: Options, caps:
     assert isinstance(node.op, Conv)
     op = node.op
     _, _, _, channels, _ = op.parts(node.inputs[0].tensor, node.inputs[1].tensor)
-    if channels == 1 or not isinstance(channels, int):
+    on_units = str(I8) in caps.matrix_units
+    if channels == 1 and (op.groups != 1 or not on_units) or not isinstance(channels, int):
         return "a depthwise convolution has too few products for each element"
-    if channels % 2 and channels < FEW_CHANNELS:
+    if channels % 2 and channels < FEW_CHANNELS and not on_units:
         return f"{channels} channels do not fill words of the integers"
     out = _result_axis(op, right)
     if left.scale.shape[-1 if op.channels_last else 1] != 1 or any(n != 1 for a, n in enumerate(right.scale.shape) if a != out):

@@ -24,8 +24,8 @@ from ..ir.ops.shape import Broadcast, Reshape, Take, Transpose
 from ..ir.types import F32, F64, I8, U8, DType
 from ..library import apply, broadcast, cast, reshape, transpose
 from ..tiles import gpu_panel_columns, group_panel_columns, may_stay_plain
-from .pack_integers import lengthened, packed_words
-from .panels import squares_of_words
+from .pack_integers import packed_words
+from .panels import lengthened, squares_of_words
 from .winograd import known_array
 
 STEP = 4   # bytes of a word of the right operand

@@ -31,9 +31,10 @@ from ..ir.ops.compute import Bitcast, Cast, Conv, Elementwise, PackedConv, Packe
 from ..ir.ops.control import Const
 from ..ir.ops.shape import Broadcast, Pad, Reshape, Slice, Transpose
 from ..ir.types import I8, I16, I32, U8, DType
-from ..library import apply, broadcast, cast, constant, pad, reduce, reshape, slice_axis, transpose
+from ..library import apply, broadcast, cast, constant, reduce, reshape, slice_axis, transpose
 from ..tiles import gpu_panel_columns, group_panel_columns, may_stay_plain, panel_columns
-from .panels import pack_columns, squares_of_words
+from .pack_windows import missing_channels, padded_on_the_way, square_columns, unit_columns, with_channels
+from .panels import lengthened, pack_columns, squares_of_words
 from .winograd import known_array
 
 # of an instruction's products over those of float32, with panels and tiles as they are
@@ -91,21 +92,27 @@ def packed_integer_conv(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> N
     *kernel, channels, out = w.shape
     assert isinstance(out, int)
     w = _narrowed(b, w)
-    operand = _left_operand(b, x, w, w.rank - 2, caps)
+    tile = unit_columns(op, x, w, I8, caps)
+    operand = _left_operand(b, x, w, w.rank - 2, caps, tile is not None)
     step, groups = operand.step, op.groups
-    missing = ceildiv(channels, step) * step - channels
-    value = reshape(b, operand.value, (*x.shape[:-1], groups, channels))
-    value = reshape(b, lengthened(b, value, x.rank, missing), (*x.shape[:-1], groups * (channels + missing)))
+    tile = tile if step == 4 else None
+    missing = ceildiv(channels, step) * step - channels if tile is None else missing_channels(channels, I8)
+    value = with_channels(b, operand.value, groups, missing)
     depth, of_group = product((*kernel, channels + missing)), out // groups
     matrices = reshape(b, lengthened(b, w, w.rank - 2, missing), (depth, groups, of_group))
     matrices = transpose(b, matrices, [1, 0, 2]) if groups != 1 else reshape(b, matrices, (depth, of_group))
-    packed = packed_words(b, matrices, int(groups != 1), product(x.shape[:-1]), step, caps)
+    grouped = square_columns(op, x, w, I8, caps) if step == 4 else None
+    if grouped is not None:
+        matrices, tile = lengthened(b, matrices, 0, ceildiv(depth, group_steps(I8)) * group_steps(I8) - depth), grouped
+    packed = packed_words(b, matrices, int(groups != 1), product(x.shape[:-1]), step, caps, tile)
     sizes, saturates = tuple(int(k) for k in kernel), step == 4 and not caps.has_quads
     made = PackedConv(sizes, op.strides, op.dilation, out, groups, step, saturates)
+    if grouped is not None:
+        made, packed = replace(made, square=square_of(I32.bytes)), squares_of_words(b, packed)
     if saturates:
         words = (channels + missing) // step * (sizes[-1] if made.is_joined else 1)
         made = replace(made, narrow=_words_in_16_bits(matrices, int(groups != 1), words))
-    total = b.add(made, value, packed)
+    total = padded_on_the_way(b, made, value, packed, caps)
     if operand.zero_point is None:
         return total
     return _less_zero_point(b, total, operand.zero_point, _sums(b, w, tuple(range(w.rank - 1))))
@@ -132,14 +139,6 @@ def _sums(b: Builder, right: Node, axes: tuple[int, ...]) -> Node:
 def _less_zero_point(b: Builder, total: Node, zero_point: Node, sums: Node) -> Node:
     surplus = apply(b, "mul", broadcast(b, sums, sums.shape), broadcast(b, zero_point, sums.shape))
     return apply(b, "sub", total, broadcast(b, surplus, total.shape))
-
-
-def lengthened(b: Builder, x: Node, axis: int, by: DimLike) -> Node:
-    """Zeros at the end of an axis."""
-    array = known_array(x) if by != 0 else None
-    if array is not None and isinstance(by, int):
-        return b.add(Const(Constant(np.pad(array, [(0, by if a == axis else 0) for a in range(x.rank)]))))
-    return pad(b, x, [0] * x.rank, [by if a == axis else 0 for a in range(x.rank)]) if by != 0 else x
 
 
 def packed_words(b: Builder, right: Node, batch: int, rows: DimLike, step: int, caps: Caps, tile: int | None = None) -> Node:

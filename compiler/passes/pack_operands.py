@@ -39,11 +39,12 @@ from ..ir.rewrite import rewrite_graph
 from ..ir.types import BF16, F32, I64, DType, TensorType
 from ..library import apply, broadcast, cast, constant, full, pad, reduce, reshape, slice_axis, transpose
 from ..options import Options
-from ..tiles import PLAIN_GPU_PANELS, gpu_panel_columns, group_panel_columns, may_stay_plain, panel_columns, takes_tf32
+from ..tiles import gpu_panel_columns, group_panel_columns, may_stay_plain, panel_columns, takes_tf32
 from .pack_bfloats import packed_bfloat_conv, packed_bfloats, widened
 from .pack_floats8 import packed_floats8
 from .pack_integers import largest, packed_integer_conv, packed_integers
 from .pack_repeated import pack_repeated
+from .pack_windows import for_target, packed_conv_on_gpu
 from .panels import is_known, pack_columns, pack_squares, rows_of_squares
 from .tf32 import rounded_to_tf32, with_rounded_operands
 from .winograd import fast_convolution, known_array
@@ -84,6 +85,8 @@ def pack_operands(graph: Graph, options: Options, caps: Caps) -> Graph:
                 padded = pad(b, inputs[0], [p[0] for p in op.padding], [p[1] for p in op.padding], value)
                 plain = ReduceWindow(op.kind, op.window, op.strides, ((0, 0),) * inputs[0].rank, op.dilation)
                 return b.add(plain, padded)
+            case PackedConv() as op if op.square > 1 or op.padding or op.tf32:
+                return for_target(b, op, inputs[0], inputs[1], caps)
             case PackedDot() as op if op.square > 1 and not caps.has_group_products:
                 depth = ceildiv(inputs[0].shape[-1], op.step)
                 rows = rows_of_squares(b, inputs[1], op.square, op.by_columns, depth)
@@ -237,10 +240,12 @@ def _pack_conv(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps: C
         return b.add(replace(depthwise, result=op.result), x, w)
     if op.result is not None and (op.groups != 1 or taps != 1 or any(s != 1 for s in op.strides)):
         return packed_integer_conv(b, op, x, w, caps)
+    if op.groups == 1 and taps == 1 and all(s == 1 for s in op.strides):
+        return _pack_dot(b, Dot((x.rank - 1,), (0,), result=op.result), x, reshape(b, w, (channels, out)), units_of(options, caps), only)
+    if caps.is_gpu:
+        return packed_conv_on_gpu(b, op, x, w, units_of(options, caps))
     if op.groups != 1:
         return _pack_groups(b, op, x, w, options, caps)
-    if taps == 1 and all(s == 1 for s in op.strides):
-        return _pack_dot(b, Dot((x.rank - 1,), (0,), result=op.result), x, reshape(b, w, (channels, out)), units_of(options, caps), only)
     tile = panel_columns(out, product(x.shape[:-1]), accumulator_dtype(x.dtype), caps)
     fast = fast_convolution(b, op, x, w, tile, options, caps)
     if fast is not None:
@@ -271,10 +276,7 @@ def _pack_groups(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps:
     *kernel, channels, out = w.shape
     assert isinstance(out, int)
     depth, of_group = product((*kernel, channels)), out // op.groups
-    if caps.is_gpu:
-        tile = gpu_panel_columns(of_group, product(x.shape[:-1]), accumulator_dtype(x.dtype), caps) or PLAIN_GPU_PANELS[-1]
-    else:
-        tile = panel_columns(of_group, product(x.shape[:-1]), accumulator_dtype(x.dtype), caps)
+    tile = panel_columns(of_group, product(x.shape[:-1]), accumulator_dtype(x.dtype), caps)
     fast = fast_convolution(b, op, x, w, tile, options, caps)
     if fast is not None:
         return fast

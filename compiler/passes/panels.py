@@ -5,12 +5,15 @@ Guarantees: `[*batch, K, N]` becomes `[*batch, ceil(N / tile), K, tile]` with ze
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..ir.dims import DimLike, bounds, ceildiv, divides
-from ..ir.graph import Builder, Node
+from ..ir.graph import Builder, Constant, Node
 from ..ir.loop_gpu import group_steps, square_of
-from ..ir.ops.control import Param
+from ..ir.ops.control import Const, Param
 from ..ir.ops.shape import Concat
 from ..library import pad, reshape, slice_axis, transpose
+from .winograd import known_array
 
 
 def pack_columns(b: Builder, matrix: Node, batch: int, tile: int) -> Node:
@@ -46,6 +49,14 @@ def pack_squares(b: Builder, matrix: Node, batch: int, tile: int, by_columns: bo
     order = (2, 0, 3, 4, 1) if by_columns else (2, 0, 3, 1, 4)
     squares = transpose(b, apart, [*range(batch), *(batch + axis for axis in order)])
     return reshape(b, squares, (*matrix.shape[:batch], panels, parts * steps, tile))
+
+
+def lengthened(b: Builder, x: Node, axis: int, by: DimLike) -> Node:
+    """Zeros at the end of an axis."""
+    array = known_array(x) if by != 0 else None
+    if array is not None and isinstance(by, int):
+        return b.add(Const(Constant(np.pad(array, [(0, by if a == axis else 0) for a in range(x.rank)]))))
+    return pad(b, x, [0] * x.rank, [by if a == axis else 0 for a in range(x.rank)]) if by != 0 else x
 
 
 def rows_of_squares(b: Builder, panels: Node, square: int, by_columns: bool, depth: DimLike) -> Node:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from ..ir.graph import Builder, Node
-from ..ir.ops.compute import Bitcast, PackedDot, round_to_tf32
+from ..ir.ops.compute import Bitcast, PackedConv, PackedDot, round_to_tf32
 from ..ir.types import F32, U32
 from ..library import apply, constant
 from .winograd import known_array
@@ -32,8 +32,8 @@ def cut_to_tf32(b: Builder, x: Node) -> Node:
     return b.add(Bitcast(F32), apply(b, "and", b.add(Bitcast(U32), x), constant(b, (1 << 32) - (1 << BELOW), U32)))
 
 
-def with_rounded_operands(b: Builder, op: PackedDot, lhs: Node, rhs: Node) -> Node:
-    """The same product of float32, of panels that lie row by row."""
+def with_rounded_operands(b: Builder, op: PackedDot | PackedConv, lhs: Node, rhs: Node) -> Node:
+    """The same contraction of float32, of panels that lie row by row."""
     right = rounded_to_tf32(b, rhs) if op.tf32 == "both" else cut_to_tf32(b, rhs)
     return b.add(replace(op, tf32=""), rounded_to_tf32(b, lhs), right)
 

@@ -73,7 +73,8 @@ def gain_of_tiles(op: Conv, x: tuple[DimLike, ...], result: tuple[DimLike, ...],
                   caps: Caps) -> float:
     """How much faster than as a plain sum Winograd's algorithm computes a float32 convolution with constant weights [*kernel, C / groups,
     O]: 1 where it is not used. x and the result are [N, *spatial, C]."""
-    if any(s != 1 for s in (*op.strides, *op.dilation, *op.input_dilation)) or options.precision != "default" or 0 in (*x, *result):
+    plain = all(s == 1 for s in (*op.strides, *op.dilation, *op.input_dilation))
+    if not plain or options.precision != "default" or caps.is_gpu or 0 in (*x, *result):
         return 1.0
     columns = panel_columns(weights[-1] // op.groups, product(x[:-1]), F32, caps)
     axes = choose_tiles(result[:-1], weights, op.groups, columns, F32, caps)

@@ -461,6 +461,12 @@ def panels_of_squares(panels: Array, square: int, by_columns: bool) -> Array:
     return np.swapaxes(apart, -3, -2).reshape(panels.shape)
 
 
+def check_squares(op: Op, panels: TensorType, square: int, saturates: bool) -> None:
+    """Panels may lie in squares of so many rows and columns."""
+    if saturates or square < 2 or not all(divides(square, size) for size in panels.shape[-2:]):
+        raise CompileError(f"{op.spelling}: {panels} in squares of {square}, expected panels of whole squares")
+
+
 class PackedDot(Op, frozen=True):
     """Matmul with a right operand in panels, as `pack_operands` makes it.
 
@@ -517,7 +523,9 @@ class PackedDot(Op, frozen=True):
         if rhs.rank != self.batch + 3 or lhs.rank < self.batch + 1 or not isinstance(tile, int) or tile < 1:
             raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit {self.batch} batch axes")
         if self.square != 1:
-            self._check_squares(rhs, tile)
+            if self.symmetric:
+                raise CompileError("packed_dot: a symmetric product of panels in squares")
+            check_squares(self, rhs, self.square, self.saturates)
         step = 1 if in_bytes else self.step
         depth, steps = lhs.shape[-1], rhs.shape[-2] * step
         enough = depth == steps
@@ -528,11 +536,6 @@ class PackedDot(Op, frozen=True):
             raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit, columns {self.columns}")
         lead = (*lhs.shape[:self.batch], self.columns) if self.symmetric else lhs.shape[:-1]
         return TensorType(dtype, (*lead, self.columns))
-
-    def _check_squares(self, rhs: TensorType, tile: int) -> None:
-        whole = self.square > 1 and tile % self.square == 0 and divides(self.square, rhs.shape[-2])
-        if self.symmetric or self.saturates or not whole:
-            raise CompileError(f"packed_dot: {rhs} in squares of {self.square}, expected panels of whole squares")
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
         lhs, rhs = inputs
@@ -688,11 +691,13 @@ def window_view(x: Array, window: Sequence[int], strides: Sequence[int], dilatio
 
 
 class PackedConv(Op, frozen=True):
-    """Channels-last convolution with the kernel in panels, as `pack_operands` makes it; no padding.
+    """Channels-last convolution with the kernel in panels, as `pack_operands` makes it.
 
     x [N, *spatial, C], w [ceil(O / tile), taps * C, tile] (taps in C order of `kernel`) -> [N, *out, O], O = `channels`. With
     groups w is [groups, ceil(O / groups / tile), taps * C / groups, tile]. `step`, `saturates` and `narrow`: as of `PackedDot`; the
-    elements of a word are channels of one tap, and words that are added in 16 bits channels of taps along the last axis.
+    elements of a word are channels of one tap, and words that are added in 16 bits channels of taps along the last axis. `square` too:
+    w may have more rows then, of zeros. `padding`: zeros before and behind each spatial axis; nothing where there are none.
+    `tf32`: 'left', as of `PackedDot`.
     """
 
     name: ClassVar[str] = "packed_conv"
@@ -704,11 +709,23 @@ class PackedConv(Op, frozen=True):
     step: int = 1
     saturates: bool = False
     narrow: int = 1
+    square: int = 1
+    padding: tuple[tuple[int, int], ...] = ()
+    tf32: str = ""
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether columns lie one after another in a square."""
+        return self.step > 1 or self.tf32 != ""
 
     @property
     def is_joined(self) -> bool:
         """Whether the taps along the last axis lie beside one another, with all their channels."""
         return self.dilation[-1] == 1 and self.groups == 1
+
+    def padded_sizes(self, x: TensorType) -> tuple[DimLike, ...]:
+        """Spatial sizes with the padding."""
+        return tuple(n + low + high for n, (low, high) in zip(x.shape[1:-1], self.padding or ((0, 0),) * len(self.kernel)))
 
     def infer(self, *types: Type) -> Type:
         x, w = operands(self, types, 2)
@@ -722,21 +739,34 @@ class PackedConv(Op, frozen=True):
         if min((*self.kernel, *self.strides, *self.dilation, self.channels, self.groups)) < 1 or w.shape[-1] == 0 or \
                 not len(self.kernel) == len(self.strides) == len(self.dilation):
             raise CompileError("packed_conv: kernel, strides, dilation, channels and groups must be positive, one for each axis")
+        widths = [width for pair in self.padding for width in pair]
+        if self.padding and (len(self.padding) != len(self.kernel) or min(widths) < 0 or max(widths) == 0 or self.saturates):
+            raise CompileError(f"packed_conv: padding {self.padding}, expected two sizes an axis, none negative, or nothing for zeros")
+        if self.tf32 and (dtype != F32 or self.step != 1 or self.tf32 != "left"):
+            raise CompileError(f"packed_conv: rounds {self.tf32!r} of {x} and {w} to tf32, expected 'left' of f32")
         *groups, panels, depth, tile = w.shape
         of_group = self.channels // self.groups
-        fits = (isinstance(tile, int) and depth * self.step * self.groups == product(self.kernel) * x.shape[-1]
+        surplus = depth * self.step * self.groups - product(self.kernel) * x.shape[-1]
+        if self.square != 1:
+            check_squares(self, w, self.square, self.saturates)
+        fits = (isinstance(tile, int) and (surplus == 0 or self.square > 1 and bounds(surplus)[0] >= 0)
                 and divides(self.step * self.groups, x.shape[-1])
                 and self.channels % self.groups == 0 and panels == -(-of_group // tile) and (not grouped or groups == [self.groups]))
         if not fits:
             raise CompileError(f"packed_conv: {x} and {w} do not fit kernel {self.kernel}, channels {self.channels}, "
                                f"groups {self.groups}")
         sizes = [(n - ((k - 1) * d + 1)) // s + 1
-                 for n, k, s, d in zip(x.shape[1:-1], self.kernel, self.strides, self.dilation)]
+                 for n, k, s, d in zip(self.padded_sizes(x), self.kernel, self.strides, self.dilation)]
         return TensorType(dtype, (x.shape[0], *sizes, self.channels))
 
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
-        x, w = inputs[0], unpacked_words(inputs[1], self.step)
+        x, w = inputs
+        if self.square > 1:
+            depth = int(np.prod(self.kernel)) * x.shape[-1] // self.groups // self.step
+            w = panels_of_squares(w, self.square, self.by_columns)[..., :depth, :]
+        w = unpacked_words(w, self.step)
         x = x.astype(w.dtype) if w.dtype == np.float32 else x
+        x, w = (round_to_tf32(x), cut_to_tf32(w)) if self.tf32 else (x, w)
         depth, of_group = w.shape[-2], self.channels // self.groups
         panels = np.moveaxis(w.reshape(self.groups, *w.shape[-3:]), 2, 0)  # [depth, groups, panels, tile]
         dense = panels.reshape(depth, self.groups, panels.shape[2] * panels.shape[3])[..., :of_group]
@@ -745,7 +775,7 @@ class PackedConv(Op, frozen=True):
         if self.saturates:
             return self._saturating(x, kernel)
         result = I32 if np.issubdtype(w.dtype, np.integer) and self.step != 1 else None
-        plain = Conv(self.strides, ((0, 0),) * rank, self.dilation, (1,) * rank, self.groups, True, result)
+        plain = Conv(self.strides, self.padding or ((0, 0),) * rank, self.dilation, (1,) * rank, self.groups, True, result)
         return plain.evaluate((x, kernel), binding)
 
     def _saturating(self, x: Array, kernel: Array) -> Array:
@@ -767,7 +797,13 @@ class PackedConv(Op, frozen=True):
                 Sample(cls((3, 3), (1, 1), (1, 1), 6, 1, 2), (TensorType(F32, (2, 6, 7, 4)), TensorType(U32, (1, 18, 16)))),
                 Sample(cls((2, 3), (1, 2), (1, 1), 6, 2, 4), (TensorType(U8, (2, 6, 7, 8)), TensorType(I32, (2, 1, 6, 8)))),
                 Sample(cls((2, 3), (1, 2), (1, 1), 6, 2, 4, True), (TensorType(U8, (2, 6, 7, 8)), TensorType(I32, (2, 1, 6, 8)))),
-                Sample(cls((2, 2), (1, 1), (1, 1), 6, 1, 4, True, 2), (TensorType(U8, (2, 5, 6, 4)), TensorType(I32, (1, 4, 16)))))
+                Sample(cls((2, 2), (1, 1), (1, 1), 6, 1, 4, True, 2), (TensorType(U8, (2, 5, 6, 4)), TensorType(I32, (1, 4, 16)))),
+                Sample(cls((2, 3), (1, 1), (1, 1), 13, square=4), (TensorType(F32, (2, 5, 6, 3)), TensorType(F32, (2, 20, 8)))),
+                Sample(cls((3,), (1,), (1,), 13, step=4, square=4), (TensorType(I8, (2, 6, 4)), TensorType(I32, (2, 4, 8)))),
+                Sample(cls((2, 3), (2, 1), (1, 1), 13, padding=((0, 0), (1, 1)), tf32="left"),
+                       (TensorType(F32, (2, 5, 6, 4)), TensorType(F32, (1, 24, 32)))),
+                Sample(cls((3, 2), (2, 1), (1, 2), 6, 2, padding=((1, 2), (0, 1))),
+                       (TensorType(F32, (2, 5, 6, 4)), TensorType(F32, (2, 1, 12, 8)))))
 
 
 class ReduceWindow(Op, frozen=True):

@@ -22,6 +22,8 @@ from tests.lowering_checks import one
 from tests.test_cuda_kernels import convolution, matmul
 from tests.test_gpu_attention import MASKS, masked_graph
 from tests.test_gpu_contraction import integer_products
+from tests.test_gpu_convolution import Case, convolutions
+from tests.test_gpu_convolution import layer as convolved_layer
 from tests.test_gpu_floats8 import product_of
 from tests.test_gpu_quantized import layer
 from tilewright import library as lib
@@ -54,6 +56,10 @@ def with_residual(dtype: DType, rows: DimLike, steps: int, columns: int) -> Grap
     b = Builder()
     x, w, other = (b.add(Param(name, dtype, shape)) for name, shape in (("x", (rows, steps)), ("w", (steps, columns)), ("other", (rows, columns))))
     return Graph("residual", [x, w, other], [lib.gelu(b, lib.apply(b, "add", lib.matmul(b, x, w), other))])
+
+
+def convolved(dtype: DType, case: Case) -> Graph:
+    return convolutions([case], dtype)
 
 
 def coded(rows: DimLike, bits: int, group: int, dtype: DType = F16) -> Graph:
@@ -100,6 +106,12 @@ PROGRAMS: dict[str, Callable[[], Graph]] = {
     "matmul f8e5m2": lambda: product_of(*[FLOATS8[1]] * 2, 1024, 1024, 1024, BF16),
     "int8 layer": lambda: layer(I8, I8, 1024, 1024, 1024, True),
     "convolution": lambda: convolution((8, 64, 56, 56), 3, 1, 1, 64),
+    "convolution f16": lambda: convolved(F16, Case((32, 64, 56, 56), (3, 3), 64, padding=(1, 1))),
+    "convolution f16 of few channels": lambda: convolved(F16, Case((8, 3, 224, 224), (7, 7), 64, strides=2, padding=(3, 3))),
+    "convolution f16 of open sizes, 4 groups": lambda: convolved(F16, Case((ROWS, 128, symbol("H"), symbol("W")), (3, 3), 128, padding=(1, 1), groups=4)),
+    "deep convolution f16 of few tiles": lambda: convolved(F16, Case((1, 512, 7, 7), (3, 3), 512, padding=(1, 1))),
+    "large convolution bf16": lambda: convolved(BF16, Case((32, 256, 28, 28), (3, 3), 256, strides=2, padding=(1, 1))),
+    "int8 layer of a convolution": lambda: convolved_layer(Case((32, 256, 14, 14), (3, 3), 256, padding=(1, 1)), I8, I8),
     "sort": lambda: one((64, 1000), lambda b, x: b.add(Sort(1, False), x), F32),
 }
 
