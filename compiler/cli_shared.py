@@ -44,7 +44,7 @@ precision_option = click.option("--precision", type=click.Choice(PRECISIONS), de
                                 help="plain: no Winograd convolutions; strict: only exact rewrites and reordered sums.")
 matmul_precision_option = click.option(
     "--matmul-precision", type=click.Choice(MATMUL_PRECISIONS), default=MATMUL_PRECISIONS[0], show_default=True,
-    help="tf32: products of float32 matrices may round their operands to 10 bits of fraction, where the target has units for that (GPUs).")
+    help="tf32: products and convolutions of float32 may round operands to 10 bits of fraction, where a target has units for that (GPUs).")
 cache_option = click.option("--no-cache", is_flag=True, help="Neither look into the compile cache nor add to it.")
 
 

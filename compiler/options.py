@@ -26,9 +26,9 @@ class Options(Struct, frozen=True):
     precision   'plain' computes every contraction as the sum that it is, with its weights as they are, and no convolution by
                 Winograd's algorithm where that is faster (its error has a bound of its own, `ir/winograd.py`); 'strict' allows
                 only exact rewrites and reordered sums of contractions and reductions
-    matmul_precision  what the operands of products of float32 matrices may be rounded to, in any `precision`: 'tf32' allows units that
-                multiply 10 bits of fraction (to nearest, ties away from zero) and add in float32. A target without such units, as
-                every CPU, multiplies float32.
+    matmul_precision  what the operands of products and convolutions of float32 may be rounded to, in any `precision`: 'tf32' allows
+                units that multiply 10 bits of fraction (to nearest, ties away from zero) and add in float32. A target without such
+                units, as every CPU, multiplies float32.
     cache       whether compiled code is kept on disk
     cache_bytes how large the cache may become: what was used longest ago is removed. Not part of the code.
     tune        seconds to measure register tiles for; the model's choice stays where none is faster by 3 %. What was measured

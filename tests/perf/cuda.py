@@ -111,6 +111,8 @@ PROGRAMS: dict[str, Callable[[], Graph]] = {
     "convolution f16 of open sizes, 4 groups": lambda: convolved(F16, Case((ROWS, 128, symbol("H"), symbol("W")), (3, 3), 128, padding=(1, 1), groups=4)),
     "deep convolution f16 of few tiles": lambda: convolved(F16, Case((1, 512, 7, 7), (3, 3), 512, padding=(1, 1))),
     "large convolution bf16": lambda: convolved(BF16, Case((32, 256, 28, 28), (3, 3), 256, strides=2, padding=(1, 1))),
+    "convolution tf32": lambda: convolved(F32, Case((32, 64, 56, 56), (3, 3), 64, padding=(1, 1))),
+    "large convolution tf32": lambda: convolved(F32, Case((32, 256, 28, 28), (3, 3), 256, strides=2, padding=(1, 1))),
     "int8 layer of a convolution": lambda: convolved_layer(Case((32, 256, 14, 14), (3, 3), 256, padding=(1, 1)), I8, I8),
     "sort": lambda: one((64, 1000), lambda b, x: b.add(Sort(1, False), x), F32),
 }
