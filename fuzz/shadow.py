@@ -109,7 +109,7 @@ class _Walk:
             if any(x.bound is not None for x in indices_of(node.op, inputs)):
                 self.may_fail = True
             if self.tf32 and isinstance(node.op, (Dot, Conv)):
-                inputs = [perhaps_in_tf32(x) for x in inputs]
+                inputs = [perhaps_in_tf32(x, self.precision) for x in inputs]
             made = trace_op(node.op, inputs, self.binding, self.precision)
             if isinstance(made, Traced):
                 made.tied = are_tied(inputs) or chooses_extremes(node.op) and meet_as_zeros(inputs)

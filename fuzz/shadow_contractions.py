@@ -96,17 +96,21 @@ def _infinite_rows(op: Dot, x: Array, value: Array) -> Array:
     return rows.reshape(*rows.shape, *[1] * (value.ndim - rows.ndim))
 
 
-def perhaps_in_tf32(x: Traced) -> Traced:
-    """An operand of a product that may be rounded to tf32, or not."""
+def perhaps_in_tf32(x: Traced, precision: str) -> Traced:
+    """An operand of a product that may be rounded to tf32, or not. Precision `default` may move factors into it before, so that even what
+    tf32 holds is rounded."""
     if x.value.dtype != np.float32:
         return x
     near = round_to_tf32(x.value)
-    if x.bound is None and np.array_equal(near, x.value, equal_nan=True):
+    moved = precision == "default" and x.value.any()
+    if x.bound is None and not moved and np.array_equal(near, x.value, equal_nan=True):
         return x
-    rounded_bound = _to_tf32(x, round_to_tf32).bounds
     with np.errstate(invalid="ignore"):
         apart = np.abs(near.astype(np.float64) - x.wide())
-    bound = np.where(np.isfinite(x.value), np.maximum(x.bounds, rounded_bound + apart), x.bounds)
+    if moved:
+        size = np.abs(x.wide())
+        apart = np.where(size > 0, np.maximum(apart, TF32.epsilon / 2 * size + TF32.smallest), 0.0)
+    bound = np.where(np.isfinite(x.value), np.maximum(x.bounds, _to_tf32(x, round_to_tf32).bounds + apart), x.bounds)
     return Traced(x.value, settled(bound), x.signless, x.known, 0.0, lattice(x)[1], x.rounds)
 
 

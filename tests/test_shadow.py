@@ -31,13 +31,14 @@ from tilewright.ir.ops.table import ALL_OPS
 from tilewright.ir.printer import format_graph
 from tilewright.ir.types import ARRAY_DTYPES, BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, DType, TensorType, TupleType, Type
 from tilewright.library_quantized import dequantize
-from tilewright.options import Options
+from tilewright.options import Environment, Options
 from tilewright.passes.pack_operands import pack_operands
-from tilewright.pipeline import PASSES
+from tilewright.pipeline import PASSES, run_passes
 
 DTYPES = (DEFAULT_DTYPES, (F16, BF16, F32, BOOL, I32), (F64, F32, I64, BOOL), (I8, U8, I16, U16, F32), ARRAY_DTYPES)
 CAPS = (Caps(), Caps(vector_bits=512, vector_registers=32), Caps(vector_bits=128, vector_registers=16, has_fma=False))
 PRECISIONS = ("default", "plain", "strict")
+QUIET = Environment(debug=0, dump=None, verify=0, backend="", cache_directory=None)
 
 
 def graph_of(types: Sequence[TensorType], make: Callable[..., Node | Sequence[Node]]) -> Graph:
@@ -231,7 +232,13 @@ def test_products_that_may_round_their_operands() -> None:
     inputs = [rng.standard_normal((5, 40)).astype(np.float32), rng.integers(-4, 5, (40, 40)).astype(np.float32)]
     found = [np.asarray(x) for x in evaluate_graph(one_marked, inputs)]
     assert compare(shadow(single, inputs, tf32=True), found) is None and compare(shadow(single, inputs), found) is not None
-    assert not any(bound.any() for bound in shadow(graph, [np.rint(x) for x in inputs], tf32=True).bounds)
+    assert not any(bound.any() for bound in shadow(graph, [np.rint(x) for x in inputs], precision="plain", tf32=True).bounds)
+    weights = lib.constant(Builder(), rng.integers(-4, 5, (40, 40)).astype(np.float32))
+    scaled = graph_of(types[:1], lambda b, x: lib.apply(b, "mul", lib.matmul(b, x, weights), lib.constant(b, 0.7, F32)))
+    folded = run_passes(scaled, Options(matmul_precision="tf32"), capabilities_of("sm_80"), QUIET, until="fold_packed")[0]
+    found = [np.asarray(x) for x in evaluate_graph(folded, [np.rint(inputs[0])])]
+    assert compare(shadow(scaled, [np.rint(inputs[0])], tf32=True), found) is None  # the factor is in the weights, and rounded there
+    assert compare(shadow(scaled, [np.rint(inputs[0])]), found) is not None
 
 
 def test_bounds_cover_what_functions_promise() -> None:
