@@ -17,6 +17,7 @@ from ..ir.ops.table import ALL_OPS
 from .generate import DEFAULT_DTYPES, random_graph, sample_graph
 from .generate_arithmetic import arithmetic_graph, formula_seeds
 from .generate_axes import axis_graph, axis_seeds
+from .generate_blocks import block_graph, block_seeds
 from .generate_bodies import control_graph
 from .generate_functions import function_graph, function_seeds
 from .generate_layers import layer_graph, layer_seeds
@@ -32,7 +33,7 @@ from .rebuild import acceptable
 TRIES = 4
 FAMILY_SEEDS = 16
 # graphs that are seeds with an open size too
-OPENED = ("movements", "meetings", "layers", "quantized", "axes", "windows", "memory", "control")
+OPENED = ("movements", "meetings", "layers", "quantized", "axes", "windows", "memory", "control", "blocks")
 SCALAR = ("functions", "formulas", "rules", "known")  # seeds whose results are as special as what they are given
 KNOWN_SHARE = 0.15  # of the new graphs: some parameters are constants
 
@@ -52,23 +53,25 @@ def stored_graph(rng: np.random.Generator) -> Graph:
 
 
 FAMILIES: tuple[tuple[float, Callable[[np.random.Generator], Graph]], ...] = (
-    (0.05, grown_graph), (0.08, function_graph), (0.12, movement_graph), (0.1, control_graph), (0.09, layer_graph), (0.03, quantized_graph),
-    (0.03, stored_graph), (0.1, memory_graph), (0.1, twin_graph), (0.1, axis_graph), (0.06, window_graph), (0.07, rule_graph),
-    (0.07, arithmetic_graph))
+    (0.05, grown_graph), (0.07, function_graph), (0.11, movement_graph), (0.09, control_graph), (0.09, layer_graph),
+    (0.03, quantized_graph), (0.07, block_graph), (0.03, stored_graph),
+    (0.09, memory_graph), (0.09, twin_graph), (0.09, axis_graph), (0.06, window_graph),
+    (0.07, rule_graph), (0.06, arithmetic_graph))
 
 
 def seed_graphs(domain: bool = True) -> Iterator[Graph]:
     """The samples of the ops, the first ones of all ops first, and all scalar functions. With knowledge of the `domain` also what no
     sample shows: formulas, the left sides of rules, constants, pairs of movements, movements beside computations, layers, axes, windows,
-    quantized layers, and some graphs of the other families, so many of each in turn that all end at about the same time; then some
-    again with a size that is open."""
+    quantized layers, blocks of transformers, and some graphs of the other families, so many of each in turn that all end at about the
+    same time; then some again with a size that is open."""
     ops = [op for op in ALL_OPS if op is not Elementwise]  # its samples are one function each
     rounds = itertools.zip_longest(*(op.samples() for op in ops))
     samples = (sample_graph(sample) for found in rounds for sample in found if sample is not None)
     sources = [(2, samples), (3, function_seeds())]
     if domain:
         sources += [(1, formula_seeds()), (1, rule_seeds()), (1, known_seeds()), (2, movement_seeds()), (2, layer_seeds()),
-                    (2, meeting_seeds()), (1, axis_seeds()), (1, window_seeds()), (1, quantized_seeds()), (3, family_seeds())]
+                    (2, meeting_seeds()), (1, axis_seeds()), (1, window_seeds()), (1, quantized_seeds()), (1, block_seeds()),
+                    (3, family_seeds())]
     listed = []
     for group in itertools.zip_longest(*(source for count, source in sources for _ in range(count))):
         for graph in group:

@@ -6,7 +6,8 @@ The check follows the program through the compiler and names the first stage tha
    says how far apart legal results may lie), and nothing left to do for an idempotent pass;
 2. with `native`, what the pipeline still does until the graph can be lowered, in the same way; lowering, by the loop
    interpreter with its checks of bounds, races and uninitialised memory; machine code, on one and two threads to the same
-   bits; the same bytes when compiled again; the same code with inputs of every kind, and other sizes where they are symbolic.
+   bits; the same bytes when compiled again; the same code with inputs of every kind, and other sizes where they are symbolic. Code for
+   CPUs that are not here is made and not run.
    For a GPU, where machine code is CUDA source that is emulated, kernels take no more shared memory than a block has.
 
 What a program does with inputs that it refuses (an index out of range) is not compared.
@@ -107,7 +108,7 @@ class GraphSubject:
     share = 6
     fresh = 0.4  # the families are dense in what goes wrong, mutants in what has not been reached
     seeds_as = "code"
-    targets: tuple[str, ...] = machine.TARGETS
+    targets: tuple[str, ...] = (*2 * machine.TARGETS, *machine.OTHER_CPUS)
 
     def __init__(self, models: Sequence[Graph] = ()) -> None:
         """`models`: graphs whose pieces are seeds too."""
@@ -314,7 +315,7 @@ class _Check:
                 graph = self.step(step, graph)
             with ExitStack() as self.open:
                 code = self.lower(graph)
-                if more_inputs:
+                if more_inputs and code is not None:
                     self.run_with_more_inputs(code)
         elif self.case.is_lowered:
             for step in completed(self.case.steps):
@@ -401,10 +402,12 @@ class _Check:
                 raise Failure("memory plan", "lower", f"a block of kernel {kernel.name} needs {needed} bytes of shared memory, at most "
                                                       f"{self.caps.shared_bytes} are there")
 
-    def lower(self, graph: Graph) -> machine.Code:
-        """The kernels, and their machine code in every way that it can be called."""
+    def lower(self, graph: Graph) -> machine.Code | None:
+        """The kernels, and their machine code in every way that it can be called; none where it runs elsewhere."""
         program = self.interpret(graph)
         code = self.code(program)
+        if not machine.runs_here(self.case.target):
+            return None
         results = self.execute(code)
         if isinstance(code, machine.HostCode) and code.executable is not None:
             with guarded("runtime"):
@@ -421,9 +424,10 @@ class _Check:
                 again = machine.made(machine.lowered(self.finished(), self.caps), case.target, case.seed)
             if again.text != code.text:
                 raise Failure("bytes", stage, "compiling the same program twice gives other code")
-        with guarded(stage):
-            code.load()
-        self.open.callback(code.unload)
+        if machine.runs_here(case.target):
+            with guarded(stage):
+                code.load()
+            self.open.callback(code.unload)
         return code
 
     def execute(self, code: machine.Code) -> Sequence[np.ndarray]:
@@ -489,12 +493,9 @@ class _FailingCheck(_Check):
         self.refused("lower", lambda: run_program(program, self.inputs, threads=self.threads))
         return program
 
-    def lower(self, graph: Graph) -> machine.Code:
-        program = self.interpret(graph)
-        stage = machine.stage_of(self.case.target)
-        with guarded(stage):
-            code = machine.made(program, self.case.target, self.case.seed)
-            code.load()
-        self.open.callback(code.unload)
+    def lower(self, graph: Graph) -> machine.Code | None:
+        code = self.code(self.interpret(graph))
+        if not machine.runs_here(self.case.target):
+            return None
         self.refused(code.runs_in, lambda: code.run(self.inputs, code.threads[-1]))
         return code

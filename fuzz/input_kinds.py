@@ -49,11 +49,20 @@ def inputs_of_kind(graph: Graph, rng: np.random.Generator, kind: str) -> list[Ar
 
 
 def array_of_kind(dtype: DType, shape: Sequence[int], rng: np.random.Generator, kind: str) -> Array:
+    if dtype.is_stored:
+        return _stored(dtype, shape, rng, kind)
     array = random_array(dtype, shape, rng, kind == "special")
     makers = {"extreme": _make_extreme, "normal": _make_normal, "borders": _make_borders, "sided": make_sided, "distinct": _make_distinct}
     if kind in makers and array.size and (not dtype.is_bool or kind == "sided"):
         makers[kind](array, rng)
     return array
+
+
+def _stored(dtype: DType, shape: Sequence[int], rng: np.random.Generator, kind: str) -> Array:
+    """Small whole numbers of a dtype that is looked at by its bits alone, or any of its bytes."""
+    if kind in ("plain", "sided", "distinct"):
+        return np.asarray(rng.integers(-3, 4, tuple(shape))).astype(dtype.numpy)
+    return np.asarray(rng.integers(0, 256, tuple(shape), np.uint8)).view(dtype.numpy)
 
 
 def _is_float(array: Array) -> bool:

@@ -15,9 +15,10 @@ from typing import ClassVar
 import numpy as np
 from msgspec.structs import replace
 
-from ..backends.cuda.backend import capabilities_of
+from ..backends.cuda.backend import LIMITS, capabilities_of
 from ..backends.cuda.emulate import runtime_objects
 from ..backends.cuda.emulated_programs import EmulatedPrograms
+from ..backends.llvm.targets import host_supports
 from ..build import capabilities, fill_segment, generate, lower_checked, resolved, segment_digest
 from ..gpu.compiling import architectures_of, emitted, is_device
 from ..ir.caps import Caps
@@ -29,11 +30,13 @@ from ..runtime.executable import Executable
 
 REAL_CODE_EVERY = 8  # seeds; one in four of the listed ones, which are odd multiples of eight
 TARGETS = ("cpu", "cpu:x86-64-v3", "cpu:x86-64")
+OTHER_CPUS = ("cpu:alderlake", "cpu:sapphirerapids", "cpu:neoverse-v1")  # whose code is made here and mostly runs elsewhere
 DEVICE_TARGETS = ("cuda:sm_80", "cuda:sm_90a")
 # caches so small that small programs are computed in blocks; what code does follows from the figures, so it runs anywhere
 SMALL_CACHES = {"level1_bytes": 2048, "level2_bytes": 8192, "level3_bytes": 32768}
 # a GPU so small that small programs fill it, and take the largest tiles
-SMALL_DEVICE = {"multiprocessors": 2, "shared_bytes": 49152, "level2_bytes": 8192}
+SMALL_DEVICE = {"multiprocessors": 2, "level2_bytes": 8192}
+LEAST_SHARED = min(shared for shared, _ in LIMITS.values())  # that any has, but for those with products of four warps
 
 
 @lru_cache(maxsize=16)
@@ -41,7 +44,8 @@ def caps_of(target: str, small_caches: bool) -> Caps:
     """The capabilities that passes and lowering are told of."""
     if is_device(target):
         caps = capabilities_of(architectures_of(target)[0])
-        return replace(caps, **SMALL_DEVICE) if small_caches else caps
+        small = replace(caps, **SMALL_DEVICE, shared_bytes=caps.shared_bytes if caps.has_group_products else LEAST_SHARED)
+        return small if small_caches else caps
     caps = capabilities(target)
     return replace(caps, **SMALL_CACHES) if small_caches else caps
 
@@ -126,6 +130,12 @@ class DeviceCode(Code):
 
     def unload(self) -> None:
         self.programs.unload()
+
+
+@cache
+def runs_here(target: str) -> bool:
+    """Whether code for a target can be run."""
+    return is_device(target) or not host_supports(resolved(target))
 
 
 def source(program: Program, target: str) -> str:

@@ -41,6 +41,7 @@ from .shadow_values import (
     within,
 )
 
+CODED = 4        # a code and its zero, both times their scale, to the largest weight of their column: at most twice it and its span
 SAFETY = 1.0625  # for the rounding of the bounds themselves
 LEAST_PRODUCT = 2.0**-90  # sums in float32 of products that are no less are no subnormal numbers, nor are their roundings
 TF32 = Format(11, 2.0**-10, 2.0**-136, 2.0**-126, (2.0 - 2.0**-10) * 2.0**127)  # bits of significand, epsilon, smallest, normal, largest
@@ -79,9 +80,10 @@ def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding
         if precision == "default" and w.known and min(x.value.shape, default=0) and all(s == 1 for s in (*op.strides, *op.dilation)):
             return _as_winograd(op, x, w, value) if finite else all_tainted(value)
     count = _terms(op, x.value, w.value)
-    made = _on_lattice(op, operands, value, binding, count)
+    coded = isinstance(op, Dot) and precision == "default" and w.known
+    made = _on_lattice(op, operands, value, binding, count * (CODED if coded else 1))
     if made is None:
-        made = _inexact(op, operands, value, binding, count)
+        made = _inexact(op, operands, value, binding, count, coded)
     elif not strict and made.unit is not None:
         made.rounds = x.rounds + w.rounds + (count if x.known or w.known else 1)
     if isinstance(op, Dot) and precision == "default" and w.known and not op.lhs_batch and np.isinf(x.value).any():
@@ -156,10 +158,14 @@ def _reached(op: Any, x: Traced, w: Traced, binding: Binding) -> Bound:
     return settled(np.where(by_left + by_right > 0, INFINITE, 0.0))
 
 
-def _inexact(op: Any, operands: Sequence[Traced], value: Array, binding: Binding, count: int) -> Traced:
-    """One rounding for each term, and what the operands miss by."""
+def _inexact(op: Any, operands: Sequence[Traced], value: Array, binding: Binding, count: int, coded: bool = False) -> Traced:
+    """One rounding for each term, and what the operands miss by. `coded`: weights may become codes less a zero, whose products with
+    activations are summed up apart."""
     inner = accumulator(value.dtype)
     sizes = [np.where(np.isfinite(v.value), np.abs(v.wide()), 0.0) for v in operands]
+    if coded:
+        largest = sizes[1].max(axis=op.rhs_contract, keepdims=True, initial=0.0)
+        sizes[1] = np.broadcast_to(CODED * largest, sizes[1].shape)
     size = np.asarray(op.evaluate(sizes, binding))
     most, error = size, np.zeros(value.shape)
     if not are_exact(operands):
@@ -171,7 +177,8 @@ def _inexact(op: Any, operands: Sequence[Traced], value: Array, binding: Binding
     terms = most + (hidden[0] * hidden[1] * count if rounds else 0.0)
     # twice: both ways of summing round; two more for a factor that is moved into the terms
     own = (count + rounds + 4) * inner.epsilon * terms + count * inner.smallest
-    bound = summed(value, SAFETY * error + own, most)
+    # probabilities that are divided by their sum may be so behind the product, whose terms are larger then, up to so many times
+    bound = summed(value, SAFETY * error + own, most * (1 if are_exact(operands) else count))
     if not are_exact(operands):  # an infinite term may meet a factor that is zero
         bound = settled(np.where(np.isfinite(value), 0.0 if bound is None else bound, INFINITE))
     return Traced(value, bound, True)

@@ -87,7 +87,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # plain records of what is to be scheduled: of the IR it only reads graphs
     "packing": ("ir.errors",),
     "scheduling": ("ir", "ir.errors", "cost", "packing"),
-    "fuzz": ("ir", "ir.errors", "backends", "backends.cuda", "build", "cost", "driver", "frontends.onnx", "gpu", "library", "library_quantized", "lowering", "options", "passes", "pipeline", "runtime", "tuning"),
+    "fuzz": ("ir", "ir.errors", "backends", "backends.cuda", "backends.llvm", "build", "cost", "driver", "frontends.onnx", "gpu", "library", "library_quantized", "lowering", "options", "passes", "pipeline", "runtime", "tuning"),
     "cli": ("ir", "ir.errors", "options", "machine", "key_facts", "launch_facts", "loading", "saving", "driver", "runtime", "version",
             "tools", "fuzz", "checking", "onnx_peers", "packing", "quantizing", "scheduling", "targets", "verifying"),
     "": ("version", "cli"),  # __init__ and __main__

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pytest
 
+from tilewright.fuzz import native as machine
 from tilewright.fuzz.families import stored_graph
 from tilewright.fuzz.generate import random_array
 from tilewright.fuzz.generate_axes import axis_graph
+from tilewright.fuzz.generate_blocks import block_graph, block_seeds, wide_seeds
 from tilewright.fuzz.generate_memory import memory_graph, twin_graph
 from tilewright.fuzz.generate_windows import window_graph
 from tilewright.fuzz.graphs import GraphCase, GraphSubject
@@ -17,6 +22,7 @@ from tilewright.fuzz.input_kinds import inputs_of_kind, make_sided
 from tilewright.fuzz.mutate import MUTATORS
 from tilewright.fuzz.mutate_memory import reordered, stored
 from tilewright.fuzz.rebuild import MOST_WORK, acceptable
+from tilewright.fuzz.sequences import completed, run_step
 from tilewright.fuzz.sizes import random_size, random_symbol
 from tilewright.ir.dims import symbols_of
 from tilewright.ir.graph import Builder, Graph
@@ -27,7 +33,7 @@ from tilewright.ir.types import ARRAY_DTYPES, dtype_of
 from tilewright.ir.verify import verify
 
 Family = Callable[[np.random.Generator], Graph]
-MADE = (axis_graph, window_graph, stored_graph, memory_graph, twin_graph)
+MADE = (axis_graph, block_graph, window_graph, stored_graph, memory_graph, twin_graph)
 
 
 @pytest.mark.parametrize("make", MADE)
@@ -184,3 +190,36 @@ def test_twins_differ_in_few_ops() -> None:
     assert sum(len(graph.results) > 1 for graph in graphs) > 40
     products = [graph for graph in graphs if sum(isinstance(n.op, Dot) for n in graph.nodes()) > 1]
     assert len(products) > 15
+
+
+# --- blocks of transformers --------------------------------------------------------------------------------------------
+
+
+def kernels_of(graphs: Iterable[Graph], target: str) -> set[str]:
+    """What the graphs are lowered by: the functions of lowering and packing that have a part in it."""
+    seen: set[str] = set()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            seen.add(f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_qualname}")
+
+    caps = machine.caps_of(target, False)
+    for graph in graphs:
+        for step in completed(()):
+            graph = run_step(step, graph, "default", caps)
+        sys.setprofile(note)
+        machine.lowered(graph, caps)
+        sys.setprofile(None)
+    return seen
+
+
+def test_blocks_are_what_kernels_of_their_own_are_for() -> None:
+    graphs = list(block_seeds())
+    assert sum(map(acceptable, graphs)) > 0.9 * len(graphs)
+    found = kernels_of(graphs, "cpu:sapphirerapids")
+    assert {"attention.AttentionKernel.lower", "byte_codes.ByteNest.lower", "weight_only._ManyRows.lower"} <= found, found
+
+
+def test_wide_blocks_are_what_matrix_units_are_for() -> None:
+    found = kernels_of(wide_seeds(), "cuda:sm_90a")
+    assert {"gpu_attention.GpuAttention.lower", "gpu_byte_codes.ByteTiles.lower", "gpu_weight_only_tiles.CodeTiles.lower"} <= found, found

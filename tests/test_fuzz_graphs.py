@@ -286,6 +286,21 @@ def test_packing_takes_register_tiles_as_its_argument() -> None:
     assert len(texts) >= 5
 
 
+def test_code_for_other_cpus_is_made_and_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def note(*arguments: object) -> tuple[bytes, str]:
+        made.append(arguments)
+        return original(*arguments)  # type: ignore[arg-type]
+
+    original = machine.object_code
+    monkeypatch.setattr(machine, "object_code", note)
+    monkeypatch.setattr(machine, "run", lambda *arguments: pytest.fail("code of another CPU ran"))
+    graph = graph_of(lambda b, x, w: lib.matmul(b, x, w), TensorType(F32, (5, 24)), TensorType(F32, (24, 33)))
+    SUBJECT.check(GraphCase(graph, target="cpu:neoverse-v1"), native=True)
+    assert made and not machine.runs_here("cpu:neoverse-v1") and machine.runs_here("cpu") and machine.runs_here("cuda:sm_80")
+
+
 # --- what fuzzing found ------------------------------------------------------------------------------------------------
 
 

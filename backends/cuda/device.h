@@ -333,13 +333,8 @@ TW_FUNCTION int tw_swizzled(int row, int column, int piece) {
 TW_FUNCTION float tw_round_float16(float x) { return tw_to_float(tw_to_float16(x)); }
 TW_FUNCTION float tw_round_float16(double x) { return tw_to_float(tw_to_float16(x)); }
 TW_FUNCTION float tw_round_bfloat16(float x) { return tw_to_float(tw_to_bfloat16(x)); }
-// A double goes through a float that is rounded to odd: its last bit says whether something was lost.
-TW_FUNCTION tw_bfloat16 tw_to_bfloat16(double x) {
-  const float near = (float)x;
-  int bits = tw_bits_of(near);
-  if ((double)near != x && x == x) bits = ((fabs((double)near) > fabs(x)) ? bits - 1 : bits) | 1;
-  return tw_to_bfloat16(tw_float_from_bits(bits));
-}
+// A double becomes a float first, as in NumPy's bfloat16: rounded twice.
+TW_FUNCTION tw_bfloat16 tw_to_bfloat16(double x) { return tw_to_bfloat16((float)x); }
 TW_FUNCTION float tw_round_bfloat16(double x) { return tw_to_float(tw_to_bfloat16(x)); }
 TW_FUNCTION short tw_bits_of_float16(float x) { return (short)tw_to_float16(x).bits; }
 TW_FUNCTION short tw_bits_of_bfloat16(float x) { return (short)tw_to_bfloat16(x).bits; }

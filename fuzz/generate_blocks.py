@@ -1,0 +1,265 @@
+"""Graphs of blocks of transformers, and of what quantized ones have: what kernels of their own are for.
+
+Attention with masks, biases and heads that share keys; products with weights of a few bits in groups, of floats and of bytes; products
+of float8; tables whose rows are taken; convolutions of bytes with a scale for each place. Such kernels are chosen where sizes are large
+enough, so sizes lie about the least ones. `wide` makes products that only the matrix units of a GPU are for, of up to millions of
+multiply-adds: `wide_graph`.
+
+Guarantees: the graphs are well typed and have one to three results; almost all of `block_graph` are within the limits of all cases.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from .. import library
+from ..ir.dims import DimLike
+from ..ir.graph import Builder, Constant, Graph, Node
+from ..ir.ops.compute import FLOATS8, Bitcast, Conv, Dot
+from ..ir.ops.control import Const, Param
+from ..ir.ops.shape import Iota, Take
+from ..ir.types import BF16, BOOL, F16, F32, I8, I64, U8, DType
+from ..library_quantized import dequantize
+from .rebuild import chosen
+
+HALVES = (F16, BF16)
+SCALES = (0.25, 0.5, 1.0, 1.0, 2.0)
+SEEDS = 6  # of each kind of block
+
+
+class Sizes:
+    """Extents to choose from: of small graphs, or of wide ones."""
+
+    def __init__(self, wide: bool) -> None:
+        self.rows = (1, 16, 17, 64, 65, 100, 130) if wide else (16, 16, 17, 20, 24)
+        self.keys = (48, 64, 65, 128, 130) if wide else (48, 48, 50, 64)
+        self.heads = (16, 32, 48, 64, 80) if wide else (4, 8, 8, 16)
+        self.batch = (1, 1, 2, 3) if wide else (1, 1, 2)
+        self.few = (1, 3, 5, 16, 17, 40) if wide else (1, 2, 4, 5, 9)
+        self.columns = (8, 33, 64, 130) if wide else (8, 15, 16, 24, 33)
+        self.groups = (16, 32, 32, 64) if wide else (16, 16, 32)
+        self.most_groups = 5 if wide else 3
+
+
+def block_graph(rng: np.random.Generator) -> Graph:
+    """One block."""
+    return _Draft(rng, Sizes(False)).graph(chosen(rng, BLOCKS))
+
+
+def block_seeds() -> Iterator[Graph]:
+    """Each kind of block some times."""
+    for number, (make, _) in enumerate(itertools.product(dict.fromkeys(BLOCKS), range(SEEDS))):
+        yield _Draft(np.random.default_rng(number), Sizes(False)).graph(make)
+
+
+def wide_graph(rng: np.random.Generator) -> Graph:
+    """One block, or product, of sizes that matrix units are for."""
+    return _Draft(rng, Sizes(True)).graph(chosen(rng, WIDE_BLOCKS))
+
+
+def wide_seeds() -> Iterator[Graph]:
+    for number, (make, _) in enumerate(itertools.product(dict.fromkeys(WIDE_BLOCKS), range(SEEDS))):
+        yield _Draft(np.random.default_rng(number), Sizes(True)).graph(make)
+
+
+class _Draft:
+    def __init__(self, rng: np.random.Generator, sizes: Sizes) -> None:
+        self.rng, self.b, self.sizes = rng, Builder(), sizes
+        self.params: list[Node] = []
+        self.more: list[Node] = []  # results beside the last value
+
+    def graph(self, make: Callable[[_Draft], Node]) -> Graph:
+        value = make(self)
+        if self.chance(0.5):
+            value = self.followed(value)
+        return Graph("blocks", self.params, list(dict.fromkeys([*self.more, value])))
+
+    def chance(self, probability: float) -> bool:
+        return bool(self.rng.random() < probability)
+
+    def param(self, dtype: DType, shape: Sequence[DimLike]) -> Node:
+        self.params.append(self.b.add(Param(f"x{len(self.params)}", dtype, tuple(shape))))
+        return self.params[-1]
+
+    def whole(self, dtype: DType, shape: Sequence[int], least: int, most: int) -> Node:
+        """Known whole numbers, which keep sums exact."""
+        return self.b.add(Const(Constant(self.rng.integers(least, most + 1, tuple(shape)).astype(dtype.numpy), dtype)))
+
+    def scales(self, shape: Sequence[int]) -> np.ndarray:
+        return self.rng.choice(SCALES, tuple(shape)).astype(np.float32)
+
+    # --- attention ---
+
+    def attention(self) -> Node:
+        """Scores, a mask perhaps, probabilities, and what they weigh."""
+        rng, b, sizes = self.rng, self.b, self.sizes
+        dtype = chosen(rng, (*HALVES, F32))
+        lead, shared = [int(chosen(rng, sizes.batch))], int(chosen(rng, (1, 1, 1, 2)))
+        rows, keys, head = (int(chosen(rng, of)) for of in (sizes.rows, sizes.keys, sizes.heads))
+        width = head if self.chance(0.8) else int(chosen(rng, sizes.heads))
+        queries = self.param(dtype, [*lead[:-1], lead[-1] * shared, rows, head])
+        first = len(lead)
+        turned = self.chance(0.5)  # keys as [head, keys]
+        k = self.repeated(self.param(dtype, [*lead, *((head, keys) if turned else (keys, head))]), shared)
+        v = self.repeated(self.param(dtype, [*lead, keys, width]), shared)
+        batch = tuple(range(first))
+        scores = b.add(Dot((first + 1,), (first if turned else first + 1,), batch, batch), queries, k)
+        if self.chance(0.7):
+            scores = library.apply(b, "mul", scores, library.like(b, chosen(rng, (0.25, 0.125, 1.0)), scores))
+        scores = self.masked(scores, rows, keys)
+        weights = library.softmax(b, scores, scores.rank - 1) if self.chance(0.7) else self.softmax(scores)
+        return b.add(Dot((first + 1,), (first,), batch, batch), weights, v)
+
+    def repeated(self, x: Node, times: int) -> Node:
+        """What some neighbouring heads share."""
+        if times == 1:
+            return x
+        lead, *rest = x.shape
+        spread = library.broadcast(self.b, library.reshape(self.b, x, (lead, 1, *rest)), (lead, times, *rest))
+        return library.reshape(self.b, spread, (lead * times, *rest))
+
+    def masked(self, scores: Node, rows: int, keys: int) -> Node:
+        b, rng = self.b, self.rng
+        kind = int(rng.integers(5))
+        if kind == 0:
+            return scores
+        if kind == 1:  # of each pair, as numbers
+            bias = self.param(scores.dtype, (rows, keys) if self.chance(0.5) else (1, keys))
+            return library.apply(b, "add", scores, library.broadcast(b, bias, scores.shape))
+        if kind == 2:  # given
+            seen = library.broadcast(b, self.param(BOOL, (rows, keys)), scores.shape)
+            return library.apply(b, "select", seen, scores, library.like(b, chosen(rng, (-1e4, float("-inf"))), scores))
+        row, key = (library.broadcast(b, b.add(Iota(I64, (rows, keys), axis)), scores.shape) for axis in (0, 1))
+        offset = int(chosen(rng, (0, 0, 1, keys - rows, -1)))
+        limit = library.apply(b, "add", row, library.like(b, offset, row))
+        seen = library.apply(b, *(("ge", limit, key) if self.chance(0.5) else ("le", key, limit)))
+        if kind == 3:
+            return library.apply(b, "select", seen, scores, library.like(b, float("-inf"), scores))
+        hidden = library.apply(b, "select", seen, library.like(b, 0.0, scores), library.like(b, float("-inf"), scores))
+        return library.apply(b, "add", scores, hidden)
+
+    def softmax(self, x: Node) -> Node:
+        """By hand: divided by the sum, or multiplied by its inverse."""
+        b, last = self.b, x.rank - 1
+        largest = library.reduce(b, "max", x, (last,), keep=True)
+        raised = library.apply(b, "exp", library.apply(b, "sub", x, library.broadcast(b, largest, x.shape)))
+        total = library.reduce(b, "sum", raised, (last,), keep=True)
+        if self.chance(0.5):
+            self.more.append(total)
+            return library.apply(b, "div", raised, library.broadcast(b, total, x.shape))
+        inverse = library.apply(b, "div", library.like(b, 1.0, total), total)
+        return library.apply(b, "mul", raised, library.broadcast(b, inverse, x.shape))
+
+    # --- weights of a few bits ---
+
+    def coded(self, most_bits: int = 8) -> tuple[Node, int]:
+        """Weights [steps, columns] of float32 that are codes times scales of groups, and the number of steps."""
+        rng, b, sizes = self.rng, self.b, self.sizes
+        bits = int(chosen(rng, [n for n in (2, 4, 4, 8) if n <= most_bits]))
+        group, count = int(chosen(rng, sizes.groups)), int(rng.integers(1, sizes.most_groups + 1))
+        columns = int(chosen(rng, sizes.columns))
+        codes = library.cast(b, self.whole(U8, (count, group, columns), 0, 2 ** bits - 1), F32)
+        if self.chance(0.7):
+            zeros = rng.integers(0, 2 ** bits, (count, 1, columns) if self.chance(0.6) else (1, 1, 1)).astype(np.float32)
+            codes = library.apply(b, "sub", codes, library.broadcast(b, library.constant(b, zeros, F32), codes.shape))
+        scales = library.constant(b, self.scales((count, 1, columns)), F32)
+        values = library.apply(b, "mul", codes, library.broadcast(b, scales, codes.shape))
+        return library.reshape(b, values, (count * group, columns)), count * group
+
+    def weight_only(self) -> Node:
+        rng, b = self.rng, self.b
+        weights, steps = self.coded()
+        dtype = chosen(rng, (F32, *HALVES))
+        rows = int(chosen(rng, self.sizes.few))
+        return library.matmul(b, self.param(dtype, (rows, steps)), library.cast(b, weights, dtype))
+
+    def bytes_and_codes(self) -> Node:
+        """Activations of bytes with one scale, or one for each row."""
+        rng, b = self.rng, self.b
+        weights, steps = self.coded(most_bits=4)
+        rows, dtype = int(chosen(rng, self.sizes.few)), chosen(rng, (I8, U8))
+        scale = library.constant(b, self.scales((rows, 1) if self.chance(0.5) else ()), F32) if self.chance(0.6) else self.param(F32, ())
+        point = self.whole(dtype, (), 0, 100) if self.chance(0.5) else None
+        return library.matmul(b, dequantize(b, self.param(dtype, (rows, steps)), scale, point), weights)
+
+    # --- others ---
+
+    def floats8(self) -> Node:
+        """Values that a table has for each byte, as front ends look up float8."""
+        rng, b = self.rng, self.b
+        dtype = chosen(rng, FLOATS8)
+        rows, steps, columns = (int(chosen(rng, of)) for of in (self.sizes.few, self.sizes.groups, self.sizes.columns))
+        every = np.arange(256, dtype=np.uint8).view(dtype.numpy).astype(np.float32)
+
+        def value(x: Node) -> Node:
+            return b.add(Take(0), library.constant(b, every), b.add(Bitcast(U8), x))
+
+        left = value(self.param(dtype, (rows, steps)))
+        right = value(self.param(dtype, (steps, columns))) if self.chance(0.4) else self.whole(F32, (steps, columns), -3, 3)
+        if self.chance(0.5):
+            left = library.apply(b, "mul", left, library.like(b, chosen(rng, SCALES), left))
+        return library.matmul(b, left, right)
+
+    def table(self) -> Node:
+        """Rows of bytes that span few bits, with a scale each or one for all."""
+        rng, b = self.rng, self.b
+        names, width, bits = 64, int(chosen(rng, (16, 32, 64, 65))), int(chosen(rng, (2, 4, 8)))
+        codes = self.whole(U8, (names, width), 0, 2 ** bits - 1)
+        scale = library.constant(b, self.scales((names, 1) if self.chance(0.5) else ()), F32)
+        places = library.apply(b, "and", self.param(I64, (int(chosen(rng, (1, 3, 7))),)), library.constant(b, names - 1))
+        return library.take(b, dequantize(b, codes, scale), places, 0)
+
+    def places(self) -> Node:
+        """A convolution of bytes whose scale differs from place to place."""
+        rng, b = self.rng, self.b
+        channels, out, high, wide = int(chosen(rng, (64, 66))), int(chosen(rng, (4, 9))), 3, int(chosen(rng, (4, 5)))
+        dtype = chosen(rng, (I8, U8))
+        scale = library.constant(b, self.scales((1, 1, high, wide)), F32)
+        left = dequantize(b, self.param(dtype, (1, channels, high, wide)), library.broadcast(b, scale, (1, channels, high, wide)))
+        kernel = chosen(rng, ((1, 1), (1, 2), (2, 2)))
+        weights = dequantize(b, self.whole(I8, (out, channels, *kernel), -63, 63), library.constant(b, self.scales((out, 1, 1, 1)), F32))
+        step, pad = int(chosen(rng, (1, 1, 2))), int(rng.integers(2))
+        return b.add(Conv((step, 1), ((pad, 0), (0, pad)), (1, 1), (1, 1)), left, weights)
+
+    def units(self) -> Node:
+        """A product that fills the tiles of matrix units: halves, bytes, float8."""
+        rng, b = self.rng, self.b
+        rows, steps, columns = (int(chosen(rng, of)) for of in (
+            (1, 16, 64, 65, 128, 130), (129, 136, 144, 192, 256), (129, 136, 144, 256, 264)))
+        lead = [2] if self.chance(0.2) else []
+        kind = int(rng.integers(3))
+        dtype = chosen(rng, HALVES) if kind < 2 else chosen(rng, (I8, U8))
+        x = self.param(dtype, [*lead, rows, steps])
+        turned = self.chance(0.4)
+        shape = [*lead, *((columns, steps) if turned else (steps, columns))]
+        held = I8 if kind == 2 else dtype
+        w = self.whole(held, shape, -3, 3) if self.chance(0.6) else self.param(held, shape)
+        first, batch = len(lead), tuple(range(len(lead)))
+        if kind < 2:
+            return b.add(Dot((first + 1,), (first + int(turned),), batch, batch), x, w)
+        left = dequantize(b, x, library.constant(b, 0.5, F32), self.whole(dtype, (), 0, 100) if self.chance(0.3) else None)
+        return b.add(Dot((first + 1,), (first + int(turned),), batch, batch), left, dequantize(b, w, library.constant(b, 0.25, F32)))
+
+    def followed(self, x: Node) -> Node:
+        """What stands behind it: a bias, an activation, a sum, a cast, another order."""
+        rng, b = self.rng, self.b
+        kind = int(rng.integers(5))
+        if kind == 0:
+            bias = self.param(x.dtype, (x.shape[-1],))
+            return library.apply(b, "add", x, library.broadcast(b, bias, x.shape))
+        if kind == 1:
+            return library.apply(b, "max", x, library.like(b, 0.0, x))
+        if kind == 2:
+            return library.apply(b, "add", x, self.param(x.dtype, x.shape))
+        if kind == 3:
+            return library.cast(b, x, chosen(rng, (F16, F32)))
+        return library.transpose(b, x, [*range(x.rank - 2), x.rank - 1, x.rank - 2])
+
+
+BLOCKS: tuple[Callable[[_Draft], Node], ...] = (
+    _Draft.attention, _Draft.attention, _Draft.weight_only, _Draft.bytes_and_codes, _Draft.floats8, _Draft.table, _Draft.places)
+WIDE_BLOCKS: tuple[Callable[[_Draft], Node], ...] = (
+    _Draft.attention, _Draft.attention, _Draft.weight_only, _Draft.bytes_and_codes, _Draft.floats8, _Draft.units, _Draft.units)
