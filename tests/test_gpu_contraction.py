@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from tests.compilers import needs_compiler
 from tests.cuda_programs import EmulatedPrograms
@@ -23,7 +24,7 @@ from tilewright.ir.loop_interp import run_program
 from tilewright.ir.ops.compute import Dot, PackedDot
 from tilewright.ir.ops.control import Param
 from tilewright.ir.program import Program
-from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType
+from tilewright.ir.types import BF16, F16, F32, F64, I8, I32, U8, DType
 from tilewright.lowering.gpu_contraction import gpu_tile
 from tilewright.lowering.gpu_tiles import plain_tile
 from tilewright.lowering.lower import lower_program
@@ -216,6 +217,14 @@ def test_threads_of_plain_tiles(rows: int, tile: tuple[int, int]) -> None:
     product = b.add(PackedDot(0, 64), b.add(Param("x", F32, (rows, 64))), b.add(Param("w", F32, (1, 64, 64))))
     found = plain_tile(product, GPU)
     assert found is not None and (found.rows, found.threads) == tile and found.own_rows >= 4
+
+
+@pytest.mark.parametrize("shared, rows, stages", [(166912, 256, 2), (101376, 256, 1), (49152, 128, 1)])
+def test_plain_tiles_fit_into_shared_memory(shared: int, rows: int, stages: int) -> None:
+    b = Builder()
+    product = b.add(PackedDot(0, 8), b.add(Param("x", F64, (65536, 64))), b.add(Param("w", F64, (1, 64, 8))))
+    found = plain_tile(product, replace(GPU, shared_bytes=shared))
+    assert found is not None and (found.rows, found.stages) == (rows, stages)
 
 
 def test_tensors_that_16_bytes_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

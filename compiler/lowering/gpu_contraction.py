@@ -68,8 +68,9 @@ from ..tiles import (
 from .contraction import named_parts
 from .gpu_split import Round, choose_parts, part_rounds
 from .gpu_vectors import vector_loop
+from .gpu_windows import HeldPlaces, has_open_windows
 from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
-from .left_operand import batch_axes, contracted, groups_of, padded_places, row_operand
+from .left_operand import batch_axes, contracted, groups_of, row_operand, tap_places, window_places
 
 # dtypes of both operands and the steps in a word of the right one, and the unit that takes them
 OPERANDS = {(F16, F16, 1): "f16", (BF16, BF16, 1): "bf16", (F32, F32, 1): "f32",
@@ -222,7 +223,11 @@ class _Work:
         self.operand = row_operand(self.node, self.batch, self.group)
         self.first_row = (group * order[2] + down) * tile.rows
         self.rows = rows
-        memory = (Alloc(self.left), Alloc(self.right), Alloc(self.sums))
+        memory: tuple[Stmt, ...] = (Alloc(self.left), Alloc(self.right), Alloc(self.sums))
+        self.held = None
+        if has_open_windows(self.node) and not tile.grouped:
+            self.held = HeldPlaces(self.node, self.operand, self.inliner, tile.threads, tile.rows, tile.depth // self.copied[0])
+            memory += self.held.fill(self._row)
         contract = (self._pipeline(),) if tile.grouped else self._contract()
         return For(variable, count, "block", (*lets, *memory, self._clear(), *contract, self._epilogue()))
 
@@ -263,7 +268,7 @@ class _Work:
         thread, t = loop_symbol(inliner.names.fresh("c"), COPYING_THREADS)
 
         def from_left(row: DimLike, piece: DimLike) -> Stmt:
-            return self._piece_of_left((stage * tile.rows + row, piece * n), row, step * tile.depth + piece * n)
+            return self._piece_of_row((stage * tile.rows + row, piece * n), row, step * tile.depth + piece * n)
 
         def from_right(square: DimLike, row: DimLike) -> Stmt:
             """Row of a square, where squares lie one after another; columns past the last one are some that are there."""
@@ -286,23 +291,31 @@ class _Work:
         thread, t = loop_symbol(inliner.names.fresh("c"), tile.threads)
         n, m = self.copied
 
-        def from_left(row: DimLike, piece: DimLike) -> Stmt:
-            return self._piece_of_left((stage * tile.rows + row, piece * n), row, step * tile.depth + piece * n)
-
         def from_right(row: DimLike, piece: DimLike) -> Stmt:
             at, place = step * self.right_depth + row, (stage * self.right_depth + self._row_of(row), piece * m)
             copied = CopyAsync(self.right.name, place, self.rhs.name, (self._right_element(at, piece * m, m),), m)
             return self._or_zeros(copied, at * self.step)
 
-        body = self._pieces(t, tile.rows, tile.depth // n, from_left) + self._pieces(t, self.right_depth, tile.columns // m, from_right)
+        def from_held(row: DimLike, piece: DimLike, base: DimLike, places: list[DimLike]) -> list[Stmt]:
+            return [self._piece_of_left((stage * tile.rows + row, piece * n), base, places, step * tile.depth + piece * n)]
+
+        def from_left(row: DimLike, piece: DimLike) -> Stmt:
+            return self._piece_of_row((stage * tile.rows + row, piece * n), row, step * tile.depth + piece * n)
+
+        body = [self.held.copy(t, from_held)] if self.held is not None else self._pieces(t, tile.rows, tile.depth // n, from_left)
+        body += self._pieces(t, self.right_depth, tile.columns // m, from_right)
         return For(thread, tile.threads, "thread", (If(when, tuple(body)),))
 
-    def _piece_of_left(self, place: tuple[DimLike, ...], row: DimLike, step: DimLike) -> CopyAsync:
-        """A piece of the left operand, zeros where a window hangs over the edge."""
+    def _piece_of_row(self, place: tuple[DimLike, ...], row: DimLike, step: DimLike) -> CopyAsync:
+        return self._piece_of_left(place, self.operand.base(self._row(row)), window_places(self.node, self._row(row)), step)
+
+    def _piece_of_left(self, place: tuple[DimLike, ...], base: DimLike, places: Sequence[DimLike], step: DimLike) -> CopyAsync:
+        """A piece of the left operand, zeros where a window, that begins at `places`, hangs over the edge."""
         inliner, zero = self.inliner, self.inliner.index(0)
-        copied = CopyAsync(self.left.name, place, self.lhs.name, (self._left(row, step),), self.copied[0])
-        for at, size in padded_places(self.node, self._row(row), step):
-            for inside in (inliner.scalar("ge", inliner.index(at), zero), inliner.scalar("lt", inliner.index(at), inliner.index(size))):
+        copied = CopyAsync(self.left.name, place, self.lhs.name, (base + self.operand.element(step),), self.copied[0])
+        for begin, (tap, size) in zip(places, tap_places(self.node, step), strict=True):
+            at = inliner.index(begin + tap)
+            for inside in (inliner.scalar("ge", at, zero), inliner.scalar("lt", at, inliner.index(size))):
                 copied = self._given(copied, inside)
         return self._or_zeros(copied, step)
 

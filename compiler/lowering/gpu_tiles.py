@@ -23,9 +23,11 @@ from ..ir.loop import Alloc, Buffer, Commit, CopyAsync, For, If, Stmt, Store, Wa
 from ..ir.loop_gpu import COPIED_BYTES
 from ..ir.ops.compute import PackedConv, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
+from ..ir.types import DType
 from ..tiles import OPEN_SIZE
 from .contraction import named_parts
 from .gpu_split import Round, choose_parts, part_rounds
+from .gpu_windows import HeldPlaces, has_open_windows
 from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatten_index
 from .left_operand import row_operand
 
@@ -85,9 +87,17 @@ def plain_tile(node: Node, caps: Caps) -> PlainTile | None:
     def most_tiles(high: int) -> float:
         return bounds(panels * ceildiv(OPEN_SIZE if most == math.inf else rows, high))[1]
 
+    left, right = (x.dtype for x in node.inputs[:2])
+
+    def stages(high: int) -> int:
+        """That fit into half of a multiprocessor's shared memory."""
+        size = DEPTH * ((high + _padding(left)) * left.bytes + columns * right.bytes)
+        return min(STAGES, caps.shared_bytes // 2 // size)
+
     # rows without a bound may be few, which a high tile would compute many times over
     highest, own = MOST_ROWS if most < math.inf else MOST_ROWS // 2, 1
-    while own < highest and own * columns // across < 64 and most > down * own and most_tiles(down * own * 2) >= caps.multiprocessors:
+    while own < highest and own * columns // across < 64 and most > down * own and stages(down * own * 2) > 0 \
+            and most_tiles(down * own * 2) >= caps.multiprocessors:
         own *= 2
     high = down * own
     while own < USUAL_ROWS and down * across > LEAST_THREADS:  # few rows: fewer threads, not fewer rows of each
@@ -96,10 +106,15 @@ def plain_tile(node: Node, caps: Caps) -> PlainTile | None:
     read = sum(product(x.shape) * x.dtype.bytes for x in node.inputs[:2])
     sums = product(node.shape) * accumulator_dtype(node.dtype).bytes
     rounds = ceildiv(node.inputs[1].shape[-2], DEPTH)
-    copies = all(x.dtype.bytes in COPIED_BYTES for x in node.inputs[:2])
-    each = Round(max(ROUND_TIME / (STAGES - 1), busy) if copies else ROUND_TIME + busy, busy)
+    copied = max(1, stages(high)) if left.bytes in COPIED_BYTES and right.bytes in COPIED_BYTES else 1
+    each = Round(max(ROUND_TIME / (copied - 1), busy) if copied > 1 else ROUND_TIME + busy, busy)
     parts = choose_parts(math.inf if most == math.inf else most_tiles(high), rounds, each, read, sums, caps)
-    return PlainTile(high, columns, down, across, parts, STAGES if copies else 1)
+    return PlainTile(high, columns, down, across, parts, copied)
+
+
+def _padding(dtype: DType) -> int:
+    """Elements between the rows of two steps of the left operand: rows begin at multiples of 16 bytes, neighbouring ones in other banks."""
+    return COPIED // dtype.bytes
 
 
 def lower_plain_tiles(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner, tile: PlainTile) -> Stmt:
@@ -121,8 +136,7 @@ class _Work:
         self.dtype = accumulator_dtype(node.dtype)
         names = inliner.names
         left, right = (x.dtype for x in node.inputs[:2])
-        # rows begin at multiples of 16 bytes, and those of neighbouring steps in other banks
-        self.left = Buffer(names.fresh("left"), left, (tile.stages * DEPTH, tile.rows + max(1, COPIED // left.bytes)), "shared")
+        self.left = Buffer(names.fresh("left"), left, (tile.stages * DEPTH, tile.rows + _padding(left)), "shared")
         self.right = Buffer(names.fresh("right"), right, (tile.stages * DEPTH, tile.columns), "shared")
         self.sums = Buffer(names.fresh("sums"), self.dtype, (tile.threads, tile.own_rows, tile.own_columns), "register")
 
@@ -138,7 +152,11 @@ class _Work:
         self.operand = row_operand(self.node, self.batch, self.group)
         self.first_row = below * tile.rows
         self.steps = product(self.operand.steps)
-        memory = (Alloc(self.left), Alloc(self.right), Alloc(self.sums))
+        memory: tuple[Stmt, ...] = (Alloc(self.left), Alloc(self.right), Alloc(self.sums))
+        self.held = None
+        if has_open_windows(self.node):
+            self.held = HeldPlaces(self.node, self.operand, self.inliner, tile.threads, tile.rows, DEPTH)
+            memory += self.held.fill(self._source)
         first, end = part_rounds(self.part, tile.parts, ceildiv(self.steps, DEPTH))
         sum_up = self._staged(first, end - first) if tile.stages > 1 else (self._in_turns(first, end - first),)
         return For(variable, product(shape), "block", (*lets, *memory, self._clear(), *sum_up, self._epilogue()))
@@ -168,7 +186,8 @@ class _Work:
         """What a thread does to bring the steps from `first` on, of both operands, into a stage of shared memory."""
         wide = min(COPIED // self.right.dtype.bytes, self.tile.columns) if self.tile.stages > 1 else 1
         left = self._pieces(thread, self.tile.rows, DEPTH, ("row", "step"), lambda row, step: self._left(
-            row, stage * DEPTH + step, first + step))
+            row, stage * DEPTH + step, first + step, self.operand.base(self._source(row)))) if self.held is None else self.held.copy(
+                thread, lambda row, step, base, places: self._left(row, stage * DEPTH + step, first + step, base))
         right = self._pieces(thread, DEPTH, self.tile.columns // wide, ("step", "column"), lambda step, column: self._right(
             stage * DEPTH + step, column * wide, first + step, wide))
         return left, right
@@ -191,9 +210,12 @@ class _Work:
             body = (If(inside, (*lets, *make(row, column))),)
         return For(variable, turns, "unrolled", body)
 
-    def _left(self, row: DimLike, step: DimLike, at: DimLike) -> tuple[Stmt, ...]:
-        source = dim_max(dim_min(self.first_row + row, self.rows - 1), 0)
-        return self._element(self.left, (step, row), self.lhs, at, lambda known: self.operand.base(source) + self.operand.offset(
+    def _source(self, row: DimLike) -> DimLike:
+        """The row of the matrix that a row of the tile is; past the last one, that."""
+        return dim_max(dim_min(self.first_row + row, self.rows - 1), 0)
+
+    def _left(self, row: DimLike, step: DimLike, at: DimLike, base: DimLike) -> tuple[Stmt, ...]:
+        return self._element(self.left, (step, row), self.lhs, at, lambda known: base + self.operand.offset(
             unflatten_index(known, self.operand.steps)))
 
     def _right(self, step: DimLike, column: DimLike, at: DimLike, wide: int) -> tuple[Stmt, ...]:

@@ -23,7 +23,7 @@ class Operand(Struct, frozen=True):
     `steps`: extents of the loops over the contraction, outer first. `read(bases, at)` is the flat address for a row
     whose base address is given; `base(row)` that base. `panel(at)` the position along the packed operand's second axis.
     `run`: rows that lie `distance` apart each, counted from a multiple of it (0: nothing is known). A step is `words` words of `step`
-    elements that lie beside one another.
+    elements that lie beside one another. `before`: how far padding reaches before what is there, which bases count in.
     """
 
     rows: DimLike
@@ -35,6 +35,7 @@ class Operand(Struct, frozen=True):
     distance: DimLike = 0
     step: int = 1
     words: int = 1
+    before: DimLike = 0
 
     def element(self, at: DimLike) -> DimLike:
         """How far from its base the element for a step lies, of the steps that words are made of; rows of panels have no such order."""
@@ -62,15 +63,23 @@ def contracted(node: Node) -> DimLike:
     return product(node.op.kernel) * channels
 
 
-def padded_places(node: Node, row: DimLike, at: DimLike) -> list[tuple[DimLike, DimLike]]:
-    """Where the element for a step of a row lies along each axis that is padded, and the axis' size: outside of it is padding."""
-    op, x = node.op, node.inputs[0]
+def window_places(node: Node, row: DimLike) -> list[DimLike]:
+    """Where the window of a row begins along each axis that is padded, counted from the padding."""
+    op = node.op
     if not isinstance(op, PackedConv):
         return []
     places = unflatten_index(row, node.shape[:-1])[1:]
+    return [place * stride for place, stride, pair in zip(places, op.strides, op.padding) if pair != (0, 0)]
+
+
+def tap_places(node: Node, at: DimLike) -> list[tuple[DimLike, DimLike]]:
+    """How much further the element for a step lies along each of those axes, less the padding, and the axis' size."""
+    op, x = node.op, node.inputs[0]
+    if not isinstance(op, PackedConv):
+        return []
     taps = unflatten_index(at, (*op.kernel, x.shape[-1] // op.groups))[:-1]
-    return [(place * stride + tap * dilation - low, size) for place, tap, stride, dilation, (low, high), size
-            in zip(places, taps, op.strides, op.dilation, op.padding, x.shape[1:]) if (low, high) != (0, 0)]
+    return [(tap * dilation - low, size) for tap, dilation, (low, high), size in zip(taps, op.dilation, op.padding, x.shape[1:])
+            if (low, high) != (0, 0)]
 
 
 def row_operand(node: Node, batch: Index, group: DimLike = 0) -> Operand:
@@ -112,9 +121,11 @@ def _window_operand(node: Node, group: DimLike) -> Operand:
     strides = [product(x.shape[a + 1:]) for a in range(x.rank)]
     out = node.shape[:-1]
 
+    before = sum((low * w for (low, _), w in zip(op.padding, strides[1:])), start=0)
+
     def base(row: DimLike) -> DimLike:
         n, *spatial = unflatten_index(row, out)
-        start = n * strides[0] + group * channels - sum((low * w for (low, _), w in zip(op.padding, strides[1:])), start=0)
+        start = n * strides[0] + group * channels - before
         return start + sum((i * s * w for i, s, w in zip(spatial, op.strides, strides[1:])), start=0)
 
     # taps along the last axis lie beside one another: with dilation 1 they and all channels are one loop
@@ -126,4 +137,5 @@ def _window_operand(node: Node, group: DimLike) -> Operand:
         return sum((i * s for i, s in zip(at, steps, strict=True)), start=0)
 
     distance = strides[-2] * op.strides[-1]
-    return Operand(product(out), taps, base, offset, lambda at: flatten_index(at, taps) * op.narrow, out[-1], distance, op.step, op.narrow)
+    return Operand(product(out), taps, base, offset, lambda at: flatten_index(at, taps) * op.narrow, out[-1], distance, op.step, op.narrow,
+                   before)

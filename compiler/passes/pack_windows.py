@@ -85,9 +85,11 @@ def unit_columns(op: Conv, x: Node, w: Node, dtype: DType, caps: Caps) -> int | 
 
 def square_columns(op: Conv, x: Node, w: Node, dtype: DType, caps: Caps) -> int | None:
     """Columns of a panel in squares where products of four warps take the convolution as one of `dtype`; None where they do not. Channels
-    are copied 16 bytes at a time."""
+    are copied 16 bytes at a time; of images whose sizes are open threads that multiply know better where windows begin."""
     *kernel, channels, out = w.shape
     if not caps.has_group_products or op.groups != 1 or not divides(PIECE_BYTES // dtype.bytes, channels):
+        return None
+    if not all(isinstance(n, int) for n in x.shape[1:-1]):
         return None
     return group_panel_columns(out, _rows(op, x, w), product((*kernel, channels)), dtype, caps, LEAST_GROUP_COLUMNS)
 
