@@ -69,7 +69,7 @@ def test_seeds_pass(target: str, small: bool) -> None:
             SUBJECT.check(case, native=True)
         except Refused:
             refused += 1
-    assert len(cases) > 5 and refused <= 2  # of inputs that the graph itself refuses, which a seed may draw
+    assert len(cases) > 5 and 2 * refused < len(cases)  # by the graph itself for its inputs, or of squares that the target does not take
 
 
 def test_new_cases_are_for_gpus_and_read_back() -> None:
