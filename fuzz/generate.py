@@ -151,7 +151,7 @@ class _Growth:
             self.builder.keep(node)
             if isinstance(node.op, Param):
                 self.params.append(node)
-            if isinstance(node.type, TensorType):
+            if isinstance(node.type, TensorType) and not node.dtype.is_stored:
                 self.pool.append(Value(node, not node.dtype.is_float, PARAM_LIMIT[node.dtype.kind] ** 2))
 
     def step(self) -> None:

@@ -138,7 +138,9 @@ def applied(b: Builder, rng: np.random.Generator, x: Node, pool: Sequence[Node])
 
 def more_functions(graph: Graph, rng: np.random.Generator, donor: Graph) -> Graph | None:
     """Some functions of a value, a parameter more often than not, become results; others are no longer, where there are too many."""
-    pool = tensors(graph)
+    pool = [n for n in tensors(graph) if n.dtype in FUNCTIONS]
+    if not pool:
+        return None
     params = [n for n in pool if isinstance(n.op, Param)]
     builder = Builder()
     for node in graph.nodes():

@@ -1,15 +1,16 @@
 """Kernels as machine code, beside the loop interpreter.
 
 A kernel becomes a program of its own (`program_of`), is compiled for this CPU or for the least one, and runs with several sets of
-arguments, on one and on two threads. What machine code need not give to the bit is left out: what follows from functions that it
-computes to a few units in the last place, and from the sign of a zero or NaN (`doubtful_buffers`); all, where sums may be taken in
-another order and are not exact (`sums_are_exact`).
+arguments, on one and on two threads; some are also divided among the threads of a GPU and emulated. What machine code need not give to
+the bit is left out: what follows from functions that it computes to a few units in the last place, and from the sign of a zero or NaN
+(`doubtful_buffers`); all, where sums may be taken in another order and are not exact (`sums_are_exact`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -38,15 +39,17 @@ from ..ir.loop import (
     variable_size,
     walk,
 )
+from ..ir.loop_interp import run_program
 from ..ir.ops.compute import Bitcast, Elementwise
 from ..ir.ops.scalar import SCALARS
 from ..ir.program import Launch, Place, Program
 from ..ir.types import I64, U8, TensorType
+from ..lowering.gpu import on_grid
 from ..runtime.executable import Executable
 from .kernel_edits import node
 from .kernel_oracles import Arrays, crashed, differing, has_fma, is_parallel, order_is_free, sums_are_exact
 from .kernel_values import EXACT
-from .native import loaded, object_code, run
+from .native import DEVICE_TARGETS, DeviceCode, caps_of, loaded, object_code, run
 from .subject import Failure
 
 TARGETS = ("cpu", "cpu:x86-64")
@@ -58,8 +61,8 @@ NO_CODE = re.compile(r"not promoted|symbolic shape|bytes, at most|is indexed by|
                      r"different values to one place")
 
 
-def program_of(kernel: Kernel) -> Program:
-    """One launch of the kernel, after one that fills its results with what they hold before, late where threads share it; each size
+def program_of(kernel: Kernel, late: bool = True) -> Program:
+    """One launch of the kernel, after one that fills its results with what they hold before, `late` where threads share it; each size
     that it is given is that of an input of its own."""
     inputs: list[tuple[str, TensorType]] = []
     outputs: list[tuple[str, TensorType]] = []
@@ -77,7 +80,7 @@ def program_of(kernel: Kernel) -> Program:
         places.append(Place("output", len(outputs)))
         outputs.append((buffer.name, whole))
         pair = [Buffer(f"a{len(fill)}", buffer.dtype, buffer.shape, "in"), Buffer(f"b{len(fill)}", buffer.dtype, buffer.shape, "out")]
-        variable = Symbol(f"p{len(fill)}")
+        variable = loop_variable(f"p{len(fill)}", product(buffer.shape))
         position = (variable_size(variable),)
         load = node(Load(pair[0].name, position if buffer.shape else (), buffer.dtype))
         copy = Store(pair[1].name, position if buffer.shape else (), load)
@@ -86,7 +89,7 @@ def program_of(kernel: Kernel) -> Program:
         fill_places += [source, places[-1]]
     inputs += [(f"size_{s.name}", TensorType(U8, (variable_size(s),))) for s in kernel.symbols]
     sizes = tuple(variable_size(s) for s in kernel.symbols)
-    first = Kernel("fill", tuple(fill_buffers), kernel.symbols, (_late(fill),) if is_parallel(kernel) else tuple(fill))
+    first = Kernel("fill", tuple(fill_buffers), kernel.symbols, (_late(fill),) if late and is_parallel(kernel) else tuple(fill))
     return Program("fuzz", tuple(inputs), tuple(outputs), (), 0, 0,
                    (Launch(first, tuple(fill_places), sizes), Launch(replace(kernel, name="tested"), tuple(places), sizes)),
                    kernel.symbols)
@@ -106,8 +109,7 @@ def _late(body: Sequence[Stmt]) -> Stmt:
 
 
 def _counted(variable: Symbol, buffer: Buffer, copy: Store) -> For:
-    extent = product(buffer.shape)
-    return For(loop_variable(variable.name, extent), extent, "serial", (copy,))
+    return For(variable, product(buffer.shape), "serial", (copy,))
 
 
 def doubtful_buffers(kernel: Kernel) -> frozenset[str]:
@@ -198,13 +200,47 @@ def check_native(kernel: Kernel, runs: Sequence[Run], seed: int) -> bool:
     return True
 
 
+def check_device(kernel: Kernel, runs: Sequence[Run]) -> bool:
+    """Divides the kernel's nest among blocks and threads of a GPU, as lowering does, and compares what the loop interpreter and the
+    emulation make of that. False for kernels of several outermost statements, which lowering knows to be independent."""
+    if len(kernel.body) != 1 or not isinstance(kernel.body[0], For):
+        return False
+    try:
+        program = on_grid(program_of(kernel, late=False), caps_of(DEVICE_TARGETS[0], False))
+    except Exception as error:
+        raise crashed("on_grid", error) from error
+    code = DeviceCode(program, DEVICE_TARGETS[0])
+    certain = frozenset(b.name for b in kernel.buffers) - doubtful_buffers(kernel)
+    try:
+        for arguments, expected, sizes in runs:
+            inputs = [*arguments, *(np.zeros(sizes[s.name], np.uint8) for s in kernel.symbols)]
+            sure = frozenset() if order_is_free(kernel) and not sums_are_exact(kernel, arguments, sizes) else certain
+            for stage, made in (("on_grid", partial(run_program, program)), ("cuda", partial(code.run, threads=1))):
+                try:
+                    found = _of_buffers(kernel, inputs, made(inputs))
+                except Exception as error:
+                    raise crashed(stage, error) from error
+                difference = differing(kernel, _positive_zeros(kernel, expected), _positive_zeros(kernel, found), sure)
+                if difference:
+                    raise Failure("result", stage, difference)
+    finally:
+        code.unload()
+    return True
+
+
+def _of_buffers(kernel: Kernel, inputs: Arrays, results: Sequence[np.ndarray]) -> Arrays:
+    """What the kernel's buffers hold after a run with these inputs and results."""
+    made = iter(results)
+    return [inputs[number] if buffer.space == "in" else next(made) for number, buffer in enumerate(kernel.buffers)]
+
+
 def _outputs(kernel: Kernel, executable: Executable, inputs: Arrays, threads: int) -> Arrays:
     """What the kernel's buffers hold after a run."""
     try:
-        results = iter(run(executable, inputs, threads))
+        results = run(executable, inputs, threads)
     except Exception as error:
         raise crashed("machine code", error) from error
-    return [inputs[number] if buffer.space == "in" else next(results) for number, buffer in enumerate(kernel.buffers)]
+    return _of_buffers(kernel, inputs, results)
 
 
 def _positive_zeros(kernel: Kernel, arrays: Arrays) -> Arrays:

@@ -32,7 +32,7 @@ from .generate_kernels import random_kernel
 from .generate_nests import random_nest
 from .kernel_drafts import Draft
 from .kernel_edits import largest_allocation, rebuilt, statements_in, with_fuel, work_of
-from .kernel_native import Run, check_native
+from .kernel_native import Run, check_device, check_native
 from .kernel_oracles import (
     apply_step,
     arguments_of,
@@ -57,6 +57,7 @@ SEED_GRAPHS = 24
 SEED_CAPS = (Caps(vector_bits=128, vector_registers=16), Caps(vector_bits=256, vector_registers=16))
 QUIET = Environment(debug=0, dump=None, verify=0, backend="", cache_directory=None)
 MORE_RUNS = 4           # of machine code, with other inputs
+DEVICE_EVERY = 16       # seeds by which kernels are emulated as a GPU's, which takes as long as ten are compiled
 NESTS = 0.6             # share of the new kernels that are small nests, made for schedules
 SCHEDULED = 0.7         # share of the other new kernels that begin with a schedule
 UNBOUNDED = 7           # sizes of symbols without an upper bound end here
@@ -162,7 +163,10 @@ class KernelSubject:
         if native:
             check_text(kernel)
             check_whole_schedule(kernel, tuple(t.step for t in taken), now)
-            ran = check_native(now, [Run(arguments, expected, sizes), *more_runs(case, taken)], case.seed)
+            runs = [Run(arguments, expected, sizes), *more_runs(case, taken)]
+            ran = check_native(now, runs, case.seed)
+            if case.seed % DEVICE_EVERY == 1:
+                check_device(now, runs)
         return Verdict(tuple(dict.fromkeys(t.step.primitive for t in taken)), ran)
 
     # --- reduction ---

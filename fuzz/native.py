@@ -126,6 +126,7 @@ class DeviceCode(Code):
         self.programs.load()
 
     def run(self, inputs: Sequence[np.ndarray], threads: int) -> tuple[np.ndarray, ...]:
+        self.load()
         return tuple(self.programs.run(0, inputs))
 
     def unload(self) -> None:

@@ -61,7 +61,7 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 # full disks, and the fuzzer. `make test` runs them.
 SLOW_FILES = frozenset(f"test_{name}.py" for name in (
     "bad_input", "cache", "contraction_blocks", "coverage", "fuzz", "fuzz_graphs", "fuzz_kernels", "llvm_backend", "math",
-    "few_rows", "fuzz_families", "fuzz_patterns", "onnx_hostile", "onnx_loops", "onnx_node_ops", "onnx_nodes", "onnxruntime_programs",
+    "few_rows", "fuzz_devices", "fuzz_families", "fuzz_patterns", "onnx_hostile", "onnx_loops", "onnx_node_ops", "onnx_nodes", "onnxruntime_programs",
     "packing_at_run_time", "pack_operands", "rows", "runtime", "siblings", "sorting", "streams", "symmetric_products", "tile_edges",
     "tuning", "windows", "winograd"))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from tests.emulated import emulation_cache
 from tilewright import library as lib
@@ -16,8 +17,10 @@ from tilewright.fuzz import graphs, keys
 from tilewright.fuzz import native as machine
 from tilewright.fuzz.devices import DeviceSubject
 from tilewright.fuzz.graphs import GraphCase
+from tilewright.fuzz.kernel_native import Run, check_device
 from tilewright.fuzz.subject import Failure, Refused
 from tilewright.ir.graph import Builder, Graph
+from tilewright.ir.loop_parser import parse_kernel
 from tilewright.ir.ops.control import Param
 from tilewright.ir.types import F32, I64, TensorType
 from tilewright.options import Options
@@ -138,3 +141,21 @@ def test_options_are_in_the_keys() -> None:
     for target in machine.DEVICE_TARGETS:
         keys.check_keys(SOFTMAX, "default", target, machine.caps_of(target, False), rng)
     assert len({keys.key(SOFTMAX, target, Options(precision=p)) for target in machine.DEVICE_TARGETS for p in ("default", "strict")}) == 4
+
+
+# --- kernels -----------------------------------------------------------------------------------------------------------
+
+
+def test_kernels_are_divided_among_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = parse_kernel("""kernel @k(%x: in f32[40], %y: out f32[40]) {
+  for %i in 0..40 parallel {
+    %y[i] = sub(load %x[i], f32 1.0)
+  }
+}""")
+    x = np.arange(40, dtype=np.float32)
+    runs = [Run([x, np.zeros(40, np.float32)], [x, x - 1], {})]
+    assert check_device(kernel, runs)
+    assert not check_device(replace(kernel, body=2 * kernel.body), runs)
+    change_source(monkeypatch, " - ", " + ")
+    with pytest.raises(Failure, match="result in cuda"):
+        check_device(kernel, runs)

@@ -19,7 +19,7 @@ from tilewright.fuzz.generate_memory import memory_graph, twin_graph
 from tilewright.fuzz.generate_windows import window_graph
 from tilewright.fuzz.graphs import GraphCase, GraphSubject
 from tilewright.fuzz.input_kinds import inputs_of_kind, make_sided
-from tilewright.fuzz.mutate import MUTATORS
+from tilewright.fuzz.mutate import MUTATORS, mutate
 from tilewright.fuzz.mutate_memory import reordered, stored
 from tilewright.fuzz.rebuild import MOST_WORK, acceptable
 from tilewright.fuzz.sequences import completed, run_step
@@ -223,3 +223,12 @@ def test_blocks_are_what_kernels_of_their_own_are_for() -> None:
 def test_wide_blocks_are_what_matrix_units_are_for() -> None:
     found = kernels_of(wide_seeds(), "cuda:sm_90a")
     assert {"gpu_attention.GpuAttention.lower", "gpu_byte_codes.ByteTiles.lower", "gpu_weight_only_tiles.CodeTiles.lower"} <= found, found
+
+
+def test_blocks_can_be_mutated_in_every_way() -> None:
+    """Those of dtypes that are only stored too."""
+    graphs = [graph for graph in block_seeds() if acceptable(graph)]
+    rng = np.random.default_rng(0)
+    made = sum(mutate(graph, rng, graphs[number], frozenset([name])) is not None
+               for number, graph in enumerate(graphs) for name in MUTATORS)
+    assert made > 0.8 * len(graphs) * len(MUTATORS)

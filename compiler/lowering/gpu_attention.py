@@ -80,10 +80,11 @@ class GpuAttention:
         memory = (self.queries, self.key_part, *self.values, self.scores, self.weights, self.factors, self.largest, self.total,
                   self.products, *self.sums, self.best, self.summed, self.part)
         part, p = loop_symbol(self.names.fresh("p"), parts)
+        begun = [Wait(0)] if bounds(parts)[0] < 1 else []  # of a block that sees no key
         return For(variable, product(shape), "block", (
             *lets, *map(Alloc, memory), self._begin(), self._copy_keys(0, parts), Commit(),
             *[self._over(sums, self._zero) for sums in self.sums],
-            For(part, parts, "serial", self._part_of_keys(p, parts)), *self._finish()))
+            For(part, parts, "serial", self._part_of_keys(p, parts)), *begun, *self._finish()))
 
     def _seen(self, limit: KeyLimit | None) -> DimLike:
         """The keys, from the first on, that rows of the block see."""
