@@ -98,13 +98,14 @@ def measure(case: Case, target: str, torch: Any) -> Result:
     """One case: compiled, checked, timed."""
     result = Result(case.group, case.name, case.against, predicted(case))
     try:
-        executable = tw.compile(case.graph, target=target, options=tw.Options(cache=False))
+        executable = tw.compile(case.graph, target=target, options=case.options)
         result.kernels = [str(name) for name in executable.metadata.get("kernels", [])]
         inputs = case.inputs(np.random.default_rng(1))
         if torch is None:
             found = executable(*inputs)
             result.checked = _compared(case, inputs, found if isinstance(found, (list, tuple)) else [found])
             return result
+        torch.set_float32_matmul_precision("high" if case.options.matmul_precision == "tf32" else "highest")
         tensors = [_tensor(torch, array) for array in inputs]
         peer = case.peer(torch, tensors) if case.peer is not None else None
         ours = partial(executable, *tensors)
@@ -198,7 +199,7 @@ def _predictions(chosen: Iterable[Case], architecture: str) -> str:
     limits = capabilities_of(architecture)
     lines = [f"{'group':<12} {'case':<44} {'us':>9} {'bound by':>10} {'kernels':>8} {'threads':>8} {'shared':>8} {'blocks':>7}"]
     for case in chosen:
-        fused, _ = run_passes(case.graph, tw.Options(), limits, QUIET)
+        fused, _ = run_passes(case.graph, case.options, limits, QUIET)
         module = emit_module(lower_program(fused, limits)[0], architecture)
         shared = {name: shared_bytes_of_block(made.kernel) for name, made in ((k.name, k) for k in module.kernels.values())}
         widest = max(module.kernels.values(), key=lambda k: (shared[k.name], k.threads))

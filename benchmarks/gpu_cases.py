@@ -6,11 +6,12 @@ Sizes are those that people run; with `tiny` they are as small as the emulation 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+import tilewright as tw
 from tilewright import library as lib
 from tilewright.ir.graph import Builder, Graph, Node
 from tilewright.ir.ops.compute import Dot
@@ -19,15 +20,17 @@ from tilewright.ir.ops.shape import Iota
 from tilewright.ir.types import BF16, F16, F32, I8, I32, DType
 
 Array = np.ndarray
+PLAIN, TF32 = tw.Options(cache=False), tw.Options(cache=False, matmul_precision="tf32")
 Peer = Callable[[Any, Sequence[Any]], Callable[[], Any]]
 # operations a second of an H200's units, dense, by its datasheet
-PEAKS = {"f16": 989e12, "bf16": 989e12, "i8": 1979e12, "f8": 1979e12, "f32": 67e12, "memory": float("inf")}
+PEAKS = {"f16": 989e12, "bf16": 989e12, "tf32": 494e12, "i8": 1979e12, "f8": 1979e12, "f32": 67e12, "memory": float("inf")}
 
 
 @dataclass(frozen=True)
 class Case:
     """`operations` counts a multiply-add as two; `moved` are the bytes of inputs and results; `against`: what the peer is. `given`: inputs
-    that are not random numbers. `checked`: against the graph's meaning, whatever the size; `copied`: the peer is a copy of as much."""
+    that are not random numbers. `checked`: against the graph's meaning, whatever the size; `copied`: the peer is a copy of as much.
+    `options`: how it is compiled; torch is told the same of products of float32."""
 
     group: str
     name: str
@@ -40,6 +43,7 @@ class Case:
     given: Callable[[], list[Array]] | None = None
     checked: bool = False
     copied: bool = False
+    options: tw.Options = PLAIN
 
     def inputs(self, random: np.random.Generator) -> list[Array]:
         if self.given is not None:
@@ -60,6 +64,8 @@ def cases(tiny: bool = False) -> Iterator[Case]:
         sizes = [(n, n, n) for n in (1024, 2048, 4096, 8192)] + [(4096, 4096, 11008), (2048, 768, 3072)]
         for m, n, k in [(70, 64, 72), (128, 128, 64)] if tiny else sizes:
             yield _matmul(dtype, m, n, k)
+    for n in (72,) if tiny else (1024, 2048, 4096, 8192):
+        yield replace(_matmul(F32, n, n, n), group="tf32", name=f"matmul {n} x {n} x {n}", unit="tf32", options=TF32)
     m, n, k = (64, 64, 64) if tiny else (4096, 4096, 4096)
     for kind in ("bias_gelu", "residual", "layer_norm"):
         yield _with_epilogue(kind, BF16, m, n, k)

@@ -51,7 +51,7 @@ def wrappers() -> list[Wrapper]:
     for name, dtype, count in (("f16", np.float16, 2), ("bf16", None, 2), ("tf32", np.float32, 1), ("e4m3", None, 4), ("e5m2", None, 4)):
         found.append(Wrapper(f"mma_{name}", 32, lambda r, d=dtype, n=count: _float_words(r, d, n), single, 1e-6,
                              needs="sm_89" if count == 4 else "sm_80"))
-    for name in ("s8", "u8", "u8s8", "s8u8"):
+    for name in ("s8", "s8_of_16_steps", "u8", "u8s8", "s8u8"):
         found.append(Wrapper(f"mma_{name}", 32, lambda r: [_words(r, 128), _words(r, 64), _words(r, 128).view(np.int32)], whole))
     for columns, dtype in ((64, np.float16), (128, ml_dtypes.bfloat16), (256, ml_dtypes.bfloat16)):
         found.append(Wrapper(f"wgmma_{columns}", 128, lambda r, n=columns, d=dtype: [
@@ -62,6 +62,10 @@ def wrappers() -> list[Wrapper]:
         sums = whole if "s8" in name else single
         found.append(Wrapper(f"wgmma_{name}", 128, lambda r, n=columns, d=dtype, s=sums: [
             *(r.integers(0, 5, (m, 128)).astype(d).view(np.uint8) for m in (64, n)), np.zeros((64, n), s)], sums,
+            shared_bytes=8192 + 128 * columns, needs="sm_90a"))
+    for columns in (64, 128, 256):
+        found.append(Wrapper(f"wgmma_tf32_{columns}", 128, lambda r, n=columns: [
+            *(r.standard_normal((m, 32), np.float32) for m in (64, n)), np.zeros((64, n), np.float32), 0], single, 1e-6,
             shared_bytes=8192 + 128 * columns, needs="sm_90a"))
     found.append(Wrapper("bulk_copies", 64, lambda r: [_floats(r)[:640].copy(), np.zeros(640, np.float32), 640], single, shared_bytes=1040,
                          needs="sm_90"))

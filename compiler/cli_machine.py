@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from .cli_shared import answer, byte_text, dims_option, json_option, load_graph, precision_option, target_option
+from .cli_shared import answer, byte_text, dims_option, json_option, load_graph, matmul_precision_option, precision_option, target_option
 from .driver import compile_half, key_of, open_cache
 from .ir.errors import ArtifactError, CompileError, DeviceError
 from .key_facts import add_facts
@@ -104,8 +104,9 @@ def age_text(moment: float) -> str:
 @target_option
 @dims_option
 @precision_option
+@matmul_precision_option
 @json_option
-def cache_why(model: Path | None, target: str, dims: Sequence[str], precision: str, as_json: bool) -> None:
+def cache_why(model: Path | None, target: str, dims: Sequence[str], precision: str, matmul_precision: str, as_json: bool) -> None:
     """Say why compiling MODEL now would miss the cache; without MODEL, why each entry had to be compiled."""
     cache = the_cache()
     if model is None:
@@ -115,7 +116,8 @@ def cache_why(model: Path | None, target: str, dims: Sequence[str], precision: s
         answer(as_json, data, lines or ["the cache is empty"])
         return
     graph = load_graph(model, dims)
-    key = add_facts(key_of(graph.name, graph.fingerprint, target, Options(precision=precision), cache), graph)
+    options = Options(precision=precision, matmul_precision=matmul_precision)
+    key = add_facts(key_of(graph.name, graph.fingerprint, target, options, cache), graph)
     reasons = cache.explain(key)
     data = {"key": key.digest, "name": graph.name, "hit": not reasons, "reasons": reasons, "parts": dict((*key.parts, *key.facts))}
     answer(as_json, data, [f"miss: {reason}" for reason in reasons] or [f"hit: {key.digest[:12]}"])

@@ -66,19 +66,19 @@ LONGEST_SIZE = 100
               help="For CUDA, source: a .cu file that runs the model once and checks itself, with its data in a file beside it.")
 @json_option
 def compile_command(model: Path, output: Path | None, dims: Sequence[str], target: str, threads: int, precision: str,
-                    no_cache: bool, name: str | None, embed: bool, static: bool, no_selftest: bool, tune: float,
+                    matmul_precision: str, no_cache: bool, name: str | None, embed: bool, static: bool, no_selftest: bool, tune: float,
                     tune_record: Path | None, cache_bytes: int, max_memory: int | None, emit: str, as_json: bool) -> None:
     """Compile MODEL (.onnx, or .ir) to a C library with a header, and a file of weights."""
     if emit == "source":
-        options = Options(precision=precision, max_memory=max_memory or 0)
+        options = Options(precision=precision, matmul_precision=matmul_precision, max_memory=max_memory or 0)
         write_source(output or Path(model.stem.replace("-", "_") + ".cu"), load_graph(model, dims), target, options, as_json)
         return
     place = output or Path(model.stem.replace("-", "_") + (".a" if static else ".so"))
     check_writable(place)
     check_library_path(place, static or place.suffix == ".a")
     graph = load_graph(model, dims)
-    options = Options(threads=threads, precision=precision, cache=not no_cache, cache_bytes=cache_bytes, tune=tune,
-                      tune_record=tune_record or "", max_memory=max_memory or 0)
+    options = Options(threads=threads, precision=precision, matmul_precision=matmul_precision, cache=not no_cache,
+                      cache_bytes=cache_bytes, tune=tune, tune_record=tune_record or "", max_memory=max_memory or 0)
     with progress(f"compiling {model.name}"):
         executable = compile_graph(graph, target, options)
     with progress(f"writing {place}"):
@@ -147,10 +147,11 @@ def workspace_text(facts: Mapping[str, Any]) -> str:
 @compile_options
 @json_option
 def run_command(model: Path, inputs: Sequence[str], random: bool, outputs: Sequence[str], sizes: Sequence[str], seed: int,
-                repeat: int, dims: Sequence[str], target: str, threads: int, precision: str, no_cache: bool,
+                repeat: int, dims: Sequence[str], target: str, threads: int, precision: str, matmul_precision: str, no_cache: bool,
                 as_json: bool) -> None:
     """Run MODEL (.onnx, .ir, or a compiled .so) once, on arrays from files or random ones."""
-    executable = load_executable(model, dims=dims, target=target, threads=threads, precision=precision, no_cache=no_cache)
+    executable = load_executable(model, dims=dims, target=target, threads=threads, precision=precision, no_cache=no_cache,
+                                 matmul_precision=matmul_precision)
     places = output_places(outputs, [info.name for info in executable.outputs])
     values = gather_inputs(executable, read_pairs(inputs, "--input"), random, read_sizes(sizes, "--size"), seed)
     times = []
@@ -262,19 +263,21 @@ def array_text(name: str, array: np.ndarray[Any, Any]) -> str:
 @compile_options
 @click.option("--no-compile", is_flag=True, help="Show the model only, not what it compiles to.")
 @json_option
-def inspect_command(model: Path, dims: Sequence[str], target: str, threads: int, precision: str, no_cache: bool,
+def inspect_command(model: Path, dims: Sequence[str], target: str, threads: int, precision: str, matmul_precision: str, no_cache: bool,
                     no_compile: bool, as_json: bool) -> None:
     """Show what MODEL is made of: inputs, outputs, ops, and the kernels and memory it compiles to."""
     data: dict[str, Any] = {}
     if is_library(model):
-        executable = load_executable(model, dims=dims, target=target, threads=threads, precision=precision, no_cache=no_cache)
+        executable = load_executable(model, dims=dims, target=target, threads=threads, precision=precision, no_cache=no_cache,
+                                     matmul_precision=matmul_precision)
     else:
         graph = load_graph(model, dims)
         data = describe_graph(graph)
         executable = None
         if not no_compile:
             with progress(f"compiling {model.name}"):
-                executable = compile_graph(graph, target, Options(threads=threads, precision=precision, cache=not no_cache))
+                executable = compile_graph(graph, target, Options(threads=threads, precision=precision, matmul_precision=matmul_precision,
+                                                                  cache=not no_cache))
     if executable is not None:
         data |= describe_executable(executable)
     answer(as_json, data, inspection_lines(data))
@@ -352,10 +355,11 @@ def inspection_lines(data: Mapping[str, Any]) -> list[str]:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random inputs.")
 @click.option("--kernels", "show_kernels", is_flag=True, help="Also the time of every kernel, in a call of its own.")
 @json_option
-def bench_command(model: Path, dims: Sequence[str], target: str, threads: int, precision: str, no_cache: bool, seconds: float,
-                  sizes: Sequence[str], seed: int, show_kernels: bool, as_json: bool) -> None:
+def bench_command(model: Path, dims: Sequence[str], target: str, threads: int, precision: str, matmul_precision: str,
+                  no_cache: bool, seconds: float, sizes: Sequence[str], seed: int, show_kernels: bool, as_json: bool) -> None:
     """Time MODEL (.onnx, .ir, or a compiled .so) on random inputs: the median and the least of its calls."""
-    executable = load_executable(model, dims=dims, target=target, threads=threads, precision=precision, no_cache=no_cache)
+    executable = load_executable(model, dims=dims, target=target, threads=threads, precision=precision, no_cache=no_cache,
+                                 matmul_precision=matmul_precision)
     inputs = random_inputs(executable, read_sizes(sizes, "--size"), seed)
     values = [inputs[info.name] for info in executable.inputs]
     with progress(f"timing {model.name} for {seconds:g} s"):

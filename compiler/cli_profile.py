@@ -52,14 +52,16 @@ seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_def
 @size_option
 @seed_option
 @json_option
-def profile_command(model: Path, dims: Sequence[str], target: str, threads: int, precision: str, no_cache: bool, calls: int,
-                    grouping: str, top: int, trace: Path | None, sizes: Sequence[str], seed: int, as_json: bool) -> None:
+def profile_command(model: Path, dims: Sequence[str], target: str, threads: int, precision: str, matmul_precision: str,
+                    no_cache: bool, calls: int, grouping: str, top: int, trace: Path | None, sizes: Sequence[str], seed: int,
+                    as_json: bool) -> None:
     """Say where the time of MODEL (.onnx, .ir, or a compiled .so) goes, on random inputs.
 
     Times are the median of the calls. A kernel's time is divided among the nodes that it computes by the operations that
     the compiler counted for each. A compiled library (.so) knows its kernels, but not their sources.
     """
-    executable = load_executable(model, dims=dims, target=target, threads=threads, precision=precision, no_cache=no_cache)
+    executable = load_executable(model, dims=dims, target=target, threads=threads, precision=precision, no_cache=no_cache,
+                                 matmul_precision=matmul_precision)
     if is_library(model) and grouping != "kernel":
         raise click.UsageError(f"--by {grouping}: {model} is a compiled library, which does not know its sources; give the model")
     inputs = random_inputs(executable, read_sizes(sizes, "--size"), seed)
@@ -95,8 +97,9 @@ def profile_data(profile: Profile, grouping: str, shapes: dict[str, list[int]], 
 @size_option
 @seed_option
 @json_option
-def explain_command(model: Path, dims: Sequence[str], target: str, threads: int, precision: str, no_cache: bool, measure: bool,
-                    calls: int, calibrate: bool, top: int | None, sizes: Sequence[str], seed: int, as_json: bool) -> None:
+def explain_command(model: Path, dims: Sequence[str], target: str, threads: int, precision: str, matmul_precision: str,
+                    no_cache: bool, measure: bool, calls: int, calibrate: bool, top: int | None, sizes: Sequence[str], seed: int,
+                    as_json: bool) -> None:
     """Say what the compiler made of MODEL (.onnx or .ir): for each launch of a kernel the source, the strategy, tiles,
     layouts and what is fused, what it moves and computes, the time that a model of this machine predicts, and its share of
     what the machine could do at most. --measure puts measured times beside.
@@ -105,7 +108,8 @@ def explain_command(model: Path, dims: Sequence[str], target: str, threads: int,
     """
     if is_library(model):
         raise click.UsageError(f"{model} is a compiled library, which does not know how it was made; give the model")
-    executable = load_executable(model, dims=dims, target=target, threads=threads, precision=precision, no_cache=no_cache)
+    executable = load_executable(model, dims=dims, target=target, threads=threads, precision=precision, no_cache=no_cache,
+                                 matmul_precision=matmul_precision)
     given = read_sizes(sizes, "--size")
     if calibrate:
         with progress("measuring this machine"):

@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from .driver import compile_file, load_model
 from .ir.errors import ArgumentError, RuntimeFailure, TilewrightError
 from .loading import load
-from .options import PRECISIONS, Options
+from .options import MATMUL_PRECISIONS, PRECISIONS, Options
 from .runtime import _native
 from .runtime.buffer import TensorInfo
 from .targets import parse_bytes
@@ -42,6 +42,9 @@ targets_option = click.option("--target", default="cpu", show_default=True,
 threads_option = click.option("--threads", type=click.IntRange(0), default=0, help="Threads of a call.  [default: all]")
 precision_option = click.option("--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], show_default=True,
                                 help="plain: no Winograd convolutions; strict: only exact rewrites and reordered sums.")
+matmul_precision_option = click.option(
+    "--matmul-precision", type=click.Choice(MATMUL_PRECISIONS), default=MATMUL_PRECISIONS[0], show_default=True,
+    help="tf32: products and convolutions of float32 may round operands to 10 bits of fraction, where a target has units for that (GPUs).")
 cache_option = click.option("--no-cache", is_flag=True, help="Neither look into the compile cache nor add to it.")
 
 
@@ -61,7 +64,7 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]  # the class has paramet
 
 def compile_options(command: Command) -> Command:
     """The options of commands that compile a model."""
-    for option in (cache_option, precision_option, threads_option, targets_option, dims_option):
+    for option in (cache_option, matmul_precision_option, precision_option, threads_option, targets_option, dims_option):
         command = option(command)
     return command
 
@@ -148,12 +151,13 @@ def load_graph(path: Path, dims: Sequence[str]) -> Any:
         return load_model(path, sizes or None)
 
 
-def load_executable(path: Path, *, dims: Sequence[str], target: str, threads: int, precision: str, no_cache: bool) -> Any:
+def load_executable(path: Path, *, dims: Sequence[str], target: str, threads: int, precision: str, no_cache: bool,
+                    matmul_precision: str = MATMUL_PRECISIONS[0]) -> Any:
     """Something to call: a saved library loaded, or a model compiled."""
     if is_library(path):
         refuse_compile_options(path)
         return load(path, threads=threads)
-    options = Options(threads=threads, precision=precision, cache=not no_cache)
+    options = Options(threads=threads, precision=precision, matmul_precision=matmul_precision, cache=not no_cache)
     sizes = read_dims(dims)
     with progress(f"compiling {path.name}"):
         return compile_file(path, target, options, dims=sizes or None)
@@ -162,7 +166,7 @@ def load_executable(path: Path, *, dims: Sequence[str], target: str, threads: in
 def refuse_compile_options(path: Path) -> None:
     """A library is compiled already: what only a compilation heeds must not be given with it."""
     context = click.get_current_context()
-    for option in ("dims", "target", "precision", "no_cache"):
+    for option in ("dims", "target", "precision", "matmul_precision", "no_cache"):
         if context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
             sizes = "; --size says which sizes random inputs have" * (option == "dims")
             raise click.UsageError(f"--{option.replace('_', '-')} is for compiling a model, but {path} is a compiled library: "

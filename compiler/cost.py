@@ -109,7 +109,7 @@ def _taps_read(size: DimLike, taps: DimLike, results: DimLike, stride: int, dila
 def contract(nodes: Sequence[Node]) -> str:
     """What the order in which these are computed keeps: 'exact' to the bit, 'reassoc' but for the order of sums, 'bounded'
     but for an error that the algorithm states."""
-    if any(isinstance(node.op, WinogradConv) for node in nodes):
+    if any(isinstance(node.op, WinogradConv) or isinstance(node.op, (PackedDot, PackedConv)) and node.op.tf32 != "" for node in nodes):
         return "bounded"
     for node in nodes:
         match node.op:

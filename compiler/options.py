@@ -16,6 +16,7 @@ from .ir.errors import CompileError
 
 MOST_SECONDS = 7 * 24 * 3600
 PRECISIONS = ("default", "plain", "strict")
+MATMUL_PRECISIONS = ("float32", "tf32")
 
 
 class Options(Struct, frozen=True):
@@ -25,6 +26,9 @@ class Options(Struct, frozen=True):
     precision   'plain' computes every contraction as the sum that it is, with its weights as they are, and no convolution by
                 Winograd's algorithm where that is faster (its error has a bound of its own, `ir/winograd.py`); 'strict' allows
                 only exact rewrites and reordered sums of contractions and reductions
+    matmul_precision  what the operands of products and convolutions of float32 may be rounded to, in any `precision`: 'tf32' allows
+                units that multiply 10 bits of fraction (to nearest, ties away from zero) and add in float32. A target without such
+                units, as every CPU, multiplies float32.
     cache       whether compiled code is kept on disk
     cache_bytes how large the cache may become: what was used longest ago is removed. Not part of the code.
     tune        seconds to measure register tiles for; the model's choice stays where none is faster by 3 %. What was measured
@@ -37,6 +41,7 @@ class Options(Struct, frozen=True):
 
     threads: int = 0
     precision: str = "default"
+    matmul_precision: str = "float32"
     cache: bool = True
     cache_bytes: int = 4 << 30
     tune: float = 0.0
@@ -44,8 +49,9 @@ class Options(Struct, frozen=True):
     max_memory: int = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise CompileError(f"options: precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
+        for name, known in (("precision", PRECISIONS), ("matmul_precision", MATMUL_PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise CompileError(f"options: {name} {getattr(self, name)!r} is not one of {', '.join(known)}")
         for name in ("threads", "cache_bytes", "max_memory"):
             value: object = getattr(self, name)
             if not isinstance(value, int) or value < 0:
@@ -57,7 +63,8 @@ class Options(Struct, frozen=True):
 
     def code_key(self) -> str:
         """The options that change generated code, as canonical text."""
-        return f"precision={self.precision}" + (f" max_memory={self.max_memory}" if self.max_memory else "")
+        products = f" matmul_precision={self.matmul_precision}" if self.matmul_precision != MATMUL_PRECISIONS[0] else ""
+        return f"precision={self.precision}{products}" + (f" max_memory={self.max_memory}" if self.max_memory else "")
 
 
 class Environment(Struct, frozen=True):

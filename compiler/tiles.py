@@ -16,7 +16,7 @@ from .ir.caps import Caps
 from .ir.dims import DimLike, bounds, ceildiv, divides, product
 from .ir.loop_gpu import COPIED_BYTES
 from .ir.ops.compute import PackedConv, PackedDot
-from .ir.types import I8, U8, DType, TensorType
+from .ir.types import F32, I8, U8, DType, TensorType
 
 
 class Tile(Struct, frozen=True):
@@ -155,6 +155,14 @@ def may_stay_plain(columns: DimLike, steps: DimLike, dtype: DType, caps: Caps) -
     return caps.is_gpu and str(dtype) in caps.matrix_units and fits and bounds(steps)[0] >= LEAST_GROUP_SIZE
 
 
+def takes_tf32(op: PackedDot, left: TensorType, right: TensorType, caps: Caps) -> bool:
+    """Whether matrix units multiply such operands, rounded to tf32: the right one in panels for a block, in squares for products of four
+    warps, or a matrix that they read as it is."""
+    units = caps.with_tf32()
+    fits = may_stay_plain(op.columns, left.shape[-1], F32, units) if is_plain_matrix(op, right) else right.shape[-1] in GPU_PANELS
+    return str(F32) in units.matrix_units and (op.square > 1 and caps.has_group_products or fits)
+
+
 def copied_together(op: PackedConv, x: TensorType) -> int:
     """How many bytes of a window lie beside one another and at a multiple of as many, wherever it begins: 16, 8, 4, or 0 where a copy of a
     GPU takes more."""
@@ -163,9 +171,11 @@ def copied_together(op: PackedConv, x: TensorType) -> int:
 
 def takes_windows(op: PackedConv, x: TensorType, w: TensorType, caps: Caps) -> bool:
     """Whether matrix units multiply the windows of a convolution that is packed so."""
+    caps = caps.with_tf32() if op.tf32 else caps
     unit, copied = str(I8 if x.dtype == U8 else x.dtype), copied_together(op, x)
     fits = w.shape[-1] in GPU_PANELS if op.square == 1 else caps.has_group_products and op.groups == 1 and copied == COPIED_BYTES[-1]
-    return caps.is_gpu and unit in caps.matrix_units and op.step == (4 if x.dtype.bytes == 1 else 1) and fits and copied > 0
+    return caps.is_gpu and unit in caps.matrix_units and op.step == (4 if x.dtype.bytes == 1 else 1) and fits and copied > 0 \
+        and (x.dtype != F32 or op.tf32 != "")
 
 
 def gpu_code_columns(columns: int, caps: Caps) -> int:

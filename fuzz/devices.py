@@ -30,11 +30,13 @@ class DeviceSubject(GraphSubject):
     targets = machine.DEVICE_TARGETS
 
     def seeds(self, domain: bool = True) -> Iterator[GraphCase]:
-        """Those of graphs and wide ones, on each target in turn, and one in two on a GPU that small programs fill."""
+        """Those of graphs and wide ones, on each target in turn, one in two on a GPU that small programs fill, and one in three with
+        products in tf32."""
         pipeline = legal(tuple(completed(())))
         wide = (GraphCase(graph, pipeline) for graph in wide_seeds()) if domain else ()
         for number, case in enumerate(itertools.chain(wide, super().seeds(domain))):
-            yield replace(case, target=self.targets[number % len(self.targets)], small_caches=number // len(self.targets) % 2 == 1)
+            rest = number // len(self.targets)
+            yield replace(case, target=self.targets[number % len(self.targets)], small_caches=rest % 2 == 1, tf32=rest // 2 % 3 == 2)
 
     def generate(self, rng: np.random.Generator, domain: bool = True) -> GraphCase:
         if domain and rng.random() < WIDE_SHARE:

@@ -37,7 +37,7 @@ PLACES: Mapping[type[Op], Callable[[Any, Array, Array], Array]] = {
 }
 
 
-def must_fail(graph: Graph, inputs: Sequence[Array], precision: str) -> bool:
+def must_fail(graph: Graph, inputs: Sequence[Array], precision: str, tf32: bool = False) -> bool:
     """Whether an index leaves its axis, without any doubt, and the results hang on it."""
     values: dict[int, Any] = {id(p): a for p, a in zip(graph.params, inputs, strict=True)}
     binding = bind_shapes(graph, inputs)
@@ -46,14 +46,9 @@ def must_fail(graph: Graph, inputs: Sequence[Array], precision: str) -> bool:
         try:
             values[id(node)] = evaluate_node(node, [values[id(i)] for i in node.inputs], binding)
         except TilewrightError as error:
-            return isinstance(error, IndexFailure) and type(node.op) in PLACES and _is_exact(graph, node.inputs[1], inputs, precision) and \
-                _decides(graph, nodes[number:], values, binding)
+            return isinstance(error, IndexFailure) and type(node.op) in PLACES and _decides(graph, nodes[number:], values, binding) \
+                and shadow(Graph("places", graph.params, [node.inputs[1]]), inputs, precision=precision, tf32=tf32).results[0].bound is None
     return False
-
-
-def _is_exact(graph: Graph, places: Node, inputs: Sequence[Array], precision: str) -> bool:
-    result, = shadow(Graph("places", graph.params, [places]), inputs, precision=precision).results
-    return bool(result.bound is None)
 
 
 def _decides(graph: Graph, nodes: Sequence[Node], values: Mapping[int, Any], binding: Mapping[str, int]) -> bool:

@@ -40,7 +40,6 @@ from ..ir.printer import constants_of, format_graph
 from ..ir.program import Program
 from ..ir.types import dtype_of
 from ..ir.verify import verify
-from ..options import Options
 from . import native as machine
 from .calls import check_calls, reversed_inputs
 from .cuts import pieces
@@ -60,6 +59,7 @@ from .sequences import (
     is_idempotent,
     legal,
     mutate_steps,
+    options_of,
     parse_steps,
     random_steps,
     run_step,
@@ -70,6 +70,7 @@ from .simplify import simpler
 from .subject import Failure, Refused, Verdict
 
 PIECES = 100  # of a model
+TF32_SHARE = 0.3  # of cases for GPUs
 # the default does all that the others do but keep the signs of zeros, NaN and infinities
 PRECISION_SHARES = {"default": 0.45, "plain": 0.15, "strict": 0.4}
 PLAN_SIZES = 3  # that a memory plan is checked at
@@ -83,7 +84,7 @@ _PLACE = re.compile(r"tilewright[/\\](.+\.py)$")
 
 class GraphCase(Struct, frozen=True):
     """A graph, what is done to it, and what decides its inputs (`seed`, `inputs`: one of `INPUT_KINDS`) and code (`target`,
-    `small_caches`)."""
+    `small_caches`, `tf32`: whether products of float32 may round their operands to that)."""
 
     graph: Graph
     steps: Steps = ()
@@ -92,6 +93,7 @@ class GraphCase(Struct, frozen=True):
     small_caches: bool = False
     seed: int = 0
     inputs: str = "plain"
+    tf32: bool = False
 
     @property
     def is_lowered(self) -> bool:
@@ -127,9 +129,10 @@ class GraphSubject:
 
     def around(self, graph: Graph, steps: Steps, rng: np.random.Generator) -> GraphCase:
         """A case with everything else drawn anew."""
-        return GraphCase(graph, steps, str(rng.choice(list(PRECISION_SHARES), p=list(PRECISION_SHARES.values()))),
+        case = GraphCase(graph, steps, str(rng.choice(list(PRECISION_SHARES), p=list(PRECISION_SHARES.values()))),
                          self.targets[int(rng.integers(len(self.targets)))], bool(rng.random() < 0.4),
                          int(rng.integers(1 << 16)), random_kind(rng))
+        return replace(case, tf32=bool(rng.random() < TF32_SHARE)) if case.target in machine.DEVICE_TARGETS else case
 
     def mutators(self) -> tuple[str, ...]:
         return tuple(MUTATORS)
@@ -167,7 +170,8 @@ class GraphSubject:
             yield replace(case, steps=legal([*case.steps[:number], *case.steps[number + 1:]]))
         for graph in simpler(case.graph):
             yield replace(case, graph=graph)
-        for change in ({"inputs": "plain"}, {"seed": 0}, {"small_caches": False}, {"target": self.targets[0]}, {"precision": "default"}):
+        for change in ({"inputs": "plain"}, {"seed": 0}, {"small_caches": False}, {"target": self.targets[0]}, {"precision": "default"},
+                       {"tf32": False}):
             if any(getattr(case, name) != value for name, value in change.items()):
                 yield replace(case, **change)
 
@@ -177,7 +181,7 @@ class GraphSubject:
     def format(self, case: GraphCase) -> str:
         lines = [f"# passes: {format_steps(case.steps)}", f"# precision: {case.precision}", f"# target: {case.target}",
                  f"# caches: {'small' if case.small_caches else 'real'}", f"# seed: {case.seed}",
-                 f"# inputs: {case.inputs}"]
+                 f"# inputs: {case.inputs}", *["# products: tf32"] * case.tf32]
         constants = constants_of(case.graph)
         if constants:
             packed = io.BytesIO()
@@ -193,7 +197,8 @@ class GraphSubject:
             graph = parse(text, _read_constants(fields.get("constants", "")))
             verify(graph)
             return GraphCase(graph, legal(parse_steps(fields["passes"])), fields["precision"], fields["target"],
-                             fields["caches"] == "small", int(fields["seed"]), _known_kind(fields["inputs"]))
+                             fields["caches"] == "small", int(fields["seed"]), _known_kind(fields["inputs"]),
+                             fields.get("products") == "tf32")
         except (KeyError, ValueError) as error:
             raise CompileError(f"the header of a case is damaged: {type(error).__name__}: {error}") from None
 
@@ -283,17 +288,17 @@ class _Check:
         """What the graph gives for its inputs, with bounds. Refused where the program refuses them."""
         with guarded("interpreter"):
             try:
-                return shadow(self.case.graph, self.inputs, precision=self.case.precision)
+                return shadow(self.case.graph, self.inputs, precision=self.case.precision, tf32=self.case.tf32)
             except TilewrightError as error:
                 if isinstance(error, InternalError):
                     raise
-                kind = _MustFail if must_fail(self.case.graph, self.inputs, self.case.precision) else Refused
+                kind = _MustFail if must_fail(self.case.graph, self.inputs, self.case.precision, self.case.tf32) else Refused
                 raise kind(f"the program refuses its inputs: {error.message}") from None
 
     def run(self, native: bool, more_inputs: bool = True) -> Verdict:
         if self.case.seed % TEXT_EVERY == 0:
             self.text()
-        options = Options(precision=self.case.precision)
+        options = options_of(self.case.precision, self.case.tf32)
         with guarded("cache"):
             check_bounds(self.case.graph, options, self.case.target, self.caps, self.rng)
         if self.case.seed // TEXT_EVERY % OPTIONS_EVERY == 1:
@@ -331,7 +336,7 @@ class _Check:
     def step(self, step: Step, graph: Graph) -> Graph:
         name = step.name.split(":")[0]
         with guarded(step.name):
-            after = run_step(step, graph, self.case.precision, self.caps)
+            after = run_step(step, graph, self.case.precision, self.caps, self.case.tf32)
         if after is graph:
             return graph
         self.changed.append(step.name)
@@ -340,7 +345,7 @@ class _Check:
         self.same(step, after)
         if self.case.seed % TWICE_EVERY == 0 and is_idempotent(step):
             with guarded(name):
-                again = run_step(step, after, self.case.precision, self.caps)
+                again = run_step(step, after, self.case.precision, self.caps, self.case.tf32)
             if again.fingerprint != after.fingerprint:
                 raise Failure("unstable", step.name, "a second run of the pass changes what it left")
         return after
@@ -457,7 +462,7 @@ class _Check:
         """The graph after all passes, made anew."""
         graph = self.case.graph
         for step in (*self.case.steps, *completed(self.case.steps)):
-            graph = run_step(step, graph, self.case.precision, self.caps)
+            graph = run_step(step, graph, self.case.precision, self.caps, self.case.tf32)
         return graph
 
 

@@ -28,7 +28,7 @@ from ..ir.ops.control import Const
 from ..ir.ops.shape import Broadcast
 from ..ir.rewrite import Call, Literal, Match, Rule, Variable, build, is_literal, match_pattern, variables_of
 from ..ir.types import BOOL, DType, TensorType, dtype_named
-from ..options import Options
+from ..options import MATMUL_PRECISIONS, Options
 from ..passes.canonicalize import RULES
 from ..pipeline import PASSES, Pass
 from ..tuning import candidates, fits, groups_of
@@ -160,11 +160,15 @@ def contract_of(step: Step) -> str:
     return known.contract if known else _RULES[step.name.removeprefix(EXPAND)].contract
 
 
-def run_step(step: Step, graph: Graph, precision: str, caps: Caps) -> Graph:
-    """The graph after the step; the same object where nothing changed."""
+def run_step(step: Step, graph: Graph, precision: str, caps: Caps, tf32: bool = False) -> Graph:
+    """The graph after the step; the same object where nothing changed. `tf32`: products of float32 may round their operands to that."""
     if step.name.startswith(EXPAND):
         return expand(graph, _RULES[step.name.removeprefix(EXPAND)], step.place, precision)
-    return _BY_NAME[step.name].run(graph, Options(precision=precision), caps)
+    return _BY_NAME[step.name].run(graph, options_of(precision, tf32), caps)
+
+
+def options_of(precision: str, tf32: bool) -> Options:
+    return Options(precision=precision, matmul_precision=MATMUL_PRECISIONS[tf32])
 
 
 def with_tiles(steps: Steps, graph: Graph, precision: str, caps: Caps) -> Caps:

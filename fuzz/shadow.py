@@ -24,9 +24,11 @@ from ..ir.dims import evaluate
 from ..ir.errors import IndexFailure, TilewrightError
 from ..ir.graph import Binding, Graph, Node
 from ..ir.interp import bind_shapes
+from ..ir.ops.compute import Conv, Dot
 from ..ir.ops.control import Composite, Fusion, Get, If, MakeTuple, Param, Scan, While
 from ..library_quantized import is_dequantize
 from ..passes.lower_quantized import may_meet_sums
+from .shadow_contractions import perhaps_in_tf32
 from .shadow_ops import chooses_extremes, indices_of, trace_op
 from .shadow_values import INFINITE, Array, Item, Traced, all_tainted, are_known, are_signless, are_tied, meet_as_zeros, settled
 
@@ -60,22 +62,24 @@ class Shadow:
 
 
 def shadow(graph: Graph, inputs: Sequence[Any] | Mapping[str, Any], binding: Binding | None = None,
-           precision: str = "default") -> Shadow:
-    """The results for these inputs (by position or by name), each element with its bound."""
+           precision: str = "default", tf32: bool = False) -> Shadow:
+    """The results for these inputs (by position or by name), each element with its bound. `tf32`: products of float32 may round their
+    operands to that."""
     if isinstance(inputs, Mapping):
         inputs = [inputs[p.op.label] for p in graph.params if isinstance(p.op, Param)]
     arrays = list(inputs)
-    walk = _Walk(bind_shapes(graph, arrays) if binding is None else binding, precision)
+    walk = _Walk(bind_shapes(graph, arrays) if binding is None else binding, precision, tf32)
     results = walk.graph(graph, [Traced(np.asarray(a), given=True) for a in arrays])
     return Shadow(results, graph.result_names, walk.may_fail)
 
 
 class _Walk:
-    """One evaluation: the sizes, the precision, and whether something undecided chose a way."""
+    """One evaluation: the sizes, the precisions, and whether something undecided chose a way."""
 
-    def __init__(self, binding: Binding, precision: str) -> None:
+    def __init__(self, binding: Binding, precision: str, tf32: bool) -> None:
         self.binding = binding
         self.precision = precision
+        self.tf32 = tf32
         self.may_fail = False
 
     def graph(self, graph: Graph, inputs: Sequence[Item]) -> tuple[Item, ...]:
@@ -104,6 +108,8 @@ class _Walk:
                     return self.scan(op, inputs)
             if any(x.bound is not None for x in indices_of(node.op, inputs)):
                 self.may_fail = True
+            if self.tf32 and isinstance(node.op, (Dot, Conv)):
+                inputs = [perhaps_in_tf32(x, self.precision) for x in inputs]
             made = trace_op(node.op, inputs, self.binding, self.precision)
             if isinstance(made, Traced):
                 made.tied = are_tied(inputs) or chooses_extremes(node.op) and meet_as_zeros(inputs)

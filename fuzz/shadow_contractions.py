@@ -10,7 +10,7 @@ infinity may be NaN.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from ..ir.graph import Binding
-from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot, panels_of_squares, unpacked_words
+from ..ir.ops.compute import Conv, Dot, PackedConv, PackedDot, cut_to_tf32, panels_of_squares, round_to_tf32, unpacked_words
 from ..ir.ops.winograd import WinogradConv
 from ..ir.types import BF16
 from ..ir.winograd import MOST_POINTS, winograd
@@ -28,6 +28,7 @@ from .shadow_values import (
     INFINITE,
     Array,
     Bound,
+    Format,
     Traced,
     accumulator,
     all_tainted,
@@ -43,6 +44,7 @@ from .shadow_values import (
 CODED = 4        # a code and its zero, both times their scale, to the largest weight of their column: at most twice it and its span
 SAFETY = 1.0625  # for the rounding of the bounds themselves
 LEAST_PRODUCT = 2.0**-90  # sums in float32 of products that are no less are no subnormal numbers, nor are their roundings
+TF32 = Format(11, 2.0**-10, 2.0**-136, 2.0**-126, (2.0 - 2.0**-10) * 2.0**127)  # bits of significand, epsilon, smallest, normal, largest
 CONTRACTIONS = (Dot, Conv, PackedDot, PackedConv, WinogradConv)
 
 
@@ -56,12 +58,16 @@ def trace_contraction(op: Any, operands: Sequence[Traced], value: Array, binding
             return all_tainted(value)
         steps = x.value.shape[-1] * (prod(op.kernel) // op.groups if isinstance(op, PackedConv) else 1)
         words = -(-steps // op.step)
-        w = Traced(panels_of_squares(w.value, op.square, op.step > 1)[..., :words, :], known=w.known)
+        w = Traced(panels_of_squares(w.value, op.square, op.by_columns)[..., :words, :], known=w.known)
         op, operands = replace(op, square=1), (x, w)
     if isinstance(op, (PackedDot, PackedConv)) and op.step > 1:
         if not are_exact((w,)) or _may_be_flushed(x.value, unpacked_words(w.value, op.step)):
             return all_tainted(value)
         op, w = replace(op, step=1), Traced(unpacked_words(w.value, op.step), known=w.known)
+        operands = (x, w)
+    if isinstance(op, (PackedDot, PackedConv)) and op.tf32:
+        right = _to_tf32(w, round_to_tf32 if op.tf32 == "both" else cut_to_tf32)
+        op, x, w = replace(op, tf32=""), _to_tf32(x, round_to_tf32), right
         operands = (x, w)
     finite = bool(np.isfinite(x.value).all() and np.isfinite(w.value).all())
     if isinstance(op, WinogradConv):
@@ -90,6 +96,36 @@ def _infinite_rows(op: Dot, x: Array, value: Array) -> Array:
     have is multiplied by the row's sum."""
     rows = np.asarray(np.isinf(x).any(axis=op.lhs_contract))
     return rows.reshape(*rows.shape, *[1] * (value.ndim - rows.ndim))
+
+
+def perhaps_in_tf32(x: Traced, precision: str) -> Traced:
+    """An operand of a product that may be rounded to tf32, or not. Precision `default` may move factors into it before, so that even what
+    tf32 holds is rounded."""
+    if x.value.dtype != np.float32:
+        return x
+    near = round_to_tf32(x.value)
+    moved = precision == "default" and x.value.any()
+    if x.bound is None and not moved and np.array_equal(near, x.value, equal_nan=True):
+        return x
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(near.astype(np.float64) - x.wide())
+    if moved:
+        size = np.abs(x.wide())
+        apart = np.where(size > 0, np.maximum(apart, TF32.epsilon / 2 * size + TF32.smallest), 0.0)
+    bound = np.where(np.isfinite(x.value), np.maximum(x.bounds, _to_tf32(x, round_to_tf32).bounds + apart), x.bounds)
+    return Traced(x.value, settled(bound), x.signless, x.known, 0.0, lattice(x)[1], x.rounds)
+
+
+def _to_tf32(x: Traced, change: Callable[[Array], Array]) -> Traced:
+    """An operand rounded, or cut, to tf32. Nothing moves a factor through that, so no roundings hide behind its mass."""
+    value = change(x.value)
+    if x.bound is None:
+        return Traced(value, None, x.signless, x.known)
+    size = np.abs(x.wide())
+    unit = np.where((x.bound > 0) & (size < INFINITE), TF32.epsilon * (size + x.bound) + TF32.smallest, 0.0)
+    overflow = ~np.isfinite(value) & np.isfinite(x.value) & (x.bound > 0)
+    bound = np.where(overflow, INFINITE, x.bound + unit)
+    return Traced(value, settled(within(value, bound, TF32)), x.signless, x.known)
 
 
 def _may_be_flushed(x: Array, w: Array) -> bool:

@@ -6,8 +6,9 @@ The one value that backends hand up and the compiler chooses schedules from.
 from __future__ import annotations
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from .types import DType
+from .types import F32, DType
 
 
 class TunedTile(Struct, frozen=True):
@@ -44,13 +45,18 @@ class Caps(Struct, frozen=True):
     multiprocessors: int = 0            # that run blocks at the same time
     shared_bytes: int = 0               # of a block, at most
     registers_per_thread: int = 0
-    matrix_units: tuple[str, ...] = ()  # dtypes of operands that matrix instructions take
-
+    matrix_units: tuple[str, ...] = ()  # dtypes of operands that matrix instructions take; tf32: f32, rounded to that
     has_group_products: bool = False    # of matrices of 16 bits and bytes in shared memory, by four warps, as one instruction (wgmma)
 
     @property
     def is_gpu(self) -> bool:
         return self.threads_per_warp > 0
+
+    def with_tf32(self) -> Caps:
+        """What it offers where operands of float32 may be rounded to tf32: float32 is one of the dtypes of its matrix units then, if it has
+        any for that."""
+        rounds = "tf32" in self.matrix_units and str(F32) not in self.matrix_units
+        return replace(self, matrix_units=(*self.matrix_units, str(F32))) if rounds else self
 
     def lanes(self, dtype: DType) -> int:
         """Elements of a vector register. float16 and bfloat16 compute in float32, so they count as that."""

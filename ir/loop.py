@@ -12,7 +12,8 @@
                | "stream" "%"name "[" index,* "]" "=" expression
                | "atomic" "%"name "[" index,* "]" ("add=" | "max=" | ...) expression
                | "collect" ("add" | "max" | ...) "%"name "over" width
-               | ("matmul_tile" | "matmul_group") "%"name "," "%"name "[" index,* "]" "," "%"name "[" index,* "]" "," depth
+               | ("matmul_tile" | "matmul_tf32" | "matmul_tf32_left" | "matmul_group" | "matmul_group_tf32")
+                 "%"name "," "%"name "[" index,* "]" "," "%"name "[" index,* "]" "," depth
                | "matmul_codes" "%"name "," "%"name "[" index,* "]" "," "%"name "[" index,* "]" "," depth "," bits "," zero
                | "copy_async" "%"name "[" index,* "]" "=" "%"name "[" index,* "]" "," count ("given" expression)?
                | "copy_bulk" "%"name "[" index,* "]" "=" "%"name "[" index,* "]" "," count
@@ -59,6 +60,8 @@ combination; likewise for the other combinations and widths. An `atomic` store c
 %b[k, j], 16` in a warp loop adds to the warp's part of c the product of a's `[m, 16]` from [i, k] on and b's `[16, n]` from
 [k, j] on (float sums in any order). Where a is bytes, b's elements are bytes, of which each 16 rows hold the steps of `BYTE_STEPS`
 (`loop_gpu.py`), or i32 words of four signed bytes, or of four of a's float8, a quarter as many rows: k counts words there.
+`matmul_tf32` likewise, where a's and b's float32 are rounded first (`round_to_tf32`), `matmul_tf32_left` where only a's are, and b's lose
+their last bits (`cut_to_tf32`), `matmul_group_tf32` where that is done by four warps;
 `matmul_codes` likewise, where a is signed bytes and b's words hold 32 / bits codes (`step_of_place` of `weight_only_dot` says which
 step each is of), from which `zero` is subtracted; `matmul_group` likewise, where four neighbouring warps, with 16 rows each that follow
 one another, compute together; there b lies in squares of 8 x 8 elements or 4 x 4 words (`PackedDot.square`). A `lane` loop of extent
@@ -242,7 +245,8 @@ class Collect(Struct, frozen=True, eq=False):
 
 class MatmulTile(Struct, frozen=True, eq=False):
     """Adds to a warp's fragment the product of parts of two matrices, from these indices on; `depth`: elements of each sum. `grouped`:
-    each four warps compute theirs together. `bits`: of the codes that the right one's words hold (0: they hold none), less `zero`."""
+    each four warps compute theirs together. `bits`: of the codes that the right one's words hold (0: they hold none), less `zero`.
+    `tf32`: 'both' are rounded to that first, or the 'left' one, and the right one cut."""
 
     accumulator: str
     left: str
@@ -253,6 +257,12 @@ class MatmulTile(Struct, frozen=True, eq=False):
     grouped: bool = False
     bits: int = 0
     zero: int = 0
+    tf32: str = ""
+
+
+# words for these in text: whether they are grouped, and what is rounded
+MATMULS = {"matmul_tile": (False, ""), "matmul_tf32": (False, "both"), "matmul_tf32_left": (False, "left"), "matmul_group": (True, ""),
+           "matmul_group_tf32": (True, "left")}
 
 
 class CopyAsync(Struct, frozen=True, eq=False):

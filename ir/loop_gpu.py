@@ -12,6 +12,7 @@ from .loop import (
     COMBINES,
     GPU_KINDS,
     GPU_SPACES,
+    MATMULS,
     PIPELINE,
     Alloc,
     Buffer,
@@ -172,6 +173,10 @@ def collective_rule(statement: Stmt, buffers: list[Buffer]) -> str:
             in_bytes = held == I32 and right.dtype == plain and not grouped
             if right.dtype != held and not in_bytes or held == I32 and (accumulator.dtype != sums or depth % (16 if in_bytes else 4)):
                 return f"matmul_tile adds {left.dtype} times {right.dtype} to {accumulator.dtype}, expected {held} on the right"
+            if (grouped, statement.tf32) not in MATMULS.values():
+                return f"a product {'of four warps ' * grouped}rounds {statement.tf32!r} to tf32, expected 'left'{', both' * (not grouped)}"
+            if statement.tf32 and (left.dtype != F32 or accumulator.dtype != F32 or statement.bits):
+                return f"matmul_tf32 adds {left.dtype} times {right.dtype} to {accumulator.dtype}, expected f32 for all"
             if statement.bits:
                 return _codes_rule(statement, left)
             if grouped:
@@ -206,10 +211,10 @@ def _group_rule(statement: MatmulTile, accumulator: Buffer, left: Buffer, right:
         return (f"matmul_group adds to %{accumulator.name} of {' x '.join(map(str, accumulator.shape))}, expected 4 warps or a multiple, "
                 f"{GROUP_ROWS} rows and {', '.join(map(str, GROUP_COLUMNS))} columns")
     steps, least = group_steps(left.dtype), 2 * PIECE_BYTES // left.dtype.bytes  # of a row, and of an instruction
-    fits = left.dtype in (F16, BF16) or left.dtype.bytes == 1
+    fits = left.dtype in (F16, BF16) or left.dtype.bytes == 1 or statement.tf32
     if not fits or left.shape[1] != steps or statement.depth % least or statement.depth > steps:
-        return (f"matmul_group multiplies {statement.depth} steps of %{left.name}, expected 16 bits or bytes, rows of {GROUP_BYTES} bytes "
-                "and a part of those")
+        return (f"matmul_group multiplies {statement.depth} steps of %{left.name}, expected 16 bits, bytes or tf32, rows of {GROUP_BYTES} "
+                "bytes and a part of those")
     if right.shape[1] != columns or statement.left_index[1] != 0 or statement.right_index[1] != 0:
         return f"matmul_group multiplies parts of rows of %{left.name} and %{right.name}, expected whole ones"
     high = square_of(right.dtype.bytes)

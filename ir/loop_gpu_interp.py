@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .loop_gpu import BYTE_STEPS, square_of
-from .ops.compute import panels_of_squares
+from .ops.compute import cut_to_tf32, panels_of_squares, round_to_tf32
 from .ops.weight_only import WORD, codes_of_words
 
 Array = np.ndarray[Any, Any]
@@ -44,9 +44,9 @@ def collect(memory: Array, known: bytearray | None, shape: tuple[int, ...], widt
 
 
 def add_products(accumulator: tuple[Array, bytearray | None, tuple[int, int, int], int, str], left: Part, right: Part, depth: int,
-                 grouped: bool, codes: tuple[int, int], faults: Faults) -> None:
+                 grouped: bool, codes: tuple[int, int], tf32: str, faults: Faults) -> None:
     """Adds the product of two parts to the fragment of a warp. `codes`: bits of those that the right operand holds (0: none), and their
-    zero."""
+    zero. `tf32`: operands that are rounded to that."""
     memory, known, (warps, rows, columns), warp, name = accumulator
     size = rows * columns
     start = warp * size
@@ -67,8 +67,10 @@ def add_products(accumulator: tuple[Array, bytearray | None, tuple[int, int, int
         b = np.moveaxis(np.ascontiguousarray(words).view(held).reshape(depth // 4, columns, 4), -1, 1).reshape(depth, columns)
     else:
         b = _part(right, (depth, columns), faults)
-        b = panels_of_squares(b, square_of(b.dtype.itemsize), False) if grouped else b
+        b = panels_of_squares(b, square_of(b.dtype.itemsize), tf32 != "") if grouped else b
     b = b.astype(memory.dtype)
+    if tf32:
+        a, b = round_to_tf32(a), (round_to_tf32 if tf32 == "both" else cut_to_tf32)(b)
     memory.reshape(warps, rows, columns)[warp] += a @ b
 
 

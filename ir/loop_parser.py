@@ -7,6 +7,7 @@ kernel keeps the rules is for `verify_kernel` to say.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -19,6 +20,7 @@ from .loop import (
     COMBINES,
     GPU_KINDS,
     GPU_SPACES,
+    MATMULS,
     PIPELINE,
     SPACES,
     Alloc,
@@ -169,8 +171,8 @@ class _LoopParser(GraphParser):
         readers: dict[str, Callable[[], Stmt]] = {"for": self.loop, "while": self.while_loop, "if": self.branch,
                                                   "let": self.let, "alloc": self.alloc, "check": self.check,
                                                   "prefetch": self.prefetch, "stream": self.stream, "atomic": self.atomic,
-                                                  "collect": self.collect, "matmul_tile": self.matmul_tile,
-                                                  "matmul_group": lambda: self.matmul_tile(True), "matmul_codes": self.matmul_codes,
+                                                  "collect": self.collect, "matmul_codes": self.matmul_codes,
+                                                  **{word: partial(self.matmul_tile, *kind) for word, kind in MATMULS.items()},
                                                   "copy_async": lambda: self.copy(CopyAsync),
                                                   "copy_bulk": lambda: self.copy(CopyBulk), "commit": Commit, "wait": self.wait}
         if token.kind != "word" or token.text not in readers:
@@ -291,14 +293,14 @@ class _LoopParser(GraphParser):
         self.lexer.expect("over")
         return Collect(name, combine, self.lexer.integer("the number of threads"))
 
-    def matmul_tile(self, grouped: bool = False) -> MatmulTile:
+    def matmul_tile(self, grouped: bool = False, tf32: str = "") -> MatmulTile:
         name, _ = self.buffer_reference()
         self.lexer.expect(",")
         left = self.element()
         self.lexer.expect(",")
         right = self.element()
         self.lexer.expect(",")
-        return MatmulTile(name, *left, *right, self.lexer.integer("the depth"), grouped)
+        return MatmulTile(name, *left, *right, self.lexer.integer("the depth"), grouped, tf32=tf32)
 
     def matmul_codes(self) -> MatmulTile:
         numbers: list[int] = []

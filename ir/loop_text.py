@@ -35,6 +35,7 @@ from .dims import Atom, DimLike, Symbol
 from .errors import UNKNOWN, CompileError
 from .graph import Node, Op
 from .loop import (
+    MATMULS,
     Alloc,
     Check,
     Collect,
@@ -184,10 +185,10 @@ class _KernelWriter:
             case Collect(buffer=name, combine=combine, width=width):
                 return f"collect {combine} {self.buffer_name(name)} over {width}"
             case MatmulTile(accumulator=name, left=left, left_index=rows, right=right, right_index=columns, bits=bits):
-                kind = "group" if statement.grouped else "codes" if bits else "tile"
+                word = "matmul_codes" if bits else next(w for w, k in MATMULS.items() if k == (statement.grouped, statement.tf32))
                 codes = f", {bits}, {statement.zero}" if bits else ""
                 operands = f"{self.buffer_name(left)}{self.sizes(rows)}, {self.buffer_name(right)}{self.sizes(columns)}"
-                return f"matmul_{kind} {self.buffer_name(name)}, {operands}, {statement.depth}{codes}"
+                return f"{word} {self.buffer_name(name)}, {operands}, {statement.depth}{codes}"
             case CopyAsync() | CopyBulk():
                 target = f"{self.buffer_name(statement.buffer)}{self.sizes(statement.index)}"
                 word = "copy_bulk" if isinstance(statement, CopyBulk) else "copy_async"

@@ -343,7 +343,7 @@ class Translator:
         fault = self.constant(("products", (place,)), _ProductFaults(self.faults, place))
         self.emit(f"{self.constant(('helper', 'add_products'), add_products)}(({self.pair(memory)}, {memory.buffer.shape}, "
                   f"v_{warp.symbol.name}, {statement.accumulator!r}), {parts[0]}, {parts[1]}, {statement.depth}, "
-                  f"{statement.grouped}, {(statement.bits, statement.zero)}, {fault})")
+                  f"{statement.grouped}, {(statement.bits, statement.zero)}, {statement.tf32!r}, {fault})")
 
     def pair(self, memory: _Memory) -> str:
         """A buffer's elements, and which are set where that is followed."""

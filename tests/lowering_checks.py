@@ -88,11 +88,12 @@ def row_case(shape: tuple[DimLike, ...]) -> tuple[Graph, np.ndarray]:
     return one(shape, build), values(F32, tuple(n if isinstance(n, int) else 19 for n in shape), np.random.default_rng(3))
 
 
-def lowered_for_gpu(graph: Graph, multiprocessors: int | None = None, architecture: str = "sm_80") -> Program:
+def lowered_for_gpu(graph: Graph, multiprocessors: int | None = None, architecture: str = "sm_80",
+                    options: Options | None = None) -> Program:
     """A program of blocks; `multiprocessors`: as many as the GPU is to have."""
     caps = capabilities_of(architecture)
     caps = caps if multiprocessors is None else replace(caps, multiprocessors=multiprocessors)
-    fused, _ = run_passes(graph, Options(), caps, QUIET)
+    fused, _ = run_passes(graph, options or Options(), caps, QUIET)
     program = lower_program(fused, caps)[0]
     for kernel in program.kernels():
         assert all(isinstance(s, For) and s.kind == "block" for s in kernel.body)

@@ -208,7 +208,8 @@ def test_a_file_that_is_no_array(folder: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "bench", "inspect"])
-@pytest.mark.parametrize("option", [("--target", "cpu"), ("--precision", "strict"), ("--no-cache",), ("--dims", "batch=3")], ids=lambda o: o[0])
+@pytest.mark.parametrize("option", [("--target", "cpu"), ("--precision", "strict"), ("--matmul-precision", "tf32"),
+                                    ("--no-cache",), ("--dims", "batch=3")], ids=lambda o: o[0])
 def test_options_of_a_compilation_are_refused_with_a_library(folder: Path, capsys, command: str, option: tuple[str, ...]) -> None:
     assert run(["compile", "layer.ir", "-o", "layer.so"]) == 0
     capsys.readouterr()

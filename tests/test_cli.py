@@ -185,7 +185,8 @@ def test_cache_commands(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch) -
     assert "never compiled" in succeed(capsys, "cache", "why", "layer.ir")
     succeed(capsys, "compile", "layer.ir")
     assert succeed(capsys, "cache", "why", "layer.ir").startswith("hit")
-    assert "options changed" in succeed(capsys, "cache", "why", "layer.ir", "--precision", "strict")
+    for option in (("--precision", "strict"), ("--matmul-precision", "tf32")):
+        assert "options changed" in succeed(capsys, "cache", "why", "layer.ir", *option)
     assert "layer" in succeed(capsys, "cache", "ls") and "layer" in succeed(capsys, "cache", "why")
     listed = json.loads(succeed(capsys, "cache", "ls", "--json"))
     assert listed["entries"][0]["name"] == "layer" and listed["bytes"] > 0

@@ -19,6 +19,7 @@ pytestmark = needs_compiler
 
 from tests.emulated import emulate
 from tilewright.backends.cuda.emulate import EmulatedModule, EmulationError, find_kernels
+from tilewright.ir.ops.compute import round_to_tf32
 
 DATA = Path(__file__).parent / "data"
 SOURCE = (DATA / "cuda_device.cu").read_text()
@@ -98,14 +99,15 @@ def test_product_with_nan_and_infinity(module: EmulatedModule) -> None:
 
 
 @pytest.mark.parametrize("kernel, left, right", [
-    ("mma_s8", np.int8, np.int8), ("mma_u8", np.uint8, np.uint8), ("mma_u8s8", np.uint8, np.int8), ("mma_s8u8", np.int8, np.uint8)])
+    ("mma_s8", np.int8, np.int8), ("mma_s8_of_16_steps", np.int8, np.int8), ("mma_u8", np.uint8, np.uint8), ("mma_u8s8", np.uint8, np.int8), ("mma_s8u8", np.int8, np.uint8)])
 def test_integer_products(module: EmulatedModule, kernel: str, left: type, right: type) -> None:
     a = random_words((16, 8), 2).view(left)
     b = random_words((32, 2), 3).view(right)
     c = random_words((16, 8), 4).view(np.int32)
     sums = accumulators(c)
     module.launch(kernel, 1, 32, [left_words(a), right_words(b), sums])
-    expected = (a.astype(np.int64) @ b.astype(np.int64) + c).astype(np.int32)
+    steps = 16 if "16" in kernel else 32
+    expected = (a[:, :steps].astype(np.int64) @ b[:steps].astype(np.int64) + c).astype(np.int32)
     np.testing.assert_array_equal(sums, accumulators(expected))
 
 
@@ -183,8 +185,10 @@ def test_words_of_two_and_tf32(module: EmulatedModule) -> None:
         for row, dtype in ((0, np.float16), (1, ml_dtypes.bfloat16)):
             bits = values.astype(dtype).view(np.uint16).astype(np.uint32)
             np.testing.assert_array_equal(words[row], bits | np.roll(bits, -1) << 16)
-    wide = values.view(np.uint32)
-    np.testing.assert_array_equal(words[2][:6], ((wide + 0x1000) & 0xFFFFE000)[:6])
+    np.testing.assert_array_equal((words[2] & 0xFFFFE000).view(np.float32), round_to_tf32(values))  # units do not read the other bits
+    values = np.uint32([0x7F800001, 0xFF801000, 0x7FFFFFFF, 0xFFFFFFFF, 0xFF800000, 0x7F7FF000, 0x7F7FEFFF, 0x00001FFF]).view(np.float32)
+    module.launch("pack", 1, 8, [values, words])
+    np.testing.assert_array_equal((words[2] & 0xFFFFE000).view(np.float32), round_to_tf32(values))
 
 
 # --- warps, atomics, copies ---
@@ -275,6 +279,19 @@ def test_products_of_bytes_by_four_warps(module: EmulatedModule, name: str, colu
     result = np.zeros((64, columns), np.int32 if "s8" in name else np.float32)
     module.launch(f"wgmma_{name}", 1, 128, [*(x.view(np.uint8) for x in (a, b)), result], shared_bytes=8192 + columns * 128)
     np.testing.assert_array_equal(result, a.astype(result.dtype) @ b.astype(result.dtype).T)
+
+
+@pytest.mark.parametrize("columns", [64, 128, 256])
+def test_products_of_tf32_by_four_warps(module: EmulatedModule, columns: int) -> None:
+    """The left operand comes from registers, which are read until the product has been waited for. The unit drops the last 13 bits."""
+    random = np.random.default_rng(11)
+    left, right = (random.integers(-3, 4, (n, 32)).astype(np.float32) for n in (64, columns))
+    given = [(x.view(np.uint32) | np.where(x != 0, 0x1FFF, 0).astype(np.uint32)).view(np.float32) for x in (left, right)]
+    result = np.zeros((64, columns), np.float32)
+    module.launch(f"wgmma_tf32_{columns}", 1, 128, [*given, result, 0], shared_bytes=8192 + columns * 128)
+    np.testing.assert_array_equal(result, left @ right.T)
+    with pytest.raises(EmulationError, match="registers were changed while a product was reading them"):
+        module.launch(f"wgmma_tf32_{columns}", 1, 128, [*given, result, 1], shared_bytes=8192 + columns * 128)
 
 
 # --- scalar functions against the table of the IR ---

@@ -17,13 +17,13 @@ pytestmark = needs_compiler
 def test_cases_are_checked_in_emulation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     emulated_driver()
     output = tmp_path / "gpu.json"
-    assert main(["--emulate", "--only", "integers,weights,floats8,convolutions", "--output", str(output)]) == 0
+    assert main(["--emulate", "--only", "tf32,integers,weights,floats8,convolutions", "--output", str(output)]) == 0
     assert "every function of the device header agrees with its emulation" in capsys.readouterr().out
     found = json.loads(output.read_text())
     assert found["header"] == {} and [case["name"] for case in found["cases"]] == [
-        "i8 64 x 64 x 64", *(f"i{bits} f16 {rows} x 64 x 64" for bits in (4, 8) for rows in (1, 3, 9)), "i4 i8 3 x 64 x 64",
+        "matmul 72 x 72 x 72", "i8 64 x 64 x 64", *(f"i{bits} f16 {rows} x 64 x 64" for bits in (4, 8) for rows in (1, 3, 9)), "i4 i8 3 x 64 x 64",
         "e4m3 64 x 64 x 64", *(f"{dtype} 2 x 7 x 7 x 3, 3 x 3 to 16 by 2" for dtype in ("f16", "i8"))]
-    assert found["cases"][0]["checked"] == "0e+00" and not any(case["error"] for case in found["cases"])
+    assert found["cases"][1]["checked"] == "0e+00" and not any(case["error"] for case in found["cases"])
 
 
 def test_predictions_need_no_device(capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,8 @@ CASES = [
     (70, 192, 40, 4, 32, 8, None, 8, None),      # two tiles of rows
     (70, 256, 70, 4, 128, 200, I8, 32, 2),       # tiles of 64 x 64, several stages a group, a large zero beside points
     (130, 96, 140, 4, 32, 7, None, 32, 1),       # tiles of 128 x 128
+    (2, 144, 33, 4, 16, 8, None, 8, None),       # groups of half of what units take at a time
+    (20, 96, 40, 4, 48, 0, U8, 16, None), (70, 160, 40, 2, 80, 1, None, 8, None), (130, 48, 140, 4, 16, 7, None, 32, 1),
 ]
 
 
@@ -71,13 +73,14 @@ def test_products_of_every_kind_are_exact() -> None:
         x[0, :2] = -128, 127
         expected = evaluate_graph(graph, [x])
         assert on_units(program)
-        if number in (0, 1, 3):  # the interpreter is slow
+        if number in (0, 1, 3, 8):  # the interpreter is slow
             assert_identical(run_program(program, [x]), expected)
         programs.append(program)
         cases.append((x, expected))
     emulated = EmulatedPrograms(programs)
     for number, (x, expected) in enumerate(cases):
         assert_identical(emulated.run(number, [x]), expected)
+        assert ("tw_mma_m16n8k16_s8" in emulated.modules[number].source) == (CASES[number][4] % 32 != 0)
 
 
 @needs_compiler
@@ -128,8 +131,8 @@ def test_the_pass_gives_bytes_to_units(kind: str, symmetric: bool, rows: int) ->
 
 
 def test_groups_that_units_do_not_take_stay_as_they_are() -> None:
-    assert not claimed(layer(3, "rows", group=48), caps=GPU) and claimed(layer(3, "rows", group=48))
-    op = WeightOnlyDot(21, 4, 16, 8)  # made by hand: a CPU's kernel, a thread an iteration
+    assert not claimed(layer(3, "rows", group=24), caps=GPU) and claimed(layer(3, "rows", group=24))
+    op = WeightOnlyDot(21, 4, 8, 8)  # made by hand: a CPU's kernel, a thread an iteration
     graph, x = product(2, op, exact_operands(op, 48, None, 16), 48), some_bytes(2, 48)
     program = lowered(graph)
     assert not on_units(program)

@@ -202,7 +202,7 @@ def test_text_and_rules() -> None:
     assert format_kernel(parse_kernel(PIPELINE)) == PIPELINE
     for old, new, message in (
             ("f32[8, 16, 256] fragment", "f32[8, 32, 256] fragment", "expected 4 warps or a multiple, 16 rows"),
-            ("f16[512, 64] shared", "f16[512, 72] shared", "expected 16 bits or bytes, rows of 128 bytes"),
+            ("f16[512, 64] shared", "f16[512, 72] shared", "expected 16 bits, bytes or tf32, rows of 128 bytes"),
             ("f16[256, 256] shared", "f16[256, 264] shared", "expected whole ones"),
             ("pipeline(4)", "pipeline(2)", "has 2 stages, expected 3 to 8"),
             ("pipeline(4)", "serial", "a loop is parallel"),

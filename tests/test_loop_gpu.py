@@ -84,10 +84,11 @@ CODES = (PRODUCT.replace("%x: in f32[256]", "%x: in i8[1024]").replace("%w: in f
                                                     "matmul_codes %sums, %left[16*w1, 0], %right[0, 0], 32, 4, 8"))
 
 
+TF32 = PRODUCT.replace("matmul_tile", "matmul_tf32")
 ZEROS = PRODUCT.replace("= %x[4*t], 4", "= %x[4*t + 8], 4 given lt(index(t), index(62))")  # rows from 1 on, and one of zeros
 
 
-@pytest.mark.parametrize("text", [REVERSE, SUMS, PRODUCT, CODES, ZEROS], ids=["reverse", "sums", "product", "codes", "zeros"])
+@pytest.mark.parametrize("text", [REVERSE, SUMS, PRODUCT, TF32, CODES, ZEROS], ids=["reverse", "sums", "product", "tf32", "codes", "zeros"])
 def test_text(text: str) -> None:
     kernel = parse_kernel(text)
     verify_kernel(kernel)
@@ -122,6 +123,17 @@ def test_products_of_copies(checked: bool) -> None:
     y = np.zeros(512, np.float32)
     run_kernel(parse_kernel(PRODUCT), [x, w, y], {}, checked=checked)
     np.testing.assert_array_equal(y.reshape(32, 16), x.reshape(32, 8) @ w.reshape(8, 16))
+
+
+def test_products_of_operands_that_are_rounded() -> None:
+    rng = np.random.default_rng(0)
+    x, w = (rng.integers(-4, 5, n).astype(np.float32) for n in (256, 128))
+    y = np.zeros(512, np.float32)
+    run_kernel(parse_kernel(TF32), [x * np.float32(1 + 2.0**-12), w * np.float32(1 - 2.0**-13), y], {})
+    np.testing.assert_array_equal(y.reshape(32, 16), x.reshape(32, 8) @ w.reshape(8, 16))
+    halves = TF32.replace("in f32", "in f16").replace("f32[32, 8]", "f16[32, 8]").replace("f32[8, 16]", "f16[8, 16]")
+    with pytest.raises(VerifyError, match="matmul_tf32 adds f16 times f16 to f32, expected f32 for all"):
+        verify_kernel(parse_kernel(halves))
 
 
 @pytest.mark.parametrize("checked", [True, False])

@@ -11,6 +11,7 @@ from comparing import assert_identical
 from compiled import compiled, run_compiled
 
 from tilewright import library as lib
+from tilewright.backends.cuda.backend import capabilities_of
 from tilewright.backends.llvm.math import MATH
 from tilewright.fuzz import shadow_scalars
 from tilewright.fuzz.generate import DEFAULT_DTYPES, random_graph, random_inputs
@@ -23,19 +24,21 @@ from tilewright.ir.dims import symbol
 from tilewright.ir.errors import IndexFailure
 from tilewright.ir.graph import Array, Binding, Builder, Graph, Node, Op, Sample
 from tilewright.ir.interp import evaluate_graph
-from tilewright.ir.ops.compute import ArgReduce, ArgSort, Bitcast, Cast, Conv, Cumulative, Dot, Reduce, Sort
+from tilewright.ir.ops.compute import ArgReduce, ArgSort, Bitcast, Cast, Conv, Cumulative, Dot, PackedConv, PackedDot, Reduce, Sort
 from tilewright.ir.ops.control import If, MakeTuple, Param, Scan, While
 from tilewright.ir.ops.shape import Take
 from tilewright.ir.ops.table import ALL_OPS
 from tilewright.ir.printer import format_graph
 from tilewright.ir.types import ARRAY_DTYPES, BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, DType, TensorType, TupleType, Type
 from tilewright.library_quantized import dequantize
-from tilewright.options import Options
-from tilewright.pipeline import PASSES
+from tilewright.options import Environment, Options
+from tilewright.passes.pack_operands import pack_operands
+from tilewright.pipeline import PASSES, run_passes
 
 DTYPES = (DEFAULT_DTYPES, (F16, BF16, F32, BOOL, I32), (F64, F32, I64, BOOL), (I8, U8, I16, U16, F32), ARRAY_DTYPES)
 CAPS = (Caps(), Caps(vector_bits=512, vector_registers=32), Caps(vector_bits=128, vector_registers=16, has_fma=False))
 PRECISIONS = ("default", "plain", "strict")
+QUIET = Environment(debug=0, dump=None, verify=0, backend="", cache_directory=None)
 
 
 def graph_of(types: Sequence[TensorType], make: Callable[..., Node | Sequence[Node]]) -> Graph:
@@ -202,6 +205,8 @@ def test_operands_within_their_bounds_give_results_within_theirs(op: type[Op]) -
             rng = np.random.default_rng((number, seed))
             dtype = (F16, BF16, F32, F64)[seed % 4]
             kinds = [TensorType(dtype, t.shape) if t.dtype == F32 else t for t in sample.types]
+            if isinstance(sample.op, (PackedConv, PackedDot)) and sample.op.tf32:
+                dtype, kinds = F32, list(sample.types)
             ranges = (*sample.ranges, *[None] * len(kinds))
             operands = [some_operand(t, r, rng) for t, r in zip(kinds, ranges)]
             with np.errstate(all="ignore"):
@@ -211,6 +216,29 @@ def test_operands_within_their_bounds_give_results_within_theirs(op: type[Op]) -
             expected.signless = True
             problem = compare(Shadow([expected], ["result"], False), [found])
             assert problem is None, f"{sample.op}, {dtype}, seed {seed}: {problem}"
+
+
+def test_products_that_may_round_their_operands() -> None:
+    """What is rounded lies within the bounds, and outside of those where nothing is; numbers of few bits have none."""
+    rng, types = np.random.default_rng(4), (TensorType(F32, (5, 40)), TensorType(F32, (40, 40)))
+    graph, single = (graph_of(types, make) for make in (lambda b, x, w: lib.matmul(b, x, lib.matmul(b, w, w)), lib.matmul))
+    marked, one_marked = (pack_operands(g, Options(matmul_precision="tf32"), capabilities_of("sm_80")) for g in (graph, single))
+    for make in (rng.standard_normal, lambda shape: rng.integers(-4, 5, shape) * 2.0 ** 120):
+        inputs = [make(shape).astype(np.float32) for shape in ((5, 40), (40, 40))]
+        with np.errstate(all="ignore"):
+            found = [np.asarray(x) for x in evaluate_graph(marked, inputs)]
+            allowed = shadow(graph, inputs, tf32=True)
+        assert compare(allowed, found) is None
+    inputs = [rng.standard_normal((5, 40)).astype(np.float32), rng.integers(-4, 5, (40, 40)).astype(np.float32)]
+    found = [np.asarray(x) for x in evaluate_graph(one_marked, inputs)]
+    assert compare(shadow(single, inputs, tf32=True), found) is None and compare(shadow(single, inputs), found) is not None
+    assert not any(bound.any() for bound in shadow(graph, [np.rint(x) for x in inputs], precision="plain", tf32=True).bounds)
+    weights = lib.constant(Builder(), rng.integers(-4, 5, (40, 40)).astype(np.float32))
+    scaled = graph_of(types[:1], lambda b, x: lib.apply(b, "mul", lib.matmul(b, x, weights), lib.constant(b, 0.7, F32)))
+    folded = run_passes(scaled, Options(matmul_precision="tf32"), capabilities_of("sm_80"), QUIET, until="fold_packed")[0]
+    found = [np.asarray(x) for x in evaluate_graph(folded, [np.rint(inputs[0])])]
+    assert compare(shadow(scaled, [np.rint(inputs[0])], tf32=True), found) is None  # the factor is in the weights, and rounded there
+    assert compare(shadow(scaled, [np.rint(inputs[0])]), found) is not None
 
 
 def test_bounds_cover_what_functions_promise() -> None:

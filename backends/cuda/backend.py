@@ -25,7 +25,7 @@ from tilewright.runtime.cache import Cache
 OLDEST = "sm_80"
 EMULATED = "emulated"
 NARROW_FLOATS = ("f8e4m3fn", "f8e5m2")
-MATRIX_UNITS = {80: ("f16", "bf16", "i8"), 90: ("f16", "bf16", "i8", *NARROW_FLOATS), 100: ("f16", "bf16", "i8", *NARROW_FLOATS)}
+MATRIX_UNITS = {80: ("f16", "bf16", "tf32", "i8"), **dict.fromkeys((90, 100), ("f16", "bf16", "tf32", "i8", *NARROW_FLOATS))}
 # shared memory of a block in bytes at most, and multiprocessors of the card that most have
 LIMITS = {80: (166912, 108), 86: (101376, 84), 87: (166912, 16), 89: (101376, 128), 90: (232448, 132), 100: (232448, 148),
           103: (232448, 148), 110: (232448, 20), 120: (101376, 170), 121: (101376, 48)}

@@ -87,11 +87,10 @@ TW_FUNCTION unsigned tw_pack_bfloat16(float low, float high) {
   return word;
 }
 
-// The word of a matrix instruction for tf32: 10 bits of fraction, rounded to nearest, ties away from zero.
+// The word of a matrix instruction for tf32: 10 bits of fraction, rounded to nearest, ties away from zero. Units take no notice of the 13
+// bits below, which hold anything here. (cvt.rna.tf32.f32 takes as many instructions, and makes infinity of a NaN with no other bits.)
 TW_FUNCTION unsigned tw_to_tf32(float x) {
-  unsigned word;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(word) : "f"(x));
-  return word;
+  return fabsf(x) < TW_INFINITY_F32 ? (unsigned)__float_as_int(x) + 0x1000u : (unsigned)__float_as_int(x + x);
 }
 
 #if __CUDA_ARCH__ >= 890 || !defined(__CUDA_ARCH__)
@@ -264,6 +263,11 @@ TW_FUNCTION void tw_mma_m16n8k32_s8(int sums[4], const unsigned left[4], const u
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
       : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
+}
+// Of 16 steps: the first two words of the left operand, and the first one of the right.
+TW_FUNCTION void tw_mma_m16n8k16_s8(int sums[4], const unsigned left[2], const unsigned right[1]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3]) : "r"(left[0]), "r"(left[1]), "r"(right[0]));
 }
 TW_FUNCTION void tw_mma_m16n8k32_u8(int sums[4], const unsigned left[4], const unsigned right[2]) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

@@ -48,17 +48,17 @@ TW_FUNCTION void tw_async_proxy_fence() { asm volatile("fence.proxy.async.shared
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
-// Operands of the instructions below: matrices of 16-bit elements, or bytes, in shared memory. (PTX ISA, asynchronous warpgroup level matrix
-// shared memory layout, canonical layouts: the left matrix K-major with 128-byte swizzling; the right one without, MN-major of 16 bits and
-// K-major of bytes.)
+// Operands of the instructions below: matrices of 16-bit elements, bytes, or tf32, in shared memory; the left one of tf32 in registers. (PTX
+// ISA, asynchronous warpgroup level matrix shared memory layout, canonical layouts: the left matrix K-major with 128-byte swizzling; the
+// right one without, MN-major of 16 bits, K-major of bytes and tf32.)
 //
 // Left: a row of the matrix is a row of 128 bytes, 64 steps of the contraction side by side or 128, whose 16-byte piece c lies in the place
 // of c ^ (r % 8) in row r (`tw_swizzled`); the array is aligned to 1024 bytes; from byte 0, 32, 64 or 96 of a row that 8 divides.
 TW_FUNCTION unsigned long long tw_wgmma_left(const void *shared) {
   return (unsigned long long)((tw_shared_address(shared) & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
-// Right: squares of 128 bytes: of 16 bits 8 steps, each 8 columns side by side; of bytes 8 columns, each 16 steps side by side. The next 8
-// columns are the next square, and the next steps lie `distance` bytes further.
+// Right: squares of 128 bytes: of 16 bits 8 steps, each 8 columns side by side; of bytes 8 columns, each 16 steps side by side, of tf32 4
+// steps. The next 8 columns are the next square, and the next steps lie `distance` bytes further.
 TW_FUNCTION unsigned long long tw_wgmma_right(const void *shared, unsigned distance) {
   return (unsigned long long)((tw_shared_address(shared) & 0x3ffff) >> 4) | (unsigned long long)(distance >> 4) << 16 | 8ull << 32;
 }
@@ -110,6 +110,19 @@ TW_WGMMA_SHAPES(e4m3, 32, ".f32.e4m3.e4m3", float, "+f", ", 1, 1")
 TW_WGMMA_SHAPES(e5m2, 32, ".f32.e5m2.e5m2", float, "+f", ", 1, 1")
 TW_WGMMA_SHAPES(s8, 32, ".s32.s8.s8", int, "+r", "")
 TW_WGMMA_SHAPES(u8s8, 32, ".s32.u8.s8", int, "+r", "")
+
+// 8 steps of tf32. The left operand is words of a 16 x 8 product (`tw_mma_m16n8k8_tf32`), of the rows of each warp, which nothing may change
+// until the product has been waited for. `l0` to `l3`: their places.
+#define TW_WGMMA_TF32(columns, count, l0, l1, l2, l3, r, a) \
+  TW_FUNCTION void tw_wgmma_m64n##columns##k8_tf32(float sums[count], const unsigned left[4], unsigned long long right, int accumulates) { \
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #a ", 0; " \
+                 "wgmma.mma_async.sync.aligned.m64n" #columns "k8.f32.tf32.tf32 {" TW_PLACES_##count "}, " \
+                 "{%" #l0 ", %" #l1 ", %" #l2 ", %" #l3 "}, %" #r ", p, 1, 1; }" \
+                 : TW_SUMS_##count("+f") : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right), "r"(accumulates)); \
+  }
+TW_WGMMA_TF32(64, 32, 32, 33, 34, 35, 36, 37)
+TW_WGMMA_TF32(128, 64, 64, 65, 66, 67, 68, 69)
+TW_WGMMA_TF32(256, 128, 128, 129, 130, 131, 132, 133)
 
 // How many registers a thread may have from here on (a multiple of 8): one group of warps gives what another one takes.
 #define TW_REGISTERS_MORE(count) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count))

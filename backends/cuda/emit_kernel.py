@@ -276,7 +276,8 @@ class _Writer(Expressions):
         multiplying = products.extent * WARP
         pipeline = Pipeline(self.variable(loop.symbol.name), "int" if is_narrow(loop.extent) else "long long",
                             within(self.size(loop.extent), SUM), loop.lanes, multiplying, places,
-                            blocks_together(dynamic_shared_bytes(self.kernel)))
+                            blocks_together(dynamic_shared_bytes(self.kernel)),
+                            any(isinstance(s, MatmulTile) and s.tf32 != "" for s in products.body))
         emit_pipeline(pipeline, lambda: self.threads_work(copies, multiplying), lambda: self.threads_work(products, 0), self.emit,
                       self.indent_by)
         self.barriers.pipeline(loop)
@@ -325,7 +326,7 @@ class _Writer(Expressions):
         left, right = self.part(statement.left, rows), self.part(statement.right, statement.right_index)
         name, depth = self.buffer_name(fragment.name), statement.depth
         made = (emit_group_products(fragment, name, left, right, dtype, depth) if statement.grouped
-                else emit_products(fragment, name, left, right, dtype, depth, statement.bits, statement.zero))
+                else emit_products(fragment, name, left, right, dtype, depth, statement.bits, statement.zero, statement.tf32))
         for line in made:
             self.emit(line)
 

@@ -3,7 +3,8 @@
 Each stage has two barriers in memory. `filled` ends a phase when the copy engine has brought its bytes and all copying threads have
 arrived, which they do once their own copies are there and known to the matrix units; `emptied` when each multiplying warp has read it.
 Round k uses stage k % stages, in phase k / stages of both. A thread's copies may be `stages - 2` rounds under way: the products of a round
-are known to have read their stage only when those of the next one have begun, for which that one must be filled.
+are known to have read their stage only when those of the next one have begun, for which that one must be filled. Products of tf32 end in
+their own round, since they read registers until then: copies may be a round more under way.
 
 Copying warps give most of their registers to the others, and end: a multiprocessor runs as many blocks as have room for their shared
 memory, and the kernel is compiled for an even share of the registers.
@@ -29,7 +30,8 @@ COPYING_REGISTERS = 96
 
 class Pipeline(Struct, frozen=True):
     """What the text of a pipeline is made of: the variable of a round, its type and how many rounds there are; stages; threads that
-    multiply; copies of the copy engine as both places and bytes; blocks that a multiprocessor runs at a time."""
+    multiply; copies of the copy engine as both places and bytes; blocks that a multiprocessor runs at a time; whether products end in
+    their own round."""
 
     round: str
     kind: str
@@ -38,6 +40,7 @@ class Pipeline(Struct, frozen=True):
     multiplying: int
     bulk: Sequence[tuple[str, str, int]]
     blocks: int
+    ended: bool = False
 
 
 def pipeline_of(kernel: Kernel) -> For | None:
@@ -76,7 +79,8 @@ def multiplying_registers(blocks: int, multiplying: int) -> int:
 def emit_pipeline(pipeline: Pipeline, copies: Callable[[], None], products: Callable[[], None], emit: Callable[[str], None],
                   indent: Callable[[int], None]) -> None:
     """`copies`, `products` emit what a copying thread and a multiplying warp do in a round. Copying threads return."""
-    k, stages, behind, multiplying = pipeline.round, pipeline.stages, pipeline.stages - 2, pipeline.multiplying
+    k, stages, multiplying = pipeline.round, pipeline.stages, pipeline.multiplying
+    behind = stages - (1 if pipeline.ended else 2)
     stage = f"{k} % {stages}"
 
     def block(head: str, *lines: str | Callable[[], None]) -> None:
@@ -118,8 +122,11 @@ def emit_pipeline(pipeline: Pipeline, copies: Callable[[], None], products: Call
     block(f"if (threadIdx.x >= {multiplying})", f"TW_REGISTERS_FEWER({COPYING_REGISTERS});",
           lambda: loop(f" + {behind}", copying_round), "return;")
     emit(f"TW_REGISTERS_MORE({multiplying_registers(pipeline.blocks, multiplying)});")
-    loop("", f"tw_mbarrier_wait(&filled[{stage}], {k} / {stages} & 1);", products, "tw_wgmma_wait(1);",
-         f"if ({k} > 0 && threadIdx.x % {WARP} == 0) tw_mbarrier_arrive(&emptied[({k} - 1) % {stages}]);")
+    filled, released = f"tw_mbarrier_wait(&filled[{stage}], {k} / {stages} & 1);", f"threadIdx.x % {WARP} == 0) tw_mbarrier_arrive"
+    if pipeline.ended:
+        loop("", filled, products, f"if ({released}(&emptied[{stage}]);")
+        return
+    loop("", filled, products, "tw_wgmma_wait(1);", f"if ({k} > 0 && {released}(&emptied[({k} - 1) % {stages}]);")
     emit("tw_wgmma_wait(0);")
 
 

@@ -21,7 +21,7 @@ void tw_emulated_barrier(int number, int threads, int waits);
 // All lanes of the mask meet; the last one to arrive does `operation` on the arguments of all of them.
 enum {
   TW_EXCHANGE, TW_BALLOT, TW_SYNC_WARP, TW_LOAD_MATRIX, TW_STORE_MATRIX, TW_MMA_F16, TW_MMA_BF16, TW_MMA_TF32, TW_MMA_S8, TW_MMA_U8,
-  TW_MMA_U8S8, TW_MMA_S8U8, TW_MMA_E4M3, TW_MMA_E5M2
+  TW_MMA_U8S8, TW_MMA_S8U8, TW_MMA_S8_K16, TW_MMA_E4M3, TW_MMA_E5M2
 };
 struct tw_exchange_arguments { unsigned long long value; int source; };
 struct tw_ballot_arguments { bool value; unsigned result; };
@@ -45,7 +45,8 @@ void tw_emulated_bulk_wait();
 void tw_emulated_proxy_fence();
 unsigned tw_emulated_shared_address(const void *shared);
 // `operation`: that of the warp's product of the same operands.
-struct tw_wgmma_arguments { int operation, columns; void *sums; unsigned long long left, right; bool accumulates; };
+// `words`: four of the left operand in registers, where it is not in shared memory.
+struct tw_wgmma_arguments { int operation, columns; void *sums; unsigned long long left, right; bool accumulates; const unsigned *words; };
 void tw_emulated_wgmma(struct tw_wgmma_arguments *arguments);
 void tw_emulated_wgmma_commit();
 void tw_emulated_wgmma_wait(int open);

@@ -98,18 +98,33 @@ std::vector<double> left_operand(Fiber &fiber, unsigned long long descriptor, co
   return values;
 }
 
+// The same, of words that the threads hold as a 16 x 8 product takes them.
+std::vector<double> left_words(const Group &group, const Format &format) {
+  std::vector<double> values(size_t(64 * format.steps));
+  for (int thread = 0; thread < 128; ++thread) {
+    const unsigned *words = group.arguments[thread]->words;
+    group.fibers[thread]->held.push_back({words, {words[0], words[1], words[2], words[3]}, 0});
+    for (int word = 0; word < 4; ++word) {
+      const int row = thread / 32 * 16 + thread % 32 / 4 + word % 2 * 8, step = thread % 4 + word / 2 * 4;
+      values[size_t(row * format.steps + step)] = format.value(words[word], 0);
+    }
+  }
+  return values;
+}
+
 // The steps of each column, in squares: `distance` from the steps of one to the next, `stride` from 8 columns to the next. In a square of 16
-// bits columns lie side by side, in one of bytes steps.
+// bits columns lie side by side, in one of bytes or tf32 steps.
 std::vector<double> right_operand(Fiber &fiber, unsigned long long descriptor, int columns, const Format &format) {
   const Described part = described(fiber, descriptor, 0);
   const int steps = format.steps;
   std::vector<double> values(size_t(columns * steps));
-  if (steps == 32) {
+  if (format.steps_a_word != 2) {
+    const int inside = steps / 2;
     for (int column = 0; column < columns; ++column)
       for (int piece = 0; piece < 2; ++piece) {
         const char *place = piece_at(fiber, part.start + unsigned(column / 8) * part.stride + unsigned(piece) * part.distance +
                                                 unsigned(column % 8) * 16, false);
-        for (int i = 0; i < 16; ++i) values[size_t(column * steps + piece * 16 + i)] = element(place, i, format);
+        for (int i = 0; i < inside; ++i) values[size_t(column * steps + piece * inside + i)] = element(place, i, format);
       }
     return values;
   }
@@ -128,7 +143,7 @@ void multiply(Group &group) {
     if (one->operation != common.operation || one->columns != common.columns || one->left != common.left || one->right != common.right || one->accumulates != common.accumulates)
       fault("the threads of four warps give different operands of one product");
   const Format left = left_format(common.operation), right = right_format(common.operation);
-  const std::vector<double> a = left_operand(*group.fibers[0], common.left, left);
+  const std::vector<double> a = common.words ? left_words(group, left) : left_operand(*group.fibers[0], common.left, left);
   const std::vector<double> b = right_operand(*group.fibers[0], common.right, common.columns, right);
   const int steps = left.steps;
   for (int thread = 0; thread < 128; ++thread) {
@@ -277,6 +292,8 @@ void tw_emulated_wgmma_commit() {
     if (!product.group) product.group = fiber.product_groups;
   for (UnitRead &read : fiber.reads)
     if (!read.group) read.group = fiber.product_groups;
+  for (HeldWords &held : fiber.held)
+    if (!held.group) held.group = fiber.product_groups;
 }
 
 void tw_emulated_wgmma_wait(int open) {
@@ -287,10 +304,13 @@ void tw_emulated_wgmma_wait(int open) {
     read_by_unit(fiber, read.place, 16);
     if (std::memcmp(read.place, read.data, 16)) fault("shared memory was changed while a product was reading it");
   }
+  for (const HeldWords &held : fiber.held)
+    if (done(held.group) && std::memcmp(held.words, held.data, 16)) fault("registers were changed while a product was reading them");
   for (const Product &product : fiber.products)
     if (done(product.group)) std::memcpy(product.sums, product.values.data(), product.values.size() * 4);
   const auto finished = [&](const auto &one) { return done(one.group); };
   fiber.reads.erase(std::remove_if(fiber.reads.begin(), fiber.reads.end(), finished), fiber.reads.end());
+  fiber.held.erase(std::remove_if(fiber.held.begin(), fiber.held.end(), finished), fiber.held.end());
   fiber.products.erase(std::remove_if(fiber.products.begin(), fiber.products.end(), finished), fiber.products.end());
 }
 }

@@ -14,7 +14,7 @@ namespace {
 constexpr const char *NAMES[] = {
     "a shuffle", "a vote", "a barrier of the warp", "a load of matrices", "a store of matrices", "a product of f16 matrices",
     "a product of bf16 matrices", "a product of tf32 matrices", "a product of s8 matrices", "a product of u8 matrices",
-    "a product of u8 and s8 matrices", "a product of s8 and u8 matrices", "a product of e4m3 matrices", "a product of e5m2 matrices"};
+    "a product of u8 and s8 matrices", "a product of s8 and u8 matrices", "a product of s8 matrices, 16 steps", "a product of e4m3 matrices", "a product of e5m2 matrices"};
 
 bool takes_part(const Meeting &meeting, int lane) { return meeting.arrived >> lane & 1; }
 
@@ -107,6 +107,7 @@ Format left_format(int operation) {
     case TW_MMA_TF32: return {1, 8, [](unsigned w, int) { return single(w & ~0x1fffu); }};
     case TW_MMA_E4M3: return {4, 32, [](unsigned w, int i) { return small_float(w >> (8 * i) & 0xff, 3, 4, false); }};
     case TW_MMA_E5M2: return {4, 32, [](unsigned w, int i) { return small_float(w >> (8 * i) & 0xff, 2, 5, true); }};
+    case TW_MMA_S8_K16: return {4, 16, [](unsigned w, int i) { return double(int8_t(w >> (8 * i))); }};
     case TW_MMA_S8:
     case TW_MMA_S8U8: return {4, 32, [](unsigned w, int i) { return double(int8_t(w >> (8 * i))); }};
     default: return {4, 32, [](unsigned w, int i) { return double(uint8_t(w >> (8 * i))); }};
@@ -119,21 +120,21 @@ Format right_format(int operation) {
   return left_format(operation);
 }
 
-bool has_integer_sums(int operation) { return operation >= TW_MMA_S8 && operation <= TW_MMA_S8U8; }
+bool has_integer_sums(int operation) { return operation >= TW_MMA_S8 && operation <= TW_MMA_S8_K16; }
 
 namespace {
 
 void multiply(const Meeting &meeting) {
   const Format left = left_format(meeting.operation), right = right_format(meeting.operation);
   double a[16][32] = {}, b[32][8] = {};
-  const int e = left.steps_a_word;
+  const int e = left.steps_a_word, words = left.steps / (4 * e);  // of a column
   for (int lane = 0; lane < 32; ++lane) {
     if (!takes_part(meeting, lane)) continue;
     const tw_mma_arguments *arguments = static_cast<tw_mma_arguments *>(meeting.arguments[lane]);
     const int g = lane / 4, t = lane % 4;
     for (int i = 0; i < e; ++i) {
-      for (int word = 0; word < 4; ++word) a[g + 8 * (word % 2)][e * (t + 4 * (word / 2)) + i] = left.value(arguments->left[word], i);
-      for (int word = 0; word < 2; ++word) b[e * (t + 4 * word) + i][g] = right.value(arguments->right[word], i);
+      for (int word = 0; word < 2 * words; ++word) a[g + 8 * (word % 2)][e * (t + 4 * (word / 2)) + i] = left.value(arguments->left[word], i);
+      for (int word = 0; word < words; ++word) b[e * (t + 4 * word) + i][g] = right.value(arguments->right[word], i);
     }
   }
   const bool integers = has_integer_sums(meeting.operation);

@@ -60,6 +60,13 @@ struct UnitRead {
   unsigned group;
 };
 
+// Words in registers that a product of that group may still read.
+struct HeldWords {
+  const unsigned *words;
+  unsigned data[4];
+  unsigned group;
+};
+
 // A copy from shared to global memory, and what lay there when it began.
 struct BulkStore {
   char *to;
@@ -88,6 +95,7 @@ struct Fiber {
   uint32_t fenced = 0;                   // its count at its last fence for the units that read shared memory by themselves
   std::vector<Product> products;         // that no wait has made known
   std::vector<UnitRead> reads;           // of them, for the first thread of four warps
+  std::vector<HeldWords> held;           // of them
   unsigned product_groups = 0;
   std::vector<BulkStore> stores;
   std::vector<Copy> open;                // copies that no commit has closed into a group

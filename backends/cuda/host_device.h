@@ -181,7 +181,7 @@ TW_HOST unsigned tw_pack_bfloat16(float low, float high) { return tw_to_bfloat16
 TW_HOST unsigned tw_to_tf32(float x) {
   const unsigned bits = (unsigned)tw_bits_of(x);
   if ((bits & 0x7fffffff) >= 0x7f800000) return x != x ? 0x7fffffffu : bits;
-  return (bits + 0x1000) & ~0x1fffu;
+  return bits + 0x1000;
 }
 
 // --- memory ---
@@ -241,6 +241,7 @@ TW_HOST void tw_mma_m16n8k16_f16(float sums[4], const unsigned left[4], const un
 TW_HOST void tw_mma_m16n8k16_bf16(float sums[4], const unsigned left[4], const unsigned right[2]) { tw_host_mma(TW_MMA_BF16, sums, left, right); }
 TW_HOST void tw_mma_m16n8k8_tf32(float sums[4], const unsigned left[4], const unsigned right[2]) { tw_host_mma(TW_MMA_TF32, sums, left, right); }
 TW_HOST void tw_mma_m16n8k32_s8(int sums[4], const unsigned left[4], const unsigned right[2]) { tw_host_mma(TW_MMA_S8, sums, left, right); }
+TW_HOST void tw_mma_m16n8k16_s8(int sums[4], const unsigned left[2], const unsigned right[1]) { tw_host_mma(TW_MMA_S8_K16, sums, left, right); }
 TW_HOST void tw_mma_m16n8k32_u8(int sums[4], const unsigned left[4], const unsigned right[2]) { tw_host_mma(TW_MMA_U8, sums, left, right); }
 TW_HOST void tw_mma_m16n8k32_u8s8(int sums[4], const unsigned left[4], const unsigned right[2]) { tw_host_mma(TW_MMA_U8S8, sums, left, right); }
 TW_HOST void tw_mma_m16n8k32_s8u8(int sums[4], const unsigned left[4], const unsigned right[2]) { tw_host_mma(TW_MMA_S8U8, sums, left, right); }
@@ -275,7 +276,7 @@ TW_HOST void tw_wgmma_fence() {}
 TW_HOST void tw_wgmma_commit() { tw_emulated_wgmma_commit(); }
 TW_HOST void tw_wgmma_wait(int open) { tw_emulated_wgmma_wait(open); }
 TW_HOST void tw_host_wgmma(int operation, int columns, void *sums, unsigned long long left, unsigned long long right, int accumulates) {
-  tw_wgmma_arguments arguments = {operation, columns, sums, left, right, accumulates != 0};
+  tw_wgmma_arguments arguments = {operation, columns, sums, left, right, accumulates != 0, nullptr};
   tw_emulated_wgmma(&arguments);
 }
 #define TW_WGMMA(format, steps, operation, sum, columns) \
@@ -293,3 +294,11 @@ TW_WGMMA_SHAPES(e4m3, 32, TW_MMA_E4M3, float)
 TW_WGMMA_SHAPES(e5m2, 32, TW_MMA_E5M2, float)
 TW_WGMMA_SHAPES(s8, 32, TW_MMA_S8, int)
 TW_WGMMA_SHAPES(u8s8, 32, TW_MMA_U8S8, int)
+#define TW_WGMMA_TF32(columns) \
+  TW_HOST void tw_wgmma_m64n##columns##k8_tf32(float sums[columns / 2], const unsigned left[4], unsigned long long right, int accumulates) { \
+    tw_wgmma_arguments arguments = {TW_MMA_TF32, columns, sums, 0, right, accumulates != 0, left}; \
+    tw_emulated_wgmma(&arguments); \
+  }
+TW_WGMMA_TF32(64)
+TW_WGMMA_TF32(128)
+TW_WGMMA_TF32(256)

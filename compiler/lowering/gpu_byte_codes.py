@@ -35,7 +35,7 @@ from .coded_weights import Operands, op_of
 from .gpu_unit_nests import COPIED, STAGES, Place, UnitNest, UnitTile
 from .inline import Inliner, loop_symbol
 
-UNIT_STEPS = 32        # that matrix units take at a time
+UNIT_STEPS = 32        # that matrix units take at a time; where groups are no multiples of those, half as many
 LEAST_THREADS = 128
 FEW_ROWS = 16          # a tile's, where the number of rows is open
 # rows and columns of a tile, how its warps lie, slices, and steps of a slice in a stage
@@ -68,7 +68,7 @@ def choose_byte_tiles(node: Node, caps: Caps) -> tuple[ByteTile, ...]:
     take such operands."""
     op, width = op_of(node), node.inputs[1].shape[-1]
     bytewise = node.inputs[0].dtype == I8 and str(I8) in caps.matrix_units and op.bits in BYTE_CODES
-    if not bytewise or op.group % UNIT_STEPS or not isinstance(width, int) or FEW[1] % width or width % 8:
+    if not bytewise or op.group % (UNIT_STEPS // 2) or not isinstance(width, int) or FEW[1] % width or width % 8:
         return ()
     least, most = bounds(product(node.shape[:-1]))
     if most <= FEW_ROWS or least == most:
@@ -101,10 +101,11 @@ def _tile(node: Node, most: float, caps: Caps) -> ByteTile:
     if most > MORE[0] and fills(MANY) and not _needs_sums(node):  # for which there are no registers left
         form = MANY
     rows, columns, down, across, slices, most_steps = form
+    unit = UNIT_STEPS if op.group % UNIT_STEPS == 0 else UNIT_STEPS // 2
     if form in (FEW, SOME) and 2 * -(-op.columns // columns) <= caps.multiprocessors and NARROW % width == 0:
         columns = NARROW
     while True:
-        run = max(n for n in range(UNIT_STEPS, max(most_steps, UNIT_STEPS) + 1, UNIT_STEPS) if op.group % n == 0)
+        run = max(n for n in range(unit, max(most_steps, unit) + 1, unit) if op.group % n == 0)
         runs = max(1, most_steps // run) if run == op.group else 1
         of_slice = -(-groups // (slices * runs)) * runs
         used = -(-groups // of_slice)

@@ -1,4 +1,4 @@
-"""Matrix products on a GPU's matrix units: `packed_dot` of float16, bfloat16 and bytes with an epilogue.
+"""Matrix products on a GPU's matrix units: `packed_dot` of float16, bfloat16, bytes, and float32 rounded to tf32, with an epilogue.
 
 A block computes a tile of the result: `rows` of the left operand and one panel of the right one, `depth` steps at a time. Both parts lie in
 shared memory, in several stages: while warps multiply one, the next ones are copied (`copy_async`). A warp keeps its part of the
@@ -54,7 +54,7 @@ from ..ir.loop_gpu import COPYING_THREADS, GROUP_ROWS, group_steps, row_of_step,
 from ..ir.loop_vectors import first_neighbour
 from ..ir.ops.compute import FLOATS8, PackedConv, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
-from ..ir.types import BF16, F16, I8, I32, U8, DType, TensorType
+from ..ir.types import BF16, F16, F32, I8, I32, U8, DType, TensorType
 from ..tiles import (
     GPU_PANELS,
     copied_together,
@@ -73,7 +73,8 @@ from .inline import Inliner, flatten_index, loop_symbol, reshape_index, unflatte
 from .left_operand import batch_axes, contracted, groups_of, row_operand, tap_places, window_places
 
 # dtypes of both operands and the steps in a word of the right one, and the unit that takes them
-OPERANDS = {(F16, F16, 1): "f16", (BF16, BF16, 1): "bf16", (U8, I32, 4): "i8", (I8, I32, 4): "i8", (U8, I8, 4): "i8", (I8, I8, 4): "i8",
+OPERANDS = {(F16, F16, 1): "f16", (BF16, BF16, 1): "bf16", (F32, F32, 1): "f32",
+            **{(left, right, 4): "i8" for left in (U8, I8) for right in (I32, I8)},
             **{(dtype, right, 4): str(dtype) for dtype in FLOATS8 for right in (I32, dtype)}}
 COPIED = 16         # bytes that are copied at a time
 ROW_BYTES = 64      # of a row of the left operand in shared memory
@@ -112,12 +113,14 @@ def gpu_tile(node: Node, result: Node, caps: Caps) -> GpuTile | None:
     op = node.op
     if not isinstance(op, (PackedDot, PackedConv)):
         return None
+    caps = caps.with_tf32() if op.tf32 else caps
     left, right = node.inputs
     rows, columns, plain, in_groups = product(node.shape[batch_axes(op):-1]), right.shape[-1], False, False
     taken = I8 if left.dtype == U8 else left.dtype
     if isinstance(op, PackedDot):
         plain = is_plain_matrix(op, right.tensor)
-        in_groups = plain and op.step == 1 and group_panel_columns(node.shape[-1], rows, left.shape[-1], left.dtype, caps) is not None
+        may_group = plain and op.step == 1 and not op.tf32
+        in_groups = may_group and group_panel_columns(node.shape[-1], rows, left.shape[-1], left.dtype, caps) is not None
         if op.symmetric:
             return None
     if op.square > 1 or in_groups:
@@ -195,8 +198,8 @@ class _Work:
         self.right_depth = tile.depth // self.step
         copied = copied_together(node.op, node.inputs[0].tensor) if isinstance(node.op, PackedConv) else COPIED
         self.copied = copied // left.bytes, COPIED // right.bytes  # elements
-        # words of the right operand are read one by one by lanes, which 8 more than whole rows of banks keep apart
-        padding = (0, 0) if tile.grouped else (COPIED // left.bytes, 8 if self.step > 1 else self.copied[1])
+        # what fills a bank, words and float32, lanes read one by one on the right, which 8 more than whole rows of banks keep apart
+        padding = (0, 0) if tile.grouped else (COPIED // left.bytes, 8 if right.bytes == 4 else self.copied[1])
         self.left = Buffer(names.fresh("left"), left, (tile.stages * tile.rows, tile.depth + padding[0]), "shared")
         self.right = Buffer(names.fresh("right"), right, (tile.stages * self.right_depth, tile.columns + padding[1]), "shared")
         warps = tile.down * tile.across
@@ -407,9 +410,10 @@ class _Work:
 
     def _multiply(self, stage: DimLike) -> Stmt:
         (loop, _), row, column = self._warp_loop()
-        tile = self.tile
+        tile, op = self.tile, self.node.op
+        assert isinstance(op, (PackedDot, PackedConv))
         product_of = MatmulTile(self.sums.name, self.left.name, (stage * tile.rows + row, 0), self.right.name,
-                                (stage * self.right_depth, column), tile.depth, tile.grouped)
+                                (stage * self.right_depth, column), tile.depth, tile.grouped, tf32=op.tf32)
         return For(loop.symbol, loop.extent, "warp", (product_of,))
 
     # --- the fragments ---

@@ -248,8 +248,9 @@ class KernelMaker:
         assert isinstance(packed, (PackedDot, PackedConv))
         in_bytes = isinstance(packed, PackedDot) and packed.in_bytes(*(x.dtype for x in core.inputs))
         padded = isinstance(packed, PackedConv) and packed.padding != ()
-        if tiles is None and (packed.square > 1 or in_bytes or padded):
-            how = f"in squares of {packed.square}" if packed.square > 1 else "that is no words" if in_bytes else "and writes no padding"
+        if not isinstance(tiles, GpuTile) and (packed.square > 1 or packed.tf32 or in_bytes or padded):
+            how = (f"in squares of {packed.square}" if packed.square > 1 else "that is no words" if in_bytes else "and writes no padding"
+                   if padded else "rounded to tf32")
             raise UnsupportedError(f"{packed.spelling}: no kernel of this target takes {core.inputs[1].type} {how}", loc=loc,
                                    hint=f"compile from {packed.spelling.removeprefix('packed_')}, which is packed for the target")
         if tiles is not None and tiles.parts > 1:
@@ -305,8 +306,9 @@ class KernelMaker:
             statement = (lower_gpu_contraction(*operands, inliner, tile) if isinstance(tile, GpuTile)
                          else lower_plain_tiles(*operands, inliner, tile))
             nests = [Nest(statement), *self._borders(body, out, inputs, names)]
-            details = (f"{tile.parts} parts of its steps",) if tile.parts > 1 else ()
-            self._tiled[key] = self._kernel(body.name, [*inputs.values(), out], nests, loc, Choice("contraction", details=details))
+            rounds = isinstance(core.op, (PackedDot, PackedConv)) and core.op.tf32 != ""
+            details = [*[f"{tile.parts} parts of its steps"] * (tile.parts > 1), *["operands rounded to tf32"] * rounds]
+            self._tiled[key] = self._kernel(body.name, [*inputs.values(), out], nests, loc, Choice("contraction", details=tuple(details)))
         return self._tiled[key]
 
     def _contraction_parts(self, body: Graph, core: Node, tile: GpuTile | PlainTile, loc: Loc) -> Launches:

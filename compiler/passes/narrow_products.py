@@ -9,7 +9,7 @@ Activations are multiplied as signed bytes. A zero point of theirs (unsigned byt
 columns' sums of dequantized weights, which are constants.
 
 Left as they are: weights that `lower_quantized` multiplies as bytes, since they are bytes in the graph and have one scale a column;
-products that the target has no instruction for, as of GPUs those with groups of other than multiples of 32 steps; constant scales that
+products that the target has no instruction for, as of GPUs those with groups of other than multiples of 16 steps; constant scales that
 are not finite; whatever `weight_only` leaves as floats for its groups.
 
 Contract: finite and bounded, as of `weight_only`: sums of groups are exact where the float ones round each term.
@@ -35,7 +35,7 @@ from .lower_quantized import Form, form_of, may_meet_sums
 from .weight_only import LEAST_WEIGHTS, Codes, codes_of, factors_of, packed_codes
 
 SIGN = 128      # between an unsigned byte and a signed one
-GPU_STEPS = 32  # that matrix units of GPUs multiply at a time: groups consist of those
+GPU_STEPS = 16  # that matrix units of GPUs multiply at a time, or more: groups consist of those
 
 
 def narrow_products(graph: Graph, options: Options, caps: Caps) -> Graph:

@@ -4,7 +4,9 @@
 contraction, the right one cut into panels of a few vectors of columns (`compiler/lowering/contraction.py`). The packing
 is made of ordinary ops (pad, reshape, transpose, slice, concat), so that constant folding packs weights at compile time
 and fusion makes one kernel of it otherwise. A matrix times its own transpose is marked as symmetric. Panels in squares
-(`PackedDot.square`) are put in order where no unit of the target takes squares. Convolutions with padding get it
+(`PackedDot.square`) are put in order where no unit of the target takes squares. Products of float32 whose operands may be rounded
+(`Options.matmul_precision`) are marked so where units multiply these (`PackedDot.tf32`); what is marked already and no unit
+multiplies is rounded by operations of its own. Convolutions with padding get it
 from `pad`. Depthwise ones stay direct, and with finite weights have it along the last axis only: taps that would
 read rows of zeros are left out. Where each step of a contraction has a factor of its own (a gate of channels) and the
 right operand is the smaller one, it is what gets the factors. Dots with a single column become a multiplication and a sum over rows.
@@ -13,8 +15,8 @@ A transposed convolution (one with input dilation) becomes plain ones over the o
 (`_interleaved`). Products with zeros that dilation puts between the elements are left out: an infinite weight makes no
 NaN of them, as it makes none where ONNX scatters. Under `strict` the zeros are written instead (`_spread`).
 
-Contract: reassoc, and finite for gates and for infinite weights of transposed convolutions as said. Afterwards no conv or reduce_window has
-padding or input dilation, but for the rows of depthwise ones.
+Contract: reassoc, what `matmul_precision` allows, and finite for gates and for infinite weights of transposed convolutions as said.
+Afterwards no conv or reduce_window has padding or input dilation, but for the rows of depthwise ones.
 """
 
 from __future__ import annotations
@@ -37,17 +39,21 @@ from ..ir.rewrite import rewrite_graph
 from ..ir.types import BF16, F32, I64, DType, TensorType
 from ..library import apply, broadcast, cast, constant, full, pad, reduce, reshape, slice_axis, transpose
 from ..options import Options
-from ..tiles import gpu_panel_columns, group_panel_columns, may_stay_plain, panel_columns
+from ..tiles import gpu_panel_columns, group_panel_columns, may_stay_plain, panel_columns, takes_tf32
 from .pack_bfloats import packed_bfloat_conv, packed_bfloats, widened
 from .pack_floats8 import packed_floats8
 from .pack_integers import largest, packed_integer_conv, packed_integers
 from .pack_repeated import pack_repeated
 from .pack_windows import for_target, packed_conv_on_gpu
 from .panels import is_known, pack_columns, pack_squares, rows_of_squares
+from .tf32 import rounded_to_tf32, with_rounded_operands
 from .winograd import fast_convolution, known_array
 
 MOST_PARTS = 16  # convolutions that one transposed convolution may become
 GATE_WORTH = 2  # rows for a column, from which on factors of the steps belong to the right operand
+# rows, and products in all, from which on four warps together gain more than packing a right operand of float32 takes, by an H200's
+# datasheet: single warps reach 0.6 of the units' rate (Luo et al., Benchmarking and dissecting the Nvidia Hopper GPU architecture, 2024)
+LEAST_PACKED_ROWS, LEAST_PACKED_PRODUCTS = 1024, 1 << 32
 LEAST_MIRRORED = 128  # products for an element of a symmetric result, from which on copying half of it is less
 
 
@@ -67,7 +73,7 @@ def pack_operands(graph: Graph, options: Options, caps: Caps) -> Graph:
                 wide = visit(b, b.add(node.op, *operands), operands)
                 return None if wide is None else cast(b, wide, BF16)
             case Dot() as op:
-                return _pack_dot(b, op, inputs[0], inputs[1], caps, node.inputs[0] in once)
+                return _pack_dot(b, op, inputs[0], inputs[1], units_of(options, caps), node.inputs[0] in once)
             case Conv() as op if any(e != 1 for e in op.input_dilation):
                 apart = options.precision != "strict" and op.channels_last
                 made = _interleaved(b, op, node.shape, inputs[0], inputs[1], options, caps) if apart else None
@@ -79,18 +85,27 @@ def pack_operands(graph: Graph, options: Options, caps: Caps) -> Graph:
                 padded = pad(b, inputs[0], [p[0] for p in op.padding], [p[1] for p in op.padding], value)
                 plain = ReduceWindow(op.kind, op.window, op.strides, ((0, 0),) * inputs[0].rank, op.dilation)
                 return b.add(plain, padded)
-            case PackedConv() as op if op.square > 1 or op.padding:
+            case PackedConv() as op if op.square > 1 or op.padding or op.tf32:
                 return for_target(b, op, inputs[0], inputs[1], caps)
             case PackedDot() as op if op.square > 1 and not caps.has_group_products:
                 depth = ceildiv(inputs[0].shape[-1], op.step)
-                return b.add(replace(op, square=1), inputs[0], rows_of_squares(b, inputs[1], op.square, op.step > 1, depth))
+                rows = rows_of_squares(b, inputs[1], op.square, op.by_columns, depth)
+                made = b.add(replace(op, square=1), inputs[0], rows)
+                return visit(b, made, made.inputs) or made
+            case PackedDot() as op if op.tf32 and not takes_tf32(op, inputs[0].tensor, inputs[1].tensor, caps):
+                return with_rounded_operands(b, op, *inputs)
         return None
 
     return rewrite_graph(graph, visit, "pack_operands", bodies=True)
 
 
+def units_of(options: Options, caps: Caps) -> Caps:
+    """The target, with float32 among the dtypes of its matrix units where operands may be rounded."""
+    return caps.with_tf32() if options.matmul_precision == "tf32" else caps
+
+
 def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps, only: bool = False) -> Node | None:
-    """`only`: nothing else reads the left operand."""
+    """`only`: nothing else reads the left operand. `caps` as `units_of` gives them."""
     free_left = [a for a in range(lhs.rank) if a not in op.lhs_batch + op.lhs_contract]
     free_right = [a for a in range(rhs.rank) if a not in op.rhs_batch + op.rhs_contract]
     batch = tuple(lhs.shape[a] for a in op.lhs_batch)
@@ -114,9 +129,14 @@ def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps, only: bool 
     if narrow is not None:
         return reshape(b, narrow, (*batch, *rows, *columns))
     gated = _gated(lhs, op) if only and not batch and _is_less(width, rows) else None
-    symmetric = _is_symmetric(op, lhs, rhs, free_left, free_right)
+    tf32 = lhs.dtype == F32 and str(F32) in caps.matrix_units
+    symmetric = not tf32 and _is_symmetric(op, lhs, rhs, free_left, free_right)
     grouped = group_panel_columns(width, product(rows), depth, lhs.dtype, caps)
-    if grouped is not None and gated is None and not symmetric:
+    if grouped is not None and gated is None and tf32 and (is_known(right) or _is_worth_squares(product(rows), width, depth)):
+        squares = pack_squares(b, rounded_to_tf32(b, right), len(batch), grouped, True)
+        value = b.add(PackedDot(len(batch), width, square=square_of(F32.bytes), tf32="left"), left, squares)
+        return reshape(b, value, (*batch, *rows, *columns))
+    if grouped is not None and gated is None and not symmetric and not tf32:
         square = square_of(lhs.dtype.bytes)
         if isinstance(width, int) and width % square == 0 and not is_known(right):  # copied as it is, piece by piece
             value = b.add(PackedDot(len(batch), width), left, reshape(b, right, (*batch, 1, depth, width)))
@@ -127,18 +147,26 @@ def _pack_dot(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps, only: bool 
     plain = gated is None and not symmetric and may_stay_plain(width, depth, lhs.dtype, caps) and not is_known(right)
     if tile is None:
         tile = panel_columns(width, product(rows), accumulator_dtype(lhs.dtype), caps, depth)
-    shared = pack_repeated(b, op, rhs, tile) if str(lhs.dtype) in caps.matrix_units else None
+    shared = pack_repeated(b, op, rhs, tile) if str(lhs.dtype) in caps.matrix_units and not tf32 else None
     if plain and shared is None:
-        value = b.add(PackedDot(len(batch), width), left, reshape(b, right, (*batch, 1, depth, width)))
+        value = b.add(PackedDot(len(batch), width, tf32="both" if tf32 else ""), left, reshape(b, right, (*batch, 1, depth, width)))
         return reshape(b, value, (*batch, *rows, *columns))
+    if tf32 and gated is None:
+        right = rounded_to_tf32(b, right)
     packed = pack_columns(b, right, len(batch), tile) if shared is None else shared
     if gated is not None:
         x, gate = gated
         left = reshape(b, transpose(b, x, [*free_left, *op.lhs_contract]), left.shape)
         packed = apply(b, "mul", packed, broadcast(b, reshape(b, gate, (1, depth, 1)), packed.shape))
+        packed = rounded_to_tf32(b, packed) if tf32 else packed
     symmetric = symmetric and _is_worth_mirroring(width, depth, tile)
-    value = b.add(PackedDot(len(batch), width, symmetric), packed if symmetric else left, packed)
+    value = b.add(PackedDot(len(batch), width, symmetric, tf32="left" if tf32 else ""), packed if symmetric else left, packed)
     return reshape(b, value, (*batch, *rows, *columns))
+
+
+def _is_worth_squares(rows: DimLike, width: DimLike, depth: DimLike) -> bool:
+    """Whether a right operand of tf32 that is no constant gains by squares, which a kernel has to make first."""
+    return bounds(rows)[0] >= LEAST_PACKED_ROWS and bounds(product((rows, width, depth)))[0] >= LEAST_PACKED_PRODUCTS
 
 
 def _is_symmetric(op: Dot, lhs: Node, rhs: Node, free_left: list[int], free_right: list[int]) -> bool:
@@ -213,9 +241,9 @@ def _pack_conv(b: Builder, op: Conv, x: Node, w: Node, options: Options, caps: C
     if op.result is not None and (op.groups != 1 or taps != 1 or any(s != 1 for s in op.strides)):
         return packed_integer_conv(b, op, x, w, caps)
     if op.groups == 1 and taps == 1 and all(s == 1 for s in op.strides):
-        return _pack_dot(b, Dot((x.rank - 1,), (0,), result=op.result), x, reshape(b, w, (channels, out)), caps, only)
+        return _pack_dot(b, Dot((x.rank - 1,), (0,), result=op.result), x, reshape(b, w, (channels, out)), units_of(options, caps), only)
     if caps.is_gpu:
-        return packed_conv_on_gpu(b, op, x, w, caps)
+        return packed_conv_on_gpu(b, op, x, w, units_of(options, caps))
     if op.groups != 1:
         return _pack_groups(b, op, x, w, options, caps)
     tile = panel_columns(out, product(x.shape[:-1]), accumulator_dtype(x.dtype), caps)

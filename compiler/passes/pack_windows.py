@@ -19,10 +19,11 @@ from ..ir.loop_gpu import PIECE_BYTES, square_of
 from ..ir.ops.compute import Conv, PackedConv, accumulator_dtype
 from ..ir.ops.shape import Pad
 from ..ir.rewrite import uniform_value
-from ..ir.types import DType, TensorType
+from ..ir.types import F32, DType, TensorType
 from ..library import pad, reshape, transpose
 from ..tiles import PLAIN_GPU_PANELS, gpu_panel_columns, group_panel_columns, takes_windows
 from .panels import lengthened, pack_columns, pack_squares, rows_of_squares
+from .tf32 import rounded_to_tf32, with_rounded_operands
 
 LEAST_GROUP_COLUMNS = 128  # of a convolution by four warps at a time
 LEAST_BYTES, USUAL_BYTES = 4, 8  # of channels that are copied together
@@ -33,10 +34,12 @@ def packed_conv_on_gpu(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> No
     *kernel, channels, out = w.shape
     assert isinstance(out, int)
     grouped, tile = square_columns(op, x, w, x.dtype, caps), unit_columns(op, x, w, x.dtype, caps)
-    sizes = tuple(int(k) for k in kernel)
+    sizes, tf32 = tuple(int(k) for k in kernel), "left" if x.dtype == F32 and (grouped or tile) is not None else ""
+    w = rounded_to_tf32(b, w) if tf32 else w
     if grouped is not None:
-        squares = pack_squares(b, reshape(b, w, (product((*kernel, channels)), out)), 0, grouped)
-        return padded_on_the_way(b, PackedConv(sizes, op.strides, op.dilation, out, square=square_of(x.dtype.bytes)), x, squares, caps)
+        squares = pack_squares(b, reshape(b, w, (product((*kernel, channels)), out)), 0, grouped, tf32 != "")
+        made = PackedConv(sizes, op.strides, op.dilation, out, square=square_of(x.dtype.bytes), tf32=tf32)
+        return padded_on_the_way(b, made, x, squares, caps)
     if tile is not None:
         by = missing_channels(channels, x.dtype)
         x, w, channels = with_channels(b, x, op.groups, by), lengthened(b, w, w.rank - 2, by), channels + by
@@ -44,7 +47,7 @@ def packed_conv_on_gpu(b: Builder, op: Conv, x: Node, w: Node, caps: Caps) -> No
         tile = gpu_panel_columns(out // op.groups, _rows(op, x, w), accumulator_dtype(x.dtype), caps) or PLAIN_GPU_PANELS[-1]
     matrices = reshape(b, w, (product((*kernel, channels)), op.groups, out // op.groups))
     matrices = transpose(b, matrices, [1, 0, 2]) if op.groups != 1 else reshape(b, matrices, (matrices.shape[0], out))
-    made = PackedConv(sizes, op.strides, op.dilation, out, op.groups)
+    made = PackedConv(sizes, op.strides, op.dilation, out, op.groups, tf32=tf32)
     return padded_on_the_way(b, made, x, pack_columns(b, matrices, int(op.groups != 1), tile), caps)
 
 
@@ -59,15 +62,17 @@ def padded_on_the_way(b: Builder, op: PackedConv, x: Node, w: Node, caps: Caps) 
 
 
 def for_target(b: Builder, op: PackedConv, x: Node, w: Node, caps: Caps) -> Node | None:
-    """What was packed for another target, where this one does not take it so: with padding written, and panels in no squares."""
-    padded = op.padding and not takes_windows(op, x.tensor, w.tensor, caps)
-    if not padded and (op.square == 1 or caps.has_group_products):
+    """What was packed for another target, where this one does not take it so: with padding written, panels in no squares, and operands of
+    tf32 rounded before."""
+    if op.square > 1 and (not caps.has_group_products or op.tf32 and not takes_windows(op, x.tensor, w.tensor, caps)):
+        w = rows_of_squares(b, w, op.square, op.by_columns, product(op.kernel) * x.shape[-1] // (op.groups * op.step))
+        made = b.add(replace(op, square=1), x, w)
+        return for_target(b, replace(op, square=1), x, w, caps) or made
+    if not (op.padding or op.tf32) or takes_windows(op, x.tensor, w.tensor, caps):
         return None
-    if padded:
-        x = pad(b, x, [0, *(low for low, _ in op.padding), 0], [0, *(high for _, high in op.padding), 0])
-    if op.square > 1 and not caps.has_group_products:
-        w = rows_of_squares(b, w, op.square, op.step > 1, product(op.kernel) * x.shape[-1] // (op.groups * op.step))
-    return b.add(replace(op, padding=() if padded else op.padding, square=1 if not caps.has_group_products else op.square), x, w)
+    x = pad(b, x, [0, *(low for low, _ in op.padding), 0], [0, *(high for _, high in op.padding), 0]) if op.padding else x
+    plain = replace(op, padding=())
+    return with_rounded_operands(b, plain, x, w) if op.tf32 else b.add(plain, x, w)
 
 
 def unit_columns(op: Conv, x: Node, w: Node, dtype: DType, caps: Caps) -> int | None:

@@ -37,16 +37,17 @@ def _panels(b: Builder, matrix: Node, batch: int, panels: DimLike, tile: int) ->
     return transpose(b, split, [*axes, batch + 1, batch, batch + 2])
 
 
-def pack_squares(b: Builder, matrix: Node, batch: int, tile: int) -> Node:
+def pack_squares(b: Builder, matrix: Node, batch: int, tile: int, by_columns: bool = False) -> Node:
     """[*batch, K, N] -> [*batch, ceil(N / tile), K, tile] in squares (`PackedDot.square`), zeros past N, and past K up to whole rows of the
-    left operand of a product of four warps."""
+    left operand of a product of four warps. `by_columns`: the last axis of a square goes down."""
     depth, width = matrix.shape[batch:]
     steps, square = group_steps(matrix.dtype), square_of(matrix.dtype.bytes)
     parts, panels = ceildiv(depth, steps), ceildiv(width, tile)
     zeros = [0] * batch
     padded = pad(b, matrix, [*zeros, 0, 0], [*zeros, parts * steps - depth, panels * tile - width])
     apart = reshape(b, padded, (*matrix.shape[:batch], parts * (steps // square), square, panels, tile // square, square))
-    squares = transpose(b, apart, [*range(batch), *(batch + axis for axis in (2, 0, 3, 1, 4))])
+    order = (2, 0, 3, 4, 1) if by_columns else (2, 0, 3, 1, 4)
+    squares = transpose(b, apart, [*range(batch), *(batch + axis for axis in order)])
     return reshape(b, squares, (*matrix.shape[:batch], panels, parts * steps, tile))
 
 

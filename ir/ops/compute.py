@@ -315,6 +315,20 @@ def matmul_arrays(subscripts: str, left: Array, right: Array) -> Array:
         return np.asarray(np.einsum(subscripts, left, right, optimize=dtype.kind == "f"), dtype=dtype)
 
 
+def round_to_tf32(x: Array) -> Array:
+    """float32 with 10 bits of fraction, to nearest, ties away from zero (cvt.rna.tf32.f32 of the PTX ISA). Subnormal numbers lose as many
+    bits; what is too large becomes infinite; infinities stay, and NaN is one that `cut_to_tf32` leaves one."""
+    bits = np.ascontiguousarray(x).reshape(x.shape).view(np.uint32)
+    with np.errstate(all="ignore"):
+        return np.where(np.isfinite(x), cut_to_tf32((bits + np.uint32(1 << 12)).view(np.float32)), x + x)
+
+
+def cut_to_tf32(x: Array) -> Array:
+    """float32 without its last 13 bits, as matrix units take it (PTX ISA, mma): a NaN that has no others becomes infinite."""
+    bits = np.ascontiguousarray(x).reshape(x.shape).view(np.uint32)
+    return (bits & np.uint32(0xFFFFE000)).view(np.float32)
+
+
 def contraction_dtype(op: Op, lhs: DType, rhs: DType, result: DType | None) -> DType:
     """The dtype that a contraction of these operands gives."""
     if result is None:
@@ -387,6 +401,7 @@ class Dot(Op, frozen=True):
 # words of a packed operand: (elements of the contraction that one holds, its dtype) -> the dtypes of the left operand and of what it holds
 WORDS = {(2, I16): ((I16,), I8), (2, I32): ((I16,), I16), (4, I32): ((U8, I8), I8)}
 FLOATS8 = tuple(dtype_named(name) for name in ("f8e4m3fn", "f8e5m2"))  # left operands of words of four of them in i32; sums are float32
+TF32_ROUNDED = ("", "both", "left")  # operands that a contraction rounds to tf32
 BFLOATS = (BF16, F32)  # left operands of words of two bfloat16, which are u32; sums are float32 then
 
 
@@ -471,6 +486,9 @@ class PackedDot(Op, frozen=True):
     `square`: more than 1 where a panel [K, tile], of words [K / step, tile], lies in squares of so many rows and columns, each by itself,
     one beside another before the next ones below; in a square of words columns lie one after another. Then rhs may have more steps than
     lhs, which are whole words, of zeros that are multiplied by nothing.
+
+    `tf32`: 'both' operands, float32, are rounded first (`round_to_tf32`), or the 'left' one, and the right one, which has been rounded as
+    it was packed, loses its last bits (`cut_to_tf32`). Products are exact then, sums float32. In a square columns lie one after another.
     """
 
     name: ClassVar[str] = "packed_dot"
@@ -482,6 +500,12 @@ class PackedDot(Op, frozen=True):
     saturates: bool = False
     narrow: int = 1
     square: int = 1
+    tf32: str = ""
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether columns lie one after another in a square."""
+        return self.step > 1 or self.tf32 != ""
 
     def in_bytes(self, lhs: DType, rhs: DType) -> bool:
         """Whether the right operand is bytes that no words have been made of."""
@@ -492,6 +516,9 @@ class PackedDot(Op, frozen=True):
         in_bytes = self.in_bytes(lhs.dtype, rhs.dtype)
         dtype = packed_dtype(self, lhs.dtype, I32 if in_bytes else rhs.dtype, self.step)
         check_saturation(self, lhs.dtype, self.step, self.saturates, self.narrow, rhs.shape[-2] if rhs.rank > 1 else 0)
+        if self.tf32 and (dtype != F32 or self.step != 1 or self.symmetric or self.tf32 not in TF32_ROUNDED[1 if self.square == 1 else 2:]):
+            raise CompileError(f"packed_dot: rounds {self.tf32!r} of {lhs} and {rhs} to tf32, expected 'both' or 'left' of f32, 'left' in "
+                               "squares, and no symmetric result")
         tile = rhs.shape[-1] if rhs.rank else None
         if rhs.rank != self.batch + 3 or lhs.rank < self.batch + 1 or not isinstance(tile, int) or tile < 1:
             raise CompileError(f"packed_dot: {lhs} and {rhs} do not fit {self.batch} batch axes")
@@ -513,7 +540,7 @@ class PackedDot(Op, frozen=True):
     def evaluate(self, inputs: Sequence[Array], binding: Binding) -> Array:
         lhs, rhs = inputs
         if self.square > 1:
-            rhs = panels_of_squares(rhs, self.square, self.step > 1)[..., :-(-lhs.shape[-1] // self.step), :]
+            rhs = panels_of_squares(rhs, self.square, self.by_columns)[..., :-(-lhs.shape[-1] // self.step), :]
         in_bytes = self.in_bytes(dtype_of(lhs.dtype), dtype_of(rhs.dtype))
         rhs = unpacked_words(rhs, self.step) if not in_bytes else rhs.astype(np.int32) if rhs.dtype == np.int8 else rhs
         if dtype_of(lhs.dtype) in FLOATS8:
@@ -521,6 +548,8 @@ class PackedDot(Op, frozen=True):
                 rhs = rhs if in_bytes else rhs.astype(np.int8).view(lhs.dtype)
                 lhs, rhs = lhs.astype(np.float32), rhs.astype(np.float32)
         lhs = lhs if self.step == 1 else lhs.astype(rhs.dtype)
+        if self.tf32:
+            lhs, rhs = round_to_tf32(lhs), (round_to_tf32 if self.tf32 == "both" else cut_to_tf32)(rhs)
         b = self.batch
         columns = evaluate(self.columns, binding)
         dense = np.moveaxis(rhs, -3, -2).reshape(*rhs.shape[:b], rhs.shape[-2], rhs.shape[-3] * rhs.shape[-1])[..., :columns]
@@ -547,6 +576,8 @@ class PackedDot(Op, frozen=True):
                 Sample(cls(0, 19, step=4), (TensorType(I8, (5, 12)), TensorType(I32, (2, 3, 16)))),
                 Sample(cls(1, 5, step=4, saturates=True), (TensorType(U8, (2, 3, 8)), TensorType(I32, (2, 1, 2, 8)))),
                 Sample(cls(0, 19, False, 4, True, 2), (TensorType(U8, (5, 16)), TensorType(I32, (2, 4, 16)))),
+                Sample(cls(0, 19, tf32="both"), (TensorType(F32, (5, 7)), TensorType(F32, (1, 7, 32)))),
+                Sample(cls(1, 13, square=4, tf32="left"), (TensorType(F32, (2, 3, 6)), TensorType(F32, (2, 2, 8, 8)))),
                 Sample(cls(1, 13, square=4), (TensorType(F32, (2, 3, 6)), TensorType(F32, (2, 2, 8, 8)))),
                 Sample(cls(0, 13, step=4, square=4), (TensorType(I8, (5, 12)), TensorType(I32, (2, 4, 8)))))
 
@@ -666,6 +697,7 @@ class PackedConv(Op, frozen=True):
     groups w is [groups, ceil(O / groups / tile), taps * C / groups, tile]. `step`, `saturates` and `narrow`: as of `PackedDot`; the
     elements of a word are channels of one tap, and words that are added in 16 bits channels of taps along the last axis. `square` too:
     w may have more rows then, of zeros. `padding`: zeros before and behind each spatial axis; nothing where there are none.
+    `tf32`: 'left', as of `PackedDot`.
     """
 
     name: ClassVar[str] = "packed_conv"
@@ -679,6 +711,12 @@ class PackedConv(Op, frozen=True):
     narrow: int = 1
     square: int = 1
     padding: tuple[tuple[int, int], ...] = ()
+    tf32: str = ""
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether columns lie one after another in a square."""
+        return self.step > 1 or self.tf32 != ""
 
     @property
     def is_joined(self) -> bool:
@@ -704,6 +742,8 @@ class PackedConv(Op, frozen=True):
         widths = [width for pair in self.padding for width in pair]
         if self.padding and (len(self.padding) != len(self.kernel) or min(widths) < 0 or max(widths) == 0 or self.saturates):
             raise CompileError(f"packed_conv: padding {self.padding}, expected two sizes an axis, none negative, or nothing for zeros")
+        if self.tf32 and (dtype != F32 or self.step != 1 or self.tf32 != "left"):
+            raise CompileError(f"packed_conv: rounds {self.tf32!r} of {x} and {w} to tf32, expected 'left' of f32")
         *groups, panels, depth, tile = w.shape
         of_group = self.channels // self.groups
         surplus = depth * self.step * self.groups - product(self.kernel) * x.shape[-1]
@@ -723,9 +763,10 @@ class PackedConv(Op, frozen=True):
         x, w = inputs
         if self.square > 1:
             depth = int(np.prod(self.kernel)) * x.shape[-1] // self.groups // self.step
-            w = panels_of_squares(w, self.square, self.step > 1)[..., :depth, :]
+            w = panels_of_squares(w, self.square, self.by_columns)[..., :depth, :]
         w = unpacked_words(w, self.step)
         x = x.astype(w.dtype) if w.dtype == np.float32 else x
+        x, w = (round_to_tf32(x), cut_to_tf32(w)) if self.tf32 else (x, w)
         depth, of_group = w.shape[-2], self.channels // self.groups
         panels = np.moveaxis(w.reshape(self.groups, *w.shape[-3:]), 2, 0)  # [depth, groups, panels, tile]
         dense = panels.reshape(depth, self.groups, panels.shape[2] * panels.shape[3])[..., :of_group]
@@ -759,6 +800,8 @@ class PackedConv(Op, frozen=True):
                 Sample(cls((2, 2), (1, 1), (1, 1), 6, 1, 4, True, 2), (TensorType(U8, (2, 5, 6, 4)), TensorType(I32, (1, 4, 16)))),
                 Sample(cls((2, 3), (1, 1), (1, 1), 13, square=4), (TensorType(F32, (2, 5, 6, 3)), TensorType(F32, (2, 20, 8)))),
                 Sample(cls((3,), (1,), (1,), 13, step=4, square=4), (TensorType(I8, (2, 6, 4)), TensorType(I32, (2, 4, 8)))),
+                Sample(cls((2, 3), (2, 1), (1, 1), 13, padding=((0, 0), (1, 1)), tf32="left"),
+                       (TensorType(F32, (2, 5, 6, 4)), TensorType(F32, (1, 24, 32)))),
                 Sample(cls((3, 2), (2, 1), (1, 2), 6, 2, padding=((1, 2), (0, 1))),
                        (TensorType(F32, (2, 5, 6, 4)), TensorType(F32, (2, 1, 12, 8)))))
 

@@ -35,6 +35,10 @@ extern "C" __global__ void mma_s8(const unsigned *left, const unsigned *right, i
   tw_mma_m16n8k32_s8(sums + 4 * threadIdx.x, left + 4 * threadIdx.x, right + 2 * threadIdx.x);
 }
 
+extern "C" __global__ void mma_s8_of_16_steps(const unsigned *left, const unsigned *right, int *sums) {
+  tw_mma_m16n8k16_s8(sums + 4 * threadIdx.x, left + 4 * threadIdx.x, right + 2 * threadIdx.x);
+}
+
 extern "C" __global__ void mma_u8(const unsigned *left, const unsigned *right, int *sums) {
   tw_mma_m16n8k32_u8(sums + 4 * threadIdx.x, left + 4 * threadIdx.x, right + 2 * threadIdx.x);
 }
@@ -426,6 +430,43 @@ extern "C" __global__ void __launch_bounds__(128) wgmma_e4m3(const unsigned char
 
 extern "C" __global__ void __launch_bounds__(128) wgmma_e5m2(const unsigned char *left, const unsigned char *right, float *result) {
   WGMMA_BYTES(e5m2, float, 64)
+}
+
+// 32 steps, which lie side by side on both sides.
+#define WGMMA_TF32(columns) \
+  TW_DYNAMIC_SHARED(float, a, 64 * 32, 0); \
+  TW_DYNAMIC_SHARED(float, b, columns * 32, 8192); \
+  for (int i = threadIdx.x; i < columns * 32; i += 128) { \
+    const int row = i / 32, step = i % 32; \
+    if (row < 64) a[tw_swizzled(row, step, 4)] = left[i]; \
+    b[(step / 4 * columns + row) * 4 + step % 4] = right[i]; \
+  } \
+  tw_async_proxy_fence(); \
+  __syncthreads(); \
+  const int row = threadIdx.x / 32 * 16, column = threadIdx.x % 4 * 2; \
+  unsigned words[4][4]; \
+  _Pragma("unroll") for (int step = 0; step < 32; step += 8) \
+    tw_load_matrix_x4(words[step / 8], &a[tw_swizzled(row + threadIdx.x % 16, step + threadIdx.x % 32 / 16 * 4, 4)]); \
+  float sums[columns / 2]; \
+  tw_wgmma_fence(); \
+  _Pragma("unroll") for (int step = 0; step < 32; step += 8) \
+    tw_wgmma_m64n##columns##k8_tf32(sums, words[step / 8], tw_wgmma_right(&b[columns * step], columns * 16), step > 0); \
+  tw_wgmma_commit(); \
+  if (changed) words[0][0] = 0; \
+  tw_wgmma_wait(0); \
+  _Pragma("unroll") for (int i = 0; i < columns / 2; ++i) \
+    result[(row + threadIdx.x % 32 / 4 + i / 2 % 2 * 8) * columns + column + i / 4 * 8 + i % 2] = sums[i];
+
+extern "C" __global__ void __launch_bounds__(128) wgmma_tf32_64(const float *left, const float *right, float *result, long long changed) {
+  WGMMA_TF32(64)
+}
+
+extern "C" __global__ void __launch_bounds__(128) wgmma_tf32_128(const float *left, const float *right, float *result, long long changed) {
+  WGMMA_TF32(128)
+}
+
+extern "C" __global__ void __launch_bounds__(128) wgmma_tf32_256(const float *left, const float *right, float *result, long long changed) {
+  WGMMA_TF32(256)
 }
 
 #endif

@@ -83,6 +83,10 @@ PROGRAMS: dict[str, Callable[[], Graph]] = {
     "matmul bf16 of few rows": lambda: matmul(16, 1024, 4096, (), BF16),
     "deep matmul bf16 of few tiles": lambda: matmul(64, 8192, 256, (), BF16),
     "deep matmul f32 of few tiles": lambda: matmul(64, 8192, 256),
+    "matmul tf32": lambda: matmul(1024, 1024, 1024),
+    "large matmul tf32, residual and gelu": lambda: with_residual(F32, 4096, 4096, 4096),
+    "matmul tf32 of open rows, 1001 columns": lambda: matmul(ROWS, 1024, 1001),
+    "deep matmul tf32 of few tiles": lambda: matmul(16, 8192, 256),
     "batched matmul f16": lambda: matmul(128, 64, 128, (12,), F16),
     "attention f16, causal": lambda: attention(F16, 4, 4, 2048, 128),
     "attention bf16, shared heads": lambda: attention(BF16, 8, 2, 1024, 64),
@@ -95,6 +99,7 @@ PROGRAMS: dict[str, Callable[[], Graph]] = {
     "int4 weights, 64 rows of bytes": lambda: coded(64, 4, 128, I8),
     "int4 weights, 4096 rows of bytes": lambda: coded(4096, 4, 128, I8),
     "int2 weights, any rows of bytes": lambda: coded(ROWS, 2, 64, I8),
+    "int4 weights in groups of 16, any rows of bytes": lambda: coded(ROWS, 4, 16, I8),
     "matmul i8": lambda: integer_products([(4096, 4096, 4096)], I8, I8)[0],
     "matmul f8e4m3": lambda: product_of(*[FLOATS8[0]] * 2, 1024, 1024, 1024, BF16),
     "large matmul f8e4m3": lambda: product_of(*[FLOATS8[0]] * 2, 4096, 4096, 4096, BF16),
@@ -106,6 +111,8 @@ PROGRAMS: dict[str, Callable[[], Graph]] = {
     "convolution f16 of open sizes, 4 groups": lambda: convolved(F16, Case((ROWS, 128, symbol("H"), symbol("W")), (3, 3), 128, padding=(1, 1), groups=4)),
     "deep convolution f16 of few tiles": lambda: convolved(F16, Case((1, 512, 7, 7), (3, 3), 512, padding=(1, 1))),
     "large convolution bf16": lambda: convolved(BF16, Case((32, 256, 28, 28), (3, 3), 256, strides=2, padding=(1, 1))),
+    "convolution tf32": lambda: convolved(F32, Case((32, 64, 56, 56), (3, 3), 64, padding=(1, 1))),
+    "large convolution tf32": lambda: convolved(F32, Case((32, 256, 28, 28), (3, 3), 256, strides=2, padding=(1, 1))),
     "int8 layer of a convolution": lambda: convolved_layer(Case((32, 256, 14, 14), (3, 3), 256, padding=(1, 1)), I8, I8),
     "sort": lambda: one((64, 1000), lambda b, x: b.add(Sort(1, False), x), F32),
 }
@@ -127,7 +134,8 @@ def usage_by_program(graphs: Mapping[str, Graph], architecture: str) -> dict[str
     caps = CudaBackend(architecture).capabilities
     found, together = {}, {}
     for name, graph in graphs.items():
-        module = emit_module(lower_program(run_passes(graph, Options(), caps, QUIET)[0], caps)[0], architecture)
+        options = Options(matmul_precision="tf32" if " tf32" in name else "float32")
+        module = emit_module(lower_program(run_passes(graph, options, caps, QUIET)[0], caps)[0], architecture)
         if "tw_block_" in module.source or "TW_DYNAMIC_SHARED" in module.source:
             found[name] = module, list(usage_of(module.source, architecture))
         else:
