@@ -33,7 +33,18 @@ from ..ir.caps import Caps
 from ..ir.dims import DimLike, bounds, ceildiv, product
 from ..ir.graph import Builder, Graph, Node
 from ..ir.loop_gpu import square_of
-from ..ir.ops.compute import Conv, Dot, Elementwise, PackedConv, PackedDot, ReduceWindow, accumulator_dtype, reduction_identity
+from ..ir.ops.compute import (
+    Cast,
+    Conv,
+    Dot,
+    Elementwise,
+    PackedConv,
+    PackedDot,
+    ReduceWindow,
+    accumulator_dtype,
+    cast_array,
+    reduction_identity,
+)
 from ..ir.ops.shape import Broadcast, Concat, Slice, Take, Transpose, UpdateSlice
 from ..ir.rewrite import rewrite_graph
 from ..ir.types import BF16, F32, I64, DType, TensorType
@@ -262,8 +273,8 @@ def _rows_left_out(op: Conv, x: Node, w: Node) -> list[bool]:
     """For each spatial axis whether a depthwise convolution leaves the taps out that would read its padding, instead of zeros
     being written there: all but the last one with results beside one another, along which tiles lie."""
     rank = len(op.strides)
-    weights = known_array(w)
-    if op.groups == 1 or w.shape[-2] != 1 or weights is None or not np.isfinite(weights).all():
+    weights = known_array(w.inputs[0] if isinstance(w.op, Cast) else w)  # those of integers may be cast by now
+    if op.groups == 1 or w.shape[-2] != 1 or weights is None or not np.isfinite(cast_array(weights, w.dtype)).all():
         return [False] * rank
     out = op.infer(x.type, w.type)
     assert isinstance(out, TensorType)
