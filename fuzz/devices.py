@@ -2,7 +2,7 @@
 
 Lowering divides work among blocks and threads there, and packs operands for matrix units; the loop interpreter finds races between
 threads, and CUDA source is written of each program that is lowered. What is run is emulated, on the CPU. Some graphs are as wide as
-matrix units want them (`generate_blocks.wide_graph`), which no loop interpreter runs; they are not mutated.
+matrix units want them (`generate_blocks.wide_graph`); most of these are too much for the loop interpreter and for mutation.
 """
 
 from __future__ import annotations

@@ -54,9 +54,8 @@ def stored_graph(rng: np.random.Generator) -> Graph:
 
 FAMILIES: tuple[tuple[float, Callable[[np.random.Generator], Graph]], ...] = (
     (0.05, grown_graph), (0.07, function_graph), (0.11, movement_graph), (0.09, control_graph), (0.09, layer_graph),
-    (0.03, quantized_graph), (0.07, block_graph), (0.03, stored_graph),
-    (0.09, memory_graph), (0.09, twin_graph), (0.09, axis_graph), (0.06, window_graph),
-    (0.07, rule_graph), (0.06, arithmetic_graph))
+    (0.03, quantized_graph), (0.07, block_graph), (0.03, stored_graph), (0.09, memory_graph), (0.09, twin_graph),
+    (0.09, axis_graph), (0.06, window_graph), (0.07, rule_graph), (0.06, arithmetic_graph))
 
 
 def seed_graphs(domain: bool = True) -> Iterator[Graph]:

@@ -30,6 +30,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ..ir.caps import Caps
 from ..ir.errors import CompileError, InternalError, RuntimeFailure, TilewrightError, UnsupportedError, VerifyError
 from ..ir.graph import Constant, Graph, Node
 from ..ir.interp import evaluate_graph
@@ -272,10 +273,11 @@ def signs_differ(expected: Shadow, before: Sequence[np.ndarray], after: Sequence
 class _Check:
     """One run of all oracles."""
 
-    def __init__(self, case: GraphCase) -> None:
+    def __init__(self, case: GraphCase, caps: Caps | None = None) -> None:
+        """`caps`: the target with the tiles that the steps choose, where that is known."""
         self.case = case
         with guarded("tiles"):
-            self.caps = with_tiles(case.steps, case.graph, case.precision, machine.caps_of(case.target, case.small_caches))
+            self.caps = caps or with_tiles(case.steps, case.graph, case.precision, machine.caps_of(case.target, case.small_caches))
         self.rng = np.random.default_rng([case.seed, 1])
         self.inputs = inputs_of_kind(case.graph, np.random.default_rng(case.seed), case.inputs)
         self.expected = self.meaning()
@@ -320,7 +322,10 @@ class _Check:
         elif self.case.is_lowered:
             for step in completed(self.case.steps):
                 graph = self.step(step, graph)
-            self.interpret(graph)
+            program = self.interpret(graph)
+            if self.caps.is_gpu:
+                with guarded("cuda"):
+                    machine.source(program, self.case.target)
         return Verdict(tuple(self.changed), native)
 
     def text(self) -> None:
@@ -385,9 +390,6 @@ class _Check:
             with guarded("lower"):
                 results = self.evaluated(lambda: run_program(program, self.inputs, threads=self.threads))
             self.compare("result", "lower", results)
-        if self.caps.is_gpu:
-            with guarded("cuda"):
-                machine.source(program, self.case.target)
         return program
 
     @property
@@ -450,12 +452,12 @@ class _Check:
         for number in range(1, code.more_inputs + 1):
             other = replace(self.case, seed=self.case.seed + number, inputs=INPUT_KINDS[number % len(INPUT_KINDS)])
             try:
-                _Check(other).execute(code)
+                _Check(other, self.caps).execute(code)
             except Refused:
                 continue
             except Failure:
                 with suppress(Refused):  # then machine code is to blame, as far as can be said
-                    _Check(other).run(native=True, more_inputs=False)
+                    _Check(other, self.caps).run(native=True, more_inputs=False)
                 raise
 
     def finished(self) -> Graph:

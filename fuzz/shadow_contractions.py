@@ -163,9 +163,6 @@ def _inexact(op: Any, operands: Sequence[Traced], value: Array, binding: Binding
     activations are summed up apart."""
     inner = accumulator(value.dtype)
     sizes = [np.where(np.isfinite(v.value), np.abs(v.wide()), 0.0) for v in operands]
-    if coded:
-        largest = sizes[1].max(axis=op.rhs_contract, keepdims=True, initial=0.0)
-        sizes[1] = np.broadcast_to(CODED * largest, sizes[1].shape)
     size = np.asarray(op.evaluate(sizes, binding))
     most, error = size, np.zeros(value.shape)
     if not are_exact(operands):
@@ -175,10 +172,14 @@ def _inexact(op: Any, operands: Sequence[Traced], value: Array, binding: Binding
     hidden = [v.mass if v.rounds else float(s.max(initial=0.0)) for s, v in zip(sizes, operands)]
     rounds = sum(v.rounds for v in operands)
     terms = most + (hidden[0] * hidden[1] * count if rounds else 0.0)
+    if coded:
+        largest = sizes[1].max(axis=op.rhs_contract, keepdims=True, initial=0.0)
+        terms = terms + op.evaluate([sizes[0] + operands[0].bounds, np.broadcast_to(CODED * largest, sizes[1].shape)], binding)
     # twice: both ways of summing round; two more for a factor that is moved into the terms
     own = (count + rounds + 4) * inner.epsilon * terms + count * inner.smallest
     # probabilities that are divided by their sum may be so behind the product, whose terms are larger then, up to so many times
-    bound = summed(value, SAFETY * error + own, most * (1 if are_exact(operands) else count))
+    largest_sum = most * (1 if are_exact(operands) else count)
+    bound = summed(value, SAFETY * error + own, np.maximum(largest_sum, terms) if coded else largest_sum)
     if not are_exact(operands):  # an infinite term may meet a factor that is zero
         bound = settled(np.where(np.isfinite(value), 0.0 if bound is None else bound, INFINITE))
     return Traced(value, bound, True)

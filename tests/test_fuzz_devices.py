@@ -64,7 +64,7 @@ def failure_of(case: GraphCase) -> Failure:
 @pytest.mark.parametrize("target", machine.DEVICE_TARGETS)
 @pytest.mark.parametrize("small", [False, True])
 def test_seeds_pass(target: str, small: bool) -> None:
-    """(`make fuzz` goes through all of them.)"""
+    """(`tilewright fuzz --subject cuda` goes through all of them, in some minutes.)"""
     cases = [case for case in SUBJECT.seeds() if (case.target, case.small_caches) == (target, small)][::25]
     refused = 0
     for case in cases:

@@ -30,6 +30,7 @@ from tilewright.ir.ops.compute import Conv, PackedConv, PackedDot
 from tilewright.ir.ops.control import Param
 from tilewright.ir.ops.shape import GatherND
 from tilewright.ir.ops.winograd import WinogradConv
+from tilewright.ir.program import Program
 from tilewright.ir.rewrite import Rule
 from tilewright.ir.types import F32, I64, TensorType, dtype_named
 from tilewright.ir.verify import verify
@@ -289,9 +290,9 @@ def test_packing_takes_register_tiles_as_its_argument() -> None:
 def test_code_for_other_cpus_is_made_and_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
-    def note(*arguments: object) -> tuple[bytes, str]:
-        made.append(arguments)
-        return original(*arguments)  # type: ignore[arg-type]
+    def note(program: Program, target: str, seed: int) -> tuple[bytes, str]:
+        made.append(target)
+        return original(program, target, seed)
 
     original = machine.object_code
     monkeypatch.setattr(machine, "object_code", note)

@@ -237,6 +237,7 @@ def test_what_no_unit_multiplies_is_rounded_by_other_operations(panel: int, caps
     values = [rng.standard_normal(p.tensor.static_shape).astype(np.float32) for p in graph.params]
     values[0][0, :2] = np.uint32([0x7F800001, 0x7F7FFFFF]).view(np.float32)
     values[1][0, 0, :2] = np.inf
+    # sums of 20 products of about 1 in another order: 20 * 2**-24 of each, which cancel at most to a tenth
     with np.errstate(all="ignore"):
         np.testing.assert_allclose(run_program(program, values)[0], evaluate_graph(graph, values)[0], rtol=1e-5, atol=1e-6)
 
@@ -305,6 +306,7 @@ def test_convolutions_that_no_unit_takes(caps: Caps, square: int, tile: int) -> 
     graph = Graph("packed", [x, w], [b.add(op, x, w)])
     fused = run_passes(graph, Options(), caps, QUIET)[0]
     values = [rng.standard_normal(p.tensor.static_shape).astype(np.float32) for p in graph.params]
+    # sums of 18 products in another order, some near 0: 18 * 2**-24 of terms of up to 10
     np.testing.assert_allclose(run_program(lower_program(fused, caps)[0], values)[0], evaluate_graph(graph, values)[0], rtol=1e-5, atol=1e-5)
     with pytest.raises(CompileError, match="to tf32, expected 'left' of f32"):
         replace(op, tf32="both").infer(x.tensor, w.tensor)

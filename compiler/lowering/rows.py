@@ -10,7 +10,8 @@ The loops are built serial; their vectors are steps of the schedule, with reduct
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from ..ir.dims import DimLike, Symbol, bounds, ceildiv, dim_min, product, substitute, symbols_of
 from ..ir.graph import Node
@@ -45,6 +46,11 @@ def row_split(reduction: Node) -> int | None:
     rank = reduction.inputs[0].rank
     outer = rank - len(op.axes)
     return outer if op.axes == tuple(range(outer, rank)) else None
+
+
+def _given(value: Node) -> Callable[[], Node]:
+    """What gives this value, of all that a loop binds."""
+    return lambda: value
 
 
 class RowKernel:
@@ -172,7 +178,7 @@ class RowKernel:
                 continue
             index = row if node.shape == self.outer else (*row, *(0 for _ in self.inner))
             value = self.root.latch_value(node, index)
-            self.root.bind(node, index, lambda value=value: value, elsewhere=True)  # type: ignore[misc]
+            self.root.bind(node, index, _given(value), elsewhere=True)
             self.hoisted.add(node)
         return list(self.root.block)
 
@@ -181,7 +187,7 @@ class RowKernel:
         inside = self.root.inner()
         index = (*row, *unflatten_index(at, self.inner))
         for node, buffer in written.items():
-            inside.bind(node, index, lambda buffer=buffer: inside.load(buffer, (at,)), elsewhere=True)  # type: ignore[misc]
+            inside.bind(node, index, partial(inside.load, buffer, (at,)), elsewhere=True)
         return inside
 
     def _keep(self, inside: Inliner, row: Index, at: DimLike, kept: dict[Node, Buffer], written: dict[Node, Buffer],
