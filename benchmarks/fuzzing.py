@@ -1,11 +1,11 @@
 """The fuzzer's ablation: what each part of it adds, at equal time, over several seeds; and how many programs it checks.
 
-    python -m benchmarks.fuzzing [--seconds 120] [--seeds 5] [--modes joint,general] [--subject graph] [--json FILE]
+    python -m benchmarks.fuzzing [--seconds 120] [--seeds 5] [--modes joint,general] [--cores 0,1] [--subject graph] [--json FILE]
     python -m benchmarks.fuzzing --rate [--programs 300] [--nodes 10] [--json FILE]
 
-One worker at a time, so that nothing shares its core. Prints, for each mode, the branches of the compiler that were reached in the
-end (mean and spread over seeds), programs a second, and how long it took to reach what the mode `general` (mutators without
-domain knowledge, the pipeline as it is) reached in the end.
+One worker at a time, so that nothing shares its core; with `--cores` one on each of these, the modes of a seed side by side. Prints,
+for each mode, the branches of the compiler that were reached in the end (mean and spread over seeds), programs a second, and how long
+it took to reach what the mode `general` (mutators without domain knowledge, the pipeline as it is) reached in the end.
 
 `--rate` prints programs a second of processor time: new graphs of about so many nodes, each with a sequence of passes, every one of
 which is verified and evaluated; coverage is recorded, and nothing is lowered.
@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import queue
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,40 @@ def run(mode: str, seed: int, seconds: float, subjects: Sequence[str], more: Seq
             raise SystemExit(f"benchmarks.fuzzing: {' '.join(command)}\n{done.stderr}")
         found: dict[str, Any] = json.loads(account.read_text())
         return found
+
+
+def rows_of(modes: Sequence[str], patiences: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Mode and patience of each row of the table; `joint` has one for each patience, since no other mode has any use for it."""
+    rows: dict[str, tuple[str, str]] = {}
+    for mode in modes:
+        several = patiences if mode == "joint" else patiences[:1]
+        rows |= {f"{mode}, N = {patience}" if len(several) > 1 else mode: (mode, patience) for patience in several}
+    return rows
+
+
+def measure(rows: dict[str, tuple[str, str]], seeds: int, seconds: float, subjects: Sequence[str],
+            cores: Sequence[int]) -> dict[str, list[Curve]]:
+    """A curve for each seed of each row, one run after the other, or one at a time on each of `cores`."""
+    free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for core in cores:
+        free.put(core)
+
+    def pin() -> None:
+        if cores:
+            os.sched_setaffinity(0, {free.get()})  # of this thread alone, and of the processes that it starts
+
+    def measured(seed: int, name: str) -> Curve:
+        mode, patience = rows[name]
+        account = run(mode, seed, seconds, subjects, ("--patience", patience))
+        curve = curve_of(account)
+        print(f"{name}, seed {seed}: {curve[-1][2]} arcs, {len(account['findings'])} findings", file=sys.stderr, flush=True)
+        for finding in account["findings"]:
+            print(f"    {finding['signature']}", file=sys.stderr, flush=True)
+        return curve
+
+    with ThreadPoolExecutor(max(1, len(cores)), initializer=pin) as pool:
+        runs = {(name, seed): pool.submit(measured, seed, name) for seed in range(seeds) for name in rows}
+    return {name: [runs[name, seed].result() for seed in range(seeds)] for name in rows}
 
 
 def curve_of(account: dict[str, Any]) -> Curve:
@@ -118,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--patience", default="4", help="several with commas between them: a row each")
+    parser.add_argument("--cores", help="numbers with commas between them: pinned to these, so many runs at once")
     parser.add_argument("--subject", action="append", default=[])
     parser.add_argument("--rate", action="store_true", help="measure programs a second, instead of the ablation")
     parser.add_argument("--programs", type=int, default=300)
@@ -130,16 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.json:
             options.json.write_text(json.dumps(rate))
         return
-    curves: dict[str, list[Curve]] = {}
-    patiences = options.patience.split(",")
-    for mode in options.modes.split(","):
-        for patience in patiences if mode == "joint" else patiences[:1]:
-            name = f"{mode}, N = {patience}" if mode == "joint" and len(patiences) > 1 else mode
-            for seed in range(options.seeds):
-                account = run(mode, seed, options.seconds, options.subject, ("--patience", patience))
-                curves.setdefault(name, []).append(curve_of(account))
-                print(f"{name}, seed {seed}: {curves[name][-1][-1][2]} arcs, {len(account['findings'])} findings",
-                      file=sys.stderr, flush=True)
+    curves = measure(rows_of(options.modes.split(","), options.patience.split(",")), options.seeds, options.seconds, options.subject,
+                     [int(core) for core in options.cores.split(",")] if options.cores else [])
     print(f"tilewright {__version__}, Python {platform.python_version()}, {platform.processor() or platform.machine()}, "
           f"{options.seconds:.0f} s a run, {options.seeds} seeds")
     print("\n".join(report(curves, options.seconds)))

@@ -3,7 +3,7 @@
     kernel    := "kernel" "@"name "[" symbols "]" "(" buffer,* ")" "{" statement* "}"
     buffer    := "%"name ":" access dtype "[" size,* "]"             access: in | out | inout
     statement := "for" "%"i "in" "0.."size kind? "{" statement* "}"
-                 kind: parallel | vector(lanes) | unrolled | block | thread | warp | lane | pipeline(stages)
+                 kind: parallel | vector(lanes) | unrolled | block | block(blocks) | thread | warp | lane | pipeline(stages)
                | "while" expression "{" statement* "}"
                | "if" expression "{" statement* "}" ("else" "{" statement* "}")?
                | "let" "%"name "=" expression                        bound until the end of the block
@@ -73,6 +73,8 @@ closed the group of copies and a `wait` that leaves fewer groups under way than 
 A `pipeline(stages)` loop stands in a block loop. Its body begins with copies: `copy_bulk` of neighbouring elements, once a block, by
 the copy engine, and a thread loop with `copy_async` and stores to shared memory; then a warp loop multiplies by `matmul_group`
 what they brought. The copies of a round may run up to `stages` rounds before its products, in order, and have come before these.
+Where they put what they bring depends on the round by its remainder by `stages` alone. The block loop is persistent, `block(n)`: at most
+n blocks take its iterations in turns, each every n-th, and copies of the next one run ahead of what is left to do in this one.
 """
 
 from __future__ import annotations
@@ -167,7 +169,7 @@ class Buffer(Struct, frozen=True):
 
 class For(Struct, frozen=True, eq=False):
     """`symbol` runs over 0 .. extent - 1; its bounds are declared in the symbol itself. `lanes`: of a vector loop; of a pipeline
-    its stages."""
+    its stages; of a persistent block loop the blocks."""
 
     symbol: Symbol
     extent: DimLike

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .dims import DimLike, divides, size_of, symbols_of
+from .dims import DimLike, divides, size_of, substitute, symbols_of
 from .loop import (
     COMBINES,
     GPU_KINDS,
@@ -43,6 +43,9 @@ COPIED_BYTES = (4, 8, 16)
 MOST_GROUPS = 7
 STAGES = range(3, 9)  # of a pipeline
 COPYING_THREADS = 128  # of a block with one, which copy alone
+BARRIER_BYTES, ALIGNMENT = 8, 128  # of its barriers in shared memory, of which each stage has two, and of all that lies there
+# shared memory of a multiprocessor that has them (sm_90), of which each block takes some bytes for itself
+MULTIPROCESSOR_BYTES, OWN_BYTES = 233472, 1024
 GROUP_ROWS, GROUP_COLUMNS = 16, (64, 128, 256)  # of a warp's part of a product of four
 # which of 16 steps each row of a right operand of bytes holds, so that what units read of pairs of rows are neighbouring steps
 BYTE_STEPS = (0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15)
@@ -132,11 +135,42 @@ def _pipeline_rule(loop: For, level: str, depth: int) -> str:
 
 def kernel_rule(kernel: Kernel) -> str:
     """The rule about all of its statements that a kernel breaks."""
-    inside = {id(s) for loop in walk(kernel.body) if isinstance(loop, For) and loop.kind == PIPELINE for s in walk(loop.body)}
+    pipelines = [s for s in walk(kernel.body) if isinstance(s, For) and s.kind == PIPELINE]
+    inside = {id(s) for loop in pipelines for s in walk(loop.body)}
     for statement in walk(kernel.body):
         alone = isinstance(statement, CopyBulk) or isinstance(statement, MatmulTile) and statement.grouped
         if alone and id(statement) not in inside:
             return f"{'copy_bulk' if isinstance(statement, CopyBulk) else 'matmul_group'} stands outside of a pipeline"
+    for loop in block_loops(kernel):
+        if (loop.lanes > 0) != (len(pipelines) > 0) or len(pipelines) > 1 or pipelines and len(kernel.body) > 1:
+            return (f"block loop {loop.symbol.name} has {loop.lanes or 'no number of'} blocks, and the kernel {len(pipelines)} pipelines, "
+                    f"{len(kernel.body)} outermost statements, expected block(n) where there is one of both")
+    known = {s.name for s in kernel.symbols}
+    for loop in pipelines:
+        if any(s.name not in known for s in symbols_of(loop.extent)):
+            return f"pipeline {loop.symbol.name} has the extent {loop.extent}, expected one that is the same for all blocks"
+        if rule := _stage_rule(loop):
+            return rule
+    return ""
+
+
+def _stage_rule(loop: For) -> str:
+    """Copies of one round may lie beside products of another: what a round puts somewhere, only every `stages`-th may put there."""
+    if loop.symbol.upper is not None and loop.symbol.upper < loop.lanes:
+        return ""
+    later = {loop.symbol.name: size_of(loop.symbol) + loop.lanes}
+    for statement in walk(loop.body):
+        match statement:
+            case CopyAsync(buffer=name, index=index) | CopyBulk(buffer=name, index=index) | Store(buffer=name, index=index):
+                places = [(name, index)]
+            case MatmulTile(left=left, left_index=rows, right=right, right_index=columns):
+                places = [(left, rows), (right, columns)]
+            case _:
+                continue
+        for name, index in places:
+            if any(substitute(i, later) != i for i in index):
+                return (f"pipeline {loop.symbol.name} touches %{name} at [{', '.join(map(str, index))}], expected places that repeat every "
+                        f"{loop.lanes} rounds")
     return ""
 
 
@@ -222,6 +256,16 @@ def _group_rule(statement: MatmulTile, accumulator: Buffer, left: Buffer, right:
         return (f"matmul_group multiplies %{left.name} and %{right.name}, expected multiples of 8 rows on the left, and of {high} on the "
                 "right, with a first one that is one")
     return ""
+
+
+def barrier_bytes(stages: int) -> int:
+    """Shared memory of the barriers of a pipeline."""
+    return -(-2 * stages * BARRIER_BYTES // ALIGNMENT) * ALIGNMENT
+
+
+def blocks_together(shared_bytes: int) -> int:
+    """Blocks with so much shared memory, barriers and all, that a multiprocessor runs at a time, where there are pipelines."""
+    return max(1, MULTIPROCESSOR_BYTES // (shared_bytes + OWN_BYTES))
 
 
 def block_loops(kernel: Kernel) -> tuple[For, ...]:

@@ -54,6 +54,8 @@ from .printer import quote
 from .program import Branch, Fetch, Free, Launch, Loop, Place, Program, Repeat, Reserve, Scratchpad, Spill, Step
 from .types import DTYPES, INDEX, DType, TensorType
 
+COUNTED = {"vector": "lanes", PIPELINE: "stages", "block": "blocks"}  # what a number in brackets behind a kind of loops is
+
 
 def parse_kernel(text: str) -> Kernel:
     """The kernel that the text describes. Raises ParseError; `verify_kernel` checks what parsing does not."""
@@ -187,11 +189,12 @@ class _LoopParser(GraphParser):
         if lexer.token.kind == "word":
             kind = lexer.token.text
             if kind not in ("parallel", "vector", "unrolled", *GPU_KINDS, PIPELINE):
-                self.fail(f"a loop is parallel, vector(lanes), unrolled, {', '.join(GPU_KINDS)}, pipeline(stages), found {kind!r}")
+                self.fail(f"a loop is parallel, vector(lanes), unrolled, {', '.join(GPU_KINDS)}, block(blocks) or pipeline(stages), "
+                          f"found {kind!r}")
             lexer.next()
-        if kind in ("vector", PIPELINE):
+        if kind in ("vector", PIPELINE) or kind == "block" and lexer.token.text == "(":
             lexer.expect("(")
-            lanes = lexer.integer("the number of lanes" if kind == "vector" else "the number of stages")
+            lanes = lexer.integer(f"the number of {COUNTED[kind]}")
             lexer.expect(")")
         outside = dict(self.symbols)
         self.declare(symbol.name, symbol, token)

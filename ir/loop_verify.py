@@ -278,7 +278,7 @@ class _KernelVerifier:
             whole = loop.lanes // 3 if loop.lanes % 3 == 0 else loop.lanes
             if not 1 <= loop.lanes <= MAX_LANES or whole & (whole - 1):
                 self.fail(f"vector loop {name} has {loop.lanes} lanes, expected a power of two, or three times one, up to {MAX_LANES}")
-        elif loop.lanes and loop.kind != PIPELINE:
+        elif loop.lanes < 0 or loop.lanes and loop.kind not in ("block", PIPELINE):
             self.fail(f"{loop.kind} loop {name} has {loop.lanes} lanes, expected none")
         self.size(scope, loop.extent)
         if loop.kind == "unrolled" and not isinstance(loop.extent, int):

@@ -4,6 +4,7 @@ or a fence is missing."""
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import numpy as np
@@ -24,11 +25,11 @@ from tilewright.backends.cuda.emit_kernel import emit_kernel
 from tilewright.backends.cuda.emit_pipeline import multiplying_registers
 from tilewright.backends.cuda.emulate import EmulationError
 from tilewright.ir.caps import Caps
-from tilewright.ir.dims import DimLike, symbol
-from tilewright.ir.errors import CompileError, InternalError, VerifyError
+from tilewright.ir.dims import DimLike, evaluate, symbol
+from tilewright.ir.errors import CompileError, IndexFailure, InternalError, VerifyError
 from tilewright.ir.graph import Builder, Graph
 from tilewright.ir.interp import evaluate_graph
-from tilewright.ir.loop import Alloc, MatmulTile, walk
+from tilewright.ir.loop import Alloc, For, MatmulTile, walk
 from tilewright.ir.loop_interp import run_program
 from tilewright.ir.loop_parser import parse_kernel
 from tilewright.ir.loop_text import format_kernel
@@ -206,6 +207,9 @@ def test_text_and_rules() -> None:
             ("f16[256, 256] shared", "f16[256, 264] shared", "expected whole ones"),
             ("pipeline(4)", "pipeline(2)", "has 2 stages, expected 3 to 8"),
             ("pipeline(4)", "serial", "a loop is parallel"),
+            ("block(1)", "block", "has no number of blocks, and the kernel 1 pipelines"),
+            ("k0 % 4", "k0 % 3", "expected places that repeat every 4 rounds"),
+            (" in 0..5 pipeline(4)", " in 0..t0 pipeline(4)", "has the extent t0, expected one that is the same for all blocks"),
             (" pipeline(4)", "", "matmul_group stands outside of a pipeline|copy_bulk"),
             ("for %c in 0..128 thread", "for %c in 0..64 thread", "has other statements than copy_bulk, a thread loop of 128"),
             ("copy_bulk %right", "copy_bulk %left", "multiplies %right, which it does not copy"),
@@ -235,50 +239,110 @@ def test_one_pipeline_a_kernel() -> None:
 
 
 def test_copies_that_run_ahead_are_seen_in_the_interpreter() -> None:
-    """A stage too few in memory gives what the next rounds have brought."""
+    """Two stages too few in memory give what the next rounds have brought."""
     def run(old: str, new: str) -> np.ndarray:
         assert old in PIPELINE
         broken = parse_kernel(PIPELINE.replace(old, new))
         steps = tuple(replace(s, kernel=broken) if isinstance(s, Launch) else s for s in PROGRAM.steps)
         return run_program(replace(PROGRAM, steps=steps), [VALUES])[0]
 
-    assert (run("k0 % 4", "k0 % 3") != evaluate_graph(WEIGHTED, [VALUES])[0]).any()
+    assert (run("k0 % 4", "k0 % 2") != evaluate_graph(WEIGHTED, [VALUES])[0]).any()
     with pytest.raises(VerifyError, match="%right is outside axis 0"):
         run("copy_bulk %right[64*(k0 % 4), 0]", "copy_bulk %right[64*(k0 % 4) + 64, 0]")
 
 
 MUTANTS = [  # of the emitted text, and what the emulation says of each
-    ("no wait for the copies", "tw_mbarrier_wait(&filled[k0 % 4], k0 / 4 & 1);", "", "yet to fill|nothing has stored"),
-    ("the wrong phase of copies", "tw_mbarrier_wait(&filled[k0 % 4], k0 / 4 & 1);", "tw_mbarrier_wait(&filled[k0 % 4], k0 / 4 + 1 & 1);",
-     "yet to fill|nothing has stored|can go on"),
-    ("no wait for the products", "if (k0 >= 4) tw_mbarrier_wait(&emptied[k0 % 4], k0 / 4 + 1 & 1);", "", "race|yet to fill"),
+    ("no wait for the copies", "tw_mbarrier_wait(&filled[number % 4], number / 4 & 1);", "", "yet to fill|nothing has stored"),
+    ("the wrong phase of copies", "tw_mbarrier_wait(&filled[number % 4], number / 4 & 1);",
+     "tw_mbarrier_wait(&filled[number % 4], number / 4 + 1 & 1);", "yet to fill|nothing has stored|can go on"),
+    ("a phase that each tile begins anew", "tw_mbarrier_wait(&filled[number % 4], number / 4 & 1);",
+     "tw_mbarrier_wait(&filled[number % 4], k0 / 4 & 1);", "yet to fill|race|can go on"),
+    ("no wait for the products", "if (number >= 4) tw_mbarrier_wait(&emptied[number % 4], number / 4 + 1 & 1);", "", "race|yet to fill"),
     ("released before it was read", "tw_wgmma_wait(1);", "", "yet to fill|race|was changed while a product was reading it"),
+    ("a tile's last stage is kept", "    if (threadIdx.x % 32 == 0) tw_mbarrier_arrive(&emptied[(number - 1) % 4]);\n    {", "    {",
+     "can go on"),
     ("no fence behind the copies", "tw_async_proxy_fence();", "", "without tw_async_proxy_fence"),
     ("announced before the copies came", "tw_copy_async_wait(2);", "tw_copy_async_wait(3);", "yet to fill|race"),
-    ("too few bytes", "tw_mbarrier_expect(&filled[k0 % 4], 16384);", "tw_mbarrier_expect(&filled[k0 % 4], 16368);",
+    ("the last rounds are not announced", "last < 2", "last < 1", "can go on|while asynchronous copies are under way"),
+    ("too few bytes", "tw_mbarrier_expect(&filled[number % 4], 16384);", "tw_mbarrier_expect(&filled[number % 4], 16368);",
      "can go on|yet to fill"),
     ("a barrier for too many", "tw_mbarrier_init(&filled[stage], 129);", "tw_mbarrier_init(&filled[stage], 130);", "can go on"),
-    ("no wait at last", "tw_wgmma_wait(0);", "", "under way"),
+    ("no wait at last", "tw_wgmma_wait(0);", "", "under way|yet to fill|race|was changed while a product was reading it"),
 ]
 
 
 def test_faults_of_pipelines() -> None:
-    graph, x = weighted(66, 456, 200)
+    """In one block that takes all four tiles, of six rounds each."""
+    graph, x = weighted(66, 328, 200)
     program = lowered(graph, 4)
     module = emit_module(program, "sm_90a")
+    source = module.source.replace("t0 += 8", "t0 += 1")
+    assert source != module.source
     made, = (k for k in module.kernels.values() if "packed_dot" in k.name)
-    start = module.source.index("extern \"C\" __global__ void __launch_bounds__(256, 2)")
-    text, texts = module.source[start:], []
-    for number, (_, old, new, _) in enumerate(MUTANTS):
-        assert text.count(old) == 1
+    start = source.index("extern \"C\" __global__ void __launch_bounds__(256, 2)")
+    text, texts = source[start:], []
+    for number, (name, old, new, _) in enumerate(MUTANTS):
+        assert old in text, name
         texts.append(text.replace(old, new).replace(made.name, f"mutant{number}"))
-    emulated = emulate("\n".join([module.source, *texts]))
-    packed, output = np.zeros(2 * 512 * 128, np.float16), np.zeros(66 * 200, np.float16)
+    emulated = emulate("\n".join([source, *texts]))
+    packed, output = np.zeros(2 * 384 * 128, np.float16), np.full(66 * 200, np.nan, np.float16)
     emulated.launch(made.name, 1, made.threads, [x, packed, output], shared_bytes=made.shared_bytes)
+    assert not output.any()  # all tiles were stored: the panels are zeros
     for number, (name, _, _, message) in enumerate(MUTANTS):
         with pytest.raises(EmulationError, match=message):
             emulated.launch(f"mutant{number}", 1, made.threads, [x, packed, output], shared_bytes=made.shared_bytes)
             pytest.fail(f"{name}: no fault")
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 4, 5])
+def test_blocks_take_tiles_in_turns(blocks: int) -> None:
+    """Six tiles: of one block, of so many that the last have fewer, and of more than there are multiprocessors."""
+    graph, x = weighted(130, 200, 200)
+    program = lowered(graph, 6)
+    kernel, = program.kernels()
+    loop, = kernel.body
+    assert tiles(program) == [(64, 128)] and isinstance(loop, For) and (loop.extent, loop.lanes) == (6, 12)
+    fewer = replace(kernel, body=(replace(loop, lanes=blocks),))
+    program = replace(program, steps=tuple(replace(s, kernel=fewer) if isinstance(s, Launch) else s for s in program.steps))
+    assert [k.grid for k in emit_module(program, "sm_90a").kernels.values()] == [blocks]
+    found, expected = EmulatedPrograms([program], architecture="sm_90a").run(0, [x])[0], evaluate_graph(graph, [x])[0]
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(run_program(program, [x])[0], expected)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 66, 130])
+def test_blocks_of_an_open_size(rows: int) -> None:
+    """No more of them than tiles."""
+    b = Builder()
+    x = b.add(Param("x", BF16, (symbol("M"), 136)))
+    graph = Graph("rows", [x], [lib.matmul(b, x, lib.constant(b, whole_numbers(BF16, 136, 240)))])
+    program = lowered(graph, 2)
+    emulated = EmulatedPrograms([program], architecture="sm_90a")
+    values = [whole_numbers(BF16, rows, 136)]
+    np.testing.assert_array_equal(emulated.run(0, values)[0], evaluate_graph(graph, values)[0])
+    grid, = (k.grid for k in emulated.modules[0].kernels.values())
+    assert evaluate(grid, {"M": rows}) == min(2, 2 * -(-rows // 128))
+
+
+def test_a_check_behind_a_product_goes_on_with_the_next_element() -> None:
+    """A thread that ended would keep its warp from the next tile, and the copies of that from the block's end."""
+    graph, x = weighted(130, 200, 200)
+    program = lowered(graph, 1)
+    kernel, = program.kernels()
+    text, pair = format_kernel(kernel), "        for %pair in"
+    row = re.search(r"let (%row1): .* = (index\(.*\))", text)
+    assert text.count(pair) == 1 and "block(1)" in text and row is not None
+    for limit in (130, 129):
+        check = f'check lt({row[2]}, index({limit})), -1, "row", {row[2]}, index({limit})'.replace("pair", "0")
+        checked = parse_kernel(text.replace(pair, f"        {check}\n{pair}"))
+        steps = tuple(replace(s, kernel=checked) if isinstance(s, Launch) else s for s in program.steps)
+        emulated = EmulatedPrograms([replace(program, steps=steps)], architecture="sm_90a")
+        assert "continue;" in emulated.modules[0].source
+        if limit == 130:
+            np.testing.assert_array_equal(emulated.run(0, [x])[0], evaluate_graph(graph, [x])[0])
+        else:
+            with pytest.raises(IndexFailure, match="row: found 129, expected 129"):
+                emulated.run(0, [x])
 
 
 @pytest.mark.parametrize("blocks, multiplying, registers", [(1, 256, 200), (2, 128, 160)])

@@ -24,7 +24,7 @@ from tilewright.backends.cuda.emit_matrix import (
     fragment_registers,
 )
 from tilewright.backends.cuda.emit_names import comment_of, without_single_blocks, wrapped
-from tilewright.backends.cuda.emit_pipeline import Pipeline, blocks_together, emit_barriers, emit_pipeline, pipeline_of
+from tilewright.backends.cuda.emit_pipeline import Parts, Pipeline, emit_barriers, emit_pipeline, pipeline_of
 from tilewright.backends.cuda.emit_scalars import (
     ROUNDING,
     emit_combined,
@@ -36,7 +36,7 @@ from tilewright.backends.cuda.emit_scalars import (
 from tilewright.backends.cuda.emit_sizes import OR, SUM, UNARY, Text, is_narrow, within
 from tilewright.backends.cuda.emit_vectors import vector_parts
 from tilewright.backends.cuda.module import CudaKernel
-from tilewright.ir.dims import DimLike, product, size_of
+from tilewright.ir.dims import DimLike, Symbol, bounds, ceildiv, product, size_of, substitute
 from tilewright.ir.errors import InternalError
 from tilewright.ir.graph import Node
 from tilewright.ir.loop import (
@@ -61,11 +61,12 @@ from tilewright.ir.loop import (
     expression_nodes,
     expressions_of,
     loop_variable,
+    map_statements,
     names_of,
     substitute_statements,
     walk,
 )
-from tilewright.ir.loop_gpu import shared_bytes, threads_of
+from tilewright.ir.loop_gpu import blocks_together, shared_bytes, threads_of
 from tilewright.ir.types import INDEX
 
 DECLARED = re.compile(r" *const (?:int|long long|\w+) (\w+) = [^\[(]*;$")  # without effect
@@ -99,6 +100,7 @@ class _Writer(Expressions):
         self.level = ""
         self.warp_loop: For | None = None
         self.threads = threads_of(kernel)
+        self.in_turns = False  # whether the block goes on to another tile
         self.barriers = Barriers(kernel)
         self.kernel_names = names_of(kernel)
 
@@ -114,6 +116,9 @@ class _Writer(Expressions):
                 self.emit(line)
         for position, loop in enumerate(self.kernel.body):
             assert isinstance(loop, For)
+            if pipeline is not None:
+                self.tiles_in_turns(loop, pipeline)
+                break
             self.block_loop(loop, several, dynamic and position > 0 and shared_bytes([loop]) > 0)
         return self.used_lines()
 
@@ -194,8 +199,6 @@ class _Writer(Expressions):
                 self.lane_loop(statement)
             case For(kind="vector"):
                 self.vector_loop(statement)
-            case For(kind="pipeline"):
-                self.pipeline(statement)
             case MatmulTile():
                 self.products(statement)
             case For():
@@ -226,6 +229,8 @@ class _Writer(Expressions):
 
     def barrier(self) -> None:
         """The threads of the block wait for one another."""
+        if self.in_turns:
+            raise InternalError(f"cuda: the tiles of kernel {self.kernel.name} share memory beside that of the pipeline")
         self.emit("__syncthreads();")
 
     def branch(self, statement: If) -> None:
@@ -265,23 +270,51 @@ class _Writer(Expressions):
         self.block(loop.body)
         self.level = "block"
 
-    def pipeline(self, loop: For) -> None:
-        """One warp copies, the others multiply; a barrier of the block stands before."""
-        *bulk, copies, products = loop.body
+    def tiles_in_turns(self, loop: For, pipeline: For) -> None:
+        """A persistent block loop with its pipeline. Iterations depend on one another by shared memory alone, of which the pipeline's
+        barriers take care; the block's threads are divided, so there are no others."""
+        self.level, self.in_turns = "block", True
+        place, outer = loop.body.index(pipeline), dict(self.buffers)
+        before, after = loop.body[:place], loop.body[place + 1:]
+        number = self.unused("number")
+        is_long = not is_narrow(ceildiv(loop.extent, loop.lanes) * pipeline.extent)
+        for name, is_wide in ((loop.symbol.name, not is_narrow(loop.extent + loop.lanes)), (number, is_long),
+                              (pipeline.symbol.name, not is_narrow(pipeline.extent))):
+            self.declare(name, is_wide)
+        shared = {s.buffer.name for s in before if isinstance(s, Alloc) and s.buffer.space == "shared"}
+        *bulk, copies, products = _with_number(pipeline, Symbol(number), shared)
         assert isinstance(copies, For) and isinstance(products, For) and isinstance(products.extent, int)
-        self.declare(loop.symbol.name, not is_narrow(loop.extent))
-        places = [(f"&{self.buffer_name(s.buffer)}[{self.position(self.buffers[s.buffer], s.index)}]",
-                   f"&{self.element(s.source, s.source_index)}", s.count * self.buffers[s.buffer].dtype.bytes)
-                  for s in bulk if isinstance(s, CopyBulk)]
         multiplying = products.extent * WARP
-        pipeline = Pipeline(self.variable(loop.symbol.name), "int" if is_narrow(loop.extent) else "long long",
-                            within(self.size(loop.extent), SUM), loop.lanes, multiplying, places,
-                            blocks_together(dynamic_shared_bytes(self.kernel)),
-                            any(isinstance(s, MatmulTile) and s.tf32 != "" for s in products.body))
-        emit_pipeline(pipeline, lambda: self.threads_work(copies, multiplying), lambda: self.threads_work(products, 0), self.emit,
-                      self.indent_by)
-        self.barriers.pipeline(loop)
-        self.threads = multiplying
+
+        def copied() -> list[tuple[str, str, int]]:
+            return [(f"&{self.buffer_name(s.buffer)}[{self.position(self.buffers[s.buffer], s.index)}]",
+                     f"&{self.element(s.source, s.source_index)}", s.count * self.buffers[s.buffer].dtype.bytes)
+                    for s in bulk if isinstance(s, CopyBulk)]
+
+        def statements(body: Sequence[Stmt]) -> None:
+            for statement in body:
+                self.statement(statement)
+
+        def begin() -> None:
+            self.threads, self.barriers.since = multiplying, Touched()
+            statements(before)
+
+        def end() -> None:
+            self.barriers.pipeline(pipeline)
+            statements(after)
+
+        t, k, counted = (self.variable(name) for name in (loop.symbol.name, pipeline.symbol.name, number))
+        tiles, rounds = (within(self.size(each.extent), SUM) for each in (loop, pipeline))
+        kinds = ["long long" if name in self.wide else "int" for name in (loop.symbol.name, pipeline.symbol.name, number)]
+        emit_pipeline(
+            Pipeline(f"for ({kinds[0]} {t} = blockIdx.x; {t} < {tiles}; {t} += {loop.lanes})",
+                     f"for ({kinds[1]} {k} = 0; {k} < {rounds}; ++{k}, ++{counted})", k, rounds, bounds(pipeline.extent)[0] < 1, counted,
+                     kinds[2], pipeline.lanes, multiplying, blocks_together(dynamic_shared_bytes(self.kernel)), bool(bulk),
+                     any(isinstance(s, MatmulTile) and s.tf32 != "" for s in products.body)),
+            Parts(lambda: statements([s for s in before if isinstance(s, Let) or isinstance(s, Alloc) and s.buffer.name in shared]),
+                  copied, lambda: self.threads_work(copies, multiplying), lambda: self.threads_work(products, 0), begin, end),
+            self.emit, self.indent_by)
+        self.level, self.in_turns, self.buffers = "", False, outer
 
     def lane_loop(self, loop: For) -> None:
         """Each lane goes through its registers of fragments, which are all of one shape."""
@@ -446,7 +479,9 @@ class _Writer(Expressions):
         numbers = ", ".join(f"(long long){within(v, UNARY)}" for v in (found, expected))
         self.emit(f"if (!{within(condition, UNARY)}) {{  // {_printable(check.message)}")
         self.emit(f"  tw_fail(failure, {check.code}, {site}, {numbers});")
-        self.emit("  return;")
+        if self.in_turns and self.level != "lane":
+            raise InternalError(f"cuda: a check of kernel {self.kernel.name} stands between the warps of a pipeline")
+        self.emit("  continue;  // with the next element: others wait for this warp" if self.in_turns else "  return;")
         self.emit("}")
 
     def collective(self, statement: Collect | CopyAsync | Commit | Wait) -> None:
@@ -467,6 +502,17 @@ class _Writer(Expressions):
             case Wait(groups=groups):
                 self.emit(f"tw_copy_async_wait({groups});")
                 self.barriers.wait(groups)
+
+
+def _with_number(pipeline: For, number: Symbol, shared: set[str]) -> tuple[Stmt, ...]:
+    """The body of a pipeline, with its places in shared memory by the number of a round among those of all tiles of a block. Which stage
+    a round has does not matter, as long as its copies and its products have the same."""
+    binding = {pipeline.symbol.name: size_of(number) % pipeline.lanes}
+
+    def access(name: str, index: tuple[DimLike, ...]) -> tuple[str, tuple[DimLike, ...]]:
+        return name, tuple(substitute(i, binding) for i in index) if name in shared else index
+
+    return map_statements(pipeline.body, lambda size: size, lambda op: op, access)
 
 
 def _printable(text: str) -> str:

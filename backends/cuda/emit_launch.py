@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from tilewright.backends.cuda.emit_pipeline import barrier_bytes, pipeline_of
+from tilewright.backends.cuda.emit_pipeline import pipeline_of
 from tilewright.backends.cuda.module import STATIC_SHARED
-from tilewright.ir.dims import DimLike, dim_max
+from tilewright.ir.dims import DimLike, dim_max, dim_min
 from tilewright.ir.loop import Alloc, Kernel, MatmulTile, walk
-from tilewright.ir.loop_gpu import block_loops, shared_bytes, shared_bytes_of_block
+from tilewright.ir.loop_gpu import barrier_bytes, block_loops, shared_bytes, shared_bytes_of_block
 
 
 def grid_of(kernel: Kernel) -> DimLike:
-    """The number of blocks: as many as the longest block loop has iterations."""
-    extents = [loop.extent for loop in block_loops(kernel)]
+    """The number of blocks: as many as the longest block loop has iterations, or may run."""
+    extents = [dim_min(loop.extent, loop.lanes) if loop.lanes else loop.extent for loop in block_loops(kernel)]
     grid: DimLike = 0
     for extent in extents:
         grid = extent if grid == 0 else dim_max(grid, extent)
@@ -34,6 +34,6 @@ def dynamic_shared_bytes(kernel: Kernel) -> int:
     warps want it; the barriers of a pipeline behind all else. Arrays that are declared lie beside one another, others may lie in the same
     place for one block loop and the next."""
     pipeline = pipeline_of(kernel)
-    barriers = 0 if pipeline is None else barrier_bytes(pipeline)
+    barriers = 0 if pipeline is None else barrier_bytes(pipeline.lanes)
     dynamic = shared_bytes(kernel.body) + barriers > STATIC_SHARED or swizzled_buffers(kernel)
     return shared_bytes_of_block(kernel) + barriers if dynamic else 0

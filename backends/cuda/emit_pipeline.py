@@ -1,5 +1,8 @@
 """A pipeline as CUDA C++: four warps copy, several stages ahead, and all others multiply what those have brought (Hopper).
 
+There are as many blocks as run at the same time, and each takes tiles in turns. Rounds are counted over all tiles of a block, so that the
+copies of the next tile begin when those of the last rounds of one are under way, while that one's results are computed and stored.
+
 Each stage has two barriers in memory. `filled` ends a phase when the copy engine has brought its bytes and all copying threads have
 arrived, which they do once their own copies are there and known to the matrix units; `emptied` when each multiplying warp has read it.
 Round k uses stage k % stages, in phase k / stages of both. A thread's copies may be `stages - 2` rounds under way: the products of a round
@@ -18,29 +21,43 @@ from msgspec import Struct
 
 from tilewright.ir.errors import InternalError
 from tilewright.ir.loop import PIPELINE, For, Kernel, walk
-from tilewright.ir.loop_gpu import COPYING_THREADS, WARP, block_loops
+from tilewright.ir.loop_gpu import BARRIER_BYTES, COPYING_THREADS, WARP, block_loops
 
-BARRIER_BYTES = 8
-ALIGNMENT = 128
-# of a multiprocessor of sm_90: registers, and shared memory, of which each block takes some bytes for itself
-REGISTERS, SHARED_BYTES, OWN_BYTES = 65536, 233472, 1024
+REGISTERS = 65536  # of a multiprocessor of sm_90
 MOST_REGISTERS, REGISTER_STEP = 240, 8  # of a thread
 COPYING_REGISTERS = 96
 
 
 class Pipeline(Struct, frozen=True):
-    """What the text of a pipeline is made of: the variable of a round, its type and how many rounds there are; stages; threads that
-    multiply; copies of the copy engine as both places and bytes; blocks that a multiprocessor runs at a time; whether products end in
+    """What the text of a pipeline is made of: the heads of the loops over a block's tiles and over the rounds of one; the variable of
+    these, how many there are, and whether that may be none; the variable that counts the rounds of all tiles, and its type; stages;
+    threads that multiply; blocks that a multiprocessor runs at a time; whether the copy engine copies as well; whether products end in
     their own round."""
 
+    tiles: str
+    rounds: str
+    variable: str
+    extent: str
+    may_be_none: bool
     round: str
     kind: str
-    extent: str
     stages: int
     multiplying: int
-    bulk: Sequence[tuple[str, str, int]]
     blocks: int
-    ended: bool = False
+    has_bulk: bool
+    ended: bool
+
+
+class Parts(Struct, frozen=True):
+    """What emits the parts of a block's work: where a tile lies; what a copying thread and a multiplying warp do in a round; what is done
+    for a tile before and after its rounds. `bulk` gives the copies of the copy engine as both places and bytes."""
+
+    place: Callable[[], None]
+    bulk: Callable[[], Sequence[tuple[str, str, int]]]
+    copies: Callable[[], None]
+    products: Callable[[], None]
+    before: Callable[[], None]
+    after: Callable[[], None]
 
 
 def pipeline_of(kernel: Kernel) -> For | None:
@@ -52,20 +69,10 @@ def pipeline_of(kernel: Kernel) -> For | None:
     return found[0] if found else None
 
 
-def barrier_bytes(loop: For) -> int:
-    """Shared memory of the barriers of a pipeline."""
-    return -(-2 * loop.lanes * BARRIER_BYTES // ALIGNMENT) * ALIGNMENT
-
-
 def emit_barriers(loop: For, offset: int) -> list[str]:
     """The barriers as arrays at an offset of the launch's shared memory."""
     return [f"TW_DYNAMIC_SHARED(unsigned long long, filled, {loop.lanes}, {offset});",
             f"TW_DYNAMIC_SHARED(unsigned long long, emptied, {loop.lanes}, {offset + loop.lanes * BARRIER_BYTES});"]
-
-
-def blocks_together(shared_bytes: int) -> int:
-    """Blocks with so much shared memory that a multiprocessor runs at a time."""
-    return max(1, SHARED_BYTES // (shared_bytes + OWN_BYTES))
 
 
 def multiplying_registers(blocks: int, multiplying: int) -> int:
@@ -76,9 +83,8 @@ def multiplying_registers(blocks: int, multiplying: int) -> int:
     return min(MOST_REGISTERS, own // REGISTER_STEP * REGISTER_STEP)
 
 
-def emit_pipeline(pipeline: Pipeline, copies: Callable[[], None], products: Callable[[], None], emit: Callable[[str], None],
-                  indent: Callable[[int], None]) -> None:
-    """`copies`, `products` emit what a copying thread and a multiplying warp do in a round. Copying threads return."""
+def emit_pipeline(pipeline: Pipeline, parts: Parts, emit: Callable[[str], None], indent: Callable[[int], None]) -> None:
+    """All that a block does."""
     k, stages, multiplying = pipeline.round, pipeline.stages, pipeline.multiplying
     behind = stages - (1 if pipeline.ended else 2)
     stage = f"{k} % {stages}"
@@ -94,40 +100,57 @@ def emit_pipeline(pipeline: Pipeline, copies: Callable[[], None], products: Call
         indent(-1)
         emit("}")
 
-    def loop(more: str, *lines: str | Callable[[], None]) -> None:
-        block(f"for ({pipeline.kind} {k} = 0; {k} < {pipeline.extent}{more}; ++{k})", *lines)
+    def tiles(*lines: str | Callable[[], None]) -> None:
+        emit(f"{pipeline.kind} {k} = 0;")
+        block(pipeline.tiles, *lines)
+
+    def rounds(*lines: str | Callable[[], None]) -> Callable[[], None]:
+        return lambda: block(pipeline.rounds, *lines)
 
     def bring() -> None:
         emit(f"if ({k} >= {stages}) tw_mbarrier_wait(&emptied[{stage}], {k} / {stages} + 1 & 1);")
-        if pipeline.bulk:
+        bulk = parts.bulk()
+        if bulk:
             block(f"if (threadIdx.x == {multiplying})",
-                  f"tw_mbarrier_expect(&filled[{stage}], {sum(count for _, _, count in pipeline.bulk)});",
-                  *(f"tw_bulk_load({target}, {source}, {count}, &filled[{stage}]);" for target, source, count in pipeline.bulk))
-        copies()
+                  f"tw_mbarrier_expect(&filled[{stage}], {sum(count for _, _, count in bulk)});",
+                  *(f"tw_bulk_load({target}, {source}, {count}, &filled[{stage}]);" for target, source, count in bulk))
+        parts.copies()
 
-    def copying_round() -> None:
-        block(f"if ({k} < {pipeline.extent})", bring)
-        emit("tw_copy_async_commit();")
-        block(f"if ({k} >= {behind})", f"tw_copy_async_wait({behind});", "tw_async_proxy_fence();",
-              f"tw_mbarrier_arrive(&filled[({k} - {behind}) % {stages}]);")
+    def pass_on(number: str) -> Callable[[], None]:
+        """Says that the copies of a round have come, when so many others may still be under way behind it."""
+        def emitted() -> None:
+            emit("tw_copy_async_commit();")
+            block(f"if ({number} >= {behind})", f"tw_copy_async_wait({behind});", "tw_async_proxy_fence();",
+                  f"tw_mbarrier_arrive(&filled[({number} - {behind}) % {stages}]);")
+        return emitted
+
+    def copying() -> None:
+        emit(f"TW_REGISTERS_FEWER({COPYING_REGISTERS});")
+        tiles(parts.place, rounds(bring, pass_on(k)))
+        block(f"for (int last = 0; last < {behind}; ++last, ++{k})", pass_on(k))
+        emit("return;")
 
     def initialise() -> None:
-        arrivals = COPYING_THREADS + bool(pipeline.bulk)  # one announces bytes
+        arrivals = COPYING_THREADS + pipeline.has_bulk  # one announces bytes
         block(f"for (int stage = 0; stage < {stages}; ++stage)", f"tw_mbarrier_init(&filled[stage], {arrivals});",
               f"tw_mbarrier_init(&emptied[stage], {multiplying // WARP});")
         emit("tw_mbarrier_init_fence();")
 
+    def release(number: str, condition: str) -> str:
+        stage = f"{number} % {stages}" if number == k else f"({number}) % {stages}"
+        return f"if ({condition}threadIdx.x % {WARP} == 0) tw_mbarrier_arrive(&emptied[{stage}]);"
+
     block("if (threadIdx.x == 0)", initialise)
     emit("__syncthreads();")
-    block(f"if (threadIdx.x >= {multiplying})", f"TW_REGISTERS_FEWER({COPYING_REGISTERS});",
-          lambda: loop(f" + {behind}", copying_round), "return;")
+    block(f"if (threadIdx.x >= {multiplying})", copying)
     emit(f"TW_REGISTERS_MORE({multiplying_registers(pipeline.blocks, multiplying)});")
-    filled, released = f"tw_mbarrier_wait(&filled[{stage}], {k} / {stages} & 1);", f"threadIdx.x % {WARP} == 0) tw_mbarrier_arrive"
+    filled = f"tw_mbarrier_wait(&filled[{stage}], {k} / {stages} & 1);"
     if pipeline.ended:
-        loop("", filled, products, f"if ({released}(&emptied[{stage}]);")
+        tiles(parts.before, rounds(filled, parts.products, release(k, "")), parts.after)
         return
-    loop("", filled, products, "tw_wgmma_wait(1);", f"if ({k} > 0 && {released}(&emptied[({k} - 1) % {stages}]);")
-    emit("tw_wgmma_wait(0);")
+    first, some = f"{pipeline.variable} > 0 && ", f"{pipeline.extent} > 0 && " if pipeline.may_be_none else ""
+    tiles(parts.before, rounds(filled, parts.products, "tw_wgmma_wait(1);", release(f"{k} - 1", first)), "tw_wgmma_wait(0);",
+          release(f"{k} - 1", some), parts.after)
 
 
-__all__ = ["Pipeline", "barrier_bytes", "blocks_together", "emit_barriers", "emit_pipeline", "multiplying_registers", "pipeline_of"]
+__all__ = ["Parts", "Pipeline", "emit_barriers", "emit_pipeline", "multiplying_registers", "pipeline_of"]

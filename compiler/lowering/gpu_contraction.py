@@ -15,7 +15,8 @@ Where the target multiplies matrices in shared memory by four warps at once (`Ca
 `pack_operands` has chosen by panels in squares: a warp has 16 rows and all columns of the tile. A pipeline brings the operands: four more
 warps copy the left one, and a part of a panel is one copy by the copy engine, since its squares lie as the units want them. Panels have
 whole parts, with zeros past the last step; what the left operand lacks there is stored as zeros. A right operand that is no constant
-is no panels, but the matrix that it was: those warps copy its pieces to their places in squares.
+is no panels, but the matrix that it was: those warps copy its pieces to their places in squares. There are as many blocks as run at the
+same time, which take tiles in turns: operands of the next tile come while results of one are computed and stored.
 
 Blocks that run at the same time should share what they read in the second level of memory: they go down a few tiles of rows for each panel.
 
@@ -50,7 +51,16 @@ from ..ir.loop import (
     Wait,
     variable_size,
 )
-from ..ir.loop_gpu import COPYING_THREADS, GROUP_ROWS, group_steps, row_of_step, square_of
+from ..ir.loop_gpu import (
+    COPYING_THREADS,
+    GROUP_BYTES,
+    GROUP_ROWS,
+    barrier_bytes,
+    blocks_together,
+    group_steps,
+    row_of_step,
+    square_of,
+)
 from ..ir.loop_vectors import first_neighbour
 from ..ir.ops.compute import FLOATS8, PackedConv, PackedDot, accumulator_dtype
 from ..ir.ops.shape import Pad
@@ -88,7 +98,8 @@ ROUND_TIME, ELEMENTS_A_MICROSECOND = 0.2, 45000
 
 class GpuTile(Struct, frozen=True):
     """What a block computes: `rows` x `columns` of the result, `depth` steps at a time, by warps that lie `down` x `across`; of the steps
-    one of `parts`. `grouped`: each four warps multiply together; `plain`: the right operand is no panels, but a matrix."""
+    one of `parts`. `grouped`: each four warps multiply together, in so many `blocks` that run at the same time; `plain`: the right operand
+    is no panels, but a matrix."""
 
     rows: int
     columns: int
@@ -98,6 +109,7 @@ class GpuTile(Struct, frozen=True):
     parts: int = 1
     grouped: bool = False
     plain: bool = False
+    blocks: int = 0
 
     @property
     def stages(self) -> int:
@@ -170,7 +182,12 @@ def _group_tile(node: Node, op: PackedDot | PackedConv, caps: Caps) -> GpuTile |
     if not caps.has_group_products or not fits:
         return None
     tile = group_tile(node.shape[-1], product(node.shape[batch_axes(op):-1]), caps, 0 if plain else columns)
-    return None if tile is None else GpuTile(*tile, depth, tile[0] // GROUP_ROWS, 1, grouped=True, plain=plain)
+    if tile is None:
+        return None
+    found = GpuTile(*tile, depth, tile[0] // GROUP_ROWS, 1, grouped=True, plain=plain)
+    of_stage = GROUP_BYTES * (found.rows + found.columns)  # both have as many steps, whose bytes are a row
+    together = blocks_together(found.stages * of_stage + barrier_bytes(found.stages))
+    return replace(found, blocks=caps.multiprocessors * together)
 
 
 def lower_gpu_contraction(node: Node, result: Node, out: Buffer, lhs: Buffer, rhs: Buffer, inliner: Inliner, tile: GpuTile) -> Stmt:
@@ -229,7 +246,7 @@ class _Work:
             self.held = HeldPlaces(self.node, self.operand, self.inliner, tile.threads, tile.rows, tile.depth // self.copied[0])
             memory += self.held.fill(self._row)
         contract = (self._pipeline(),) if tile.grouped else self._contract()
-        return For(variable, count, "block", (*lets, *memory, self._clear(), *contract, self._epilogue()))
+        return For(variable, count, "block", (*lets, *memory, self._clear(), *contract, self._epilogue()), tile.blocks)
 
     # --- the contraction ---
 
