@@ -41,11 +41,23 @@ def schedules_are_legal(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def quick_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets LLVM generate code at its lowest level: in a third of the time, and wrong where our own code is."""
+    _generate_quickly(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def quick_code_in_file() -> Iterator[None]:
+    """The same for all tests of a file, and for what its fixtures compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        _generate_quickly(patch)
+        yield
+
+
+def _generate_quickly(patch: pytest.MonkeyPatch) -> None:
     def generated(program: Program, target: Target, digest: str, quick: bool = False, prefix: str = build.OBJECT_PREFIX) -> CompiledObject:
         return generate(program, target, digest, True, prefix)
 
     generate = build.generate
-    monkeypatch.setattr(build, "generate", generated)
+    patch.setattr(build, "generate", generated)
 
 
 @pytest.fixture(scope="module")

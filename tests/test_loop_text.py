@@ -145,7 +145,7 @@ def test_program_text() -> None:
     (", !1 = neg(!0)", "", "!1 is not defined before its use", None),
     ("where !0 = exp(%v), !1 = neg(!0)", "", "!0 is used but not defined; expected 'where'", None),
     ("max= %v", "pow= %v", "a store combines by add, mul", None),
-    ("vector(8)", "wide(8)", "a loop is parallel, vector\\(lanes\\), unrolled, block, thread, warp, lane, pipeline\\(stages\\), found 'wide'", None),
+    ("vector(8)", "wide(8)", "a loop is parallel, vector\\(lanes\\), unrolled, block, thread, warp, lane, block\\(blocks\\) or pipeline\\(stages\\), found 'wide'", None),
     ("for %u in 0..8", "for %u in 1..8", "a loop begins at 0", None),
     ("for %u in", "for %k in", "k is declared twice", None),
     ("alloc %acc:", "alloc %row:", "buffer %row is declared twice", None),

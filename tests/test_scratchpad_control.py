@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,11 +29,7 @@ F32 = np.float32
 Array = np.ndarray[Any, Any]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_code() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiling.build, "generate", partial(compiling.build.generate, quick=True))
-        yield
+pytestmark = pytest.mark.usefixtures("quick_code_in_file")
 
 
 def branch(x: Any) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,12 +35,7 @@ from tilewright.targets import Scratchpad, is_scratchpad, parse_scratchpad
 F32 = np.float32
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_code() -> Iterator[None]:
-    """Code for the accelerator that need not be fast: the same operations, made in a third of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiling.build, "generate", partial(compiling.build.generate, quick=True))
-        yield
+pytestmark = pytest.mark.usefixtures("quick_code_in_file")
 
 
 def block(x: Any) -> Any:
