@@ -23,7 +23,7 @@ from .generate_functions import function_graph, function_seeds
 from .generate_layers import layer_graph, layer_seeds
 from .generate_meetings import meeting_seeds, opened
 from .generate_memory import memory_graph, twin_graph
-from .generate_movements import movement_graph, movement_seeds
+from .generate_movements import crossed_graph, movement_graph, movement_seeds
 from .generate_quantized import quantized_graph, quantized_seeds
 from .generate_windows import window_graph, window_seeds
 from .mutate_memory import MEMORY
@@ -53,7 +53,7 @@ def stored_graph(rng: np.random.Generator) -> Graph:
 
 
 FAMILIES: tuple[tuple[float, Callable[[np.random.Generator], Graph]], ...] = (
-    (0.05, grown_graph), (0.07, function_graph), (0.11, movement_graph), (0.09, control_graph), (0.09, layer_graph),
+    (0.05, grown_graph), (0.07, function_graph), (0.09, movement_graph), (0.02, crossed_graph), (0.09, control_graph), (0.09, layer_graph),
     (0.03, quantized_graph), (0.07, block_graph), (0.03, stored_graph), (0.09, memory_graph), (0.09, twin_graph),
     (0.09, axis_graph), (0.06, window_graph), (0.07, rule_graph), (0.06, arithmetic_graph))
 

@@ -21,7 +21,7 @@ from ..ir.errors import TilewrightError
 from ..ir.graph import Builder, Graph, Node
 from ..ir.ops.control import Param
 from ..ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Take, Transpose, UpdateSlice
-from ..ir.types import ARRAY_DTYPES, F32, I64, TensorType
+from ..ir.types import ARRAY_DTYPES, F16, F32, F64, I64, TensorType
 from .rebuild import MOST_RESULTS, adapted, chosen, small
 
 EXTENTS = (1, 1, 2, 3, 4, 5, 8, 9)
@@ -29,6 +29,8 @@ MOST_RANK = 5
 PAD_VALUES = (0, 1, 2, -1, -0.0, math.inf)
 SEED_SHAPES = ((4, 5, 6), (1, 4, 6), (3, 3, 3))
 OUTSIDE = 0.1  # share of constant places that lie just outside
+CROSSED = (64, 64, 65, 72, 90, 127, 128)  # sides of arrays that no small cache holds: such are transposed in blocks
+CROSSED_DTYPES = (F32, F32, F64, I64, F16)
 
 
 def movement_graph(rng: np.random.Generator) -> Graph:
@@ -53,6 +55,24 @@ def movement_graph(rng: np.random.Generator) -> Graph:
     if rng.random() < 0.4:
         x = _changed(b, rng, x, params)
     return Graph("movements", params, list(dict.fromkeys([*seen, x])))
+
+
+def crossed_graph(rng: np.random.Generator) -> Graph:
+    """One or two transposes of arrays with two long sides, each a result, with a movement or a computation behind it now and then."""
+    b = Builder()
+    shape = [int(chosen(rng, CROSSED)) for _ in range(2)]
+    while not small(shape):
+        shape[int(np.argmax(shape))] = 64
+    if rng.random() < 0.3 and small((2, *shape)):
+        shape.insert(int(rng.integers(3)), 2)
+    params = [b.add(Param("x0", chosen(rng, CROSSED_DTYPES), tuple(shape)))]
+    results = []
+    for _ in range(int(rng.integers(1, 3))):
+        x = _transpose(b, rng, params[0], params)
+        if rng.random() < 0.3:
+            x = moved(b, rng, x, chosen(rng, list(MOVEMENTS)), params)
+        results.append(_changed(b, rng, x, params) if rng.random() < 0.2 else x)
+    return Graph("crossed", params, list(dict.fromkeys(results)))
 
 
 def movement_seeds() -> Iterator[Graph]:

@@ -33,7 +33,7 @@ TARGETS = ("cpu", "cpu:x86-64-v3", "cpu:x86-64")
 OTHER_CPUS = ("cpu:alderlake", "cpu:sapphirerapids", "cpu:neoverse-v1")  # whose code is made here and mostly runs elsewhere
 DEVICE_TARGETS = ("cuda:sm_80", "cuda:sm_90a")
 # caches so small that small programs are computed in blocks; what code does follows from the figures, so it runs anywhere
-SMALL_CACHES = {"level1_bytes": 2048, "level2_bytes": 8192, "level3_bytes": 32768}
+SMALL_CACHES = {"level1_bytes": 2048, "level2_bytes": 8192, "level3_bytes": 16384}
 # a GPU so small that small programs fill it, and take the largest tiles
 SMALL_DEVICE = {"multiprocessors": 2, "level2_bytes": 8192}
 LEAST_SHARED = min(shared for shared, _ in LIMITS.values())  # that any has, but for those with products of four warps
