@@ -2,8 +2,8 @@
 
 Attention with masks, biases and heads that share keys; products with weights of a few bits in groups, of floats and of bytes; products
 of float8; tables whose rows are taken; convolutions of bytes with a scale for each place. Such kernels are chosen where sizes are large
-enough, so sizes lie about the least ones. `wide_graph` makes products and convolutions that only the matrix units of a GPU are for, of
-up to millions of multiply-adds.
+enough, so sizes lie about the least ones. `table_graph` takes rows of large tables, `wide_graph` makes products and convolutions that
+only the matrix units of a GPU are for, of up to millions of multiply-adds.
 
 Guarantees: the graphs are well typed and have one to three results; almost all of `block_graph` are within the limits of all cases.
 """
@@ -18,9 +18,9 @@ import numpy as np
 from .. import library
 from ..ir.dims import DimLike
 from ..ir.graph import Builder, Constant, Graph, Node
-from ..ir.ops.compute import FLOATS8, Bitcast, Conv, Dot
+from ..ir.ops.compute import FLOATS8, Bitcast, Cast, Conv, Dot
 from ..ir.ops.control import Const, Param
-from ..ir.ops.shape import Iota, Take
+from ..ir.ops.shape import Iota, Slice, Take
 from ..ir.types import BF16, BOOL, F16, F32, I8, I64, U8, DType
 from ..library_quantized import dequantize
 from .rebuild import chosen
@@ -63,6 +63,11 @@ def wide_graph(rng: np.random.Generator) -> Graph:
 def wide_seeds() -> Iterator[Graph]:
     for number, (make, _) in enumerate(itertools.product(dict.fromkeys(WIDE_BLOCKS), range(SEEDS))):
         yield _Draft(np.random.default_rng(number), Sizes(True)).graph(make)
+
+
+def table_graph(rng: np.random.Generator) -> Graph:
+    """Rows of a table that is too large to be folded into floats, and for the loop interpreter."""
+    return _Draft(rng, Sizes(False)).graph(_Draft.large_table)
 
 
 class _Draft:
@@ -205,12 +210,32 @@ class _Draft:
 
     def table(self) -> Node:
         """Rows of bytes that span few bits, with a scale each or one for all."""
+        return self.rows_of(64, int(chosen(self.rng, (16, 32, 64, 65))))
+
+    def large_table(self) -> Node:
+        return self.rows_of(int(chosen(self.rng, (520, 700))), int(chosen(self.rng, (48, 64, 65, 96))))
+
+    def rows_of(self, names: int, width: int) -> Node:
+        """Rows of what is computed of constants, of which something else reads some now and then."""
         rng, b = self.rng, self.b
-        names, width, bits = 64, int(chosen(rng, (16, 32, 64, 65))), int(chosen(rng, (2, 4, 8)))
-        codes = self.whole(U8, (names, width), 0, 2 ** bits - 1)
-        scale = library.constant(b, self.scales((names, 1) if self.chance(0.5) else ()), F32)
-        places = library.apply(b, "and", self.param(I64, (int(chosen(rng, (1, 3, 7))),)), library.constant(b, names - 1))
-        return library.take(b, dequantize(b, codes, scale), places, 0)
+        if self.chance(0.2):
+            table = b.add(Cast(F32), self.whole(BF16, (names, width), -9, 9))
+        else:
+            least, bits = int(chosen(rng, (0, 0, 3))), int(chosen(rng, (2, 4, 4, 8)))
+            codes = self.whole(U8, (names, width), least, min(255, least + 2 ** bits - 1))
+            shape = chosen(rng, ((), (names, 1), (1, width)))
+            point = self.whole(U8, shape, 0, 2 ** bits - 1) if self.chance(0.5) else None
+            scale, *points = (library.broadcast(b, x, (names, width)) if x.shape else x
+                              for x in (library.constant(b, self.scales(shape), F32), *([] if point is None else [point])))
+            table = dequantize(b, codes, scale, *points)
+        if self.chance(0.2):
+            table = b.add(Slice((0, 1), (names, width - 1), (1, 1)), table)
+        elif self.chance(0.2) and width % 2 == 0:
+            table = library.reshape(b, table, (names, 2, width // 2))
+        if self.chance(0.15):
+            self.more.append(b.add(Slice((3,) + (0,) * (table.rank - 1), (2, *table.shape[1:]), (1,) * table.rank), table))
+        places = library.apply(b, "and", self.param(I64, (int(chosen(rng, (1, 3, 7))),)), library.constant(b, 63))
+        return library.take(b, table, places, 0)
 
     def places(self) -> Node:
         """A convolution of bytes whose scale differs from place to place."""

@@ -46,6 +46,7 @@ from .calls import check_calls, reversed_inputs
 from .cuts import pieces
 from .failing import must_fail
 from .families import SCALAR, grown_graph, new_graph, seed_graphs
+from .generate_blocks import table_graph
 from .input_kinds import INPUT_KINDS, inputs_of_kind, random_kind
 from .keys import check_bounds, check_keys, check_options
 from .memory_plan import bindings_of, check_plan
@@ -71,6 +72,7 @@ from .simplify import simpler
 from .subject import Failure, Refused, Verdict
 
 PIECES = 100  # of a model
+TABLE_SEEDS, TABLE_SHARE = 8, 0.01  # graphs of large tables, and their share of new ones
 TF32_SHARE = 0.3  # of cases for GPUs
 # the default does all that the others do but keep the signs of zeros, NaN and infinities
 PRECISION_SHARES = {"default": 0.45, "plain": 0.15, "strict": 0.4}
@@ -121,12 +123,15 @@ class GraphSubject:
         for number, graph in enumerate(seed_graphs(domain)):
             yield GraphCase(graph, legal(tuple(completed(()))), seed=TEXT_EVERY * (2 * number + 1),
                             inputs="special" if graph.name in SCALAR else "plain")
+        for number in range(TABLE_SEEDS if domain else 0):
+            yield GraphCase(table_graph(np.random.default_rng(number)), legal(tuple(completed(()))), seed=TEXT_EVERY * (2 * number + 1))
         for model in self.models:
             for number, piece in enumerate(pieces(model, np.random.default_rng(0), PIECES)):
                 yield GraphCase(piece, legal(tuple(completed(()))), seed=number)
 
     def generate(self, rng: np.random.Generator, domain: bool = True) -> GraphCase:
-        return self.around(new_graph(rng) if domain else grown_graph(rng), random_steps(rng), rng)
+        graph = grown_graph(rng) if not domain else table_graph(rng) if rng.random() < TABLE_SHARE else new_graph(rng)
+        return self.around(graph, random_steps(rng), rng)
 
     def around(self, graph: Graph, steps: Steps, rng: np.random.Generator) -> GraphCase:
         """A case with everything else drawn anew."""
