@@ -379,8 +379,8 @@ def test_squares_of_a_matrix_at_run_time(monkeypatch: pytest.MonkeyPatch) -> Non
 
 MUTANTS = [  # of the emitted text, and what the emulation says of each
     ("tw_wgmma_wait(0);", "", "under way|registers were changed"), ("__syncwarp();", "", "race"),
-    ("tw_mbarrier_wait(&filled[number % 4], number / 4 & 1);", "", "yet to fill|nothing has stored"),
-    ("if (number >= 4) tw_mbarrier_wait(&emptied[number % 4], number / 4 + 1 & 1);", "", "race|yet to fill|was changed"),
+    ("tw_mbarrier_wait(&filled[stage], phase);", "", "yet to fill|nothing has stored"),
+    ("tw_mbarrier_wait(&emptied[stage], phase ^ 1);", "", "race|yet to fill|was changed"),
     ("tw_copy_async_wait(3);", "tw_copy_async_wait(4);", "yet to fill|race")]
 
 

@@ -36,7 +36,7 @@ from tilewright.backends.cuda.emit_scalars import (
 from tilewright.backends.cuda.emit_sizes import OR, SUM, UNARY, Text, is_narrow, within
 from tilewright.backends.cuda.emit_vectors import vector_parts
 from tilewright.backends.cuda.module import CudaKernel
-from tilewright.ir.dims import DimLike, Symbol, bounds, ceildiv, product, size_of, substitute
+from tilewright.ir.dims import DimLike, Symbol, bounds, product, size_of, substitute
 from tilewright.ir.errors import InternalError
 from tilewright.ir.graph import Node
 from tilewright.ir.loop import (
@@ -276,13 +276,12 @@ class _Writer(Expressions):
         self.level, self.in_turns = "block", True
         place, outer = loop.body.index(pipeline), dict(self.buffers)
         before, after = loop.body[:place], loop.body[place + 1:]
-        number = self.unused("number")
-        is_long = not is_narrow(ceildiv(loop.extent, loop.lanes) * pipeline.extent)
-        for name, is_wide in ((loop.symbol.name, not is_narrow(loop.extent + loop.lanes)), (number, is_long),
-                              (pipeline.symbol.name, not is_narrow(pipeline.extent))):
-            self.declare(name, is_wide)
+        stage = self.unused("stage")
+        self.names.known["variable", stage] = "stage"  # of the pipeline's text
+        self.declare(loop.symbol.name, not is_narrow(loop.extent + loop.lanes))
+        self.declare(pipeline.symbol.name, not is_narrow(pipeline.extent))
         shared = {s.buffer.name for s in before if isinstance(s, Alloc) and s.buffer.space == "shared"}
-        *bulk, copies, products = _with_number(pipeline, Symbol(number), shared)
+        *bulk, copies, products = _with_stage(pipeline, Symbol(stage, 0, pipeline.lanes - 1), shared)
         assert isinstance(copies, For) and isinstance(products, For) and isinstance(products.extent, int)
         multiplying = products.extent * WARP
 
@@ -303,13 +302,13 @@ class _Writer(Expressions):
             self.barriers.pipeline(pipeline)
             statements(after)
 
-        t, k, counted = (self.variable(name) for name in (loop.symbol.name, pipeline.symbol.name, number))
+        t, k = (self.variable(each.symbol.name) for each in (loop, pipeline))
         tiles, rounds = (within(self.size(each.extent), SUM) for each in (loop, pipeline))
-        kinds = ["long long" if name in self.wide else "int" for name in (loop.symbol.name, pipeline.symbol.name, number)]
+        kinds = ["long long" if each.symbol.name in self.wide else "int" for each in (loop, pipeline)]
         emit_pipeline(
             Pipeline(f"for ({kinds[0]} {t} = blockIdx.x; {t} < {tiles}; {t} += {loop.lanes})",
-                     f"for ({kinds[1]} {k} = 0; {k} < {rounds}; ++{k}, ++{counted})", k, rounds, bounds(pipeline.extent)[0] < 1, counted,
-                     kinds[2], pipeline.lanes, multiplying, blocks_together(dynamic_shared_bytes(self.kernel)), bool(bulk),
+                     f"for ({kinds[1]} {k} = 0; {k} < {rounds}; ++{k})", k, rounds, bounds(pipeline.extent)[0] < 1, pipeline.lanes,
+                     multiplying, blocks_together(dynamic_shared_bytes(self.kernel)), bool(bulk),
                      any(isinstance(s, MatmulTile) and s.tf32 != "" for s in products.body)),
             Parts(lambda: statements([s for s in before if isinstance(s, Let) or isinstance(s, Alloc) and s.buffer.name in shared]),
                   copied, lambda: self.threads_work(copies, multiplying), lambda: self.threads_work(products, 0), begin, end),
@@ -504,10 +503,10 @@ class _Writer(Expressions):
                 self.barriers.wait(groups)
 
 
-def _with_number(pipeline: For, number: Symbol, shared: set[str]) -> tuple[Stmt, ...]:
-    """The body of a pipeline, with its places in shared memory by the number of a round among those of all tiles of a block. Which stage
-    a round has does not matter, as long as its copies and its products have the same."""
-    binding = {pipeline.symbol.name: size_of(number) % pipeline.lanes}
+def _with_stage(pipeline: For, stage: Symbol, shared: set[str]) -> tuple[Stmt, ...]:
+    """The body of a pipeline, with its places in shared memory by a stage that follows the last one of the tile before. Which one a round
+    has does not matter, as long as its copies and its products have the same."""
+    binding = {pipeline.symbol.name: size_of(stage)}
 
     def access(name: str, index: tuple[DimLike, ...]) -> tuple[str, tuple[DimLike, ...]]:
         return name, tuple(substitute(i, binding) for i in index) if name in shared else index

@@ -34,7 +34,7 @@ from tilewright.ir.types import BF16, F16, F32, I8, I32, U8, DType, dtype_named
 TILE_ROWS, TILE_COLUMNS, LANES = 16, 8, 32
 # what the text of a product names by itself, so that a kernel's own names may not hide it
 RESERVED = frozenset(("lane", "step", "down", "across", "place", "from_left", "from_right", "left_words", "right_words",
-                      "filled", "emptied", "stage", "code_shift", "pairs", "word"))
+                      "filled", "emptied", "stage", "phase", "under_way", "code_shift", "pairs", "word"))
 PRODUCTS: dict[DType, tuple[str, int]] = {
     F16: ("tw_mma_m16n8k16_f16", 16), BF16: ("tw_mma_m16n8k16_bf16", 16), F32: ("tw_mma_m16n8k8_tf32", 8), U8: ("tw_mma_m16n8k32_u8s8", 32),
     I8: ("tw_mma_m16n8k32_s8", 32), dtype_named("f8e4m3fn"): ("tw_mma_m16n8k32_e4m3", 32),

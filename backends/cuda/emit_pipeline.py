@@ -1,13 +1,14 @@
 """A pipeline as CUDA C++: four warps copy, several stages ahead, and all others multiply what those have brought (Hopper).
 
-There are as many blocks as run at the same time, and each takes tiles in turns. Rounds are counted over all tiles of a block, so that the
-copies of the next tile begin when those of the last rounds of one are under way, while that one's results are computed and stored.
+There are as many blocks as run at the same time, and each takes tiles in turns. Stages follow one another over all tiles of a block, so
+that the copies of the next tile begin when those of the last rounds of one are under way, while its results are computed and stored.
 
 Each stage has two barriers in memory. `filled` ends a phase when the copy engine has brought its bytes and all copying threads have
 arrived, which they do once their own copies are there and known to the matrix units; `emptied` when each multiplying warp has read it.
-Round k uses stage k % stages, in phase k / stages of both. A thread's copies may be `stages - 2` rounds under way: the products of a round
-are known to have read their stage only when those of the next one have begun, for which that one must be filled. Products of tf32 end in
-their own round, since they read registers until then: copies may be a round more under way.
+Phases of both follow one another as a block comes back to a stage; `phase` is the last bit of that number (what has not begun yet counts as
+the end of a phase of 1, so that nobody waits for a stage that was never filled). A thread's copies may be `stages - 2` rounds under
+way: the products of a round are known to have read their stage only when those of the next one have begun, for which that one must be
+filled. Products of tf32 end in their own round, since they read registers until then: copies may be a round more under way.
 
 Copying warps give most of their registers to the others, and end: a multiprocessor runs as many blocks as have room for their shared
 memory, and the kernel is compiled for an even share of the registers.
@@ -30,17 +31,14 @@ COPYING_REGISTERS = 96
 
 class Pipeline(Struct, frozen=True):
     """What the text of a pipeline is made of: the heads of the loops over a block's tiles and over the rounds of one; the variable of
-    these, how many there are, and whether that may be none; the variable that counts the rounds of all tiles, and its type; stages;
-    threads that multiply; blocks that a multiprocessor runs at a time; whether the copy engine copies as well; whether products end in
-    their own round."""
+    these, how many there are, and whether that may be none; stages; threads that multiply; blocks that a multiprocessor runs at a time;
+    whether the copy engine copies as well; whether products end in their own round."""
 
     tiles: str
     rounds: str
     variable: str
     extent: str
     may_be_none: bool
-    round: str
-    kind: str
     stages: int
     multiplying: int
     blocks: int
@@ -85,9 +83,12 @@ def multiplying_registers(blocks: int, multiplying: int) -> int:
 
 def emit_pipeline(pipeline: Pipeline, parts: Parts, emit: Callable[[str], None], indent: Callable[[int], None]) -> None:
     """All that a block does."""
-    k, stages, multiplying = pipeline.round, pipeline.stages, pipeline.multiplying
+    stages, multiplying = pipeline.stages, pipeline.multiplying
     behind = stages - (1 if pipeline.ended else 2)
-    stage = f"{k} % {stages}"
+    go_on = f"if (++stage == {stages}) {{ stage = 0; phase ^= 1; }}"
+
+    def before(rounds: int) -> str:
+        return f"(stage + {stages - rounds}) % {stages}"
 
     def block(head: str, *lines: str | Callable[[], None]) -> None:
         emit(f"{head} {{")
@@ -101,33 +102,32 @@ def emit_pipeline(pipeline: Pipeline, parts: Parts, emit: Callable[[str], None],
         emit("}")
 
     def tiles(*lines: str | Callable[[], None]) -> None:
-        emit(f"{pipeline.kind} {k} = 0;")
+        emit("int stage = 0, phase = 0;")
         block(pipeline.tiles, *lines)
 
     def rounds(*lines: str | Callable[[], None]) -> Callable[[], None]:
-        return lambda: block(pipeline.rounds, *lines)
+        return lambda: block(pipeline.rounds, *lines, go_on)
 
     def bring() -> None:
-        emit(f"if ({k} >= {stages}) tw_mbarrier_wait(&emptied[{stage}], {k} / {stages} + 1 & 1);")
+        emit("tw_mbarrier_wait(&emptied[stage], phase ^ 1);")
         bulk = parts.bulk()
         if bulk:
             block(f"if (threadIdx.x == {multiplying})",
-                  f"tw_mbarrier_expect(&filled[{stage}], {sum(count for _, _, count in bulk)});",
-                  *(f"tw_bulk_load({target}, {source}, {count}, &filled[{stage}]);" for target, source, count in bulk))
+                  f"tw_mbarrier_expect(&filled[stage], {sum(count for _, _, count in bulk)});",
+                  *(f"tw_bulk_load({target}, {source}, {count}, &filled[stage]);" for target, source, count in bulk))
         parts.copies()
 
-    def pass_on(number: str) -> Callable[[], None]:
+    def pass_on() -> None:
         """Says that the copies of a round have come, when so many others may still be under way behind it."""
-        def emitted() -> None:
-            emit("tw_copy_async_commit();")
-            block(f"if ({number} >= {behind})", f"tw_copy_async_wait({behind});", "tw_async_proxy_fence();",
-                  f"tw_mbarrier_arrive(&filled[({number} - {behind}) % {stages}]);")
-        return emitted
+        emit("tw_copy_async_commit();")
+        emit(f"if (under_way < {behind}) ++under_way;")
+        block("else", f"tw_copy_async_wait({behind});", "tw_async_proxy_fence();", f"tw_mbarrier_arrive(&filled[{before(behind)}]);")
 
     def copying() -> None:
         emit(f"TW_REGISTERS_FEWER({COPYING_REGISTERS});")
-        tiles(parts.place, rounds(bring, pass_on(k)))
-        block(f"for (int last = 0; last < {behind}; ++last, ++{k})", pass_on(k))
+        emit("int under_way = 0;  // rounds, of which more would not be known to have come")
+        tiles(parts.place, rounds(bring, pass_on))
+        block(f"for (int last = 0; last < {behind}; ++last)", pass_on, go_on)
         emit("return;")
 
     def initialise() -> None:
@@ -136,21 +136,20 @@ def emit_pipeline(pipeline: Pipeline, parts: Parts, emit: Callable[[str], None],
               f"tw_mbarrier_init(&emptied[stage], {multiplying // WARP});")
         emit("tw_mbarrier_init_fence();")
 
-    def release(number: str, condition: str) -> str:
-        stage = f"{number} % {stages}" if number == k else f"({number}) % {stages}"
-        return f"if ({condition}threadIdx.x % {WARP} == 0) tw_mbarrier_arrive(&emptied[{stage}]);"
+    def release(which: str, condition: str = "") -> str:
+        return f"if ({condition}threadIdx.x % {WARP} == 0) tw_mbarrier_arrive(&emptied[{which}]);"
 
     block("if (threadIdx.x == 0)", initialise)
     emit("__syncthreads();")
     block(f"if (threadIdx.x >= {multiplying})", copying)
     emit(f"TW_REGISTERS_MORE({multiplying_registers(pipeline.blocks, multiplying)});")
-    filled = f"tw_mbarrier_wait(&filled[{stage}], {k} / {stages} & 1);"
+    filled, first = "tw_mbarrier_wait(&filled[stage], phase);", f"{pipeline.variable} > 0 && "
     if pipeline.ended:
-        tiles(parts.before, rounds(filled, parts.products, release(k, "")), parts.after)
+        tiles(parts.before, rounds(filled, parts.products, release("stage")), parts.after)
         return
-    first, some = f"{pipeline.variable} > 0 && ", f"{pipeline.extent} > 0 && " if pipeline.may_be_none else ""
-    tiles(parts.before, rounds(filled, parts.products, "tw_wgmma_wait(1);", release(f"{k} - 1", first)), "tw_wgmma_wait(0);",
-          release(f"{k} - 1", some), parts.after)
+    some = f"{pipeline.extent} > 0 && " if pipeline.may_be_none else ""
+    tiles(parts.before, rounds(filled, parts.products, "tw_wgmma_wait(1);", release(before(1), first)), "tw_wgmma_wait(0);",
+          release(before(1), some), parts.after)
 
 
 __all__ = ["Parts", "Pipeline", "emit_barriers", "emit_pipeline", "multiplying_registers", "pipeline_of"]
