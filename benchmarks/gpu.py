@@ -6,7 +6,8 @@ device's own clock in turns, and prints microseconds, what the roofline predicts
 its operations at the unit's peak, and a launch), and the ratio of the peer's time to ours. `--output` leaves everything as JSON.
 
 With `--emulate` nothing needs a GPU: tiny sizes, the emulated driver, no times. That is how the script itself is tried. `--predict` needs
-none either, and runs nothing: for each case of the table its kernels and what the roofline predicts.
+none either, and runs nothing: for each case of the table its kernels, what the roofline predicts, and megabytes that threads ask the second
+level of memory for (`gpu_traffic.py`).
 
     python -m benchmarks.gpu --output gpu.json
     python -m benchmarks.gpu --only matmul,attention
@@ -37,6 +38,7 @@ from benchmarks.gpu_cases import PEAKS, Case, cases
 from benchmarks.gpu_convolution_cases import convolution_cases
 from benchmarks.gpu_driver import Device, DriverError
 from benchmarks.gpu_narrow_cases import narrow_cases
+from benchmarks.gpu_traffic import asked_bytes
 from benchmarks.gpu_wrappers import check_wrappers
 from tilewright.backends.cuda.backend import capabilities_of
 from tilewright.backends.cuda.emit import emit_module
@@ -195,18 +197,22 @@ def _table(results: Sequence[Result]) -> str:
 
 
 def _predictions(chosen: Iterable[Case], architecture: str) -> str:
-    """For each case its time by the roofline, its kernels, and of the one with the largest blocks how many fit a multiprocessor."""
+    """For each case its time by the roofline, megabytes that it moves at least and that threads ask for, its kernels, and of the one with
+    the largest blocks how many fit a multiprocessor."""
     limits = capabilities_of(architecture)
-    lines = [f"{'group':<12} {'case':<44} {'us':>9} {'bound by':>10} {'kernels':>8} {'threads':>8} {'shared':>8} {'blocks':>7}"]
+    lines = [f"{'group':<12} {'case':<44} {'us':>9} {'bound by':>10} {'moved':>8} {'asked':>8} {'kernels':>8} {'threads':>8} {'shared':>8} "
+             f"{'blocks':>7}"]
     for case in chosen:
         fused, _ = run_passes(case.graph, case.options, limits, QUIET)
-        module = emit_module(lower_program(fused, limits)[0], architecture)
+        program = lower_program(fused, limits)[0]
+        module = emit_module(program, architecture)
         shared = {name: shared_bytes_of_block(made.kernel) for name, made in ((k.name, k) for k in module.kernels.values())}
         widest = max(module.kernels.values(), key=lambda k: (shared[k.name], k.threads))
         fitting = min(MOST_BLOCKS, MOST_THREADS // widest.threads, limits.shared_bytes // max(1, shared[widest.name] + RESERVED_SHARED))
         bound = "memory" if case.moved / BANDWIDTH > case.operations / PEAKS[case.unit] else case.unit
-        lines.append(f"{case.group:<12} {case.name:<44} {predicted(case):>9.1f} {bound:>10} {len(module.kernels):>8} {widest.threads:>8} "
-                     f"{shared[widest.name]:>8} {fitting:>7}")
+        lines.append(f"{case.group:<12} {case.name:<44} {predicted(case):>9.1f} {bound:>10} {case.moved / 1e6:>8.1f} "
+                     f"{asked_bytes(program) / 1e6:>8.1f} {len(module.kernels):>8} {widest.threads:>8} {shared[widest.name]:>8} "
+                     f"{fitting:>7}")
     return "\n".join(lines)
 
 

@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import main
+from benchmarks.gpu_traffic import asked_bytes, kernel_bytes
 from tests.compilers import needs_compiler
 from tests.emulated import emulated_driver
+from tests.lowering_checks import lowered_for_gpu, one
+from tests.test_gpu_groups import weighted
+from tilewright import library as lib
+from tilewright.ir.loop_parser import parse_kernel
 
 pytestmark = needs_compiler
 
@@ -30,3 +35,21 @@ def test_predictions_need_no_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--predict", "--only", "attention"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 14 and "f16 4 x 16 x 4096 x 128 causal" in lines[8]
+
+
+def test_bytes_that_threads_ask_for() -> None:
+    """Of a product whose tiles read both operands again, of an array that is read once, and of loops that depend on the outer one."""
+    program = lowered_for_gpu(weighted(256, 320, 512)[0], 1, "sm_90a")  # tiles of 128 x 256
+    assert asked_bytes(program) == 2 * (2 * 2 * (128 + 256) * 320 + 256 * 512)
+    assert asked_bytes(lowered_for_gpu(one((4096,), lambda b, x: lib.gelu(b, x)), None, "sm_80")) == 2 * 4 * 4096
+    triangle = parse_kernel("""kernel @triangle(%x: in f32[64, 64], %y: out f32[64]) {
+  for %b in 0..64 block {
+    for %t in 0..1 thread {
+      for %k in 0..b {
+        %y[b] add= load %x[b, k]
+      }
+    }
+  }
+}
+""")
+    assert kernel_bytes(triangle, {}) == 64 * 32 * (4 + 4)
