@@ -86,6 +86,17 @@ def test_bytes_take_whole_groups_of_codes_of_at_most_four_bits() -> None:
         result(WeightOnlyDot(8, 8, 16), 16)
 
 
+def test_sums_of_bytes_and_codes_fit_32_bits() -> None:
+    def result(zero: int) -> object:
+        return WeightOnlyDot(8, 4, 32, zero).infer(TensorType(I8, (2, 32)), TensorType(I32, (1, 4, 8)), TensorType(F32, (1, 1, 8)))
+
+    most = (2**31 - 1) // (32 * 128) - 16
+    assert result(most) == result(-most) == TensorType(F32, (2, 8))
+    for zero in (most + 1, -most - 1, -2**31):
+        with pytest.raises(CompileError, match="whose sums fit 32 bits, found .* groups of 32 codes of 4 bits less"):
+            result(zero)
+
+
 def test_pairs_of_bytes_are_added_to_halves_of_words() -> None:
     most, least = np.array([-1], np.int32), np.array([-2139062144], np.int32)  # four bytes 255, four bytes -128
     a, b, c = (np.array([n], np.int32) for n in (0x04030201, 0x05FF0602, 0x0001FFFF))
@@ -135,6 +146,14 @@ def test_the_greatest_products_are_not_cut_off() -> None:
         given = np.stack([np.full(192, n, np.int8) for n in (-128, 127, 1)])
         expected = given.astype(np.float32).sum(1, keepdims=True) * np.full((1, 16), (1 << bits) - 1, np.float32)
         assert_identical(run_compiled(compiled(graph), [given]), [expected])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_greatest_zeros_are_not_cut_off(sign: int) -> None:
+    zero = sign * ((2**31 - 1) // (48 * 128) - 16)
+    graph, x = products(2, cases=[(4, 48, 48, 5, zero, None)]), np.full((2, 48), -128, np.int8)
+    x[1] = 127
+    assert_close(run_compiled(compiled(graph), [x]), evaluate_graph(graph, [x]))
 
 
 @pytest.mark.parametrize("target, instruction, absent", [

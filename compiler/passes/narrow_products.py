@@ -10,7 +10,7 @@ columns' sums of dequantized weights, which are constants.
 
 Left as they are: weights that `lower_quantized` multiplies as bytes, since they are bytes in the graph and have one scale a column;
 products that the target has no instruction for, as of GPUs those with groups of other than multiples of 16 steps; constant scales that
-are not finite; whatever `weight_only` leaves as floats for its groups.
+are not finite; codes whose sums an int32 does not hold, for their common zero; whatever `weight_only` leaves as floats for its groups.
 
 Contract: finite and bounded, as of `weight_only`: sums of groups are exact where the float ones round each term.
 Only `precision="default"` allows it.
@@ -25,7 +25,7 @@ from ..ir.dims import DimLike, product
 from ..ir.graph import Array, Builder, Graph, Node
 from ..ir.ops.compute import Bitcast, Dot
 from ..ir.ops.control import Const
-from ..ir.ops.weight_only import BYTE_CODES
+from ..ir.ops.weight_only import BYTE_CODES, sums_fit
 from ..ir.rewrite import rewrite_graph
 from ..ir.types import F32, I8, U8
 from ..library import apply, cast, constant, pad, reshape, transpose
@@ -70,6 +70,8 @@ def _narrow(b: Builder, op: Dot, lhs: Node, rhs: Node, caps: Caps) -> Node | Non
         return None
     codes = codes_of(integers, scales)
     if codes is None or codes.bits not in BYTE_CODES or caps.is_gpu and codes.group % GPU_STEPS:
+        return None
+    if not sums_fit(codes.bits, codes.group, codes.zero):
         return None
     with np.errstate(all="ignore"):
         sums = (integers.astype(np.float64) * scales).sum(0).astype(np.float32)

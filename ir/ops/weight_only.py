@@ -49,6 +49,11 @@ def words_of_codes(codes: Array, bits: int) -> Array:
     return words.view(np.int32)
 
 
+def sums_fit(bits: int, group: int, zero: int) -> bool:
+    """Whether an int32 holds the sum of a group of codes, and that of their zeros, times signed bytes."""
+    return group * 128 * (abs(zero) + (1 << bits)) < 1 << 31
+
+
 class WeightOnlyDot(Op, frozen=True):
     """Matmul with weights that are kept as codes of `bits` bits, with a scale for each `group` of steps of a column.
 
@@ -60,7 +65,8 @@ class WeightOnlyDot(Op, frozen=True):
     be taken of activations that are rounded to multiples of 2**-21 of the greatest power of two within the group: that much of
     their greatest one is what the sum of its products alone may miss by. Codes past K and columns past N have no part in the result.
 
-    lhs may be i8, with codes of 2 or 4 bits and a K that is G * group: the result is f32 then, and the sum of a group exact.
+    lhs may be i8, with codes of 2 or 4 bits, a K that is G * group and a zero so small that an int32 holds the sum of a group (`sums_fit`):
+    the result is f32 then, and the sum of a group exact.
     """
 
     name: ClassVar[str] = "weight_only_dot"
@@ -75,12 +81,12 @@ class WeightOnlyDot(Op, frozen=True):
         lhs, words, scales, *points = (tensor_operand(self, t, i) for i, t in enumerate(types))
         if self.bits not in CODE_BITS or self.group < 1 or self.group * self.bits % WORD:
             raise CompileError(f"weight_only_dot: groups of {self.group} codes of {self.bits} bits do not fill words of {WORD} bits")
-        bytewise = lhs.dtype == I8 and self.bits in BYTE_CODES
+        bytewise = lhs.dtype == I8 and self.bits in BYTE_CODES and sums_fit(self.bits, self.group, self.zero)
         fits = (lhs.dtype in FLOATS or bytewise) and scales.dtype in FLOATS
         if not fits or words.dtype != I32 or any(p.dtype not in POINTS for p in points):
             raise CompileError(f"weight_only_dot: needs floats of at most 32 bits, words i32 and zero points u8, i8 or f32, or "
-                               f"i8 and codes of {' or '.join(map(str, BYTE_CODES))} bits, "
-                               f"found {', '.join(map(str, types))}")
+                               f"i8 and codes of {' or '.join(map(str, BYTE_CODES))} bits whose sums fit 32 bits, "
+                               f"found {', '.join(map(str, types))} and groups of {self.group} codes of {self.bits} bits less {self.zero}")
         depth = lhs.shape[-1] if lhs.rank else 0
         good = words.rank == scales.rank == 3 and isinstance(depth, int) and depth >= 1 and self.columns >= 1
         good = good and words.is_static and words.shape[2] != 0
