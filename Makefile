@@ -12,6 +12,7 @@ PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml $(wildcard setup.py) $(wildcard csrc/*.cpp csrc/*.c csrc/*.h csrc/solver/* csrc/simulator/*)
 MODELS  := --no-deps --ignore-requires-python
 PYTEST  := $(BIN)/python -m pytest
+BUILDERS := 'setuptools>=77' 'pybind11>=3.0' # of the extension, where that is not left to pip
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test check fuzz zoo lint format benchmark clean sanitize-address sanitize-undefined sanitize-thread runtime-coverage
@@ -84,6 +85,7 @@ fuzz: $(VENV)/.test ## search for wrong code for a minute, with a fixed seed
 	$(BIN)/tilewright fuzz --seconds 60 --seed 1 --workers 1
 
 zoo: $(VENV)/.test ## every known miscompile of fuzz/zoo, in a copy of the tree: does its witness see it?
+	$(PIP) $(BUILDERS)
 	$(BIN)/python -m tilewright.fuzz.zoo_runner
 
 sanitize-address: ## the C++ tests under AddressSanitizer
@@ -96,7 +98,7 @@ sanitize-thread: ## the same under ThreadSanitizer
 	csrc/tests/run.sh thread
 
 runtime-coverage: $(VENV)/.test ## the C++ runtime with edge coverage, for fuzzing: build/runtime-coverage/lib
-	$(PIP) 'setuptools>=77' 'pybind11>=3.0'
+	$(PIP) $(BUILDERS)
 	RUNTIME_COVERAGE=1 $(BIN)/python setup.py --quiet build_ext \
 	  --build-lib build/runtime-coverage/lib --build-temp build/runtime-coverage/temp
 
