@@ -2,8 +2,8 @@
 
 Attention with masks, biases and heads that share keys; products with weights of a few bits in groups, of floats and of bytes; products
 of float8; tables whose rows are taken; convolutions of bytes with a scale for each place. Such kernels are chosen where sizes are large
-enough, so sizes lie about the least ones. `table_graph` takes rows of large tables, `wide_graph` makes products and convolutions that
-only the matrix units of a GPU are for, of up to millions of multiply-adds.
+enough, so sizes lie about the least ones. `table_graph` takes rows of large tables, `wide_graph` makes what blocks and matrix units of a
+GPU are for: products and convolutions of up to millions of multiply-adds, deep products of few results, and long rows.
 
 Guarantees: the graphs are well typed and have one to three results; almost all of `block_graph` are within the limits of all cases.
 """
@@ -56,7 +56,7 @@ def block_seeds() -> Iterator[Graph]:
 
 
 def wide_graph(rng: np.random.Generator) -> Graph:
-    """One block, or product, of sizes that matrix units are for."""
+    """One block, product or row of sizes that a GPU is for."""
     return _Draft(rng, Sizes(True)).graph(chosen(rng, WIDE_BLOCKS))
 
 
@@ -291,6 +291,34 @@ class _Draft:
             w = dequantize(b, w, library.constant(b, 0.25, F32))
         return b.add(Conv(strides, padding, tuple(dilation), spread, groups, last), x, w)
 
+    def deep(self) -> Node:
+        """A product of few rows and columns and many steps, which are cut into parts."""
+        rng, b = self.rng, self.b
+        rows, columns, steps = (int(chosen(rng, of)) for of in ((1, 3, 4), (2, 4, 9, 33), (1000, 1600, 2048, 3001)))
+        dtype = chosen(rng, (*HALVES, F32, F32, I8))
+        x, w = self.param(dtype, (rows, steps)), self.param(dtype, (steps, columns))
+        if dtype == I8:
+            x, w = (dequantize(b, value, library.constant(b, 0.5, F32)) for value in (x, w))
+        return b.add(Dot((1,), (0,)), x, w)
+
+    def long_rows(self) -> Node:
+        """What several sums and extremes of long rows make of them, each row by the threads of a block."""
+        rng, b = self.rng, self.b
+        dtype, width = chosen(rng, (F32, F32, *HALVES)), int(chosen(rng, (1000, 1025, 2048, 3001, 5000)))
+        x = self.param(dtype, (int(rng.integers(1, 4)), width))
+        kind = int(rng.integers(4))
+        if kind == 0:
+            return library.softmax(b, x, 1)
+        if kind == 1:
+            scale, bias = (self.param(dtype, (width,)) for _ in range(2))
+            return library.layer_norm(b, x, scale, bias, (1,), 1e-3)
+        first, second = (chosen(rng, ("sum", "max", "min")) for _ in range(2))
+        apart = library.apply(b, "sub", x, library.broadcast(b, library.reduce(b, first, x, (1,), keep=True), x.shape))
+        if kind == 2:
+            return library.reduce(b, second, library.scalar(b, "abs", apart), (1,), keep=True)
+        spread = library.broadcast(b, library.reduce(b, second, library.scalar(b, "abs", apart), (1,), keep=True), x.shape)
+        return library.apply(b, "mul", apart, spread)
+
     def followed(self, x: Node) -> Node:
         """What stands behind it: a bias, an activation, a sum, a cast, another order."""
         rng, b = self.rng, self.b
@@ -311,4 +339,4 @@ BLOCKS: tuple[Callable[[_Draft], Node], ...] = (
     _Draft.attention, _Draft.attention, _Draft.weight_only, _Draft.bytes_and_codes, _Draft.floats8, _Draft.table, _Draft.places)
 WIDE_BLOCKS: tuple[Callable[[_Draft], Node], ...] = (
     _Draft.attention, _Draft.attention, _Draft.weight_only, _Draft.bytes_and_codes, _Draft.floats8, _Draft.units, _Draft.units,
-    _Draft.windows, _Draft.windows)
+    _Draft.windows, _Draft.windows, _Draft.deep, _Draft.long_rows)
