@@ -28,6 +28,7 @@ class DeviceSubject(GraphSubject):
     share = 2  # they take twice the time of a graph on a CPU
     seeds_as = "late"
     targets = machine.DEVICE_TARGETS
+    oldest = ()
 
     def seeds(self, domain: bool = True) -> Iterator[GraphCase]:
         """Those of graphs and wide ones, on each target in turn, one in two on a GPU that small programs fill, and one in three with

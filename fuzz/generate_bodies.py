@@ -69,7 +69,7 @@ def looped(b: Builder, rng: np.random.Generator, x: Node, pool: Sequence[Node]) 
     captures = _others(b, rng, x, pool, int(rng.integers(0, 3)), first=False)
     place = int(rng.integers(len(states) + 1))
     operands = [*states[:place], library.constant(b, 0, I64), *states[place:], *captures]
-    rounds = int(rng.integers(0, ROUNDS + 1))
+    rounds = int(rng.integers(0, ROUNDS + 1, 2).max())  # what differs from round to round shows from two on
     count = len(states) + 1
 
     def condition(inner: Builder, params: Sequence[Node]) -> Sequence[Node]:
@@ -148,7 +148,7 @@ def expression(b: Builder, rng: np.random.Generator, values: Sequence[Node], dep
     if depth == 0 or rng.random() < 0.2:
         return chosen(rng, values)
     x = expression(b, rng, values, depth - 1, grows)
-    if rng.random() < 0.4:
+    if rng.random() < (0.4 if len(values) > 1 else 0.8):  # what one value and itself give is mostly nothing new
         return changed(b, rng, x)
     return combined(b, rng, x, expression(b, rng, values, depth - 1, grows), grows)
 

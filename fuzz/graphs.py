@@ -47,6 +47,7 @@ from .cuts import pieces
 from .failing import must_fail
 from .families import SCALAR, grown_graph, new_graph, seed_graphs
 from .generate_blocks import table_graph
+from .generate_functions import function_seeds
 from .input_kinds import INPUT_KINDS, inputs_of_kind, random_kind
 from .keys import check_bounds, check_keys, check_options
 from .memory_plan import bindings_of, check_plan
@@ -112,6 +113,7 @@ class GraphSubject:
     fresh = 0.4  # the families are dense in what goes wrong, mutants in what has not been reached
     seeds_as = "code"
     targets: tuple[str, ...] = (*2 * machine.TARGETS, *machine.OTHER_CPUS)
+    oldest: tuple[str, ...] = machine.TARGETS[-1:]  # for which scalar functions are seeds once more: it has no vectors for many
 
     def __init__(self, models: Sequence[Graph] = ()) -> None:
         """`models`: graphs whose pieces are seeds too."""
@@ -123,6 +125,9 @@ class GraphSubject:
         for number, graph in enumerate(seed_graphs(domain)):
             yield GraphCase(graph, legal(tuple(completed(()))), seed=TEXT_EVERY * (2 * number + 1),
                             inputs="special" if graph.name in SCALAR else "plain")
+        for target in self.oldest:
+            for number, graph in enumerate(function_seeds()):
+                yield GraphCase(graph, legal(tuple(completed(()))), target=target, seed=TEXT_EVERY * (2 * number + 1), inputs="special")
         for number in range(TABLE_SEEDS if domain else 0):
             yield GraphCase(table_graph(np.random.default_rng(number)), legal(tuple(completed(()))), seed=TEXT_EVERY * (2 * number + 1))
         for model in self.models:
