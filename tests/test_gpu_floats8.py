@@ -35,7 +35,7 @@ def value_of(b: Builder, x: Node, dtype: DType = F32) -> Node:
     return lib.cast(b, b.add(Take(0), lib.constant(b, every), b.add(Bitcast(U8), x)), dtype)
 
 
-def product_of(left: DType, right: DType, m: DimLike, k: int, n: int, result: DType = F32, scaled: bool = False) -> Graph:
+def product_of(left: DType, right: DType, m: DimLike, k: DimLike, n: int, result: DType = F32, scaled: bool = False) -> Graph:
     b = Builder()
     x, w = b.add(Param("x", left, (m, k))), b.add(Param("w", right, (k, n)))
     values = [value_of(b, p, result) for p in (x, w)]
@@ -96,6 +96,17 @@ def test_known_weights_that_the_format_holds_are_bytes() -> None:
     given = random_bytes(E4M3, (7, 32))
     # 32 terms summed in float32 in another order
     np.testing.assert_allclose(run_program(program, [given])[0], given.astype(np.float64) @ dense, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("caps", [HOPPER, capabilities_of("sm_90a")])
+def test_a_depth_that_is_open(caps: Caps) -> None:
+    """Words were packed of as many steps as four divide, which nothing proved of the sum of a depth and what it lacks: lowering failed."""
+    program, found = lowered(product_of(E4M3, E4M3, 20, symbol("K"), 40), caps)
+    assert len(found) == 1
+    for depth in (0, 3, 4, 37):
+        given = [random_bytes(E4M3, (20, depth)), random_bytes(E4M3, (depth, 40))]
+        # up to 37 terms summed in float32 in another order
+        np.testing.assert_allclose(run_program(program, given)[0], wanted(*given), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("left, right, caps", [(E4M3, E4M3, AMPERE), (E4M3, E5M2, HOPPER), (E5M2, E5M2, CPU)])

@@ -15,7 +15,7 @@ import numpy as np
 from msgspec import Struct
 
 from ..ir.caps import Caps
-from ..ir.dims import product
+from ..ir.dims import ceildiv, product
 from ..ir.graph import Builder, Constant, Node
 from ..ir.loop_gpu import group_steps, square_of
 from ..ir.ops.compute import FLOATS8, Bitcast, Cast, Dot, Elementwise, PackedDot
@@ -62,11 +62,11 @@ def _product(b: Builder, op: Dot, left: Narrow, right: Narrow, dtype: DType, cap
     if grouped is None and may_stay_plain(width, depth, left.value.dtype, caps) and known_array(w) is None:
         total = b.add(PackedDot(len(grid), width, step=STEP), x, reshape(b, matrices, (*grid, 1, depth, width)))
         return _scaled(b, reshape(b, total, (*grid, *high, *wide)), left, right, dtype)
-    batch, missing = len(grid), -depth % STEP
+    batch, missing = len(grid), ceildiv(depth, STEP) * STEP - depth
     if missing != 0:
         x = b.add(Bitcast(left.value.dtype), lengthened(b, b.add(Bitcast(U8), x), batch + 1, missing))
     if grouped is not None:
-        missing = -depth % group_steps(I8)
+        missing = ceildiv(depth, group_steps(I8)) * group_steps(I8) - depth
     tile = gpu_panel_columns(width, product(high), left.value.dtype, caps) if grouped is None else grouped
     words = packed_words(b, lengthened(b, b.add(Bitcast(I8), matrices), batch, missing), batch, product(high), STEP, caps, tile)
     words = words if grouped is None else squares_of_words(b, words)
