@@ -27,6 +27,8 @@ from tilewright.runtime.elf_file import read_elf
 
 LIBRARY_SYMBOLS = frozenset({"memcpy", "memmove", "memset"})
 CODE_LEVEL = 2
+# where code need not be fast; at 0 AArch64 has another selector of instructions, which cannot copy halves (llvm/llvm-project#128843)
+QUICK_LEVELS = {"aarch64": 1}
 # LLVM's switches: ours and the usual setting.
 SWITCHES = (
     # Addresses are already built as the loops need them, and its search takes up to half of all time.
@@ -73,7 +75,7 @@ def compile_program(program: Program, target: Target, *, facts: ModelFacts | Non
     text = emit_program(program, target, facts, name_prefix)
     module = optimize(text, target)
     check_promoted(module, program)
-    object_code = generate(module, target, level=0 if quick else CODE_LEVEL)
+    object_code = generate(module, target, level=QUICK_LEVELS.get(target.architecture, 0) if quick else CODE_LEVEL)
     allowed = LIBRARY_SYMBOLS | RUNTIME_SYMBOLS | {facts.constants_symbol} if name_prefix else LIBRARY_SYMBOLS
     check_symbols(object_code, allowed, program)
     return CompiledObject(object_code, f"{name_prefix or 'tw'}_model", text, target)

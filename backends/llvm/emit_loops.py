@@ -19,7 +19,7 @@ results: lanes that write one place, conditions that differ between lanes, regis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from msgspec.structs import replace
 
@@ -48,6 +48,7 @@ from tilewright.ir.loop import (
     Store,
     While,
     expression_nodes,
+    variable_size,
     walk,
 )
 from tilewright.ir.ops.compute import Bitcast, Cast, Elementwise
@@ -238,13 +239,14 @@ class KernelEmitter:
         shape = [size for size in buffer.shape if isinstance(size, int)]
         if len(shape) != len(buffer.shape):
             raise InternalError(f"llvm backend: {buffer.space} buffer {buffer.name} has a symbolic shape {buffer.shape}")
-        private = vector.lanes if vector is not None else 0
+        private, past = vector.lanes if vector is not None else 0, 0
         if buffer.space == "register" and shape and not private:
-            lanes = self.lanes_across(buffer)
+            lanes, past = self.lanes_across(buffer)
             shape[-1] = -(-shape[-1] // lanes) * lanes
         elements = max(1, private)
         for size in shape:
             elements *= size
+        elements += past
         if buffer.space == "local" and not private and scratch_bytes(self.kernel):
             slot = self.code.pure(f"getelementptr i8, ptr %scratch, i64 {self.local_bytes}", self.indices.scopes[0].block)
             self.local_bytes += _local_bytes(buffer)
@@ -256,13 +258,17 @@ class KernelEmitter:
         slot = self.code.stack_slot(f"[{elements} x {MEMORY_TYPES[buffer.dtype.name]}]", buffer.space, 64)
         self.accesses.memories[buffer.name] = Memory(buffer, slot, row_major_strides(shape), private)
 
-    def lanes_across(self, buffer: Buffer) -> int:
-        """The lanes of vector loops whose variable stands in the buffer's last index: rows are padded to whole vectors."""
-        lanes = 1
+    def lanes_across(self, buffer: Buffer) -> tuple[int, int]:
+        """The lanes of vector loops whose variable stands in the buffer's last index: rows are padded to whole vectors; and how many
+        elements the last row's may lie past its end, where vectors do not begin at multiples of their lanes."""
+        lanes, past = 1, 0
         for loop in walk(self.kernel.body):
-            if isinstance(loop, For) and loop.kind == "vector" and _indexes(loop, buffer.name):
-                lanes = max(lanes, loop.lanes)
-        return lanes
+            if isinstance(loop, For) and loop.kind == "vector":
+                for index in _indices(loop, buffer.name):
+                    lanes = max(lanes, loop.lanes)
+                    if not divides(loop.lanes, index[-1] - variable_size(loop.symbol)):
+                        past = max(past, loop.lanes)
+        return lanes, past
 
     def emit_store(self, statement: Store) -> None:
         value = statement.value
@@ -574,15 +580,19 @@ def _mentions(index: Sequence[DimLike], name: str) -> bool:
 
 def _indexes(loop: For, buffer: str) -> bool:
     """Whether the loop's variable stands in an index of the buffer."""
+    return any(True for _ in _indices(loop, buffer))
+
+
+def _indices(loop: For, buffer: str) -> Iterator[tuple[DimLike, ...]]:
+    """The indices of the buffer that the loop's variable stands in."""
     name = loop.symbol.name
     for statement in walk(loop.body):
         if isinstance(statement, Store) and statement.buffer == buffer and _mentions(statement.index, name):
-            return True
+            yield statement.index
         for root in _expressions(statement):
             for node in expression_nodes(root):
                 if isinstance(node.op, Load) and node.op.buffer == buffer and _mentions(node.op.index, name):
-                    return True
-    return False
+                    yield node.op.index
 
 
 def _expressions(statement: Stmt) -> tuple[Node, ...]:
