@@ -31,7 +31,7 @@ from tilewright.ir.ops.compute import Bitcast, Cast, Conv, Elementwise
 from tilewright.ir.ops.control import Param
 from tilewright.ir.ops.scalar import SCALARS, result_dtype
 from tilewright.ir.ops.shape import Pad, Take, Transpose
-from tilewright.ir.types import ARRAY_DTYPES, BF16, BOOL, F16, F32, F64, I32, I64, DType
+from tilewright.ir.types import ARRAY_DTYPES, BF16, BOOL, F16, F32, F64, I32, I64, U32, U64, DType
 from tilewright.options import Environment, Options
 from tilewright.runtime.cache import Cache, sources_changed
 
@@ -190,6 +190,18 @@ def test_an_index_out_of_range_is_reported() -> None:
     np.testing.assert_array_equal(made.run(0, [data, np.array([3, 0, 1])])[0], [3, 0, 1])
     with pytest.raises(IndexFailure, match="found 4, expected"):
         made.run(0, [data, np.array([3, 4, 1])])
+
+
+@pytest.mark.parametrize("dtype, wrong", [(I64, 2**32), (I64, -2**32), (I64, 2**53 + 1), (U64, 2**63), (U64, 2**32 + 3), (U32, 2**32 - 1)])
+def test_an_index_beyond_an_int_is_out_of_range(dtype: DType, wrong: int) -> None:
+    """It was an `int` before it was checked: multiples of 2**32 were 0."""
+    b = Builder()
+    x, at = b.add(Param("x", F32, (4,))), b.add(Param("at", dtype, (3,)))
+    made = EmulatedPrograms([lowered(Graph("take", [x, at], [b.add(Take(0), x, at)]))])
+    data = np.arange(4, dtype=np.float32)
+    np.testing.assert_array_equal(made.run(0, [data, np.array([3, 0, 1], dtype.numpy)])[0], [3, 0, 1])
+    with pytest.raises(IndexFailure, match=f"found ({wrong}|{wrong - 2**64}), expected"):  # as bits, which the runtime reads as they are
+        made.run(0, [data, np.array([3, wrong, 1], dtype.numpy)])
 
 
 def test_a_barrier_follows_each_wait_for_what_threads_read() -> None:

@@ -41,6 +41,9 @@ class Expressions:
         self.buffers: dict[str, Buffer] = {b.name: b for b in kernel.buffers}
         self.private: set[str] = set()  # registers of the threads of a block
         self.wide = {s.name for s in kernel.symbols}
+        # lets whose bounds hold behind a check of them alone, as they were before they became narrow: what checks are about
+        self.unchecked: dict[str, str] = {}
+        self.is_checking = False
         self.count = 0
         self.pair_distance = 1  # between the registers of a pair
         self.in_pairs, self.pair = False, ""  # whether a lane loop counts pairs of elements, and the variable of the loop over one
@@ -78,7 +81,13 @@ class Expressions:
     # --- sizes ---
 
     def symbol(self, symbol: Symbol) -> Text:
-        return Text(self.variable(symbol.name), ATOM, symbol.name in self.wide)
+        return self.named(symbol.name)
+
+    def named(self, name: str) -> Text:
+        """A loop variable, let or symbol."""
+        if self.is_checking and name in self.unchecked:
+            return Text(self.unchecked[name], ATOM, True)
+        return Text(self.variable(name), ATOM, name in self.wide)
 
     def size(self, size: DimLike) -> Text:
         return emit_size(size, self.symbol)
@@ -144,7 +153,7 @@ class Expressions:
             case Literal(value=value, dtype=dtype):
                 return emit_literal(value, dtype)
             case Local(variable=name):
-                return Text(self.variable(name), ATOM, name in self.wide)
+                return self.named(name)
             case IndexValue(size=size):
                 return self.size(size)
             case Load(buffer=name, index=index, dtype=dtype):

@@ -33,10 +33,10 @@ from tilewright.backends.cuda.emit_scalars import (
     stored,
     value_type,
 )
-from tilewright.backends.cuda.emit_sizes import OR, SUM, UNARY, Text, is_narrow, within
+from tilewright.backends.cuda.emit_sizes import ATOM, OR, SUM, UNARY, Text, is_narrow, within
 from tilewright.backends.cuda.emit_vectors import vector_parts
 from tilewright.backends.cuda.module import CudaKernel
-from tilewright.ir.dims import DimLike, Symbol, bounds, product, size_of, substitute
+from tilewright.ir.dims import DimLike, Symbol, bounds, product, size_of, substitute, symbols_of
 from tilewright.ir.errors import InternalError
 from tilewright.ir.graph import Node
 from tilewright.ir.loop import (
@@ -49,9 +49,11 @@ from tilewright.ir.loop import (
     CopyBulk,
     For,
     If,
+    IndexValue,
     Kernel,
     Let,
     Load,
+    Local,
     MatmulTile,
     Prefetch,
     Stmt,
@@ -101,6 +103,7 @@ class _Writer(Expressions):
         self.warp_loop: For | None = None
         self.threads = threads_of(kernel)
         self.in_turns = False  # whether the block goes on to another tile
+        self.checked = _checked_names(kernel)
         self.barriers = Barriers(kernel)
         self.kernel_names = names_of(kernel)
 
@@ -429,10 +432,15 @@ class _Writer(Expressions):
             self.declare(statement.name, False)
             return
         kind = value_type(dtype)
+        self.unchecked.pop(statement.name, None)
         if dtype == INDEX:
             narrow = not value.wide or statement.symbol is not None and is_narrow(size_of(statement.symbol))
             kind = "int" if narrow else "long long"
             self.declare(statement.name, not narrow)
+            if narrow and value.wide and statement.name in self.checked:
+                self.unchecked[statement.name] = self.fresh(statement.name)
+                self.emit(f"const long long {self.unchecked[statement.name]} = {value.text};")
+                value = Text(self.unchecked[statement.name], ATOM, True)
             if narrow and value.wide:
                 value = Text(f"(int){within(value, UNARY)}", UNARY)
         self.emit(f"const {kind} {self.variable(statement.name)} = {value.text};")
@@ -474,7 +482,9 @@ class _Writer(Expressions):
 
     def check(self, check: Check) -> None:
         site = self.sites.setdefault(check.message, len(self.sites))
+        self.is_checking = True
         condition, found, expected = self.expressions([check.condition, check.found, check.expected])
+        self.is_checking = False
         numbers = ", ".join(f"(long long){within(v, UNARY)}" for v in (found, expected))
         self.emit(f"if (!{within(condition, UNARY)}) {{  // {_printable(check.message)}")
         self.emit(f"  tw_fail(failure, {check.code}, {site}, {numbers});")
@@ -501,6 +511,19 @@ class _Writer(Expressions):
             case Wait(groups=groups):
                 self.emit(f"tw_copy_async_wait({groups});")
                 self.barriers.wait(groups)
+
+
+def _checked_names(kernel: Kernel) -> set[str]:
+    """The variables, lets and symbols that checks are about."""
+    found: set[str] = set()
+    for statement in walk(kernel.body):
+        if isinstance(statement, Check):
+            for op in (node.op for root in expressions_of(statement) for node in expression_nodes(root)):
+                if isinstance(op, Local):
+                    found.add(op.variable)
+                elif isinstance(op, IndexValue):
+                    found.update(symbol.name for symbol in symbols_of(op.size))
+    return found
 
 
 def _with_stage(pipeline: For, stage: Symbol, shared: set[str]) -> tuple[Stmt, ...]:
