@@ -27,6 +27,7 @@ from tilewright.ir.loop_gpu import BARRIER_BYTES, COPYING_THREADS, WARP, block_l
 REGISTERS = 65536  # of a multiprocessor of sm_90
 MOST_REGISTERS, REGISTER_STEP = 240, 8  # of a thread
 COPYING_REGISTERS = 96
+Line = str | Callable[[], None]  # of text, or what emits some
 
 
 class Pipeline(Struct, frozen=True):
@@ -81,6 +82,24 @@ def multiplying_registers(blocks: int, multiplying: int) -> int:
     return min(MOST_REGISTERS, own // REGISTER_STEP * REGISTER_STEP)
 
 
+def _initialised(pipeline: Pipeline) -> tuple[str, str]:
+    """The barriers of a stage. Of those that fill it one announces bytes as well, where there are any."""
+    return (f"tw_mbarrier_init(&filled[stage], {COPYING_THREADS + pipeline.has_bulk});",
+            f"tw_mbarrier_init(&emptied[stage], {pipeline.multiplying // WARP});")
+
+
+def _block(emit: Callable[[str], None], indent: Callable[[int], None], head: str, lines: Sequence[Line]) -> None:
+    emit(f"{head} {{")
+    indent(1)
+    for line in lines:
+        if isinstance(line, str):
+            emit(line)
+        else:
+            line()
+    indent(-1)
+    emit("}")
+
+
 def emit_pipeline(pipeline: Pipeline, parts: Parts, emit: Callable[[str], None], indent: Callable[[int], None]) -> None:
     """All that a block does."""
     stages, multiplying = pipeline.stages, pipeline.multiplying
@@ -90,22 +109,14 @@ def emit_pipeline(pipeline: Pipeline, parts: Parts, emit: Callable[[str], None],
     def before(rounds: int) -> str:
         return f"(stage + {stages - rounds}) % {stages}"
 
-    def block(head: str, *lines: str | Callable[[], None]) -> None:
-        emit(f"{head} {{")
-        indent(1)
-        for line in lines:
-            if isinstance(line, str):
-                emit(line)
-            else:
-                line()
-        indent(-1)
-        emit("}")
+    def block(head: str, *lines: Line) -> None:
+        _block(emit, indent, head, lines)
 
-    def tiles(*lines: str | Callable[[], None]) -> None:
+    def tiles(*lines: Line) -> None:
         emit("int stage = 0, phase = 0;")
         block(pipeline.tiles, *lines)
 
-    def rounds(*lines: str | Callable[[], None]) -> Callable[[], None]:
+    def rounds(*lines: Line) -> Callable[[], None]:
         return lambda: block(pipeline.rounds, *lines, go_on)
 
     def bring() -> None:
@@ -130,16 +141,11 @@ def emit_pipeline(pipeline: Pipeline, parts: Parts, emit: Callable[[str], None],
         block(f"for (int last = 0; last < {behind}; ++last)", pass_on, go_on)
         emit("return;")
 
-    def initialise() -> None:
-        arrivals = COPYING_THREADS + pipeline.has_bulk  # one announces bytes
-        block(f"for (int stage = 0; stage < {stages}; ++stage)", f"tw_mbarrier_init(&filled[stage], {arrivals});",
-              f"tw_mbarrier_init(&emptied[stage], {multiplying // WARP});")
-        emit("tw_mbarrier_init_fence();")
-
     def release(which: str, condition: str = "") -> str:
         return f"if ({condition}threadIdx.x % {WARP} == 0) tw_mbarrier_arrive(&emptied[{which}]);"
 
-    block("if (threadIdx.x == 0)", initialise)
+    block("if (threadIdx.x == 0)", lambda: block(f"for (int stage = 0; stage < {stages}; ++stage)", *_initialised(pipeline)),
+          "tw_mbarrier_init_fence();")
     emit("__syncthreads();")
     block(f"if (threadIdx.x >= {multiplying})", copying)
     emit(f"TW_REGISTERS_MORE({multiplying_registers(pipeline.blocks, multiplying)});")

@@ -2,7 +2,7 @@
 
 
 // kernel @packed_dot_max[R](%x0: in bf16[136*R], %x1: in bf16[49152], %y0: out bf16[240*R]) {
-//   for %t0 in 0..2*((R + 127) // 128) block {
+//   for %t0 in 0..2*((R + 127) // 128) block(132) {
 //     let %panel: 0.. = index((t0 // ((R + 127) // 128)))
 //     let %tile: 0.. = index((t0 % ((R + 127) // 128)))
 //     alloc %left: bf16[768, 64] shared
@@ -32,16 +32,6 @@ extern "C" __global__ void __launch_bounds__(384, 1) kernel_packed_dot_max(
   TW_DYNAMIC_SHARED(tw_bfloat16, right, 49152, 98304);
   TW_DYNAMIC_SHARED(unsigned long long, filled, 6, 196608);
   TW_DYNAMIC_SHARED(unsigned long long, emptied, 6, 196656);
-  const long long t0 = blockIdx.x;
-  const long long panel = t0 / ((R + 127) / 128);
-  const long long tile = t0 % ((R + 127) / 128);
-  float sums[64];
-  if (threadIdx.x < 256) {
-    #pragma unroll
-    for (int v1 = 0; v1 < 64; ++v1) {
-      sums[v1] = 0.0f;
-    }
-  }
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < 6; ++stage) {
       tw_mbarrier_init(&filled[stage], 129);
@@ -52,59 +42,89 @@ extern "C" __global__ void __launch_bounds__(384, 1) kernel_packed_dot_max(
   __syncthreads();
   if (threadIdx.x >= 256) {
     TW_REGISTERS_FEWER(96);
-    for (int k0 = 0; k0 < 3 + 4; ++k0) {
-      if (k0 < 3) {
-        if (k0 >= 6) tw_mbarrier_wait(&emptied[k0 % 6], k0 / 6 + 1 & 1);
+    int under_way = 0;  // rounds, of which more would not be known to have come
+    int stage = 0, phase = 0;
+    for (long long t0 = blockIdx.x; t0 < (R + 127) / 128 * 2; t0 += 132) {
+      const long long panel = t0 / ((R + 127) / 128);
+      const long long tile = t0 % ((R + 127) / 128);
+      for (int k0 = 0; k0 < 3; ++k0) {
+        tw_mbarrier_wait(&emptied[stage], phase ^ 1);
         if (threadIdx.x == 256) {
-          tw_mbarrier_expect(&filled[k0 % 6], 16384);
-          tw_bulk_load(&right[k0 * 8192], &x1[panel * 24576 + k0 * 8192], 16384, &filled[k0 % 6]);
+          tw_mbarrier_expect(&filled[stage], 16384);
+          tw_bulk_load(&right[stage * 8192], &x1[panel * 24576 + k0 * 8192], 16384, &filled[stage]);
         }
         const int c = threadIdx.x - 256;
         #pragma unroll
         for (int i0 = 0; i0 < 8; ++i0) {
           const int row = i0 * 16 + c / 8;
           const int piece = c % 8;
-          tw_copy_async_16_or_zero(&left[tw_swizzled(k0 * 128 + row, piece * 8, 8)], &x0[tw_min(R - 1, tile * 128 + row) * 136 + k0 * 64 + piece * 8], k0 * 64 + piece * 8 < 136);
+          tw_copy_async_16_or_zero(&left[tw_swizzled(row + stage * 128, piece * 8, 8)], &x0[tw_min(R - 1, tile * 128 + row) * 136 + k0 * 64 + piece * 8], k0 * 64 + piece * 8 < 136);
         }
+        tw_copy_async_commit();
+        if (under_way < 4) ++under_way;
+        else {
+          tw_copy_async_wait(4);
+          tw_async_proxy_fence();
+          tw_mbarrier_arrive(&filled[(stage + 2) % 6]);
+        }
+        if (++stage == 6) { stage = 0; phase ^= 1; }
       }
+    }
+    for (int last = 0; last < 4; ++last) {
       tw_copy_async_commit();
-      if (k0 >= 4) {
+      if (under_way < 4) ++under_way;
+      else {
         tw_copy_async_wait(4);
         tw_async_proxy_fence();
-        tw_mbarrier_arrive(&filled[(k0 - 4) % 6]);
+        tw_mbarrier_arrive(&filled[(stage + 2) % 6]);
       }
+      if (++stage == 6) { stage = 0; phase ^= 1; }
     }
     return;
   }
   TW_REGISTERS_MORE(200);
-  for (int k0 = 0; k0 < 3; ++k0) {
-    tw_mbarrier_wait(&filled[k0 % 6], k0 / 6 & 1);
-    tw_wgmma_fence();
-    #pragma unroll
-    for (int step = 0; step < 64; step += 16) {
-      const unsigned long long from_left = tw_wgmma_left(&left[(k0 * 128 + threadIdx.x / 128 * 64) * 64 + step]);
-      const unsigned long long from_right = tw_wgmma_right(&right[(k0 * 64 + step) * 128], 2048);
-      tw_wgmma_m64n128k16_bf16(sums, from_left, from_right, 1);
+  int stage = 0, phase = 0;
+  for (long long t0 = blockIdx.x; t0 < (R + 127) / 128 * 2; t0 += 132) {
+    const long long panel = t0 / ((R + 127) / 128);
+    const long long tile = t0 % ((R + 127) / 128);
+    float sums[64];
+    {
+      #pragma unroll
+      for (int v1 = 0; v1 < 64; ++v1) {
+        sums[v1] = 0.0f;
+      }
     }
-    tw_wgmma_commit();
-    tw_wgmma_wait(1);
-    if (k0 > 0 && threadIdx.x % 32 == 0) tw_mbarrier_arrive(&emptied[(k0 - 1) % 6]);
-  }
-  tw_wgmma_wait(0);
-  {
-    const int w2 = threadIdx.x / 32;
-    #pragma unroll
-    for (int v2 = 0; v2 < 64; v2 += 2) {
-      const int e1_row = v2 / 64 * 16 + v2 / 2 % 2 * 8 + threadIdx.x % 32 / 4;
-      const int e1_column = v2 / 4 % 16 * 4 + threadIdx.x % 4;
-      if (panel * 128 + e1_column * 2 < 240) {
-        if (tile * 128 + e1_row + w2 * 16 < R) {
-          __align__(16) tw_bfloat16 y0_3[2];
-          #pragma unroll
-          for (int pair = 0; pair < 2; ++pair) {
-            y0_3[pair] = tw_to_bfloat16(tw_max(tw_round_bfloat16(sums[v2 + pair]), 0.0f));
+    for (int k0 = 0; k0 < 3; ++k0) {
+      tw_mbarrier_wait(&filled[stage], phase);
+      tw_wgmma_fence();
+      #pragma unroll
+      for (int step = 0; step < 64; step += 16) {
+        const unsigned long long from_left = tw_wgmma_left(&left[(stage * 128 + threadIdx.x / 128 * 64) * 64 + step]);
+        const unsigned long long from_right = tw_wgmma_right(&right[(stage * 64 + step) * 128], 2048);
+        tw_wgmma_m64n128k16_bf16(sums, from_left, from_right, 1);
+      }
+      tw_wgmma_commit();
+      tw_wgmma_wait(1);
+      if (k0 > 0 && threadIdx.x % 32 == 0) tw_mbarrier_arrive(&emptied[(stage + 5) % 6]);
+      if (++stage == 6) { stage = 0; phase ^= 1; }
+    }
+    tw_wgmma_wait(0);
+    if (threadIdx.x % 32 == 0) tw_mbarrier_arrive(&emptied[(stage + 5) % 6]);
+    {
+      const int w2 = threadIdx.x / 32;
+      #pragma unroll
+      for (int v2 = 0; v2 < 64; v2 += 2) {
+        const int e1_row = v2 / 64 * 16 + v2 / 2 % 2 * 8 + threadIdx.x % 32 / 4;
+        const int e1_column = v2 / 4 % 16 * 4 + threadIdx.x % 4;
+        if (panel * 128 + e1_column * 2 < 240) {
+          if (tile * 128 + e1_row + w2 * 16 < R) {
+            __align__(16) tw_bfloat16 y0_3[2];
+            #pragma unroll
+            for (int pair = 0; pair < 2; ++pair) {
+              y0_3[pair] = tw_to_bfloat16(tw_max(tw_round_bfloat16(sums[v2 + pair]), 0.0f));
+            }
+            tw_store_vector(&y0[panel * 128 + tile * 30720 + e1_column * 2 + e1_row * 240 + w2 * 3840], y0_3);
           }
-          tw_store_vector(&y0[panel * 128 + tile * 30720 + e1_column * 2 + e1_row * 240 + w2 * 3840], y0_3);
         }
       }
     }
