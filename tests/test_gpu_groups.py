@@ -21,12 +21,11 @@ from tests.test_gpu_quantized import layer
 from tilewright import library as lib
 from tilewright.backends.cuda.backend import CudaBackend, capabilities_of
 from tilewright.backends.cuda.emit import emit_module
-from tilewright.backends.cuda.emit_kernel import emit_kernel
 from tilewright.backends.cuda.emit_pipeline import multiplying_registers
 from tilewright.backends.cuda.emulate import EmulationError
 from tilewright.ir.caps import Caps
 from tilewright.ir.dims import DimLike, evaluate, symbol
-from tilewright.ir.errors import CompileError, IndexFailure, InternalError, VerifyError
+from tilewright.ir.errors import CompileError, IndexFailure, VerifyError
 from tilewright.ir.graph import Builder, Graph
 from tilewright.ir.interp import evaluate_graph
 from tilewright.ir.loop import Alloc, For, MatmulTile, walk
@@ -233,9 +232,9 @@ def test_where_pipelines_stand() -> None:
 
 
 def test_one_pipeline_a_kernel() -> None:
-    kernel = parse_kernel(PIPELINE)
-    with pytest.raises(InternalError, match="has 2 pipelines in 2 block loops, expected one of each"):
-        emit_kernel(replace(kernel, body=kernel.body * 2), "twice", {})
+    again = re.sub("%(left|right|sums)", r"%\1_again", PIPELINE)
+    with pytest.raises(VerifyError, match="the kernel 2 pipelines, 2 outermost statements, expected"):
+        verify_kernel(replace(KERNEL, body=KERNEL.body + parse_kernel(again).body))
 
 
 def test_copies_that_run_ahead_are_seen_in_the_interpreter() -> None:

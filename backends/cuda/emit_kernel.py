@@ -119,10 +119,10 @@ class _Writer(Expressions):
                 self.emit(line)
         for position, loop in enumerate(self.kernel.body):
             assert isinstance(loop, For)
-            if pipeline is not None:
+            if pipeline is None:
+                self.block_loop(loop, several, dynamic and position > 0 and shared_bytes([loop]) > 0)
+            else:
                 self.tiles_in_turns(loop, pipeline)
-                break
-            self.block_loop(loop, several, dynamic and position > 0 and shared_bytes([loop]) > 0)
         return self.used_lines()
 
     def shared_memory(self, loop: For, dynamic: bool) -> int:
@@ -310,8 +310,8 @@ class _Writer(Expressions):
         kinds = ["long long" if each.symbol.name in self.wide else "int" for each in (loop, pipeline)]
         emit_pipeline(
             Pipeline(f"for ({kinds[0]} {t} = blockIdx.x; {t} < {tiles}; {t} += {loop.lanes})",
-                     f"for ({kinds[1]} {k} = 0; {k} < {rounds}; ++{k})", k, rounds, bounds(pipeline.extent)[0] < 1, pipeline.lanes,
-                     multiplying, blocks_together(dynamic_shared_bytes(self.kernel)), bool(bulk),
+                     f"for ({kinds[1]} {k} = 0; {k} < {rounds}; ++{k})", k, "" if bounds(pipeline.extent)[0] > 0 else f"{rounds} > 0 && ",
+                     pipeline.lanes, multiplying, blocks_together(dynamic_shared_bytes(self.kernel)), bool(bulk),
                      any(isinstance(s, MatmulTile) and s.tf32 != "" for s in products.body)),
             Parts(lambda: statements([s for s in before if isinstance(s, Let) or isinstance(s, Alloc) and s.buffer.name in shared]),
                   copied, lambda: self.threads_work(copies, multiplying), lambda: self.threads_work(products, 0), begin, end),

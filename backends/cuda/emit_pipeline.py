@@ -20,9 +20,8 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
-from tilewright.ir.errors import InternalError
 from tilewright.ir.loop import PIPELINE, For, Kernel, walk
-from tilewright.ir.loop_gpu import BARRIER_BYTES, COPYING_THREADS, WARP, block_loops
+from tilewright.ir.loop_gpu import BARRIER_BYTES, COPYING_THREADS, WARP
 
 REGISTERS = 65536  # of a multiprocessor of sm_90
 MOST_REGISTERS, REGISTER_STEP = 240, 8  # of a thread
@@ -32,14 +31,13 @@ Line = str | Callable[[], None]  # of text, or what emits some
 
 class Pipeline(Struct, frozen=True):
     """What the text of a pipeline is made of: the heads of the loops over a block's tiles and over the rounds of one; the variable of
-    these, how many there are, and whether that may be none; stages; threads that multiply; blocks that a multiprocessor runs at a time;
+    these, and what is asked first where there may be none; stages; threads that multiply; blocks that a multiprocessor runs at a time;
     whether the copy engine copies as well; whether products end in their own round."""
 
     tiles: str
     rounds: str
     variable: str
-    extent: str
-    may_be_none: bool
+    given: str
     stages: int
     multiplying: int
     blocks: int
@@ -60,12 +58,8 @@ class Parts(Struct, frozen=True):
 
 
 def pipeline_of(kernel: Kernel) -> For | None:
-    """The kernel's pipeline, if it has one: then it has one, and one block loop."""
-    found = [s for s in walk(kernel.body) if isinstance(s, For) and s.kind == PIPELINE]
-    if len(found) > 1 or found and len(block_loops(kernel)) > 1:
-        raise InternalError(f"cuda: kernel {kernel.name} has {len(found)} pipelines in {len(block_loops(kernel))} block loops, "
-                            "expected one of each")
-    return found[0] if found else None
+    """The kernel's pipeline, if it has one: then it has one, in its only block loop."""
+    return next((s for s in walk(kernel.body) if isinstance(s, For) and s.kind == PIPELINE), None)
 
 
 def emit_barriers(loop: For, offset: int) -> list[str]:
@@ -153,9 +147,8 @@ def emit_pipeline(pipeline: Pipeline, parts: Parts, emit: Callable[[str], None],
     if pipeline.ended:
         tiles(parts.before, rounds(filled, parts.products, release("stage")), parts.after)
         return
-    some = f"{pipeline.extent} > 0 && " if pipeline.may_be_none else ""
     tiles(parts.before, rounds(filled, parts.products, "tw_wgmma_wait(1);", release(before(1), first)), "tw_wgmma_wait(0);",
-          release(before(1), some), parts.after)
+          release(before(1), pipeline.given), parts.after)
 
 
 __all__ = ["Parts", "Pipeline", "emit_barriers", "emit_pipeline", "multiplying_registers", "pipeline_of"]
